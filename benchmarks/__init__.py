@@ -1,1 +1,1 @@
-"""One command a table: this product beside its peers, the same work, the same run. Not part of the wheel."""
+"""Benchmarks against other tools, one command per table of RESULTS.md. Not part of the wheel."""

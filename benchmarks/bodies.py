@@ -1,8 +1,9 @@
-"""The text that a source's files hold, taken from them without data_prep's readers: what these are measured
-against.
+"""The text of a source's files, extracted without data_prep's readers: the reference that
+letters.py measures the readers against.
 
-Each piece is named by where it stands (an element and its class, a key, a column), so that what a reader
-leaves out can be named."""
+Each piece of text has the name of its place (an element and its class, a key, a column), so that
+the table can name the places that a reader leaves out.
+"""
 
 from __future__ import annotations
 
@@ -28,16 +29,28 @@ _MARKDOWN = re.compile(
 )
 
 
+# elements that are mere mark-up, and are not used as the name of a piece unless they have a class
+_MARK_UP = frozenset(
+    ["span", "a", "b", "i", "em", "strong", "sup", "sub", "p", "li", "ul", "ol", "td", "th", "tr", "tbody"]
+)
+
+
 @dataclass(frozen=True)
 class Piece:
+    """A piece of a file's text, with the name of its place in the file."""
+
     name: str
     text: str
 
 
-def unpacked(folder: Path, into: Path) -> Path:
-    """Copy a folder's files to another, with the members of tar archives in their place."""
-    paths = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
-    root = folder.parent if folder.is_file() else folder
+def copy_unpacked(folder: Path, into: Path) -> Path:
+    """Copy the files of a folder, with tar archives replaced by their members, and return the copy."""
+    if folder.is_file():
+        root = folder.parent
+        paths = [folder]
+    else:
+        root = folder
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in paths:
         target = into / path.relative_to(root)
         if tarfile.is_tarfile(path):
@@ -49,30 +62,15 @@ def unpacked(folder: Path, into: Path) -> Path:
     return into
 
 
-def _named(element: etree._Element) -> str:
-    """The nearest element that has a class or is no mere mark-up, with its class."""
+def _find_name(element: etree._Element) -> str:
+    """Return the name of an element's place: the tag and class of the nearest element, itself
+    included, that has a class or is not mere mark-up."""
     for above in (element, *element.iterancestors()):
         name = above.tag.rpartition("}")[2] if isinstance(above.tag, str) else "comment"
-        if classes := (above.get("class") or "").split():
+        classes = (above.get("class") or "").split()
+        if classes:
             return f"{name}.{classes[0]}"
-        if name not in (
-            "span",
-            "a",
-            "b",
-            "i",
-            "em",
-            "strong",
-            "sup",
-            "sub",
-            "p",
-            "li",
-            "ul",
-            "ol",
-            "td",
-            "th",
-            "tr",
-            "tbody",
-        ):
+        if name not in _MARK_UP:
             return name
     return "body"
 
@@ -81,15 +79,14 @@ def _pieces(root: etree._Element) -> Iterator[Piece]:
     for element in root.iter(etree.Element):
         if any(above.tag in SKIPPED for above in (element, *element.iterancestors())):
             continue
-        yield Piece(_named(element), element.text or "")
+        yield Piece(_find_name(element), element.text or "")
         for child in element:
-            yield Piece(_named(element), child.tail or "")
+            yield Piece(_find_name(element), child.tail or "")
 
 
 def _xml(path: Path, inside: str = "") -> Iterator[Piece]:
-    root = etree.fromstring(
-        path.read_bytes().lstrip(b"\xef\xbb\xbf"), etree.XMLParser(recover=True, remove_comments=True)
-    )
+    content = path.read_bytes().lstrip(b"\xef\xbb\xbf")
+    root = etree.fromstring(content, etree.XMLParser(recover=True, remove_comments=True))
     for top in root.iter(inside) if inside else [root]:
         yield from _pieces(top)
 
@@ -97,17 +94,17 @@ def _xml(path: Path, inside: str = "") -> Iterator[Piece]:
 def _html(path: Path) -> Iterator[Piece]:
     parser = html.HTMLParser(encoding="utf-8", remove_comments=True)
     root = html.document_fromstring(path.read_bytes(), parser=parser)
-    tops = (
-        [*root.iter("main")] or [top for top in root.iter("article") if top.getparent() is not None] or [root]
-    )
+    mains = [*root.iter("main")]
+    articles = [top for top in root.iter("article") if top.getparent() is not None]
+    tops = mains or articles or [root]
     outermost = [top for top in tops if not any(above in tops for above in top.iterancestors())]
     for top in outermost:
         yield from _pieces(top)
 
 
 def _journal(path: Path) -> Iterator[Piece]:
-    """Every value of a journal, public or not, by its term: what a reader must leave out is named beside the
-    rest."""
+    """Yield every value of a journal, named by its term, also values that a reader must leave out
+    since they are not public."""
     if path.suffix == ".xml":
         yield from _xml(path)
         return
@@ -128,15 +125,16 @@ def _values(value: Any, name: str) -> Iterator[Piece]:
 
 def _markdown(path: Path) -> Iterator[Piece]:
     text = path.read_text(encoding="utf-8", errors="replace").lstrip("\ufeff").replace("\r\n", "\n")
-    if front := _FRONT_MATTER.match(text):
+    front = _FRONT_MATTER.match(text)
+    if front:
         yield Piece("front matter", front[0])
         text = text[front.end() :]
-    at = 0
+    position = 0
     for match in _MARKDOWN.finditer(text):
-        yield Piece("text", text[at : match.start()])
+        yield Piece("text", text[position : match.start()])
         yield Piece(str(match.lastgroup), match[0])
-        at = match.end()
-    yield Piece("text", text[at:])
+        position = match.end()
+    yield Piece("text", text[position:])
 
 
 def _lines(path: Path) -> Iterator[Piece]:
@@ -164,7 +162,8 @@ def _questions(path: Path) -> Iterator[Piece]:
     for entry in json.loads(path.read_text(encoding="utf-8"))["data"]:
         for paragraph in entry["paragraphs"]:
             for asked in paragraph["qas"]:
-                if answers := [answer["text"] for answer in asked["answers"] if answer["text"]]:
+                answers = [answer["text"] for answer in asked["answers"] if answer["text"]]
+                if answers:
                     yield Piece("context", paragraph["context"])
                     yield Piece("question", asked["question"])
                     yield Piece("answer", answers[0])
@@ -187,17 +186,16 @@ def _pdf(path: Path) -> Iterator[Piece]:
             yield Piece("page", line)
 
 
-def _main_of(path: Path) -> Iterator[Piece]:
-    """Lovdata's XML-flavoured HTML: its main element."""
-    root = html.document_fromstring(
-        path.read_bytes(), parser=html.HTMLParser(encoding="utf-8", remove_comments=True)
-    )
+def _main_elements(path: Path) -> Iterator[Piece]:
+    """Yield the pieces of the main element of Lovdata's XML-like HTML."""
+    parser = html.HTMLParser(encoding="utf-8", remove_comments=True)
+    root = html.document_fromstring(path.read_bytes(), parser=parser)
     for main in root.iter("main"):
         yield from _pieces(main)
 
 
 BODIES: dict[str, Callable[[Path], Iterator[Piece]]] = {
-    "lovdata": lambda path: _html(path) if path.suffix == ".html" else _main_of(path),
+    "lovdata": lambda path: _html(path) if path.suffix == ".html" else _main_elements(path),
     "stortinget": _xml,
     "parlamint": lambda path: _xml(path, "{*}body"),
     "einnsyn": _journal,
@@ -213,26 +211,29 @@ BODIES: dict[str, Callable[[Path], Iterator[Piece]]] = {
 }
 
 
-# What readers leave out on purpose. It is looked for last, so that it does not take the words of what they
-# keep.
+# Places that readers leave out on purpose. Their pieces are compared last, so that they do not use
+# up words that match pieces which readers keep.
 LEFT_OUT = re.compile(
-    r"article\.(footnote|changesToParent)|sup\.|span\.footnote|desc|address|front matter|tag|template|comment|"
-    r".*_SENSITIV|.*_LIST|(tittel|beskrivelse|systemID|opprettetAv|question without an answer)$"
+    r"article\.(footnote|changesToParent)|sup\.|span\.footnote|desc|address|front matter"
+    r"|tag|template|comment|.*_SENSITIV|.*_LIST"
+    r"|(tittel|beskrivelse|systemID|opprettetAv|question without an answer)$"
 )
 
 
-OF_FIELDS: dict[str, Callable[[Path, str], Iterator[Piece]]] = {
+# readers that read one key or column
+FIELD_BODIES: dict[str, Callable[[Path, str], Iterator[Piece]]] = {
     "table": _table,
     "jsonl": lambda path, key: _records(path, (key,)),
 }
-READERS = sorted({*BODIES, *OF_FIELDS})
+READERS = sorted({*BODIES, *FIELD_BODIES})
 
 
-def of_file(reader: str, path: Path, text_key: str = "text") -> list[Piece]:
-    """Return the pieces of a file's body, those that a reader should keep first.
+def read_pieces(reader: str, path: Path, text_key: str = "text") -> list[Piece]:
+    """Return the pieces of a file's text, with those that a reader should keep first.
 
     Args:
-        text_key: the key or column that the reader is told to read.
+        reader: name of the reader of data_prep that is measured.
+        text_key: the key or column that the reader is configured to read.
     """
-    pieces = OF_FIELDS[reader](path, text_key) if reader in OF_FIELDS else BODIES[reader](path)
+    pieces = FIELD_BODIES[reader](path, text_key) if reader in FIELD_BODIES else BODIES[reader](path)
     return sorted(pieces, key=lambda piece: bool(LEFT_OUT.match(piece.name)))

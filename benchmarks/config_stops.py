@@ -1,15 +1,18 @@
-"""Stops of the config: functions that receive the whole TrainConfig, from `train` on.
+"""Static search for the functions that handle the whole TrainConfig, starting at `train`;
+structure.py counts them as stops of the config.
 
-`train` is the function of src/finetune with that name and a parameter annotated TrainConfig. From there each
-function of src/finetune that is named, each __init__ of a class that is called and each property is followed.
-A nested function belongs to the function around it. A call site is a call in a function reached
-that passes a value of type TrainConfig to a function or class of src/finetune: `config`, or `run.config` of
-the object that `train` builds. Of the functions reached, a stop is one that has a parameter annotated
-`TrainConfig` or `TrainConfig | None`, that contains a call site, or that is called by one.
+The search starts at the function of src/finetune that is named `train` and has a parameter
+annotated TrainConfig. It follows each function of src/finetune that is named, each __init__ of a
+class that is called, and each property. A nested function belongs to the function around it. A call
+site is a call that passes a value of type TrainConfig to a function or class of src/finetune:
+`config`, or `run.config` of the object that `train` builds. A stop is a function on the way that
+has a parameter annotated `TrainConfig` or `TrainConfig | None`, contains a call site, or is called
+by one.
 
-Types are read off annotations of parameters, attributes, properties and return values. A name or attribute
-without one takes the type of the value that is assigned to it. Containers, loop variables and whatever else
-have no type: functions that are reached through those alone are not followed."""
+Types come from annotations of parameters, attributes, properties and return values; a name or
+attribute without an annotation has the type of the value that is assigned to it. Containers and
+loop variables have no type, so functions that are reached only through them are not followed.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ START, CONFIG = "train", "TrainConfig"
 
 @dataclass(frozen=True, eq=False)
 class Definition:
-    """A function, method or class, under its dotted name; `owner` is the class of a method."""
+    """A function, method or class, with its dotted name; `owner` is the class of a method."""
 
     name: str
     module: Module
@@ -35,7 +38,7 @@ class Definition:
 
 @dataclass
 class Stops:
-    """Stops and call sites as places in the source, in the order in which they are reached."""
+    """Stops and call sites, as places in the source in the order of the search."""
 
     functions: list[str]
     calls: list[str]
@@ -86,7 +89,8 @@ class Code:
         return name if self.is_class(name) else ""
 
     def returned(self, name: str) -> str:
-        """Return the class of what a call of the function or class `name` returns, or an empty string."""
+        """Return the class of the value that a call of the function or class `name` returns, or an
+        empty string."""
         definition = self.definitions.get(name)
         if definition is None:
             return ""
@@ -111,12 +115,13 @@ class Code:
         if not self.is_class(owner):
             return ""
         if owner not in self._attributes:
-            self._attributes[owner] = {}  # an attribute that is assigned from itself has no type
+            self._attributes[owner] = {}  # ends the recursion for an attribute that is assigned from itself
             self._attributes[owner] = dict(self._declared(self.definitions[owner]))
         return self._attributes[owner].get(name, "")
 
     def _declared(self, definition: Definition) -> Iterator[tuple[str, str]]:
-        """Yield the attributes of a class with their types: from its methods, then from its body."""
+        """Yield the attributes of a class with their types: those set in its methods, then those in
+        its body."""
         assert isinstance(definition.node, ast.ClassDef)
         for node in definition.node.body:
             if isinstance(node, FUNCTIONS):
@@ -129,7 +134,7 @@ class Code:
 
 
 class Scope:
-    """One function: the types of its names, and what its expressions refer to."""
+    """A function, with the types of its names and the targets of its expressions."""
 
     def __init__(self, code: Code, definition: Definition) -> None:
         self._code = code
@@ -156,7 +161,8 @@ class Scope:
                 yield target.attr, kind
 
     def _assigned(self) -> Iterator[tuple[ast.expr, str]]:
-        """Yield the targets of assignments and `with`, in the order of the source, with their types."""
+        """Yield the targets of assignments and `with` statements with their types, in the order of
+        the source."""
         nodes = [node for node in ast.walk(self._node) if isinstance(node, ast.stmt | ast.NamedExpr)]
         for node in sorted(nodes, key=lambda node: (node.lineno, node.col_offset)):
             if isinstance(node, ast.AnnAssign):
@@ -235,7 +241,7 @@ def is_property(node: Function) -> bool:
 
 
 def receives(code: Code, definition: Definition, config: str) -> bool:
-    """Return whether a definition is a function with a parameter annotated with the class `config`."""
+    """Return True if a definition is a function with a parameter annotated with the class `config`."""
     if isinstance(definition.node, ast.ClassDef):
         return False
     arguments = definition.node.args
@@ -248,7 +254,7 @@ def find_config(code: Code) -> str:
     for name in code.definitions:
         if name.endswith(f".{CONFIG}"):
             return name
-    raise ValueError(f"src/finetune has no class {CONFIG}: stops of the config cannot be counted")
+    raise ValueError(f"src/finetune has no class {CONFIG}; its stops cannot be counted")
 
 
 def find_start(code: Code, config: str) -> str:
@@ -263,7 +269,7 @@ def find_start(code: Code, config: str) -> str:
 
 
 def find_stops(modules: list[Module]) -> Stops:
-    """Follow the config from `train` through src/finetune.
+    """Return the stops of the config from `train` on.
 
     Raises:
         ValueError: there is no such function, or more than one.

@@ -1,5 +1,5 @@
-"""Tokenises a folder of JSON lines with `datasets.map`, as training libraries do; prepare.py runs it. Prints
-seconds as JSON."""
+"""Script that tokenises a folder of JSON lines with `datasets.map`, as training libraries do, and
+prints the seconds as JSON; prepare.py runs it."""
 
 import json
 import sys
@@ -10,22 +10,23 @@ from transformers import AutoTokenizer
 
 
 def main() -> None:
-    raw, cache, tokenizer, workers = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
-    tok = AutoTokenizer.from_pretrained(tokenizer)
+    raw, cache, tokenizer_folder, workers = sys.argv[1:]
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    eos = tokenizer.eos_token_id
     rows = load_dataset("json", data_files=f"{raw}/*.jsonl", split="train", cache_dir=cache)
     began = time.perf_counter()
-    # one text at a time is what TRL's own tokenize does; by batches is what a careful user writes
+    # TRL tokenises one text at a time; a careful user tokenises batches
     rows.map(
-        lambda row: {"input_ids": [*tok(row["text"])["input_ids"], tok.eos_token_id]},
-        num_proc=workers,
+        lambda row: {"input_ids": [*tokenizer(row["text"])["input_ids"], eos]},
+        num_proc=int(workers),
         remove_columns=rows.column_names,
     )
     single = time.perf_counter() - began
     began = time.perf_counter()
     rows.map(
-        lambda batch: {"input_ids": [[*ids, tok.eos_token_id] for ids in tok(batch["text"])["input_ids"]]},
+        lambda batch: {"input_ids": [[*ids, eos] for ids in tokenizer(batch["text"])["input_ids"]]},
         batched=True,
-        num_proc=workers,
+        num_proc=int(workers),
         remove_columns=rows.column_names,
     )
     print(json.dumps({"one at a time": single, "by batches": time.perf_counter() - began}))

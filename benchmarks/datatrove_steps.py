@@ -1,10 +1,11 @@
-"""Prepares a folder of JSON lines with datatrove, in its own environment, for prepare.py. Prints seconds by
-step and by block, and what came out.
+"""Script that prepares a folder of JSON lines with datatrove and prints, as JSON, the seconds by
+step and by block and the size of the result; prepare.py runs it in datatrove's own environment.
 
-The steps are ours as far as datatrove has them: ftfy, language by py3langid (its own identifiers must be
-downloaded), Gopher's rules, MinHash over 5-grams in as many bands, its masking of personal data, and tokens
-by the same tokenizer. It has no repeated boilerplate, no evaluation sets as sequences, no split by group, no
-checksums; its word splitting is spaCy's.
+Its steps are those of `finetune prepare`, as far as datatrove has them: ftfy, language
+identification by py3langid (datatrove's own identifiers must be downloaded), Gopher's rules,
+MinHash over 5-grams with the same number of bands, datatrove's masking of personal data, and the
+same tokenizer. datatrove does not remove repeated boilerplate or sequences of evaluation sets, does
+not split by group and writes no checksums; it splits words with spaCy.
 """
 
 import json
@@ -38,12 +39,15 @@ def is_norwegian(document: Document) -> bool:
 
 
 def main() -> None:
-    raw, out, tokenizer, workers = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+    raw, out_folder, tokenizer, workers = sys.argv[1:]
+    out = Path(out_folder)
     tasks = len(list(Path(raw).glob("*.jsonl")))
     minhash = MinhashConfig(
         hash_config=HashConfig(precision=64), num_buckets=21, hashes_per_bucket=6, n_grams=5
     )
-    clean, hashes, final = str(out / "clean"), str(out / "minhash"), str(out / "final")
+    clean = str(out / "clean")
+    hashes = str(out / "minhash")
+    final = str(out / "final")
     steps = {
         "read, ftfy, language, quality": (
             tasks,
@@ -81,21 +85,22 @@ def main() -> None:
     for name, (number, pipeline) in steps.items():
         began = time.perf_counter()
         folder = out / "logs" / name.split(",")[0]
-        LocalPipelineExecutor(
-            pipeline, tasks=number, workers=workers, logging_dir=str(folder), start_method="fork"
-        ).run()
+        executor = LocalPipelineExecutor(
+            pipeline, tasks=number, workers=int(workers), logging_dir=str(folder), start_method="fork"
+        )
+        executor.run()
         seconds[name] = time.perf_counter() - began
         last = json.loads((folder / "stats.json").read_text())
         for block in last:
             title = " ".join(block["name"].encode("ascii", "ignore").decode().replace("-", "").split())
             blocks[title] = blocks.get(title, 0.0) + block["time_stats"]["total"]
     read, tokenised = (block["stats"] for block in last)
-    came = {
+    result = {
         "documents": read["documents"]["total"],
         "tokens": tokenised["tokens"]["total"],
         "characters": read["doc_len"]["total"],
     }
-    print(json.dumps({"seconds": seconds, "blocks": blocks, **came}))
+    print(json.dumps({"seconds": seconds, "blocks": blocks, **result}))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""The documents of the CPU table: provisions of Norwegian acts and regulations, or the bundled sample cut
-up."""
+"""The documents of the training benchmarks: provisions of Norwegian acts and regulations, or parts
+of the bundled sample."""
 
 from __future__ import annotations
 
@@ -20,74 +20,85 @@ from data_prep.config import SourceConfig
 from data_prep.document import Report
 
 PROVISION = re.compile(r"\n\n(?=§)")
-SHORTEST, LONGEST = (
-    300,
-    20_000,
-)  # characters of a provision; what is longer has an annex behind it, one of them a third of all
+# Characters of a provision. Longer ones include an annex, and one such annex is a third of all
+# text.
+MIN_CHARACTERS = 300
+MAX_CHARACTERS = 20_000
 SAMPLE = Path(finetune.__file__).parents[2] / "data_prep" / "sample"
+_PROVISIONS = f"Lovdata, one document per provision (§) of {MIN_CHARACTERS} to {MAX_CHARACTERS:,} characters"
+_SAMPLE = (
+    "the bundled sample's documents from each of their paragraphs on: "
+    "too little text for a real measurement, give --text"
+)
 
 
-def make(cache: Path, download: str | None, count: int) -> tuple[Path, Path, str]:
-    """The corpus folder that `finetune prepare` made, the same documents as {"text": …} lines for the peers,
-    and what they are.
+def make_documents(cache: Path, download: str | None, count: int) -> tuple[Path, Path, str]:
+    """Prepare the documents of a benchmark, unless they are in the cache.
 
     Args:
-        download: a folder with Lovdata's archives or XML files; None takes the bundled sample.
+        download: a folder with Lovdata's archives or XML files; None uses the bundled sample.
+        count: number of documents.
+
+    Returns:
+        the corpus folder that `finetune prepare` wrote; the same documents as {"text": …} lines for
+        the other systems; a description for the report.
     """
-    pieces, what = (_provisions(download), _PROVISIONS) if download else (_sample(), _SAMPLE)
-    shortest = SHORTEST if download else 40
-    distinct = list(
-        dict.fromkeys(piece.strip() for piece in pieces if shortest <= len(piece.strip()) <= LONGEST)
-    )
+    if download:
+        pieces = _read_provisions(download)
+        description = _PROVISIONS
+        shortest = MIN_CHARACTERS
+    else:
+        pieces = _read_sample()
+        description = _SAMPLE
+        shortest = 40
+    stripped = (piece.strip() for piece in pieces)
+    chosen = (text for text in stripped if shortest <= len(text) <= MAX_CHARACTERS)
+    distinct = list(dict.fromkeys(chosen))
     random.Random(0).shuffle(distinct)
     distinct = distinct[:count]
     name = "bench-" + hashlib.sha256("\0".join(distinct).encode()).hexdigest()[:8]
-    corpus, documents = cache / "corpora" / name, cache / "documents" / name / "documents.jsonl"
+    corpus = cache / "corpora" / name
+    documents = cache / "documents" / name / "documents.jsonl"
     if not documents.exists():
         _prepare(cache, name, distinct)
         _write_documents(corpus, documents)
-    return corpus, documents, what
+    return corpus, documents, description
 
 
-_PROVISIONS = f"Lovdata, one document a provision (§) of {SHORTEST} to {LONGEST:,} characters"
-_SAMPLE = "the bundled sample's documents from each of their paragraphs on: too little text for a real measurement, give --text"
-
-
-def _provisions(download: str) -> Iterator[str]:
+def _read_provisions(download: str) -> Iterator[str]:
     config = SourceConfig(reader="lovdata", path=download, license="NLOD-2.0")
     for document in reading.read("lovdata", config, Report(), reading.files(config)):
         yield from PROVISION.split(document.text)
 
 
-def _sample() -> Iterator[str]:
-    """163 documents are not 2,000: the sample's documents, then the same ones without their first paragraph,
-    and so on."""
-    report, documents = Report(), []
-    for name, reader in (
-        ("letters.jsonl", "jsonl"),
-        ("minutes.jsonl", "jsonl"),
-        ("guidance.jsonl", "jsonl"),
-        ("laws", "lovdata"),
-        ("consultation_replies", "text"),
-    ):
+def _read_sample() -> Iterator[str]:
+    """Yield the sample's 163 documents, then the same without their first paragraph, without their
+    first two, and so on, to reach the number of documents that a benchmark needs."""
+    report = Report()
+    documents = []
+    readers = {
+        "letters.jsonl": "jsonl",
+        "minutes.jsonl": "jsonl",
+        "guidance.jsonl": "jsonl",
+        "laws": "lovdata",
+        "consultation_replies": "text",
+    }
+    for name, reader in readers.items():
         config = SourceConfig(reader=reader, path=str(SAMPLE / name), license="CC0-1.0")
-        documents += [
-            document.text.split("\n\n")
-            for document in reading.read(name, config, report, reading.files(config))
-        ]
+        for document in reading.read(name, config, report, reading.files(config)):
+            documents.append(document.text.split("\n\n"))
     for skipped in range(max(len(paragraphs) for paragraphs in documents)):
-        yield from (
-            "\n\n".join(paragraphs[skipped:]) for paragraphs in documents if skipped < len(paragraphs)
-        )
+        for paragraphs in documents:
+            if skipped < len(paragraphs):
+                yield "\n\n".join(paragraphs[skipped:])
 
 
 def _prepare(cache: Path, name: str, texts: list[str]) -> None:
-    raw, conf = cache / "raw" / f"{name}.jsonl", cache / "conf"
+    raw = cache / "raw" / f"{name}.jsonl"
+    conf = cache / "conf"
     raw.parent.mkdir(parents=True, exist_ok=True)
-    lines = [
-        json.dumps({"id": str(i), "text": text, "language": "nob"}, ensure_ascii=False)
-        for i, text in enumerate(texts)
-    ]
+    records = [{"id": str(i), "text": text, "language": "nob"} for i, text in enumerate(texts)]
+    lines = [json.dumps(record, ensure_ascii=False) for record in records]
     raw.write_text("\n".join(lines) + "\n", encoding="utf-8")
     corpus: dict[str, Any] = {
         "name": name,
@@ -97,7 +108,8 @@ def _prepare(cache: Path, name: str, texts: list[str]) -> None:
         "tokenizer": {"vocab_size": 8000},
     }
     (conf / "corpus").mkdir(parents=True, exist_ok=True)
-    (conf / "corpus" / f"{name}.yaml").write_text(json.dumps(corpus), encoding="utf-8")  # JSON is YAML
+    # JSON is valid YAML
+    (conf / "corpus" / f"{name}.yaml").write_text(json.dumps(corpus), encoding="utf-8")
     command = [
         str(FINETUNE),
         "prepare",
@@ -110,20 +122,20 @@ def _prepare(cache: Path, name: str, texts: list[str]) -> None:
 
 
 def _write_documents(corpus: Path, path: Path) -> None:
-    """The training split back as text, so that every peer reads exactly what the shards hold, and tokenises
-    it itself."""
+    """Write the training split as text, decoded from its tokens, so that the other systems tokenise
+    exactly the text that the shards hold."""
     from tokenizers import Tokenizer
 
     from data_prep.shards import Corpus
 
     tokenizer = Tokenizer.from_file(str(corpus / "tokenizer" / "tokenizer.json"))
     tokenizer.encode_special_tokens = True
-    rows = [
-        list(row)[:-1] for row in Corpus(corpus).split("train")["input_ids"]
-    ]  # without the end of sequence
+    # without the end-of-sequence token
+    rows = [list(row)[:-1] for row in Corpus(corpus).split("train")["input_ids"]]
     texts = tokenizer.decode_batch(rows, skip_special_tokens=False)
-    differing = sum(e.ids != ids for e, ids in zip(tokenizer.encode_batch_fast(texts), rows, strict=True))
-    assert differing == 0, f"{differing} documents do not come back from their tokens"
+    encodings = tokenizer.encode_batch_fast(texts)
+    differing = sum(encoding.ids != ids for encoding, ids in zip(encodings, rows, strict=True))
+    assert differing == 0, f"{differing} documents change when they are decoded and tokenised again"
     shutil.rmtree(path.parent, ignore_errors=True)
     path.parent.mkdir(parents=True)
     lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]

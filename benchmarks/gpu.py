@@ -1,10 +1,10 @@
-"""Training speed on one GPU, ours beside TRL: `python -m benchmarks.gpu --text FOLDER`. `--tiny` tries it out
-on a CPU.
+"""Training speed on one GPU, compared with TRL: `python -m benchmarks.gpu --text FOLDER`.
 
-The task: LoRA r=16 on every linear layer, or full training, of Llamas of 1B and 8B parameters with random
-weights, bf16, 4,096 tokens a row. Nothing is downloaded when TRL's environment is given, by --trl-python, or
-as wheels, by --wheels. No gradient checkpointing for anyone. Full training keeps its weights in float32 and
-multiplies in bf16, everywhere; of 8B (16 bytes a parameter) it does not fit one GPU and is left out.
+The task is LoRA r=16 on all linear layers, or full training, of Llamas with 1B and 8B parameters
+and random weights, in bf16, with 4,096 tokens per row and without gradient checkpointing. Full
+training keeps the weights in float32 and multiplies in bf16; for 8B parameters (16 bytes each) it
+does not fit on one GPU and is left out. Nothing is downloaded if TRL's environment is given by
+--trl-python, or its wheels by --wheels. `--tiny` tries the script on a CPU.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import documents, harness, rules
+from benchmarks import documents, harness, report, rules
 from benchmarks.harness import Bench, Measurement
 
 # Llama 3.2 1B, Llama 3 8B
@@ -43,77 +43,84 @@ NAMES = {
 def main() -> None:
     options = _options()
     if not options.tiny and not torch.cuda.is_available():
-        sys.exit("no GPU at hand: --tiny tries the script out on a CPU")
+        sys.exit("this machine has no GPU; use --tiny to try the script on a CPU")
     cache = harness.cache_folder()
-    corpus, texts, what = documents.make(cache, options.text, 2000)
+    corpus, texts, description = documents.make_documents(cache, options.text, 2000)
     facts = {
         "date": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": harness.machine(),
-        "revision": harness.revision(),
-        "documents": what,
-        "command": harness.command("benchmarks.gpu"),
+        "machine": report.machine(),
+        "revision": report.revision(),
+        "documents": description,
+        "command": report.command("benchmarks.gpu"),
     }
     sizes = ["tiny"] if options.tiny else options.sizes
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for size in sizes:
-        harness.write_model(
-            _model(cache, corpus, size), SHAPES[size], corpus / "tokenizer", "bfloat16", 8192, device
-        )
-    name, measure = ("gpu-memory", _memory) if options.memory else ("gpu", _speed)
-    raw, report = measure(
-        options, facts, sizes, lambda size, lora: _bench(options, cache, corpus, texts, size, lora)
-    )
-    print(report)
+        model = _model_folder(cache, corpus, size)
+        harness.write_model(model, SHAPES[size], corpus / "tokenizer", "bfloat16", 8192, device)
+
+    def make_bench(size: str, lora: bool) -> Bench:
+        return _make_bench(options, cache, corpus, texts, size, lora)
+
+    name, measure = ("gpu-memory", _measure_memory) if options.memory else ("gpu", _measure_speed)
+    raw, section = measure(options, facts, sizes, make_bench)
+    print(section)
     if not options.tiny:
-        harness.write_raw(name, facts | {"measurements": raw})
-        harness.write_section(name, report)
+        report.write_raw(name, facts | {"measurements": raw})
+        report.write_section(name, section)
 
 
-# --- speed, beside TRL
-# ------------------------------------------------------------------------------------------------
+# --- speed, compared with TRL ---------------------------------------------------------------------
 
 
-def _speed(
-    options: argparse.Namespace, facts: dict[str, Any], sizes: list[str], bench: Callable[[str, bool], Bench]
+def _measure_speed(
+    options: argparse.Namespace,
+    facts: dict[str, Any],
+    sizes: list[str],
+    make_bench: Callable[[str, bool], Bench],
 ) -> tuple[list[dict[str, Any]], str]:
-    """All systems in turns, a round after the other, as many as there is time for."""
-    python = Path(options.trl_python or harness.environment_of("trl", harness.cache_folder(), options.wheels))
+    """Run all systems in turn, round by round until --minutes is over; return raw rows and report."""
+    python = options.trl_python
+    if not python:
+        python = harness.environment_of("trl", harness.cache_folder(), options.wheels)
     tokens = options.batch_size * options.sequence_length
-    limits = {
-        size: harness.matmul_limit(SHAPES[size], tokens, threads=None, dtype="bfloat16") for size in sizes
-    }
+    limits = {}
+    for size in sizes:
+        limits[size] = harness.measure_matmul_limit(SHAPES[size], tokens, threads=None, dtype="bfloat16")
     tasks = [(size, lora) for lora in (True, False) for size in sizes if lora or size != "8B"]
     raw: list[dict[str, Any]] = []
     end = time.monotonic() + 60 * (options.minutes or float("inf"))
     for number in range(options.rounds):
         for size, lora in tasks:
-            for system, run in _runs(bench(size, lora), python, options.systems).items():
+            for system, run in _runs(make_bench(size, lora), Path(python), options.systems).items():
                 if time.monotonic() > end:
                     continue
                 row: dict[str, Any] = {"size": size, "lora": lora, "matmul_limit": limits[size]}
                 row |= {"system": system, "round": number}
                 try:
                     row |= asdict(run(number))
-                except (RuntimeError, ValueError) as fault:  # must not take the others' results along
+                except (RuntimeError, ValueError) as fault:  # the other systems are still measured
                     row["error"] = str(fault)
                 else:
                     _check(system, row["trainable_parameters"], size, lora)
                 print(json.dumps(row), flush=True)
                 raw.append(row)
-    by_task = {task: [row for row in raw if (row["size"], row["lora"]) == task] for task in tasks}
-    return raw, _report(
-        facts, options, [_table(*task, limits[task[0]], rows) for task, rows in by_task.items() if rows]
-    )
+    tables = []
+    for size, lora in tasks:
+        rows = [row for row in raw if (row["size"], row["lora"]) == (size, lora)]
+        if rows:
+            tables.append(_table(size, lora, limits[size], rows))
+    return raw, _report(facts, options, tables)
 
 
-def _model(cache: Path, corpus: Path, size: str) -> Path:
+def _model_folder(cache: Path, corpus: Path, size: str) -> Path:
     return cache / "models" / f"llama-{size}-{corpus.name}"
 
 
-def _bench(
+def _make_bench(
     options: argparse.Namespace, cache: Path, corpus: Path, texts: Path, size: str, lora: bool
 ) -> Bench:
-    model = _model(cache, corpus, size)
+    model = _model_folder(cache, corpus, size)
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     settings = {
         "sequence_length": options.sequence_length,
@@ -142,13 +149,14 @@ def _bench(
 
 
 def _runs(bench: Bench, python: Path, systems: list[str]) -> dict[str, Callable[[int], Measurement]]:
+    """Return, by system, the function that measures a round of it."""
     adapter = LORA if bench.settings["lora_r"] else ["adapter=none"]
+    overrides = [*adapter, "zero=stage1", "name=bench"]
+    trl: dict[str, Any] = {"peer": "trl", "packing": "bfd"}
     runs: dict[str, Callable[[int], Measurement]] = {
-        "finetune": lambda number: bench.ours("finetune", number, [*adapter, "zero=stage1", "name=bench"]),
-        "trl": lambda number: bench.peer("trl", number, python, peer="trl", packing="bfd"),
-        "trl-liger": lambda number: bench.peer(
-            "trl-liger", number, python, peer="trl", packing="bfd", liger=True
-        ),
+        "finetune": lambda number: bench.run_finetune("finetune", number, overrides),
+        "trl": lambda number: bench.run_peer("trl", number, python, **trl),
+        "trl-liger": lambda number: bench.run_peer("trl-liger", number, python, **trl, liger=True),
     }
     return {system: runs[system] for system in systems}
 
@@ -156,49 +164,52 @@ def _runs(bench: Bench, python: Path, systems: list[str]) -> dict[str, Callable[
 def _check(system: str, trainable: int, size: str, lora: bool) -> None:
     expected = SHAPES[size].lora_parameters(LORA_R) if lora else SHAPES[size].parameters
     if trainable != expected:
-        sys.exit(f"{system} trains {trainable:,} parameters, not {expected:,}: other work")
+        sys.exit(
+            f"{system} trains {trainable:,} parameters, not {expected:,}: it does other work than the task"
+        )
 
 
 def _table(size: str, lora: bool, limit: float, rows: list[dict[str, Any]]) -> str:
     flop = rules.flop_per_token(SHAPES[size].non_embedding_parameters, lora)
+    training = f"LoRA r={LORA_R}" if lora else "full"
     lines = [
-        f"{size}, {f'LoRA r={LORA_R}' if lora else 'full'}; matmul limit {limit / 1e12:.1f} TFLOP/s\n",
-        "| system | rounds | tokens/s, median (least-most) | share of matmul limit | GPU memory | documents isolated |",
+        f"{size}, {training}; matmul limit {limit / 1e12:.1f} TFLOP/s\n",
+        "| system | rounds | tokens/s, median (min-max) | share of matmul limit "
+        "| GPU memory | documents isolated |",
         "|---|---|---|---|---|---|",
     ]
     names = {field.name for field in fields(Measurement)}
     measured = [Measurement(**{key: row[key] for key in names}) for row in rows if "error" not in row]
-    for system, row in harness.summary(measured).items():
+    for system, row in harness.summarise(measured).items():
         share = rules.share_of_limit(row["median"], flop, limit)
-        isolated = {True: "yes", False: "**no**", None: "one a row"}[row["isolated"]]
+        speed = f"{row['median']:,.0f} ({row['min']:,.0f}-{row['max']:,.0f})"
         lines.append(
-            f"| {NAMES[system]} | {row['rounds']} | {row['median']:,.0f} ({row['min']:,.0f}-{row['max']:,.0f}) | {share:.0%} "
-            f"| {row['gpu_memory'] / 2**30:.1f} GiB | {isolated} |"
+            f"| {NAMES[system]} | {row['rounds']} | {speed} | {share:.0%} "
+            f"| {row['gpu_memory'] / 2**30:.1f} GiB | {report.ISOLATED[row['isolated']]} |"
         )
-    lines += [
-        f"| {NAMES[row['system']]} | – | {row['error'].partition(':')[0]} | – | – | – |"
-        for row in rows
-        if "error" in row
-    ]
+    for row in rows:
+        if "error" in row:
+            error = row["error"].partition(":")[0]
+            lines.append(f"| {NAMES[row['system']]} | – | {error} | – | – | – |")
     return "\n".join(lines)
 
 
 def _report(facts: dict[str, Any], options: argparse.Namespace, tables: list[str]) -> str:
-    return f"""## Training on one GPU, beside TRL
+    machine = facts["machine"]["gpu"] or facts["machine"]["cpu"]
+    batch = f"{options.batch_size} rows per step, {options.steps} steps after {options.warmup} warm-up steps"
+    return f"""## Training on one GPU, compared with TRL
 
-{facts["date"]}, revision {facts["revision"]}, {facts["machine"]["gpu"] or facts["machine"]["cpu"]}; bf16, rows of
-{options.sequence_length:,} tokens, {options.batch_size} a step, {options.steps} steps after {options.warmup} of warm-up,
-all systems in turns. {facts["documents"]}.
+{facts["date"]}, revision {facts["revision"]}, {machine}; bf16, rows of {options.sequence_length:,} tokens,
+{batch}, all systems in turns. {facts["documents"]}.
 
     {facts["command"]}
 
 {(chr(10) * 2).join(tables)}
 
-Beside it, {PUBLISHED}."""
+For comparison, {PUBLISHED}."""
 
 
-# --- memory, ours alone
-# -----------------------------------------------------------------------------------------------
+# --- memory of this product's configurations ------------------------------------------------------
 
 CHECKPOINTED = "activation_checkpointing=true"
 MEMORY: dict[str, list[tuple[str, list[str]]]] = {
@@ -220,52 +231,54 @@ MEMORY: dict[str, list[tuple[str, list[str]]]] = {
 MEMORY["tiny"] = MEMORY["1B"][:2]
 
 
-def _memory(
-    options: argparse.Namespace, facts: dict[str, Any], sizes: list[str], bench: Callable[[str, bool], Bench]
+def _measure_memory(
+    options: argparse.Namespace,
+    facts: dict[str, Any],
+    sizes: list[str],
+    make_bench: Callable[[str, bool], Bench],
 ) -> tuple[list[dict[str, Any]], str]:
-    """A few steps of each configuration, one at a time: beside another it might not fit where it does
-    alone."""
+    """Run a few steps of each configuration, one by one; return the raw rows and the report."""
 
     def measure(size: str, name: str, overrides: list[str]) -> dict[str, Any]:
-        few = replace(bench(size, True), warmup=1, steps=5)
-        folder = harness.fresh(
-            few.cache / "out" / f"memory-{size}-{name.replace(', ', '-').replace(' ', '-')}"
-        )
-        command = few.our_command(folder, 0, [*overrides, "name=bench"])
+        bench = replace(make_bench(size, True), warmup=1, steps=5)
+        slug = name.replace(", ", "-").replace(" ", "-")
+        folder = harness.make_empty(bench.cache / "out" / f"memory-{size}-{slug}")
+        command = bench.finetune_command(folder, 0, [*overrides, "name=bench"])
+        environment = bench.environment("memory")
         done = subprocess.run(
-            command, capture_output=True, text=True, env=few.environment("memory"), cwd=folder, check=False
+            command, capture_output=True, text=True, env=environment, cwd=folder, check=False
         )
         (folder / "log.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
-        log = done.stdout + "".join(
-            path.read_text(encoding="utf-8") for path in folder.glob("runs/*/jobs/*log*")
-        )
+        logs = [path.read_text(encoding="utf-8") for path in folder.glob("runs/*/jobs/*log*")]
         row = {"size": size, "what": name, "overrides": overrides}
-        if done.returncode:
-            row["error"] = (
-                "did not fit"
-                if "OutOfMemoryError" in log
-                else f"ended with exit code {done.returncode}: see {folder}"
-            )
+        if done.returncode and "OutOfMemoryError" in "".join([done.stdout, *logs]):
+            row["error"] = "did not fit"
+        elif done.returncode:
+            row["error"] = f"ended with exit code {done.returncode}: see {folder}"
         else:
             summary = json.loads(next(folder.glob("runs/*/summary.json")).read_text(encoding="utf-8"))
             row["peak_memory"] = summary["peak_memory_bytes"]
         print(json.dumps(row), flush=True)
         return row
 
-    raw = [measure(size, *what) for size in sizes for what in MEMORY[size]]
+    raw = [measure(size, name, overrides) for size in sizes for name, overrides in MEMORY[size]]
+    machine = facts["machine"]["gpu"] or facts["machine"]["cpu"]
     table = ["| model | training | GPU memory |", "|---|---|---|"]
     for row in raw:
-        peak = row["error"].partition(":")[0] if "error" in row else f"{row['peak_memory'] / 2**30:.1f} GiB"
+        peak = row.get("error", "").partition(":")[0]
+        if not peak:
+            peak = f"{row['peak_memory'] / 2**30:.1f} GiB"
         table.append(f"| {row['size']} | {row['what']} | {peak} |")
-    report = f"""## Memory on one GPU
+    section = f"""## Memory on one GPU
 
-{facts["date"]}, revision {facts["revision"]}, {facts["machine"]["gpu"] or facts["machine"]["cpu"]}; bf16, one row of
-{options.sequence_length:,} tokens, the most that torch had allocated in any step (`train/peak_memory_bytes`).
+{facts["date"]}, revision {facts["revision"]}, {machine};
+bf16, one row of {options.sequence_length:,} tokens per step.
+The memory is the largest that torch had allocated in any step (`train/peak_memory_bytes`).
 
     {facts["command"]}
 
 {chr(10).join(table)}"""
-    return raw, report
+    return raw, section
 
 
 def _options() -> argparse.Namespace:
@@ -277,29 +290,30 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--systems", type=lambda given: given.split(","), default=list(NAMES), help=",".join(NAMES)
     )
-    parser.add_argument("--sequence-length", type=int, default=4096, help="tokens a row (4096)")
-    parser.add_argument("--batch-size", type=int, default=1, help="rows an optimizer step (1)")
-    parser.add_argument("--steps", type=int, default=30, help="optimizer steps measured (30)")
-    parser.add_argument("--warmup", type=int, default=5, help="optimizer steps before them (5)")
-    parser.add_argument("--rounds", type=int, default=3, help="times that every system is run (3)")
+    parser.add_argument("--sequence-length", type=int, default=4096, help="tokens per row (4096)")
+    parser.add_argument("--batch-size", type=int, default=1, help="rows per optimizer step (1)")
+    parser.add_argument("--steps", type=int, default=30, help="measured optimizer steps (30)")
+    parser.add_argument("--warmup", type=int, default=5, help="optimizer steps before these (5)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each system (3)")
+    parser.add_argument("--minutes", type=float, help="start no run after this time (default: no limit)")
     parser.add_argument(
-        "--minutes", type=float, help="begin no run after so many, as on a node lent for an hour"
+        "--memory",
+        action="store_true",
+        help="measure the peak memory of finetune's configurations instead of speed",
     )
-    parser.add_argument("--memory", action="store_true", help="instead: peak memory of our configurations")
     parser.add_argument("--attention", default="sdpa", help="TRL's attention: sdpa, flash_attention_2 (sdpa)")
     parser.add_argument(
-        "--trl-python", help="the python of an environment that has TRL (default: one is made)"
+        "--trl-python", help="the python of an environment that has TRL (default: create one)"
     )
+    parser.add_argument("--wheels", help="a folder of wheels to install TRL's environment from, offline")
     parser.add_argument(
-        "--wheels", help="a folder of wheels to make TRL's environment from, without an index"
-    )
-    parser.add_argument(
-        "--tiny", action="store_true", help="a tiny model, on whatever is here; RESULTS.md stays as it is"
+        "--tiny", action="store_true", help="use a tiny model, on a CPU or GPU; RESULTS.md is not changed"
     )
     options = parser.parse_args()
     for name, known in (("sizes", MEMORY), ("systems", NAMES)):
-        if unknown := set(getattr(options, name)) - set(known):
-            parser.error(f"--{name}: unknown {', '.join(sorted(unknown))}: choose from {', '.join(known)}")
+        unknown = set(getattr(options, name)) - set(known)
+        if unknown:
+            parser.error(f"--{name}: unknown {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
     return options
 
 

@@ -1,12 +1,11 @@
-"""Runs one system in its own environment and measures it from outside; what both tables share."""
+"""Measurement of a training run from outside its processes, for the benchmarks of training, with
+the other functions that benchmarks share."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import platform
-import shlex
 import shutil
 import statistics
 import subprocess
@@ -21,25 +20,36 @@ from typing import Any
 
 import psutil
 
-from benchmarks import rules
+from benchmarks import report, rules
 
 HERE = Path(__file__).parent
 MARK = "FINETUNE_BENCH_RUN"
 FINETUNE = Path(sys.executable).with_name("finetune")
 JEMALLOC = "libjemalloc.so.2"
+JEMALLOC_FOLDERS = (
+    "/usr/lib/x86_64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu",
+    "/usr/lib64",
+    "/usr/local/lib",
+    "/usr/lib",
+)
 
 
 @dataclass
 class Measurement:
-    """One training run of one system, warm-up, start-up and evaluation left out.
+    """One training run of one system, without start-up, warm-up and evaluation.
 
     Attributes:
+        tokens: non-padding tokens of each step.
         seconds: of the measured steps.
-        peak_memory: bytes of resident memory of all processes of the run together, sampled while steps were
-            measured; pages they share are counted once for each.
-        largest_process: the same, of the largest process alone.
-        others_cpu: share of the machine's CPU time that processes outside the run used meanwhile.
-        isolated: whether documents in one row see only themselves; None where every row holds one document.
+        peak_memory: bytes of resident memory of all processes of the run, sampled during the
+            measured steps; shared pages count once per process.
+        largest_process: bytes of resident memory of the largest process.
+        others_cpu: share of the machine's CPU time that processes outside the run used during these
+            steps.
+        isolated: documents in one row attend only to themselves; None if every row holds one
+            document.
+        gpu_memory: bytes in use on the first GPU, by all processes.
     """
 
     system: str
@@ -58,13 +68,16 @@ class Measurement:
 
 
 class Sampler(threading.Thread):
-    """Watches the processes that carry a run's mark in their environment, twice a second, wherever their
-    parents went."""
+    """Thread that samples memory and CPU time of a run's processes twice a second.
+
+    A process belongs to the run if its environment has the run's mark; its parent may have ended.
+    """
 
     def __init__(self, mark: str, gpu: bool) -> None:
         super().__init__(daemon=True)
-        self._mark, self._gpu = mark, gpu
-        self._ours: dict[tuple[int, float], bool] = {}
+        self._mark = mark
+        self._gpu = gpu
+        self._belongs: dict[tuple[int, float], bool] = {}  # by process id and start time
         self._ended = threading.Event()
         self.samples: list[dict[str, float]] = []
         self.jemalloc = False
@@ -80,17 +93,18 @@ class Sampler(threading.Thread):
     def between(self, start: float, end: float) -> list[dict[str, float]]:
         window = [sample for sample in self.samples if start <= sample["time"] <= end]
         if len(window) < 2:
-            raise ValueError("the measured steps took less than a second: raise --steps")
+            raise ValueError("the measured steps took less than a second; raise --steps")
         return window
 
     def _sample(self) -> dict[str, float]:
-        resident, busy = [], 0.0
+        resident = []
+        busy = 0.0
         for process in psutil.process_iter():
             try:
                 key = (process.pid, process.create_time())
-                if key not in self._ours:
-                    self._ours[key] = process.environ().get(MARK) == self._mark
-                if not self._ours[key]:
+                if key not in self._belongs:
+                    self._belongs[key] = process.environ().get(MARK) == self._mark
+                if not self._belongs[key]:
                     continue
                 with process.oneshot():
                     resident.append(process.memory_info().rss)
@@ -99,7 +113,7 @@ class Sampler(threading.Thread):
                 if resident[-1] == max(resident):
                     self.jemalloc = "jemalloc" in Path(f"/proc/{process.pid}/maps").read_text()
             except (psutil.Error, OSError):
-                continue  # it ended between two looks, or is not ours to read
+                continue  # the process has ended, or belongs to another user
         machine = psutil.cpu_times()
         total = sum(machine) - getattr(machine, "guest", 0) - getattr(machine, "guest_nice", 0)
         idle = machine.idle + getattr(machine, "iowait", 0)
@@ -114,17 +128,25 @@ class Sampler(threading.Thread):
         }
 
 
-def others_cpu(window: list[dict[str, float]]) -> float:
-    """Share of the machine's CPU time that went to other processes; a run's processes that ended meanwhile
-    count as others."""
-    first, last = window[0], window[-1]
+def compute_others_cpu(window: list[dict[str, float]]) -> float:
+    """Return the share of the machine's CPU time that other processes used between the first and
+    the last sample. Processes of the run that ended in between count as others."""
+    first = window[0]
+    last = window[-1]
     elsewhere = (last["machine_busy"] - first["machine_busy"]) - (last["busy"] - first["busy"])
     return max(0.0, elsewhere / (last["machine_total"] - first["machine_total"]))
 
 
 @dataclass
 class Bench:
-    """What is the same for every system of a table."""
+    """The task of a table, which is the same for every system.
+
+    Attributes:
+        cache: folder for all files of the benchmark.
+        corpus, documents: the same documents, as a corpus folder for finetune and as JSON lines for
+            others.
+        warmup, steps: optimizer steps before the measured ones, and the measured ones.
+    """
 
     cache: Path
     corpus: Path
@@ -138,26 +160,34 @@ class Bench:
     gpu: bool = False
 
     def environment(self, mark: str) -> dict[str, str]:
-        kept = {
-            key: value
-            for key, value in os.environ.items()
-            if key not in ("LD_PRELOAD", "PYTHONPATH", "OMP_NUM_THREADS")
-        }
-        kept |= {
+        """Return the environment variables of a run's processes, with the run's mark."""
+        dropped = ("LD_PRELOAD", "PYTHONPATH", "OMP_NUM_THREADS")
+        variables = {key: value for key, value in os.environ.items() if key not in dropped}
+        variables |= {
             MARK: mark,
             "HF_HUB_OFFLINE": "1",
+            "HF_HOME": str(self.cache / "huggingface"),
             "TOKENIZERS_PARALLELISM": "false",
             "AXOLOTL_DO_NOT_TRACK": "1",
+            "DO_NOT_TRACK": "1",
         }
-        kept |= {"DO_NOT_TRACK": "1", "HF_HOME": str(self.cache / "huggingface")}
         if self.threads:
-            kept |= {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
+            variables |= {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
         if self.allocator == "jemalloc":
-            kept["LD_PRELOAD"] = find_jemalloc()
-        return kept
+            variables["LD_PRELOAD"] = find_jemalloc()
+        return variables
 
     def measure(self, system: str, round: int, command: list[str], folder: Path, read: Any) -> Measurement:
-        """Run `command`; `read(folder)` then gives its steps. Its output goes to `folder`/log.txt."""
+        """Run a training command and measure it.
+
+        Args:
+            folder: working directory of the command; its output is written to log.txt there.
+            read: returns, for the folder, the tokens and end times of steps and other facts of the
+                run.
+
+        Raises:
+            RuntimeError: the command failed, or took another number of steps.
+        """
         mark = uuid.uuid4().hex
         sampler = Sampler(mark, self.gpu)
         sampler.start()
@@ -171,35 +201,36 @@ class Bench:
         if done.returncode:
             raise RuntimeError(f"{system} ended with exit code {done.returncode}: see {folder / 'log.txt'}")
         raw = read(folder)
-        tokens, ends = raw["tokens"], raw["ends"]
+        tokens = raw["tokens"]
+        ends = raw["ends"]
         if len(tokens) != self.warmup + self.steps:
             raise RuntimeError(
                 f"{system} took {len(tokens)} steps, not {self.warmup + self.steps}: see {folder / 'log.txt'}"
             )
         window = sampler.between(ends[self.warmup - 1], ends[-1])
         return Measurement(
-            system,
-            round,
-            rules.tokens_per_second(tokens, ends, self.warmup),
-            tokens,
-            ends[-1] - ends[self.warmup - 1],
-            int(max(sample["resident"] for sample in window)),
-            int(max(sample["largest"] for sample in window)),
-            others_cpu(window),
-            "jemalloc" if sampler.jemalloc else "glibc",
-            raw["trainable_parameters"],
-            raw["isolated"],
-            raw["versions"],
-            int(max(sample["gpu"] for sample in window)) or None,
+            system=system,
+            round=round,
+            tokens_per_second=rules.tokens_per_second(tokens, ends, self.warmup),
+            tokens=tokens,
+            seconds=ends[-1] - ends[self.warmup - 1],
+            peak_memory=int(max(sample["resident"] for sample in window)),
+            largest_process=int(max(sample["largest"] for sample in window)),
+            others_cpu=compute_others_cpu(window),
+            allocator="jemalloc" if sampler.jemalloc else "glibc",
+            trainable_parameters=raw["trainable_parameters"],
+            isolated=raw["isolated"],
+            versions=raw["versions"],
+            gpu_memory=int(max(sample["gpu"] for sample in window)) or None,
         )
 
-    def ours(self, system: str, round: int, overrides: list[str]) -> Measurement:
-        """Our product, as a user runs it: `finetune train`, MLflow included; measured from its own
-        metrics.jsonl."""
-        folder = fresh(self.cache / "out" / system)
-        return self.measure(system, round, self.our_command(folder, round, overrides), folder, _read_ours)
+    def run_finetune(self, system: str, round: int, overrides: list[str]) -> Measurement:
+        """Measure `finetune train` with MLflow, as a user runs it; read steps from metrics.jsonl."""
+        folder = make_empty(self.cache / "out" / system)
+        command = self.finetune_command(folder, round, overrides)
+        return self.measure(system, round, command, folder, _read_finetune)
 
-    def our_command(self, folder: Path, round: int, overrides: list[str]) -> list[str]:
+    def finetune_command(self, folder: Path, round: int, overrides: list[str]) -> list[str]:
         s = self.settings
         return [
             str(FINETUNE),
@@ -215,47 +246,56 @@ class Bench:
             f"precision={s['precision']}",
             f"seed={s['seed'] + round}",
             "checkpoint_every=0",
-            "check_first_loss=false",  # the base is random on purpose
+            "check_first_loss=false",  # the base has random weights on purpose
             *overrides,
         ]
 
-    def peer(self, system: str, round: int, python: Path, **special: Any) -> Measurement:
-        """A peer in its own environment, through meter.py."""
-        folder = fresh(self.cache / "out" / system)
+    def run_peer(self, system: str, round: int, python: Path, **special: Any) -> Measurement:
+        """Measure another system in its own environment, with meter.py.
+
+        Args:
+            python: the Python of that environment.
+            special: settings of meter.py beyond the task's, such as `peer` and `packing`.
+        """
+        folder = make_empty(self.cache / "out" / system)
         settings = self.settings | {"seed": self.settings["seed"] + round} | special
         settings |= {
             "num_steps": self.warmup + self.steps,
             "documents": str(self.documents),
             "model": str(self.model),
+            "output": str(folder / "output"),
+            "result": str(folder / "measured.json"),
         }
-        settings |= {"output": str(folder / "output"), "result": str(folder / "measured.json")}
         path = folder / "settings.json"
         path.write_text(json.dumps(settings), encoding="utf-8")
-        return self.measure(
-            system, round, [str(python), str(HERE / "meter.py"), str(path)], folder, _read_peer
-        )
+        command = [str(python), str(HERE / "meter.py"), str(path)]
+        return self.measure(system, round, command, folder, _read_peer)
 
 
 def environment_of(peer: str, cache: Path, wheels: str | None = None) -> Path:
-    """The python of a peer's own environment, made on the first call. requirements/<peer>.txt says what is in
-    it and how.
+    """Return the Python of another system's own environment, which is created on the first call.
 
     Args:
+        peer: requirements/<peer>.txt lists its packages.
         wheels: a folder of wheel files to install from instead of the index.
     """
     requirements = HERE / "requirements" / f"{peer}.txt"
     folder = cache / "venvs" / f"{peer}-{hashlib.sha256(requirements.read_bytes()).hexdigest()[:8]}"
     python = folder / "bin" / "python"
     if not (folder / ".done").exists():
-        print(f"making the environment of {peer} in {folder} (some minutes)", flush=True)
+        print(f"creating the environment of {peer} in {folder} (some minutes)", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
         venv.create(folder, with_pip=True)
-        torch = [line for line in requirements.read_text().splitlines() if line.startswith("torch==")]
+        lines = requirements.read_text().splitlines()
+        torch = [line for line in lines if line.startswith("torch==")]
         source = ["--no-index", "--find-links", wheels] if wheels else []
-        # torch alone, with what it needs; the rest is a whole lock: resolved again, some pins exclude each
-        # other
-        for what in ([torch] if torch else []) + [["--no-deps", "-r", str(requirements)]]:
-            subprocess.run([str(python), "-m", "pip", "install", "--quiet", *source, *what], check=True)
+        # torch is installed with its dependencies. The other lines are a complete list and are
+        # installed without theirs: pip's resolver would find that some pins exclude each other.
+        installs = [torch] if torch else []
+        installs.append(["--no-deps", "-r", str(requirements)])
+        for arguments in installs:
+            install = [str(python), "-m", "pip", "install", "--quiet", *source, *arguments]
+            subprocess.run(install, check=True)
         (folder / ".done").touch()
     return python
 
@@ -268,10 +308,10 @@ def write_model(
     max_positions: int = 2048,
     device: str = "cpu",
 ) -> None:
-    """A Llama with random weights and the corpus' tokenizer: the same files for every system.
+    """Write a Llama with random weights and the corpus' tokenizer into a folder, for all systems.
 
     Args:
-        device: where the weights are drawn; a GPU is quicker for billions of them.
+        device: device on which the weights are drawn; a GPU is faster for billions of them.
     """
     if (folder / ".done").exists():
         return
@@ -280,13 +320,13 @@ def write_model(
 
     shutil.rmtree(folder, ignore_errors=True)
     torch.manual_seed(0)
-    ids = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
-    eos, pad = (next(t["id"] for t in ids if t["content"] == token) for token in ("</s>", "<pad>"))
+    added = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    id_of = {token["content"]: token["id"] for token in added}
     config = LlamaConfig(
         **asdict(shape),
         max_position_embeddings=max_positions,
-        eos_token_id=eos,
-        pad_token_id=pad,
+        eos_token_id=id_of["</s>"],
+        pad_token_id=id_of["<pad>"],
         bos_token_id=None,
         dtype=dtype,
     )
@@ -304,7 +344,7 @@ PRODUCTS = {
 }
 
 
-def matmul_limit(
+def measure_matmul_limit(
     shape: rules.Shape,
     tokens: int,
     threads: int | None,
@@ -312,12 +352,14 @@ def matmul_limit(
     seconds: float = 1.0,
     by: str = "torch.mm",
 ) -> float:
-    """The best FLOP/s that a product sustains for `seconds` over the shapes of the model's own matrix
-    products.
+    """Return the highest FLOP/s that matrix products of the model's shapes sustain for a time.
 
     Args:
-        by: key of PRODUCTS. torch.mm is what torch's linear layer runs; on a CPU with AVX-512 oneDNN may be
-            faster.
+        tokens: number of rows of the products.
+        threads: of torch; None: its default.
+        seconds: time for each shape.
+        by: key of PRODUCTS; torch's linear layer runs torch.mm, and oneDNN may be faster on CPUs
+            with AVX-512.
     """
     product = PRODUCTS[by]
     code = f"""
@@ -338,79 +380,33 @@ for m, k, n in {shape.matmuls(tokens)}:
 print(best)
 """
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)} if threads else dict(os.environ)
-    return float(
-        subprocess.run(
-            [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
-        ).stdout
-    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return float(done.stdout)
 
 
 def check_quiet(busy: bool) -> float:
-    """The share of the CPU in use by others, over three seconds. Refuses a busy machine unless told that it
-    is one."""
+    """Return the share of the CPU that other processes use, over three seconds; exit if it is above
+    10% and `busy` is False."""
     share = psutil.cpu_percent(interval=3) / 100
     if share > 0.1 and not busy:
         sys.exit(
-            f"{share:.0%} of the CPU is in use by other processes: wait, or pass --busy and have the result say so"
+            f"other processes use {share:.0%} of the CPU; wait, or pass --busy to record that in the result"
         )
     return share
 
 
 def find_jemalloc() -> str:
-    for folder in (
-        "/usr/lib/x86_64-linux-gnu",
-        "/usr/lib/aarch64-linux-gnu",
-        "/usr/lib64",
-        "/usr/local/lib",
-        "/usr/lib",
-    ):
+    for folder in JEMALLOC_FOLDERS:
         if (Path(folder) / JEMALLOC).exists():
             return str(Path(folder) / JEMALLOC)
-    sys.exit(f"--allocator jemalloc: {JEMALLOC} is not here: install it, e.g. apt install libjemalloc2")
-
-
-def machine() -> dict[str, Any]:
-    lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
-    names = [value.strip() for key, _, value in lines if key.strip() == "model name"]
-    flags = {flag for key, _, value in lines if key.strip() == "flags" for flag in value.split()}
-    vectors = next(
-        (f" with {name}" for name, flag in (("AVX-512", "avx512f"), ("AVX2", "avx2")) if flag in flags), ""
-    )
-    cores = len(os.sched_getaffinity(0))
-    return {
-        "cpu": f"{names[0] if names else platform.processor()}{vectors}",
-        "cores": cores,
-        "memory_gib": round(psutil.virtual_memory().total / 2**30),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "gpu": _gpu_name(),
-    }
-
-
-def command(module: str) -> str:
-    """The call, with FOLDER for every path: they say nothing elsewhere."""
-    given = ["FOLDER" if "/" in argument else argument for argument in sys.argv[1:]]
-    return shlex.join(["python", "-m", module, *given])
-
-
-def revision() -> str:
-    """Of the checkout measured; "+" if it has changes."""
-    asked = ["git", "-C", str(HERE.parent), "describe", "--always", "--abbrev=10", "--dirty=+"]
-    done = subprocess.run(asked, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
-def origin(module: str) -> str:
-    """A line that says what a table was made by, of which revision, when, and on what."""
-    where = machine()
-    return (
-        f"`{command(module)}`, revision {revision()}, {time.strftime('%Y-%m-%d')}; {where['cpu']}, {where['cores']} cores, "
-        f"{where['memory_gib']} GiB, Python {where['python']}."
+    sys.exit(
+        f"--allocator jemalloc: {JEMALLOC} is not installed; install it, e.g. with apt install libjemalloc2"
     )
 
 
-def summary(measurements: list[Measurement]) -> dict[str, dict[str, Any]]:
-    """By system: median, least and most over the rounds."""
+def summarise(measurements: list[Measurement]) -> dict[str, dict[str, Any]]:
+    """Return medians, minima and maxima over the rounds, by system."""
     rows: dict[str, dict[str, Any]] = {}
     for system in dict.fromkeys(m.system for m in measurements):
         runs = [m for m in measurements if m.system == system]
@@ -431,51 +427,27 @@ def summary(measurements: list[Measurement]) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def write_section(name: str, body: str) -> None:
-    """Replace the section between RESULTS.md's marks, or add it at the end."""
-    path = HERE / "RESULTS.md"
-    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-    section = f"{begin}\n{body.strip()}\n{end}"
-    text = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
-    if begin in text:
-        before, rest = text.split(begin, 1)
-        text = before + section + rest.split(end, 1)[1]
-    else:
-        text = f"{text.rstrip()}\n\n{section}\n"
-    path.write_text(text, encoding="utf-8")
-
-
-def raw_file(name: str) -> Path:
-    return HERE / "results" / f"{time.strftime('%Y-%m-%d')}-{name}.json"
-
-
-def write_raw(name: str, body: dict[str, Any]) -> None:
-    path = raw_file(name)
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def cache_folder() -> Path:
-    return Path(os.environ.get("FINETUNE_BENCH_DIR") or Path.home() / ".cache" / "finetune-bench").resolve()
+    default = Path.home() / ".cache" / "finetune-bench"
+    return Path(os.environ.get("FINETUNE_BENCH_DIR") or default).resolve()
 
 
-def _read_ours(folder: Path) -> dict[str, Any]:
+def _read_finetune(folder: Path) -> dict[str, Any]:
     run = next(path.parent for path in (folder / "runs").glob("*/summary.json"))
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    tokens, ends = rules.spooled_steps(records)
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    tokens, ends = rules.read_steps([json.loads(line) for line in lines])
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     installed = json.loads((run / "provenance.json").read_text(encoding="utf-8"))["packages"]
-    named = ("torch", "transformers", "peft", "deepspeed")
+    packages = ("torch", "transformers", "peft", "deepspeed")
+    versions = {name: installed[name] for name in packages if name in installed}
     return {
         "tokens": tokens,
         "ends": ends,
         "trainable_parameters": summary["trainable_parameters"],
-        # finetune train ends with an error where its own check of isolation fails (checks.check_isolation)
+        # finetune train would have ended with an error if its check of isolation had failed
+        # (checks.check_isolation)
         "isolated": True,
-        "versions": {
-            "finetune": revision(),
-            **{name: installed[name] for name in named if name in installed},
-        },
+        "versions": {"finetune": report.revision(), **versions},
     }
 
 
@@ -484,20 +456,14 @@ def _read_peer(folder: Path) -> dict[str, Any]:
     return measured
 
 
-def fresh(folder: Path) -> Path:
+def make_empty(folder: Path) -> Path:
+    """Create a folder, or empty it if it exists, and return it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
 
 
 def _gpu_memory() -> float:
-    """Bytes in use on the first GPU, by all processes, as its driver says."""
-    asked = ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    return float(subprocess.run(asked, capture_output=True, text=True, check=True).stdout) * 2**20
-
-
-def _gpu_name() -> str | None:
-    if not shutil.which("nvidia-smi"):
-        return None
-    asked = ["nvidia-smi", "--id=0", "--query-gpu=name", "--format=csv,noheader"]
-    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() or None
+    """Return the bytes in use on the first GPU, by all processes, as reported by its driver."""
+    command = ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) * 2**20

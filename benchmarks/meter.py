@@ -1,8 +1,8 @@
-"""Runs one peer in the peer's own environment, and counts what goes into its model. `python meter.py
-settings.json`.
+"""Script that trains with another system in its own environment and counts the tokens that enter
+its model: `python meter.py settings.json`.
 
-All of them train with a subclass of transformers' Trainer, so that one callback and one forward hook measure
-them all.
+All these systems train with a subclass of transformers' Trainer, so one callback with a forward
+hook measures all of them.
 """
 
 from __future__ import annotations
@@ -18,22 +18,36 @@ from typing import Any
 
 import torch
 import transformers
-from rules import non_padding_tokens  # type: ignore[import-not-found]  # beside this file, as a peer's environment runs it
+
+# as a script, this file imports rules.py from its own folder
+from rules import non_padding_tokens  # type: ignore[import-not-found]
 
 LOGGED = ("torch", "transformers", "peft", "accelerate", "trl", "llamafactory", "axolotl", "liger-kernel")
 
-PLACES = (
-    "input_ids", "attention_mask", "position_ids", "use_cache", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k",
+# arguments of a model that hold tokens, masks or positions; with labels, TRL's model returns no
+# logits
+INPUTS = (
+    "input_ids",
+    "attention_mask",
+    "position_ids",
+    "use_cache",
+    "cu_seq_lens_q",
+    "cu_seq_lens_k",
+    "max_length_q",
+    "max_length_k",
     "seq_idx",
-)  # fmt: skip
+)
 
 
-class Meter(transformers.TrainerCallback):  # type: ignore[misc]  # transformers is not read by mypy: see pyproject.toml
-    """Tokens and end time of every optimizer step; then whether documents that share a row saw each other."""
+# mypy does not read transformers: see pyproject.toml
+class Meter(transformers.TrainerCallback):  # type: ignore[misc]
+    """Trainer callback that records the tokens and end time of each optimizer step, and at the end
+    tests the isolation of documents that share a row."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._settings = settings
-        self._pad, self._eos = settings["pad_token_id"], settings["eos_token_id"]
+        self._pad = settings["pad_token_id"]
+        self._eos = settings["eos_token_id"]
         self._seen: Any = 0
         self._batch: dict[str, Any] = {}
         self.tokens: list[int] = []
@@ -54,6 +68,7 @@ class Meter(transformers.TrainerCallback):  # type: ignore[misc]  # transformers
         self._seen = 0
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        versions = {name: _version(name) for name in LOGGED}
         measured = {
             "tokens": self.tokens,
             "ends": self.ends,
@@ -62,37 +77,34 @@ class Meter(transformers.TrainerCallback):  # type: ignore[misc]  # transformers
             "gradient_checkpointing": bool(args.gradient_checkpointing),
             "isolated": self._isolated(model),
             "rows": list(self._batch["input_ids"].shape),
-            "versions": {name: version for name in LOGGED if (version := _version(name))},
+            "versions": {name: version for name, version in versions.items() if version},
         }
         Path(self._settings["result"]).write_text(json.dumps(measured), encoding="utf-8")
 
     @torch.no_grad()
     def _isolated(self, model: Any) -> bool | None:
-        """Other tokens in a row's first document must not move the logits behind it. None: no row holds two
-        documents."""
-        where = {
-            key: value for key, value in self._batch.items() if key in PLACES
-        }  # no labels: with them TRL gives no logits
+        """Return True if a change of the tokens in a row's first document leaves the logits of the
+        documents after it unchanged, on the last batch; None if no row holds two documents."""
+        inputs = {key: value for key, value in self._batch.items() if key in INPUTS}
         ids = self._batch["input_ids"].clone()
         for row in range(len(ids)):
             ends = (ids[row] == self._eos).nonzero().flatten().tolist()
-            behind = [p for p in range(ends[0] + 1, ids.shape[1]) if ids[row, p] != self._pad] if ends else []
-            if ends and ends[0] > 0 and behind:
-                before = model(**where).logits[row, behind]
-                ids[row, : ends[0]] = (
-                    ids[row, : ends[0]] + 7
-                ) % 200 + 10  # the first ids of the vocabulary are single bytes
-                after = model(**{**where, "input_ids": ids}).logits[row, behind]
-                return bool(
-                    torch.allclose(
-                        before.float(), after.float(), atol=1e-2 if before.dtype == torch.bfloat16 else 1e-4
-                    )
-                )
+            if not ends or ends[0] == 0:
+                continue
+            later = [p for p in range(ends[0] + 1, ids.shape[1]) if ids[row, p] != self._pad]
+            if not later:
+                continue
+            before = model(**inputs).logits[row, later]
+            # the first ids of the vocabulary are single bytes
+            ids[row, : ends[0]] = (ids[row, : ends[0]] + 7) % 200 + 10
+            after = model(**{**inputs, "input_ids": ids}).logits[row, later]
+            tolerance = 1e-2 if before.dtype == torch.bfloat16 else 1e-4
+            return bool(torch.allclose(before.float(), after.float(), atol=tolerance))
         return None
 
 
 def measure_every_trainer(settings: dict[str, Any]) -> None:
-    """From here on, every Trainer that is made carries the meter."""
+    """Add the meter to every Trainer that is created from now on."""
     original = transformers.Trainer.__init__
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -102,8 +114,9 @@ def measure_every_trainer(settings: dict[str, Any]) -> None:
     transformers.Trainer.__init__ = init
 
 
-def common(settings: dict[str, Any]) -> dict[str, Any]:
-    """What all three call the same, as they hand it to transformers' TrainingArguments."""
+def common_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that have the same name in all systems, since they pass them to
+    transformers' TrainingArguments."""
     return {
         "per_device_train_batch_size": settings["batch_size"],
         "gradient_accumulation_steps": 1,
@@ -121,21 +134,24 @@ def common(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def trl(settings: dict[str, Any]) -> None:
+def train_with_trl(settings: dict[str, Any]) -> None:
     from datasets import load_dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
     packing = settings["packing"]
+    packing_strategy = {"packing_strategy": packing} if packing else {}
+    # Weights that full training updates are float32, as in finetune's optimizer: bf16 would lose
+    # small steps.
+    keeps_bf16 = settings["precision"] == "bf16" and settings["lora_r"]
     arguments = SFTConfig(
-        **common(settings),
+        **common_settings(settings),
         max_length=settings["sequence_length"],
         packing=packing is not None,
-        **({"packing_strategy": packing} if packing else {}),
+        **packing_strategy,
         use_liger_kernel=settings.get("liger", False),
         model_init_kwargs={
-            # what is trained whole is kept in float32, as our optimizer keeps it: bf16 would lose small steps
-            "dtype": "bfloat16" if settings["precision"] == "bf16" and settings["lora_r"] else "float32",
+            "dtype": "bfloat16" if keeps_bf16 else "float32",
             "attn_implementation": settings.get("attention", "sdpa"),
         },
     )
@@ -154,9 +170,9 @@ def trl(settings: dict[str, Any]) -> None:
     trainer.train()
 
 
-def llamafactory(settings: dict[str, Any]) -> None:
-    # Its data module imports torchaudio for speech; there is no speech here, and torchaudio has no build for
-    # every torch.
+def train_with_llamafactory(settings: dict[str, Any]) -> None:
+    # LLaMA-Factory's data module imports torchaudio, which is not needed here and not built for
+    # every torch
     speech = types.ModuleType("torchaudio")
     speech.__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
     sys.modules["torchaudio"] = speech
@@ -165,20 +181,17 @@ def llamafactory(settings: dict[str, Any]) -> None:
     folder = Path(settings["output"])
     folder.mkdir(parents=True, exist_ok=True)
     lines = Path(settings["documents"]).read_text(encoding="utf-8").splitlines()
-    ended = [
-        json.loads(line)["text"] + settings["eos_token"] for line in lines
-    ]  # this template adds none by itself
-    texts = [json.dumps({"prompt": "", "text": text}, ensure_ascii=False) for text in ended]
-    (folder / "documents.jsonl").write_text("\n".join(texts) + "\n", encoding="utf-8")
-    columns = {
-        "prompt": "prompt",
-        "response": "text",
-    }  # packing without leaks exists for prompts and responses only
-    described = {"bench": {"file_name": "documents.jsonl", "columns": columns}}
-    (folder / "dataset_info.json").write_text(json.dumps(described), encoding="utf-8")
+    # the template "empty" adds no end-of-sequence token
+    texts = [json.loads(line)["text"] + settings["eos_token"] for line in lines]
+    records = [json.dumps({"prompt": "", "text": text}, ensure_ascii=False) for text in texts]
+    (folder / "documents.jsonl").write_text("\n".join(records) + "\n", encoding="utf-8")
+    # neat_packing, which isolates documents, exists for prompts and responses only
+    columns = {"prompt": "prompt", "response": "text"}
+    datasets = {"bench": {"file_name": "documents.jsonl", "columns": columns}}
+    (folder / "dataset_info.json").write_text(json.dumps(datasets), encoding="utf-8")
     run_exp(
         {
-            **common(settings),
+            **common_settings(settings),
             "stage": "sft",
             "do_train": True,
             "model_name_or_path": settings["model"],
@@ -205,7 +218,7 @@ def llamafactory(settings: dict[str, Any]) -> None:
     )
 
 
-def axolotl(settings: dict[str, Any]) -> None:
+def train_with_axolotl(settings: dict[str, Any]) -> None:
     from axolotl.cli.train import do_cli
 
     output = Path(settings["output"])
@@ -224,9 +237,10 @@ def axolotl(settings: dict[str, Any]) -> None:
         "lora_alpha": 2 * settings["lora_r"],
         "lora_dropout": 0.0,
         "lora_target_linear": True,
+        # these kernels use Triton, which needs a GPU
         "lora_mlp_kernel": False,
         "lora_qkv_kernel": False,
-        "lora_o_kernel": False,  # Triton kernels: GPU only
+        "lora_o_kernel": False,
         "micro_batch_size": settings["batch_size"],
         "gradient_accumulation_steps": 1,
         "max_steps": settings["num_steps"],
@@ -245,7 +259,7 @@ def axolotl(settings: dict[str, Any]) -> None:
         "special_tokens": {"pad_token": "<pad>"},
     }
     path = output / "axolotl.yaml"
-    path.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
+    path.write_text(json.dumps(config), encoding="utf-8")  # JSON is valid YAML
     sys.argv = [sys.argv[0]]
     do_cli(str(path))
 
@@ -260,7 +274,12 @@ def _version(name: str) -> str | None:
 def main() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     measure_every_trainer(settings)
-    {"trl": trl, "llamafactory": llamafactory, "axolotl": axolotl}[settings["peer"]](settings)
+    systems = {
+        "trl": train_with_trl,
+        "llamafactory": train_with_llamafactory,
+        "axolotl": train_with_axolotl,
+    }
+    systems[settings["peer"]](settings)
 
 
 if __name__ == "__main__":

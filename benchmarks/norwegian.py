@@ -1,5 +1,5 @@
-"""Real Norwegian text for the tables of data preparation: what the readers make of ../shared/corpora, or of a
-folder like it."""
+"""Real Norwegian text for the benchmarks of data preparation: the documents that the readers find
+in ../shared/corpora, or in a folder like it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from data_prep import reading
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Report
 
-# reader, folder, options
+# by source: reader, folder, options
 SOURCES = {
     "lovdata": ("lovdata", "lovdata", {}),
     "documentation": ("markdown", "digdir-docs", {}),
@@ -23,12 +23,13 @@ SOURCES = {
     "einnsyn": ("einnsyn", "einnsyn-eksempler", {}),
     "treebanks": ("conllu", "ud", {}),
 }
-# of seven; with every seventh word changed, two versions share a sixth of their 5-grams: no near duplicates
+# Words kept before each changed one. With every seventh word changed, two versions share a sixth of
+# their 5-grams, so they are not near duplicates.
 WORDS_KEPT = 6
 
 
-def documents(corpora: Path) -> Iterator[Document]:
-    """All documents of the folders that are there."""
+def read_documents(corpora: Path) -> Iterator[Document]:
+    """Yield all documents of the folders that exist."""
     for name, (reader, folder, options) in SOURCES.items():
         if (corpora / folder).is_dir():
             source = SourceConfig(reader=reader, path=str(corpora / folder), license="-", options=options)
@@ -36,8 +37,8 @@ def documents(corpora: Path) -> Iterator[Document]:
 
 
 def write_text(folder: Path, texts: list[str], megabytes: int, files: int) -> None:
-    """JSON lines of `megabytes` of text in `files` files: the texts over and over, every seventh word another
-    each time."""
+    """Write `megabytes` of text as JSON lines into `files` files: the texts, then the texts again
+    and again with every seventh word changed."""
     vocabulary = sorted({word for text in texts for word in text.split()})
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
@@ -46,17 +47,15 @@ def write_text(folder: Path, texts: list[str], megabytes: int, files: int) -> No
         written = 0
         with (folder / f"part-{file:03d}.jsonl").open("w", encoding="utf-8") as out:
             while written < megabytes * 1_000_000 / files:
-                text = (
-                    _edited(texts[number % len(texts)], vocabulary, rng)
-                    if number >= len(texts)
-                    else texts[number]
-                )
+                text = texts[number % len(texts)]
+                if number >= len(texts):
+                    text = _edit(text, vocabulary, rng)
                 out.write(json.dumps({"id": str(number), "text": text}, ensure_ascii=False) + "\n")
                 written += len(text.encode())
                 number += 1
 
 
-def _edited(text: str, vocabulary: list[str], rng: random.Random) -> str:
+def _edit(text: str, vocabulary: list[str], rng: random.Random) -> str:
     lines = []
     for line in text.split("\n"):
         words = line.split(" ")

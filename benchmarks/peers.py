@@ -1,15 +1,16 @@
-"""Training speed on a CPU, ours beside its peers: `make bench-peers`, or `python -m benchmarks.peers --text
-FOLDER`.
+"""Training speed on a CPU, compared with other systems: `make bench-peers`, or
+`python -m benchmarks.peers --text FOLDER`.
 
-The task: LoRA r=8 on every linear layer of a 34M-parameter Llama with random weights, 512 tokens a row, 4
-rows a step, fp32, one process of two threads, 2,000 documents. Every system trains on the same documents,
-from the same model folder, the same number of steps, in turns, and is measured by rules.py. Nothing else
-should run meanwhile.
+The task is LoRA r=8 on all linear layers of a 34M-parameter Llama with random weights, in fp32, on
+2,000 documents, with 512 tokens per row, 4 rows per step, and one process with two threads. The
+systems train in turn, on the same documents, from the same model folder, for the same number of
+steps, and rules.py measures them. Nothing else should run on the machine meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -19,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import documents, harness, rules
+from benchmarks import documents, harness, report, rules
 from benchmarks.harness import Bench, Measurement
 
 SHAPE = rules.Shape(
@@ -45,12 +46,13 @@ NAMES = {
 def main() -> None:
     options = _options()
     cache = harness.cache_folder()
-    busy_at_start, load_at_start = harness.check_quiet(options.busy), os.getloadavg()
+    busy_at_start = harness.check_quiet(options.busy)
+    load_at_start = os.getloadavg()
     print(
         f"load averages {load_at_start}, {busy_at_start:.0%} of the CPU in use; working in {cache}",
         flush=True,
     )
-    corpus, texts, what = documents.make(cache, options.text, options.documents)
+    corpus, texts, description = documents.make_documents(cache, options.text, options.documents)
     model = cache / "models" / f"llama-34m-{corpus.name}"
     harness.write_model(model, SHAPE, corpus / "tokenizer")
     bench = Bench(
@@ -68,110 +70,126 @@ def main() -> None:
     measurements = []
     for number in range(options.rounds):
         for product, rounds in limits.items():
-            rounds.append(harness.matmul_limit(SHAPE, 4 * 512, threads=2, by=product))
+            rounds.append(harness.measure_matmul_limit(SHAPE, 4 * 512, threads=2, by=product))
         for system in options.systems:
             measurement = runs[system](number)
             _check(measurement, options)
             measurements.append(measurement)
             print(
-                f"round {number + 1}/{options.rounds} {system:<14} {measurement.tokens_per_second:7.0f} tokens/s, "
-                f"{measurement.peak_memory / 2**30:.2f} GiB, {measurement.seconds:.0f} s, others {measurement.others_cpu:.0%}",
+                f"round {number + 1}/{options.rounds} {system:<14} "
+                f"{measurement.tokens_per_second:7.0f} tokens/s, {measurement.peak_memory / 2**30:.2f} GiB, "
+                f"{measurement.seconds:.0f} s, other processes {measurement.others_cpu:.0%} of the CPU",
                 flush=True,
             )
     facts = {
         "date": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": harness.machine(),
-        "command": harness.command("benchmarks.peers"),
-        "revision": harness.revision(),
+        "machine": report.machine(),
+        "command": report.command("benchmarks.peers"),
+        "revision": report.revision(),
         "options": vars(options) | {"text": bool(options.text)},
-        "documents": _describe(corpus, what),
+        "documents": _describe_documents(corpus, description),
         "load_at_start": load_at_start,
         "busy_at_start": busy_at_start,
         "matmul_limits": limits,
         "shape": asdict(SHAPE),
     }
-    report = markdown(facts, harness.summary(measurements), harness.raw_file("peers").name)
-    print(report)
+    section = _describe(facts, harness.summarise(measurements), report.raw_file("peers").name)
+    print(section)
     if not options.trial:
-        harness.write_raw("peers", facts | {"measurements": [asdict(m) for m in measurements]})
-        harness.write_section("peers", report)
+        report.write_raw("peers", facts | {"measurements": [asdict(m) for m in measurements]})
+        report.write_section("peers", section)
 
 
-def markdown(facts: dict[str, Any], rows: dict[str, dict[str, Any]], raw: str) -> str:
-    """The table, and beside it all that it takes to judge it."""
-    options, machine = facts["options"], facts["machine"]
-    limits = {product: max(rounds) for product, rounds in facts["matmul_limits"].items()}
+def _describe(facts: dict[str, Any], rows: dict[str, dict[str, Any]], raw: str) -> str:
+    """Return the section of RESULTS.md: the table, and the task, machine and versions behind it."""
+    options = facts["options"]
+    machine = facts["machine"]
     flop = rules.flop_per_token(SHAPE.non_embedding_parameters, lora=True)
-    table = [
-        f"| system | tokens/s, median (least-most) | {' | '.join(f'share of the limit of {product}' for product in limits)} "
-        "| tokens a step, of 2,048 | peak memory, all processes (largest) | documents isolated | others' CPU, at most |",
-        "|---" * (len(limits) + 6) + "|",
-    ]
+    versions = []
     for system, row in rows.items():
-        isolated = {True: "yes", False: "**no**", None: "one a row"}[row["isolated"]]
-        memory = f"{row['peak_memory'] / 2**30:.2f} GiB ({row['largest_process'] / 2**30:.2f})"
-        shares = " | ".join(
-            f"{rules.share_of_limit(row['median'], flop, limit):.0%}" for limit in limits.values()
-        )
-        table.append(
-            f"| {NAMES[system]} | {row['median']:,.0f} ({row['min']:,.0f}-{row['max']:,.0f}) "
-            f"| {shares} | {row['fill']:,.0f} | {memory} | {isolated} | {row['others_cpu']:.0%} |"
-        )
-    versions = "\n".join(
-        f"- {s}: {', '.join(f'{n} {v}' for n, v in row['versions'].items())}" for s, row in rows.items()
-    )
-    body = f"""## Training on a CPU, beside peers
+        packages = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
+        versions.append(f"- {system}: {packages}")
+    body = f"""## Training on a CPU, compared with other systems
 
-LoRA r={LORA_R} on all linear layers of a {SHAPE.parameters / 1e6:.1f}M-parameter Llama
-({SHAPE.non_embedding_parameters / 1e6:.1f}M of them no embeddings), random weights, 512 tokens a row, 4 rows an optimizer step,
-fp32, AdamW, no gradient checkpointing, one training process
-with two threads, {options["allocator"]}'s allocator for all. {facts["documents"]}
+LoRA r={LORA_R} on all linear layers of a Llama with random weights, {SHAPE.parameters / 1e6:.1f}M parameters
+({SHAPE.non_embedding_parameters / 1e6:.1f}M without embeddings);
+512 tokens per row, 4 rows per optimizer step, fp32, AdamW, no gradient checkpointing,
+one training process with two threads, {options["allocator"]}'s allocator for all systems.
+{facts["documents"]}
 
-{facts["date"]}, revision {facts["revision"]}, {machine["cpu"]}, {machine["cores"]} cores, {machine["memory_gib"]} GiB,
-Python {machine["python"]}; at the start the load average was {facts["load_at_start"][0]:.2f} and others used
-{facts["busy_at_start"]:.0%} of the CPU.
+{facts["date"]}, revision {facts["revision"]},
+{machine["cpu"]}, {machine["cores"]} cores, {machine["memory_gib"]} GiB, Python {machine["python"]};
+at the start, the load average was {facts["load_at_start"][0]:.2f}
+and other processes used {facts["busy_at_start"]:.0%} of the CPU.
 Raw data: `results/{raw}`.
 
     {facts["command"]}
 
-{chr(10).join(table)}
+{chr(10).join(_table(rows, facts["matmul_limits"], flop))}
 
-Non-padding tokens that enter the model a second, over {options["steps"]} steps after {options["warmup"]} of warm-up; start-up,
-tokenising, evaluation and saving left out; {options["rounds"]} rounds of all systems in turns. Matmul limit, the best that was
-sustained over this model's shapes: {_describe_limits(facts["matmul_limits"])};
-{flop / 1e6:.1f} MFLOP a token.
-Documents isolated: whether other tokens in a row's first document leave the next one's logits alone, tried on the last batch.
-finetune runs with its MLflow tracking on, the peers with none; it tells glibc's allocator to keep freed memory.
+Tokens/s are non-padding tokens that enter the model,
+over {options["steps"]} steps after {options["warmup"]} warm-up steps,
+without start-up, tokenising, evaluation and saving; {options["rounds"]} rounds of all systems in turn.
+The matmul limit is the highest speed sustained over this model's shapes:
+{_describe_limits(facts["matmul_limits"])};
+training takes {flop / 1e6:.1f} MFLOP per token.
+Documents are isolated if other tokens in a row's first document leave the logits of the later ones
+unchanged, tested on the last batch.
+finetune runs with MLflow tracking, the other systems without; it configures glibc's allocator to keep
+freed memory.
 torch's linear layer runs torch.mm; finetune multiplies by oneDNN on CPUs with AVX-512, where that is faster.
-What a system does with documents of more than 512 tokens (cut off, cut into pieces, left out) is its own default."""
-    return f"{body}\n\n{versions}"
+Documents of more than 512 tokens are truncated, split or left out by each system's default."""
+    return "\n".join([body, "", *versions])
+
+
+def _table(rows: dict[str, dict[str, Any]], matmul_limits: dict[str, list[float]], flop: int) -> list[str]:
+    limits = {product: max(rounds) for product, rounds in matmul_limits.items()}
+    columns = [
+        "system",
+        "tokens/s, median (min-max)",
+        *(f"share of the limit of {product}" for product in limits),
+        "tokens per step, of 2,048",
+        "peak memory, all processes (largest)",
+        "documents isolated",
+        "CPU used by other processes, max",
+    ]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for system, row in rows.items():
+        shares = [rules.share_of_limit(row["median"], flop, limit) for limit in limits.values()]
+        cells = [
+            NAMES[system],
+            f"{row['median']:,.0f} ({row['min']:,.0f}-{row['max']:,.0f})",
+            *(f"{share:.0%}" for share in shares),
+            f"{row['fill']:,.0f}",
+            f"{row['peak_memory'] / 2**30:.2f} GiB ({row['largest_process'] / 2**30:.2f})",
+            report.ISOLATED[row["isolated"]],
+            f"{row['others_cpu']:.0%}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def _runs(bench: Bench, systems: list[str]) -> dict[str, Callable[[int], Measurement]]:
-    """By system: what measures one round of it."""
-    alpha = 2 * LORA_R
-    ours = ["adapter=lora", f"adapter.r={LORA_R}", f"adapter.lora_alpha={alpha}", "zero=stage1", "name=bench"]
-    pythons = {
-        peer: harness.environment_of(peer, bench.cache)
-        for peer in sorted({s.split("-")[0] for s in systems} - {"finetune"})
-    }
+    """Return, by system, the function that measures a round of it."""
+    overrides = ["adapter=lora", f"adapter.r={LORA_R}", f"adapter.lora_alpha={2 * LORA_R}"]
+    overrides += ["zero=stage1", "name=bench"]
+    peers = sorted({system.split("-")[0] for system in systems} - {"finetune"})
+    pythons = {peer: harness.environment_of(peer, bench.cache) for peer in peers}
 
-    def peer(system: str, name: str, **special: Any) -> Callable[[int], Measurement]:
-        return lambda number: bench.peer(system, number, pythons[name], peer=name, **special)
+    def run(system: str, peer: str, **special: Any) -> Callable[[int], Measurement]:
+        return lambda number: bench.run_peer(system, number, pythons[peer], peer=peer, **special)
 
     return {
-        "finetune": lambda number: bench.ours("finetune", number, ours),
-        "trl": peer("trl", "trl", packing=None),
-        "trl-bfd": peer("trl-bfd", "trl", packing="bfd"),
-        "trl-wrapped": peer("trl-wrapped", "trl", packing="wrapped"),
-        "llamafactory": peer("llamafactory", "llamafactory"),
-        "axolotl": peer("axolotl", "axolotl"),
+        "finetune": lambda number: bench.run_finetune("finetune", number, overrides),
+        "trl": run("trl", "trl", packing=None),
+        "trl-bfd": run("trl-bfd", "trl", packing="bfd"),
+        "trl-wrapped": run("trl-wrapped", "trl", packing="wrapped"),
+        "llamafactory": run("llamafactory", "llamafactory"),
+        "axolotl": run("axolotl", "axolotl"),
     }
 
 
 def _settings(model: Path) -> dict[str, Any]:
-    import json
-
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     return {
         "sequence_length": 512,
@@ -188,23 +206,24 @@ def _settings(model: Path) -> dict[str, Any]:
 
 
 def _check(measurement: Measurement, options: argparse.Namespace) -> None:
-    """The same work for every system, or no table."""
+    """Exit if a system did other work than the task, or if the machine was in use."""
     if measurement.trainable_parameters != SHAPE.lora_parameters(LORA_R):
         sys.exit(
             f"{measurement.system} trains {measurement.trainable_parameters:,} parameters, "
-            f"not {SHAPE.lora_parameters(LORA_R):,}: it does other work"
+            f"not {SHAPE.lora_parameters(LORA_R):,}: it does other work than the task"
         )
     if measurement.allocator != options.allocator:
         sys.exit(f"{measurement.system} ran with {measurement.allocator}, not {options.allocator}")
     if measurement.others_cpu > 0.1 and not options.busy:
         sys.exit(
-            f"other processes used {measurement.others_cpu:.0%} of the CPU during {measurement.system}: run again, or pass --busy"
+            f"other processes used {measurement.others_cpu:.0%} of the CPU during {measurement.system}; "
+            f"run the benchmark again, or pass --busy"
         )
 
 
 def _products() -> list[str]:
-    """The ways to multiply whose limits matter here: torch's linear layer runs torch.mm, and ours oneDNN
-    where that is faster."""
+    """Return the matrix products whose limits apply on this machine: torch.mm, which torch's linear
+    layer runs, and oneDNN if finetune uses it here."""
     import torch
 
     from finetune.models.cpu_matmul import by_onednn
@@ -213,20 +232,22 @@ def _products() -> list[str]:
 
 
 def _describe_limits(limits: dict[str, list[float]]) -> str:
-    return "; ".join(
-        f"{product} {max(rounds) / 1e9:.0f} GFLOP/s (by round: {', '.join(f'{x / 1e9:.0f}' for x in rounds)})"
-        for product, rounds in limits.items()
-    )
+    described = []
+    for product, rounds in limits.items():
+        by_round = ", ".join(f"{limit / 1e9:.0f}" for limit in rounds)
+        described.append(f"{product} {max(rounds) / 1e9:.0f} GFLOP/s (by round: {by_round})")
+    return "; ".join(described)
 
 
-def _describe(corpus: Path, what: str) -> str:
+def _describe_documents(corpus: Path, description: str) -> str:
     from data_prep.shards import Corpus
 
     opened = Corpus(corpus)
     lengths = sorted(len(row) for row in opened.split("train")["input_ids"])
     return (
-        f"{len(lengths):,} documents, {sum(lengths):,} tokens (an 8,000-token BPE of their own), a document's median "
-        f"{statistics.median(lengths):.0f}, mean {statistics.mean(lengths):.0f}, longest {lengths[-1]:,}: {what}."
+        f"{len(lengths):,} documents with {sum(lengths):,} tokens of an 8,000-token BPE trained on them "
+        f"(per document: median {statistics.median(lengths):.0f}, mean {statistics.mean(lengths):.0f}, "
+        f"largest {lengths[-1]:,}): {description}."
     )
 
 
@@ -235,29 +256,30 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--text",
         metavar="FOLDER",
-        help="downloads of Lovdata's public API (default: the bundled sample, cut up)",
+        help="downloads of Lovdata's public API (default: parts of the bundled sample)",
     )
-    parser.add_argument("--documents", type=int, default=2000, help="documents taken of it (2000)")
-    parser.add_argument("--steps", type=int, default=20, help="optimizer steps measured (20)")
-    parser.add_argument("--warmup", type=int, default=2, help="optimizer steps before them (2)")
-    parser.add_argument("--rounds", type=int, default=3, help="times that every system is run (3)")
+    parser.add_argument("--documents", type=int, default=2000, help="number of documents (2000)")
+    parser.add_argument("--steps", type=int, default=20, help="measured optimizer steps (20)")
+    parser.add_argument("--warmup", type=int, default=2, help="optimizer steps before these (2)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each system (3)")
     parser.add_argument(
         "--systems", type=lambda given: given.split(","), default=list(NAMES), help=",".join(NAMES)
     )
     parser.add_argument(
-        "--allocator", choices=["glibc", "jemalloc"], default="glibc", help="of every system (glibc)"
+        "--allocator", choices=["glibc", "jemalloc"], default="glibc", help="allocator of all systems (glibc)"
     )
     parser.add_argument(
         "--busy",
         action="store_true",
-        help="measure although other processes use the CPU; the table says how much",
+        help="measure although other processes use the CPU; the table shows how much",
     )
     parser.add_argument(
-        "--trial", action="store_true", help="print the table, leave RESULTS.md and results/ as they are"
+        "--trial", action="store_true", help="print the table without changing RESULTS.md and results/"
     )
     options = parser.parse_args()
-    if unknown := set(options.systems) - set(NAMES):
-        parser.error(f"--systems: unknown {', '.join(sorted(unknown))}: choose from {', '.join(NAMES)}")
+    unknown = set(options.systems) - set(NAMES)
+    if unknown:
+        parser.error(f"--systems: unknown {', '.join(sorted(unknown))}; choose from {', '.join(NAMES)}")
     return options
 
 

@@ -1,17 +1,21 @@
-"""Data preparation in MB/s, stage by stage, beside datatrove and `datasets.map`, and how it grows.
+"""Speed of data preparation in MB/s, by stage, compared with datatrove and `datasets.map`, and by
+size of the input.
 
-    python -m benchmarks.prepare peers --corpora FOLDER [--megabytes 60]         # the whole pipeline, and
-    tokenising python -m benchmarks.prepare growth --corpora FOLDER [--megabytes 10,100,2000]
-    … --record puts the table into RESULTS.md, --workers 2 is how many processes each system gets
+    python -m benchmarks.prepare peers --corpora FOLDER [--megabytes 60]
+        the whole pipeline, and tokenising alone
+    python -m benchmarks.prepare growth --corpora FOLDER [--megabytes 10,100,2000]
+        the pipeline on several sizes of input
 
-The text is real (norwegian.py), over and over with every seventh word changed. All systems read the same JSON
-lines from disk and write tokens of the same tokenizer, trained before the clock starts. Wall time is what
-counts on a quiet machine; CPU time, of all processes together, says more where others use the machine too.
-Memory is that of all processes together, sampled.
+--record writes the table into RESULTS.md; --workers sets the number of processes of each system.
 
-Tokenising alone: `datasets.map` is given the very documents that our own step is given. datatrove's filters
-let others through, so its rate is of what it has left. Our step leaves tokens in the stages' folder;
-`publish` makes the corpus folder of them.
+The text is real (norwegian.py), repeated with every seventh word changed. All systems read the same
+JSON lines from disk and write tokens of the same tokenizer, which is trained before the
+measurement. On a quiet machine, compare wall time; if other processes use the machine, compare CPU
+time. CPU time and memory (which is sampled) are those of all processes of a system together.
+
+For tokenising alone, `datasets.map` gets exactly the documents of our own step. datatrove's filters
+keep other documents, so its rate is for these. Our step writes tokens into the stages' folder, and
+`publish` writes the corpus folder from them.
 """
 
 from __future__ import annotations
@@ -32,19 +36,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import harness
-from benchmarks.norwegian import documents, write_text
+from benchmarks import harness, report
+from benchmarks.norwegian import read_documents, write_text
 from data_prep.stage_files import StageFolder
 
-PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h: what processes leave behind becomes this one's to wait for
+# of linux/prctl.h: orphaned descendants become children of this process, which can wait for them
+PR_SET_CHILD_SUBREAPER = 36
 FILES = 4
 VOCABULARY = 16_000
 
 
 @dataclass
 class Timed:
-    """What a command took: seconds on the wall, CPU seconds of all its processes, their memory at most, and
-    what it printed."""
+    """The cost and the output of a command.
+
+    Attributes:
+        wall: seconds of wall time.
+        cpu: CPU seconds of all its processes.
+        memory, largest: peak bytes of resident memory of all processes, and of the largest.
+    """
 
     wall: float
     cpu: float
@@ -54,7 +64,7 @@ class Timed:
     err: str
 
 
-def timed(command: list[str | Path], **environment: str) -> Timed:
+def run_timed(command: list[str | Path], **environment: str) -> Timed:
     mark = uuid.uuid4().hex
     sampler = harness.Sampler(mark, gpu=False)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -72,39 +82,41 @@ def timed(command: list[str | Path], **environment: str) -> Timed:
     sampler.stop()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
-        sys.exit(f"{command[0]} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+        sys.exit(f"{command[0]} ended with exit code {done.returncode}:\n{done.stderr[-3000:]}")
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    memory, largest = (max(sample[key] for sample in sampler.samples) for key in ("resident", "largest"))
+    memory = max(sample["resident"] for sample in sampler.samples)
+    largest = max(sample["largest"] for sample in sampler.samples)
     return Timed(wall, cpu, int(memory), int(largest), done.stdout, done.stderr)
 
 
 def _reap() -> None:
-    """Wait for what processes left behind (a server that others were forked from), so that their CPU time is
-    counted too."""
+    """Wait for orphaned processes, such as a fork server, so that their CPU time is counted too."""
     with contextlib.suppress(ChildProcessError):
         while True:
             os.wait()
 
 
 class Bench:
-    """The raw text and the tokenizer, made once in a cache folder."""
+    """The raw text and the tokenizer of the benchmark, which are kept in a cache folder."""
 
     def __init__(self, corpora: Path, workers: int) -> None:
-        self.cache, self.workers = harness.cache_folder() / "prepare", workers
-        self.texts = [document.whole_text for document in documents(corpora)]
+        self.cache = harness.cache_folder() / "prepare"
+        self.workers = workers
+        self.texts = [document.whole_text for document in read_documents(corpora)]
         self.tokenizer = self.cache / "tokenizer"
 
-    def raw(self, megabytes: int) -> Path:
+    def write_raw_text(self, megabytes: int) -> Path:
+        """Return the folder with raw text of a size; create it and the tokenizer if necessary."""
         folder = self.cache / f"raw-{megabytes}"
         if not (folder / ".done").exists():
             shutil.rmtree(folder, ignore_errors=True)
             write_text(folder, self.texts, megabytes, max(FILES, megabytes // 50))
             (folder / ".done").touch()
         if not self.tokenizer.exists():
-            self._train()
+            self._train_tokenizer()
         return folder
 
-    def _train(self) -> None:
+    def _train_tokenizer(self) -> None:
         from data_prep.config import CorpusConfig, SourceConfig
         from data_prep.stage_settings import TokenizerConfig
         from data_prep.tokens.tokenizer_files import place_files
@@ -115,9 +127,11 @@ class Bench:
         )
         place_files(config, self.texts, self.tokenizer)
 
-    def ours(self, raw: Path, name: str = "bench") -> tuple[Timed, dict[str, float], dict[str, int]]:
-        """Time, seconds by step, and documents and tokens that came out."""
-        conf, out = self.cache / "conf", self.cache / "corpora"
+    def run_finetune(self, raw: Path, name: str = "bench") -> tuple[Timed, dict[str, float], dict[str, int]]:
+        """Run `finetune prepare`; return its cost, the seconds by step, and the numbers of
+        documents and tokens."""
+        conf = self.cache / "conf"
+        out = self.cache / "corpora"
         shutil.rmtree(out, ignore_errors=True)
         (conf / "corpus").mkdir(parents=True, exist_ok=True)
         sources = {"raw": {"reader": "jsonl", "path": str(raw), "license": "-"}}
@@ -130,11 +144,9 @@ class Bench:
             f"corpora_dir={out}",
             f"workers={self.workers}",
         ]
-        done = timed([harness.FINETUNE, "prepare", *arguments])
-        steps = {
-            step: float(seconds)
-            for step, seconds in re.findall(r"^([\w.]+): \d+ tasks, ([\d.]+) s$", done.err, re.M)
-        }
+        done = run_timed([harness.FINETUNE, "prepare", *arguments])
+        logged = re.findall(r"^([\w.]+): \d+ tasks, ([\d.]+) s$", done.err, re.M)
+        steps = {step: float(seconds) for step, seconds in logged}
         manifest = json.loads((out / name / "manifest.json").read_text())
         shards = [shard for split in manifest["splits"].values() for shard in split]
         found = {
@@ -144,10 +156,12 @@ class Bench:
         }
         return done, steps, found
 
-    def tokenised(self, name: str = "bench") -> tuple[Path, int]:
-        """The documents that our tokenise step was given, as JSON lines, and their characters."""
+    def write_tokenised_documents(self, name: str = "bench") -> tuple[Path, int]:
+        """Write the input documents of our tokenise step as JSON lines; return their folder and the
+        number of characters."""
         (last,) = (self.cache / "corpora" / f".{name}.stages").glob("*-mixture")
-        folder, characters = harness.fresh(self.cache / "tokenised"), 0
+        folder = harness.make_empty(self.cache / "tokenised")
+        characters = 0
         with (folder / "documents.jsonl").open("w", encoding="utf-8") as out:
             for document in StageFolder(last).documents():
                 out.write(json.dumps({"text": document.text}, ensure_ascii=False) + "\n")
@@ -155,115 +169,125 @@ class Bench:
         return folder, characters
 
 
-def peers(bench: Bench, megabytes: int) -> Iterator[str]:
-    raw = bench.raw(megabytes)
+def compare(bench: Bench, megabytes: int) -> Iterator[str]:
+    """Run all systems on the same text and yield the lines of the tables."""
+    raw = bench.write_raw_text(megabytes)
     size = sum(path.stat().st_size for path in raw.glob("*.jsonl")) / 1e6
-    done, steps, found = bench.ours(raw)
+    ours, our_steps, found = bench.run_finetune(raw)
     datatrove = harness.environment_of("datatrove", harness.cache_folder())
-    folder = harness.fresh(bench.cache / "datatrove")
-    tokenizer = str(bench.tokenizer / "tokenizer.json")
-    theirs = timed(
-        [datatrove, harness.HERE / "datatrove_steps.py", raw, folder, tokenizer, str(bench.workers)]
-    )
-    said = json.loads(theirs.out.splitlines()[-1])
-    their_steps = said["seconds"]
-    documents, characters = bench.tokenised()
-    folder = harness.fresh(bench.cache / "datasets")
-    mapped = timed(
-        [
-            sys.executable,
-            harness.HERE / "datasets_map.py",
-            documents,
-            folder,
-            bench.tokenizer,
-            str(bench.workers),
-        ]
-    )
-    map_steps = json.loads(mapped.out.splitlines()[-1])
+    folder = harness.make_empty(bench.cache / "datatrove")
+    tokenizer = bench.tokenizer / "tokenizer.json"
+    workers = str(bench.workers)
+    theirs = run_timed([datatrove, harness.HERE / "datatrove_steps.py", raw, folder, tokenizer, workers])
+    printed = json.loads(theirs.out.splitlines()[-1])
+    documents, characters = bench.write_tokenised_documents()
+    folder = harness.make_empty(bench.cache / "datasets")
+    script = harness.HERE / "datasets_map.py"
+    mapped = run_timed([sys.executable, script, documents, folder, bench.tokenizer, workers])
     yield f"{size:.0f} MB, {found['read']:,} documents, {bench.workers} processes each."
-    yield f"{found['documents']:,} documents and {found['tokens']:,} tokens come out of ours; out of datatrove, whose rules are"
-    yield f"stricter on law and minutes, {said['documents']:,} and {said['tokens']:,}: its later steps have less to do."
+    yield f"finetune keeps {found['documents']:,} documents with {found['tokens']:,} tokens."
+    yield "datatrove, whose rules are stricter for laws and minutes,"
+    yield f"keeps {printed['documents']:,} with {printed['tokens']:,}, so its later steps have less to do."
     yield ""
-    yield "| whole pipeline | seconds | MB/s | documents/s | CPU seconds | MB a CPU second | memory |"
+    yield "| whole pipeline | seconds | MB/s | documents/s | CPU seconds | MB per CPU second | memory |"
     yield "|---|---|---|---|---|---|---|"
-    for name, run in (("finetune prepare", done), ("datatrove", theirs)):
-        yield (
-            f"| {name} | {run.wall:.1f} | {size / run.wall:.2f} | {found['read'] / run.wall:,.0f} | {run.cpu:.1f} | "
-            f"{size / run.cpu:.2f} | {run.memory / 2**20:,.0f} MiB |"
-        )
-    yield f"\nOurs is {theirs.wall / done.wall:.1f} times as fast on the wall, {theirs.cpu / done.cpu:.1f} times by CPU time.\n"
-    blocks = ", ".join(f"{name} {seconds:.0f}" for name, seconds in said["blocks"].items() if seconds >= 1)
-    yield f"Seconds of datatrove's processes together, by block: {blocks}."
-    yield "It reads a document whole for its language, we up to 600 characters of each stretch of 200 to 1,500; it has no stages"
-    yield "for repeated boilerplate, evaluation sets, groups that are held out, and checksums.\n"
-    yield "| our step | seconds | MB/s | | datatrove's step | seconds | MB/s |"
-    yield "|---|---|---|---|---|---|---|"
-    left, right = list(steps.items()), list(their_steps.items())
-    for row in range(max(len(left), len(right))):
-        cells = [
-            f"{side[row][0]} | {side[row][1]:.1f} | {size / max(side[row][1], 0.05):.1f}"
-            if row < len(side)
-            else " | | "
-            for side in (left, right)
-        ]
-        yield f"| {cells[0]} | | {cells[1]} |"
-    yield "\n| tokenising alone | million characters | seconds | million characters/s | ours is … times as fast |"
-    yield "|---|---|---|---|---|"
-    ours = characters / steps["tokenise"]
-    for name, amount, seconds in (
-        ("finetune prepare", characters, steps["tokenise"]),
-        ("finetune prepare, with `publish`", characters, steps["tokenise"] + steps["publish"]),
-        ("datatrove", said["characters"], their_steps["tokenise"]),
+    for name, run in (("finetune prepare", ours), ("datatrove", theirs)):
+        speed = f"{run.wall:.1f} | {size / run.wall:.2f} | {found['read'] / run.wall:,.0f}"
+        cpu = f"{run.cpu:.1f} | {size / run.cpu:.2f}"
+        yield f"| {name} | {speed} | {cpu} | {run.memory / 2**20:,.0f} MiB |"
+    yield (
+        f"\nfinetune is {theirs.wall / ours.wall:.1f} times as fast by wall time, "
+        f"and {theirs.cpu / ours.cpu:.1f} times by CPU time.\n"
+    )
+    blocks = [f"{name} {seconds:.0f}" for name, seconds in printed["blocks"].items() if seconds >= 1]
+    yield f"Seconds of all of datatrove's processes, by block: {', '.join(blocks)}."
+    yield "datatrove identifies the language of a document by all its text, finetune by up to 600"
+    yield "characters of each stretch of 200 to 1,500. datatrove has no stages for repeated boilerplate,"
+    yield "evaluation sets, held-out groups and checksums.\n"
+    yield from _step_table(size, list(our_steps.items()), list(printed["seconds"].items()))
+    map_steps = json.loads(mapped.out.splitlines()[-1])
+    rows = [
+        ("finetune prepare", characters, our_steps["tokenise"]),
+        ("finetune prepare, with `publish`", characters, our_steps["tokenise"] + our_steps["publish"]),
+        ("datatrove", printed["characters"], printed["seconds"]["tokenise"]),
         *((f"datasets.map, {name}", characters, seconds) for name, seconds in map_steps.items()),
-    ):
-        yield f"| {name} | {amount / 1e6:.1f} | {seconds:.2f} | {amount / seconds / 1e6:.1f} | {ours * seconds / amount:.1f} |"
+    ]
+    yield from _tokenising_table(rows)
 
 
-def growth(bench: Bench, sizes: list[int]) -> Iterator[str]:
-    yield "| MB | documents | seconds | MB/s | CPU seconds a MB | memory of all processes | of the largest |"
+def _step_table(size: float, ours: list[tuple[str, float]], theirs: list[tuple[str, float]]) -> Iterator[str]:
+    yield "| finetune's step | seconds | MB/s | | datatrove's step | seconds | MB/s |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in range(max(len(ours), len(theirs))):
+        cells = []
+        for steps in (ours, theirs):
+            if row < len(steps):
+                step, seconds = steps[row]
+                cells.append(f"{step} | {seconds:.1f} | {size / max(seconds, 0.05):.1f}")
+            else:
+                cells.append(" | | ")
+        yield f"| {cells[0]} | | {cells[1]} |"
+
+
+def _tokenising_table(rows: list[tuple[str, int, float]]) -> Iterator[str]:
+    """Yield the table of (system, characters, seconds); the first row is finetune's."""
+    yield (
+        "\n| tokenising alone | million characters | seconds | million characters/s "
+        "| finetune is … times as fast |"
+    )
+    yield "|---|---|---|---|---|"
+    _, characters, seconds = rows[0]
+    our_speed = characters / seconds
+    for name, characters, seconds in rows:
+        speed = characters / seconds
+        figures = f"{characters / 1e6:.1f} | {seconds:.2f} | {speed / 1e6:.1f} | {our_speed / speed:.1f}"
+        yield f"| {name} | {figures} |"
+
+
+def measure_growth(bench: Bench, sizes: list[int]) -> Iterator[str]:
+    """Run `finetune prepare` on texts of several sizes and yield the lines of the table."""
+    columns = ("MB", "documents", "seconds", "MB/s", "CPU seconds per MB", "memory of all processes")
+    yield f"| {' | '.join(columns)} | of the largest |"
     yield "|---|---|---|---|---|---|---|"
     for megabytes in sizes:
-        raw = bench.raw(megabytes)
+        raw = bench.write_raw_text(megabytes)
         size = sum(path.stat().st_size for path in raw.glob("*.jsonl")) / 1e6
-        done, _, found = bench.ours(raw)
-        line = (
-            f"| {size:,.0f} | {found['read']:,} | {done.wall:,.0f} | {size / done.wall:.2f} | {done.cpu / size:.2f} | "
-            f"{done.memory / 2**20:,.0f} MiB | {done.largest / 2**20:,.0f} MiB |"
-        )
+        done, _, found = bench.run_finetune(raw)
+        speed = f"{done.wall:,.0f} | {size / done.wall:.2f} | {done.cpu / size:.2f}"
+        memory = f"{done.memory / 2**20:,.0f} MiB | {done.largest / 2**20:,.0f} MiB"
+        line = f"| {size:,.0f} | {found['read']:,} | {speed} | {memory} |"
         print(line, file=sys.stderr, flush=True)
         yield line
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Data preparation in MB/s, beside peers, and how it grows.")
+    parser = argparse.ArgumentParser(
+        description="Measure data preparation in MB/s, compared with other systems or by size of the input."
+    )
     parser.add_argument("table", choices=["peers", "growth"])
     parser.add_argument("--corpora", type=Path, required=True, help="a folder like ../shared/corpora")
     parser.add_argument(
-        "--megabytes", type=lambda text: [int(part) for part in text.split(",")], help="of raw text"
+        "--megabytes", type=lambda text: [int(part) for part in text.split(",")], help="size of the raw text"
     )
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--note", default="", help="a line for the table, on what else the machine did")
-    parser.add_argument("--record", action="store_true", help="put the table into RESULTS.md")
+    parser.add_argument("--workers", type=int, default=2, help="processes of each system (2)")
+    parser.add_argument("--note", default="", help="a line for the report, e.g. on other use of the machine")
+    parser.add_argument("--record", action="store_true", help="write the table into RESULTS.md")
     options = parser.parse_args()
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     bench = Bench(options.corpora, options.workers)
     if options.table == "peers":
-        title, lines = "Preparation beside peers", list(peers(bench, (options.megabytes or [60])[0]))
+        title = "Data preparation, compared with other systems"
+        lines = compare(bench, (options.megabytes or [60])[0])
     else:
-        title, lines = "Preparation: growth", list(growth(bench, options.megabytes or [10, 100, 2000]))
-    body = "\n".join(
-        [
-            f"## {title}",
-            "",
-            harness.origin("benchmarks.prepare"),
-            *([options.note] if options.note else []),
-            "",
-            *lines,
-        ]
-    )
+        title = "Data preparation, by size of the input"
+        lines = measure_growth(bench, options.megabytes or [10, 100, 2000])
+    head = [f"## {title}", "", report.origin("benchmarks.prepare")]
+    if options.note:
+        head.append(options.note)
+    body = "\n".join([*head, "", *lines])
     print(body)
     if options.record:
-        harness.write_section(f"prepare-{options.table}", body)
+        report.write_section(f"prepare-{options.table}", body)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""From raw Norwegian public-sector text to licensed, de-identified token shards."""
+"""Preparation of corpora: raw Norwegian public-sector text in, licensed, de-identified token shards out."""

@@ -1,10 +1,9 @@
-"""The corpus card: README.md of a corpus folder, for whoever is asked to train on it, or to publish what was
-trained. Written by the publish step.
+"""The corpus card: a corpus folder's README.md, for people who train on it or publish a model.
 
-It is made of counts and names alone. No text, title or id of a document stands in it, as these may be about
-persons; samples of what was dropped are looked at with `finetune inspect`, where the stages' files lie.
-Nothing in it depends on when or where it was made. The sections on personal data say what the stages counted;
-what an agency decides about a corpus has its place behind them.
+It consists of counts and names only. It has no text, title or id of a document, because these may
+be about persons; `finetune inspect` shows samples of dropped documents from the stages' files.
+Nothing in the card depends on the time or place of preparation. The section on personal data comes
+last, so that an agency can append its own assessment.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from data_prep.shards import Manifest
 
 CARD = "README.md"
 UNKNOWN_YEAR = "unknown"
+# ISO 639-1 codes, which data set cards use.
 _CODES = {
     "nob": "nb",
     "nno": "nn",
@@ -28,8 +28,8 @@ _CODES = {
     "eng": "en",
     "sme": "se",
     "nor": "no",
-}  # as data set cards write them
-_STANDARDS = {"nor": "both standards"}  # others go by their language's name
+}
+_STANDARDS = {"nor": "both standards"}  # other written standards have their language's name
 
 Rows = Iterable[tuple[str, ...]]
 
@@ -42,17 +42,18 @@ class Years:
     tokens: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def add(self, source: str, date: str, tokens: int) -> None:
-        year = date[:4] if date[:4].isdigit() and len(date) >= 4 else UNKNOWN_YEAR
+        has_year = len(date) >= 4 and date[:4].isdigit()
+        year = date[:4] if has_year else UNKNOWN_YEAR
         self.documents[source, year] += 1
         self.tokens[source, year] += tokens
 
 
 def write_card(folder: Path, manifest: Manifest, years: Years) -> None:
-    (folder / CARD).write_text(card(manifest, years), encoding="utf-8")
+    (folder / CARD).write_text(render_card(manifest, years), encoding="utf-8")
 
 
-def card(manifest: Manifest, years: Years) -> str:
-    """The card's Markdown."""
+def render_card(manifest: Manifest, years: Years) -> str:
+    """Return the card as Markdown."""
     sections = [
         _head(manifest),
         _warnings(manifest),
@@ -75,8 +76,11 @@ def _head(manifest: Manifest) -> str:
     splits = ", ".join(
         f"{s} {manifest.documents(s):,} documents, {manifest.tokens(s):,} tokens" for s in manifest.splits
     )
-    encoder = manifest.tokenizer.encoder
-    encoded = f", encoded by {encoder.library} {encoder.version} ({encoder.reason})" if encoder else ""
+    tokenizer = manifest.tokenizer
+    encoder = tokenizer.encoder
+    encoded_by = f", encoded by {encoder.library} {encoder.version} ({encoder.reason})" if encoder else ""
+    mask_column = manifest.mask_column
+    targets = f"the tokens that `{mask_column}` marks" if mask_column else "every token"
     return "\n".join(
         [
             "---",
@@ -89,10 +93,10 @@ def _head(manifest: Manifest) -> str:
             "",
             f"{splits}.",
             "",
-            f"Tokenizer: {manifest.tokenizer.vocab_size:,} tokens, sha256 `{manifest.tokenizer.sha256[:16]}`{encoded}.",
-            f"Targets: {f'the tokens that `{manifest.mask_column}` marks' if manifest.mask_column else 'every token'}.",
-            f"Made by `finetune prepare`; digest of the manifest `{manifest.digest[:16]}`. `finetune inspect` shows "
-            "what was done to a document.",
+            f"Tokenizer: {tokenizer.vocab_size:,} tokens, sha256 `{tokenizer.sha256[:16]}`{encoded_by}.",
+            f"Targets: {targets}.",
+            f"Made by `finetune prepare`; digest of the manifest `{manifest.digest[:16]}`. "
+            "`finetune inspect` shows how each stage changed a document.",
         ]
     )
 
@@ -100,21 +104,20 @@ def _head(manifest: Manifest) -> str:
 def _sources(manifest: Manifest) -> str:
     rows = []
     for name, source in manifest.sources.items():
-        documents, tokens, targets = (
-            sum(counts.values()) for counts in (source.documents, source.tokens, source.supervised_tokens)
-        )
-        rows.append(
-            (name, source.license, f"{documents:,}", f"{tokens:,}", f"{targets:,}", source.attribution or "–")
-        )
-    return _section("Sources", ("source", "licence", "documents", "tokens", "targets", "named as"), rows)
+        counts = (source.documents, source.tokens, source.supervised_tokens)
+        totals = [f"{sum(count.values()):,}" for count in counts]
+        rows.append((name, source.license, *totals, source.attribution or "–"))
+    return _section("Sources", ("source", "licence", "documents", "tokens", "targets", "attribution"), rows)
 
 
 def _standards(manifest: Manifest) -> str:
-    documents, tokens = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    documents = Counter[tuple[str, str]]()
+    tokens = Counter[tuple[str, str]]()
     for name, source in manifest.sources.items():
         for key, count in source.documents.items():
-            documents[name, key.partition("/")[2]] += count
-            tokens[name, key.partition("/")[2]] += source.tokens[key]
+            code = key.partition("/")[2]
+            documents[name, code] += count
+            tokens[name, code] += source.tokens[key]
     rows = [
         (
             name,
@@ -128,13 +131,15 @@ def _standards(manifest: Manifest) -> str:
 
 
 def _licences(manifest: Manifest) -> str:
-    documents, tokens, names = Counter[str](), Counter[str](), Counter[str]()
+    sources = Counter[str]()
+    documents = Counter[str]()
+    tokens = Counter[str]()
     for source in manifest.sources.values():
+        sources[source.license] += 1
         documents[source.license] += sum(source.documents.values())
         tokens[source.license] += sum(source.tokens.values())
-        names[source.license] += 1
     rows = [
-        (name, str(names[name]), f"{documents[name]:,}", f"{tokens[name]:,}") for name in sorted(documents)
+        (name, str(sources[name]), f"{documents[name]:,}", f"{tokens[name]:,}") for name in sorted(documents)
     ]
     return _section("Licences", ("licence", "sources", "documents", "tokens"), rows)
 
@@ -147,17 +152,19 @@ def _years(years: Years) -> str:
     return _section("Years", ("source", "year", "documents", "tokens"), rows)
 
 
-_CUT_COUNTS = ("lines_cut", "paragraphs_cut")  # of stages that cut text from documents
+_CUT_COUNTS = ("lines_cut", "paragraphs_cut")  # counts of stages that cut text from documents
 
 
 def _stages(manifest: Manifest) -> str:
     rows = [
-        (stage.name, f"{stage.documents_in:,}", f"{stage.documents_out:,}", _counted(stage.counts))
+        (stage.name, f"{stage.documents_in:,}", f"{stage.documents_out:,}", _list_counts(stage.counts))
         for stage in manifest.stages
     ]
-    has_cut = any(stage.counts.get(name) for stage in manifest.stages for name in _CUT_COUNTS)
-    note = "`finetune inspect CORPUS --cut` lists the lines that were cut, where the stages' files lie."
-    return _section("Stages", ("stage", "documents in", "out", "counted"), rows, note if has_cut else "")
+    has_cuts = any(stage.counts.get(name) for stage in manifest.stages for name in _CUT_COUNTS)
+    note = ""
+    if has_cuts:
+        note = "`finetune inspect CORPUS --cut` lists the lines that were cut, if the stages' files exist."
+    return _section("Stages", ("stage", "documents in", "documents out", "counts"), rows, note)
 
 
 def _drops(manifest: Manifest) -> str:
@@ -167,9 +174,14 @@ def _drops(manifest: Manifest) -> str:
         for stage in manifest.stages
         for reason, count in sorted(stage.dropped.items(), key=lambda item: (-item[1], item[0]))
     ]
-    note = "Shares are of the documents read. `finetune inspect CORPUS --dropped REASON` shows some, where the stages' files lie."
+    if not rows:
+        return ""
+    note = (
+        "Shares are of all documents read. `finetune inspect CORPUS --dropped REASON` shows "
+        "examples, if the stages' files exist."
+    )
     note += _languages(reason for _, reason, _, _ in rows)
-    return _section("Dropped", ("stage", "reason", "documents", "share"), rows, note) if rows else ""
+    return _section("Dropped", ("stage", "reason", "documents", "share"), rows, note)
 
 
 def _warnings(manifest: Manifest) -> str:
@@ -177,7 +189,7 @@ def _warnings(manifest: Manifest) -> str:
 
 
 def _losses(manifest: Manifest) -> str:
-    """What each stage took from each source, as a share of what was read of it."""
+    """Return the table of the text that each stage removed from each source."""
     rows = []
     for stage in manifest.stages:
         for loss in sorted(stage.losses, key=lambda loss: (-loss.characters, loss.source, loss.reason)):
@@ -194,42 +206,47 @@ def _losses(manifest: Manifest) -> str:
                     f"{loss.characters / max(source.characters_read, 1):.2%}",
                 )
             )
-    columns = (
-        "stage",
-        "reason",
-        "source",
-        "dropped",
-        "share of documents",
-        "cut",
-        "characters",
-        "share of text",
+    if not rows:
+        return ""
+    documents = ("dropped", "share of documents", "cut")
+    columns = ("stage", "reason", "source", *documents, "characters", "share of text")
+    note = (
+        "Shares are of all that was read of the source. Documents under `cut` were kept "
+        "without a part of their text."
     )
-    note = "Shares are of what was read of the source. Cut are documents that went on without a part of their text."
-    return _section("Text taken, by source", columns, rows, note) if rows else ""
+    return _section("Text removed, by source", columns, rows, note)
 
 
 def _languages(reasons: Iterable[str]) -> str:
-    """Name the languages that documents were dropped for, whose reasons hold their codes alone."""
-    codes = sorted(
-        {reason.removeprefix("language_") for reason in reasons if reason.startswith("language_")}
-        & set(NAMES)
-    )
-    return f" Languages: {', '.join(f'{code} {language_name(code)}' for code in codes)}." if codes else ""
+    """Return a sentence with the names of the languages whose codes are in the reasons."""
+    found = {reason.removeprefix("language_") for reason in reasons if reason.startswith("language_")}
+    codes = sorted(found & set(NAMES))
+    if not codes:
+        return ""
+    return f" Languages: {', '.join(f'{code} {language_name(code)}' for code in codes)}."
 
 
 def _personal_data(manifest: Manifest) -> str:
     stage = next((stage for stage in manifest.stages if stage.name == "deidentify"), None)
     if stage is None:
         return ""
-    done = _counted(stage.counts) if stage.counts else "nothing was found to mask"
-    return f"## Personal data\n\nDe-identification (version {stage.version}): {done}. What it does not look for is still there."
+    masked = _list_counts(stage.counts) if stage.counts else "nothing was found to mask"
+    return (
+        f"## Personal data\n\nDe-identification (version {stage.version}): {masked}. "
+        "It masks national identity numbers; other personal data may remain in the texts."
+    )
 
 
-def _counted(counts: dict[str, int]) -> str:
+def _list_counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "–"
 
 
 def _section(title: str, columns: tuple[str, ...], rows: Rows, note: str = "") -> str:
+    """Return a section with a table, and a note below it."""
     lines = [f"## {title}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
-    return "\n".join(lines + (["", note] if note else []))
+    for row in rows:
+        cells = [cell.replace("|", "\\|") for cell in row]
+        lines.append(f"| {' | '.join(cells)} |")
+    if note:
+        lines += ["", note]
+    return "\n".join(lines)

@@ -1,5 +1,4 @@
-"""What a corpus is made of: the schema behind conf/corpus/*.yaml. The stages' part is in
-stage_settings.py."""
+"""The schema of a corpus file (conf/corpus/*.yaml); stage_settings.py has the stages' sections."""
 
 from __future__ import annotations
 
@@ -82,7 +81,7 @@ class MixtureRule:
         all_among("mixture.languages", self.languages, (*LANGUAGES, "nor"))
         if self.years and (len(self.years) != 2 or self.years[0] > self.years[1]):
             raise UserError(
-                f"mixture.years is {self.years}: give the first and the last year, e.g. [1998, 2016]"
+                f"mixture.years is {self.years}; give the first and the last year, e.g. [1998, 2016]"
             )
         between("mixture.weight", self.weight, 0, 100)
         at_least("mixture.max_tokens", self.max_tokens, 1)
@@ -128,12 +127,13 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if not self.license.strip():
             raise UserError(
-                "license is empty: give an SPDX identifier, or NLOD-2.0 and its kin; it follows the text everywhere"
+                "license is empty; give an SPDX identifier, or a name such as NLOD-2.0: every row of the "
+                "corpus carries it"
             )
         between("max_broken_share", self.max_broken_share, 0, 1)
         if self.language == "nor" or (self.language and not re.fullmatch("[a-z]{3}", self.language)):
             raise UserError(
-                f"language is '{self.language}': give an ISO 639-3 code, as nob or nno, or leave it out"
+                f"language is '{self.language}'; give an ISO 639-3 code such as nob or nno, or leave it out"
             )
 
 
@@ -161,10 +161,11 @@ class CorpusConfig:
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
             raise UserError(
-                f"corpus name is '{self.name}': use letters, digits, '-', '_' and '.', starting with a letter or digit"
+                f"corpus name is '{self.name}'; use letters, digits, '-', '_' and '.', "
+                "starting with a letter or digit"
             )
         if not self.sources:
-            raise UserError(f"corpus {self.name}: sources is empty: name at least one source")
+            raise UserError(f"corpus {self.name}: sources is empty; name at least one source")
         for name, source in self.sources.items():
             self._check_source(name, source)
         all_among("boilerplate.readers", self.boilerplate.readers, READERS)
@@ -177,24 +178,26 @@ class CorpusConfig:
         """Raise UserError if a source's name, reader or mixture does not fit the corpus."""
         if not NAME.fullmatch(name):
             raise UserError(
-                f"source name '{name}': use letters, digits, '-', '_' and '.'; it names metrics and files"
+                f"source name is '{name}'; use letters, digits, '-', '_' and '.', "
+                "because metrics and files are named after it"
             )
         one_of(f"sources.{name}.reader", source.reader, READERS)
         if self.tokenizer.path is None and any(rule.max_tokens is not None for rule in source.mixture):
             raise UserError(
-                f"sources.{name}.mixture has max_tokens, which are counted by the corpus' tokenizer: give it "
-                f"as tokenizer.path (one that is trained here would depend on what it is to count), or use weight"
+                f"sources.{name}.mixture has max_tokens, but there is no tokenizer yet to count tokens with "
+                "(one trained on the corpus would depend on the count); set tokenizer.path, or use weight "
+                "instead of max_tokens"
             )
 
     def _check_sites(self) -> None:
-        """Raise UserError if boilerplate.sites names no source, or one whose reader is left out."""
+        """Raise UserError if boilerplate.sites has an unknown source or one of an excluded reader."""
         all_among("boilerplate.sites", self.boilerplate.sites, self.sources)
         for name in self.boilerplate.sites:
             reader = self.sources[name].reader
             if reader not in self.boilerplate.readers:
                 raise UserError(
-                    f"boilerplate.sites names '{name}', whose reader {reader} is not in boilerplate.readers: "
-                    "add it there, or take the source out"
+                    f"boilerplate.sites names '{name}', whose reader {reader} is not in boilerplate.readers; "
+                    "add the reader there, or remove the source here"
                 )
 
 
@@ -224,12 +227,17 @@ class PrepareConfig:
 
 
 def as_settings(config: Any) -> dict[str, Any]:
-    """A dataclass as plain data, for fingerprints and manifests."""
+    """Return a dataclass as plain data, for fingerprints and manifests."""
     return asdict(config)
 
 
 def from_settings(schema: Any, value: Any) -> Any:
-    """What `as_settings` made, as `schema` again: a dataclass, or a list, a mapping or an option of them."""
+    """Return the value that `as_settings` turned into plain data.
+
+    Args:
+        schema: the value's type: a dataclass, or a list, mapping or optional of dataclasses or
+            plain data.
+    """
     if is_dataclass(schema):
         kinds = get_type_hints(schema)
         return schema(**{name: from_settings(kinds[name], part) for name, part in value.items()})  # type: ignore[operator]
@@ -238,4 +246,6 @@ def from_settings(schema: Any, value: Any) -> Any:
         return {name: from_settings(inner[1], part) for name, part in value.items()}
     if isinstance(value, list) and inner:
         return [from_settings(inner[0], part) for part in value]
-    return from_settings(inner[0], value) if isinstance(value, dict) and inner else value
+    if isinstance(value, dict) and inner:
+        return from_settings(inner[0], value)
+    return value

@@ -1,10 +1,10 @@
-"""What tells documents apart that share most of their text: titles, numbers, dates, names and replaced words.
-For stage deduplicate.
+"""Distinction of documents that share most of their text: by titles, numbers, names and words.
 
-Acts, letters and minutes are written upon each other. Two with the same provisions, and another title, amount
-or place, are two documents, and a copy with a printer's date or a line more is one. So only what stands
-against each other counts, as an amount in the place of another: what one document has beyond the other never
-tells them apart. Words that look alike (OCR, another spelling) do not stand against each other.
+Acts, letters and minutes are often based on earlier ones. Two documents with the same provisions
+but different titles, amounts or places are distinct; a copy with a print date or an additional line
+is a duplicate. So only replacements count, such as one amount in place of another: text that one
+document has in addition never makes it distinct. Words that look alike (OCR errors, spelling
+variants) do not count as replacements. Used by stage deduplicate.
 """
 
 from __future__ import annotations
@@ -12,20 +12,24 @@ from __future__ import annotations
 import re
 from functools import cached_property
 
-TITLE_WORDS = 20  # of a first line; a longer one is a paragraph
-HEAD = 900  # characters in which a title may stand below a banner
-SHORT_LINE = 80  # characters of a line that is a heading, or part of an address
-WORDS_A_MARK = (
-    200  # one number, date or name in so many words may be another: a printer's date, a slip of the pen
-)
-MARKS_SHARE = 0.2  # but no more than this share of all, or one
-FEWEST_WORDS = 30  # from which on words may be replaced at all …
-# … up to this share of the different words, which grows with the text up to LONG words
-REPLACED, REPLACED_LONG, LONG = 0.06, 0.2, 1000
+TITLE_WORDS = 20  # a longer first line is a paragraph, not a title
+HEAD = 900  # characters at the beginning of a text that may contain a title below a banner
+SHORT_LINE = 80  # characters; a shorter line may be a heading or part of an address
+# A mark is a number, date or name. Duplicates may differ in one mark in so many words (a print
+# date, a typing error), but not in more than a share of all marks, or one.
+WORDS_A_MARK = 200
+MARKS_SHARE = 0.2
+# Duplicates of at least so many words may differ in a share of their distinct words. The share
+# grows with the length of the text, from REPLACED to REPLACED_LONG at LONG words.
+MIN_WORDS = 30
+REPLACED = 0.06
+REPLACED_LONG = 0.2
+LONG = 1000
 
 _WORD = re.compile(r"[^\W\d_]+")
 _CAPITALISED = re.compile(r"[A-ZÆØÅÄÖÜÁČĐŊŠŦŽ][\w-]+")
-# Behind these, letters and digits a capital is a name's; behind others a sentence begins.
+# A capitalised word after a letter, a digit or one of these is a name; after others it begins a
+# sentence.
 _BEFORE_NAME = frozenset(",:(«/&-")
 _MONTHS = {
     name: number
@@ -56,29 +60,36 @@ _NUMBER = re.compile(
         for written in (name, name.title(), name.upper())
     )
     + r")\b\.?,?[ ](?P<y>\d{4})\b"
-    r"|(?P<d2>\d{1,2})[./-][ ]?(?P<m2>\d{1,2})[./-][ ]?(?P<y2>\d{4})\b|(?P<y3>\d{4})-(?P<m3>\d{2})-(?P<d3>\d{2})\b"
+    r"|(?P<d2>\d{1,2})[./-][ ]?(?P<m2>\d{1,2})[./-][ ]?(?P<y2>\d{4})\b"
+    r"|(?P<y3>\d{4})-(?P<m3>\d{2})-(?P<d3>\d{2})\b"
     r"|\d+(?:[ ]\d{3}(?!\d))*(?:[.,:/–-]?\w+)*"
 )
 _IS_DAY = re.compile(r"\d{4}d\d{2}d\d{2}")
 _SPACES = re.compile(r"[^\S\n ]+|[ ]{2,}")
 _ADDRESS = re.compile(r"(?:https?://|www\.)\S+")
-# of lines that whoever prints, saves or shows a page puts there: anywhere in them, or at their beginning
+# Signs of lines that are added when a page is printed, saved or shown (furniture): anywhere in the
+# line, or at its beginning.
 _FURNITURE = (
-    "utskrift", "utskrevet", "skrevet ut", "utskriven", "printed", "nedlastet", "lastet ned", "lasta ned", "downloaded",
-    "sist endret", "sist oppdatert", "sist endra", "sist lagret", "sist redigert", "sist besøkt", "last updated", "last modified",
-    "informasjonskaps", "cookie", "versjonsdato",
+    "utskrift", "utskrevet", "skrevet ut", "utskriven", "printed", "nedlastet", "lastet ned", "lasta ned",
+    "downloaded", "sist endret", "sist oppdatert", "sist endra", "sist lagret", "sist redigert",
+    "sist besøkt", "last updated", "last modified", "informasjonskaps", "cookie", "versjonsdato",
 )  # fmt: skip
 _FURNITURE_BEGINS = (
-    "hentet", "henta", "lest", "oppdatert", "oppdatera", "publisert", "kopiert", "updated", "published", "retrieved",
+    "hentet", "henta", "lest", "oppdatert", "oppdatera", "publisert", "kopiert", "updated", "published",
+    "retrieved",
 )  # fmt: skip
-LONGEST_FURNITURE = 150  # characters of such a line
+MAX_FURNITURE = 150  # characters of such a line
 _PAGE_NUMBER = re.compile(
     r"[ \t]*(?:side|page|s\.)?[ \t]*\d+(?:[ ]?(?:/|av|of)[ ]?\d+)?[ \t]*", re.IGNORECASE
 )
 _SUFFIX = re.compile(r"(?:[ ]+[|–—•:-][ ][^|–—•]*|[ ]*[(\[][^()\[\]]*[)\]])$")
-_STOP_WORDS = "og i på av er det som for til med en et ei ein eit den de at om fra frå ved eller mv m the of and in to a an on"
-_STOP = frozenset(_STOP_WORDS.split())
-_LOOKS = str.maketrans(
+_STOP_WORD_LIST = (
+    "og i på av er det som for til med en et ei ein eit den de at om fra frå ved eller mv m "
+    "the of and in to a an on"
+)
+_STOP_WORDS = frozenset(_STOP_WORD_LIST.split())
+# Characters and ligatures that OCR confuses.
+_LOOKALIKES = str.maketrans(
     {
         "0": "o",
         "1": "l",
@@ -99,24 +110,34 @@ _LOOKS = str.maketrans(
     }
 )
 _LIGATURES = (("rn", "m"), ("vv", "w"), ("cl", "d"), ("æ", "ae"), ("ﬁ", "fl"), ("ﬂ", "fl"))
-# Beginnings of words that decide a case, in both standards
+# Beginnings of words that decide a case, in Bokmål and Nynorsk.
 _OUTCOME = re.compile(r"(stadfest|opphev|omgj|avvis|forkast|innvilg|avsl(?=[aåo])|frif|dømm|dømt)")
-_SPELT = 50  # words that are compared letter by letter; of more, the two texts are others
+MAX_COMPARED_LETTERS = (
+    50  # words that are compared letter by letter; with more, the texts are distinct anyway
+)
 
 
 class Profile:
-    """The titles, numbers, names and words of a document, as far as they tell it apart from others.
+    """The titles, numbers, names and words by which a document differs from similar ones.
+
+    Args:
+        lines: the lines that `profile` returned.
 
     Attributes:
-        has_title: whether its source gives a title; else it is the first line that looks like one.
-        title: words and numbers of the title; `core` those before a site's name or a short title in brackets.
-        numbers, names: of the text; dates are numbers.
-        head, words: all words, and those of the first lines, in which a title may stand.
-        num_words: all, however often.
+        has_title: True if the source gives a title; else the title is the first line that looks
+            like one.
+        num_words: number of words of the text.
+        title: words and numbers of the title.
+        core: words and numbers of the title without a site's name or a short title in brackets at
+            its end.
+        numbers: numbers and dates of the text.
+        names: words of names in the text.
+        head: words and numbers of the beginning of the text, which may contain a title.
+        words: distinct words of the text.
     """
 
-    def __init__(self, line: str) -> None:
-        self._parts = line.split("\n")
+    def __init__(self, lines: str) -> None:
+        self._parts = lines.split("\n")
 
     @property
     def has_title(self) -> bool:
@@ -152,12 +173,12 @@ class Profile:
 
     @property
     def key(self) -> str:
-        """What documents must share that nothing but words can tell apart."""
+        """Title, numbers and names; documents with the same key can only differ in other words."""
         return "\n".join(self._parts[2:5])
 
 
 def profile(title: str, text: str) -> str:
-    """Return the lines of which a Profile is made."""
+    """Return the lines from which a Profile is built."""
     text = _SPACES.sub(" ", text)
     words = _WORD.findall(text.casefold())
     head = text[:HEAD]
@@ -169,61 +190,67 @@ def profile(title: str, text: str) -> str:
         [
             "title" if title.strip() else "",
             str(len(words)),
-            _listed(_title_words(first)),
-            _listed(_numbers(plain)),
-            _listed(_names(plain)),
-            _listed({*_WORD.findall(head.casefold()), *_numbers(head)}),
-            _listed(set(words)),
-            _listed(_title_words(_SUFFIX.sub("", first.strip()) or first)),
+            _join_sorted(_title_words(first)),
+            _join_sorted(_numbers(plain)),
+            _join_sorted(_names(plain)),
+            _join_sorted({*_WORD.findall(head.casefold()), *_numbers(head)}),
+            _join_sorted(set(words)),
+            _join_sorted(_title_words(_SUFFIX.sub("", first.strip()) or first)),
         ]
     )
 
 
-def tell_apart(a: Profile, b: Profile) -> bool:
-    """Whether two documents that share most of their text are not one."""
+def are_distinct(a: Profile, b: Profile) -> bool:
+    """Return whether two documents that share most of their text are distinct, not duplicates."""
     return _titles_differ(a, b) or _outcomes_differ(a, b) or _marks_differ(a, b) or _words_differ(a, b)
 
 
 def _titles_differ(a: Profile, b: Profile) -> bool:
-    ours, theirs = a.title - b.title, b.title - a.title
+    only_a = a.title - b.title
+    only_b = b.title - a.title
     if a.has_title and b.has_title:
         if a.core < b.core or b.core < a.core:
-            return True  # an act on amendments, or on a part of what the other is on
-    elif 2 * len(a.title & b.title) < max(
-        len(a.title), len(b.title)
-    ):  # else each line stands in the other's place
-        ours, theirs = ours - b.head, theirs - a.head
-    return bool(ours and theirs) and _fewest_against(ours, theirs) > 0
+            return True  # an act that amends the other, or that has a narrower subject
+    elif 2 * len(a.title & b.title) < max(len(a.title), len(b.title)):
+        # The lines are not variants of one title. So one may be a banner above the same title:
+        # words that the other has in its head do not count.
+        only_a = only_a - b.head
+        only_b = only_b - a.head
+    return bool(only_a and only_b) and _count_replaced(only_a, only_b) > 0
 
 
 def _outcomes_differ(a: Profile, b: Profile) -> bool:
-    """Whether two decisions end in other ways: one word decides, however long the text is."""
-    ours, theirs = (
-        {found[1] for word in words if (found := _OUTCOME.match(word))} for words in (a.words, b.words)
-    )
-    return bool(ours - theirs and theirs - ours)
+    """Return whether two decisions have different outcomes; a single word decides."""
+    outcomes_a = _outcomes(a.words)
+    outcomes_b = _outcomes(b.words)
+    return bool(outcomes_a - outcomes_b and outcomes_b - outcomes_a)
+
+
+def _outcomes(words: frozenset[str]) -> set[str]:
+    return {match[1] for match in map(_OUTCOME.match, words) if match}
 
 
 def _marks_differ(a: Profile, b: Profile) -> bool:
-    ours, theirs = _without_misspelt_dates(a, b)
-    ours |= a.names - b.words
-    theirs |= b.names - a.words
-    if not ours or not theirs:
+    only_a, only_b = _differing_numbers(a, b)
+    only_a |= a.names - b.words
+    only_b |= b.names - a.words
+    if not only_a or not only_b:
         return False
     words = min(a.num_words, b.num_words)
     marks = min(len(a.numbers) + len(a.names), len(b.numbers) + len(b.names))
-    return _fewest_against(ours, theirs) > min(words / WORDS_A_MARK, max(1, MARKS_SHARE * marks))
+    return _count_replaced(only_a, only_b) > min(words / WORDS_A_MARK, max(1, MARKS_SHARE * marks))
 
 
-def _without_misspelt_dates(a: Profile, b: Profile) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the numbers of each that the other has not, without dates that stand there with a misspelt
-    month.
+def _differing_numbers(a: Profile, b: Profile) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the numbers that only one of two documents has, without misspelled dates.
 
-    Of such a date the other has the day and the year as numbers, and no date of its own in its place.
+    A date is taken to be misspelled in its month if the other document has its day and year as
+    numbers, but no date that the first lacks.
     """
-    ours, theirs = a.numbers - b.numbers, b.numbers - a.numbers
+    only_a = a.numbers - b.numbers
+    only_b = b.numbers - a.numbers
     left_out: set[str] = set()
-    for own, others, all_others in ((ours, theirs, b.numbers), (theirs, ours, a.numbers)):
+    for own, others, all_others in ((only_a, only_b, b.numbers), (only_b, only_a, a.numbers)):
         if any(map(_IS_DAY.fullmatch, others)):
             continue
         for date in filter(_IS_DAY.fullmatch, own):
@@ -231,63 +258,75 @@ def _without_misspelt_dates(a: Profile, b: Profile) -> tuple[frozenset[str], fro
             parts = {year, day.lstrip("0")}
             if parts <= all_others and parts & others:
                 left_out |= {date, *parts}
-    return ours - left_out, theirs - left_out
+    return only_a - left_out, only_b - left_out
 
 
 def _words_differ(a: Profile, b: Profile) -> bool:
-    ours, theirs = a.words - b.words, b.words - a.words
-    if not ours or not theirs:
+    only_a = a.words - b.words
+    only_b = b.words - a.words
+    if not only_a or not only_b:
         return False
     words = min(a.num_words, b.num_words)
     share = REPLACED + (REPLACED_LONG - REPLACED) * min(words / LONG, 1)
-    allowed = share * min(len(a.words), len(b.words)) if words >= FEWEST_WORDS else 0
-    return min(len(ours), len(theirs)) > allowed and _fewest_against(ours, theirs) > allowed
+    allowed = share * min(len(a.words), len(b.words)) if words >= MIN_WORDS else 0
+    return min(len(only_a), len(only_b)) > allowed and _count_replaced(only_a, only_b) > allowed
 
 
-def _fewest_against(ours: frozenset[str], theirs: frozenset[str]) -> int:
-    """How many words of each side stand against the other's, those that look alike left out."""
-    shapes: dict[str, list[str]] = {}
-    for word in sorted(theirs):
-        shapes.setdefault(_shape(word), []).append(word)
-    left = []
-    for word in sorted(ours):
-        if same := shapes.get(_shape(word)):
+def _count_replaced(only_a: frozenset[str], only_b: frozenset[str]) -> int:
+    """Return the number of words that replace each other, without pairs of words that look alike.
+
+    Args:
+        only_a, only_b: the words that only one of two documents has.
+    """
+    by_shape: dict[str, list[str]] = {}
+    for word in sorted(only_b):
+        by_shape.setdefault(_shape(word), []).append(word)
+    left_a = []
+    for word in sorted(only_a):
+        same = by_shape.get(_shape(word))
+        if same:
             same.pop()
         else:
-            left.append(word)
-    others = [word for words in shapes.values() for word in words]
-    if max(len(left), len(others)) <= _SPELT:
-        for word in left.copy():
-            if (other := next((other for other in others if _is_slip(word, other)), None)) is not None:
-                others.remove(other)
-                left.remove(word)
-    return min(len(left), len(others))
+            left_a.append(word)
+    left_b = [word for words in by_shape.values() for word in words]
+    if max(len(left_a), len(left_b)) <= MAX_COMPARED_LETTERS:
+        for word in left_a.copy():
+            other = next((other for other in left_b if _is_typing_error(word, other)), None)
+            if other is not None:
+                left_b.remove(other)
+                left_a.remove(word)
+    return min(len(left_a), len(left_b))
 
 
 def _shape(word: str) -> str:
-    """A word as a bad scan shows it; numbers stay numbers."""
-    if word.isdecimal():
-        return word.translate(_LOOKS)
-    for letters, look in _LIGATURES:
-        word = word.replace(letters, look)
-    return word.translate(_LOOKS)
+    """Return a word in which letters and digits that OCR confuses are replaced by one of them."""
+    for letters, replacement in _LIGATURES:
+        word = word.replace(letters, replacement)
+    return word.translate(_LOOKALIKES)
 
 
-def _is_slip(a: str, b: str) -> bool:
-    """Whether one letter of a long word is another, missing, or in its neighbour's place. Of numbers none
-    is."""
+def _is_typing_error(a: str, b: str) -> bool:
+    """Return whether two long words differ by one letter, which is replaced, missing or transposed.
+
+    Numbers are never typing errors.
+    """
     if min(len(a), len(b)) < 6 or abs(len(a) - len(b)) > 1 or not (a.isalpha() and b.isalpha()):
         return False
-    start = next(
-        (place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
-    )
-    x, y = a[start:], b[start:]
-    return x[1:] == y[1:] or x[1:] == y or x == y[1:] or (x[:2] == y[1::-1] and x[2:] == y[2:])
+    letters = enumerate(zip(a, b, strict=False))
+    start = next((place for place, (x, y) in letters if x != y), min(len(a), len(b)))
+    a = a[start:]
+    b = b[start:]
+    is_replaced = a[1:] == b[1:]
+    is_missing = a[1:] == b or a == b[1:]
+    is_swapped = a[:2] == b[1::-1] and a[2:] == b[2:]
+    return is_replaced or is_missing or is_swapped
 
 
 def _first_line(text: str) -> str:
-    """Return the first line of the text itself if it looks like a title: short, and not a sentence; else
-    ""."""
+    """Return the first line of the text if it looks like a title (short, not a sentence), else "".
+
+    Furniture and lines without words are skipped.
+    """
     lines = text.split("\n", 12)
     for line in lines[:-1]:
         line = line.strip()
@@ -299,26 +338,31 @@ def _first_line(text: str) -> str:
 
 
 def _title_words(title: str) -> set[str]:
-    return (set(_WORD.findall(_NUMBER.sub(" ", title).casefold())) - _STOP) | _numbers(title)
+    """Return the words of a title without stop words, and its numbers."""
+    words = set(_WORD.findall(_NUMBER.sub(" ", title).casefold()))
+    return (words - _STOP_WORDS) | _numbers(title)
 
 
 def _numbers(text: str) -> set[str]:
-    """Numbers and dates, however they are written."""
-    return {_number(found) for found in _NUMBER.finditer(text)}
+    """Return the numbers and dates of a text, in one form for all notations."""
+    return {_normalise_number(match) for match in _NUMBER.finditer(text)}
 
 
-def _number(found: re.Match[str]) -> str:
-    return "".join(filter(str.isalnum, found[0])).casefold() if found.lastgroup is None else _day(found)
+def _normalise_number(match: re.Match[str]) -> str:
+    if match.lastgroup is None:
+        return "".join(filter(str.isalnum, match[0])).casefold()
+    return _normalise_date(match)
 
 
-def _day(found: re.Match[str]) -> str:
-    day, year = (found[name] or found[f"{name}2"] or found[f"{name}3"] for name in ("d", "y"))
-    month = _MONTHS[found["m"].lower()] if found["m"] else int(found["m2"] or found["m3"])
+def _normalise_date(match: re.Match[str]) -> str:
+    """Return a date as <year>d<month>d<day>."""
+    day, year = (match[name] or match[f"{name}2"] or match[f"{name}3"] for name in ("d", "y"))
+    month = _MONTHS[match["m"].lower()] if match["m"] else int(match["m2"] or match["m3"])
     return f"{year}d{month:02}d{int(day):02}"
 
 
 def _names(text: str) -> set[str]:
-    """Words with a capital inside a sentence, or on a line too short for one."""
+    """Return the words with a capital inside sentences, or on lines too short for a sentence."""
     found = set()
     for match in _CAPITALISED.finditer(text):
         before = text[max(match.start() - 2, 0) : match.start()].strip(" ")
@@ -331,7 +375,8 @@ def _names(text: str) -> set[str]:
 
 
 def _is_furniture(line: str) -> bool:
-    if not line or len(line) > LONGEST_FURNITURE:
+    """Return whether a line was added when a page was printed or saved, or is a page number."""
+    if not line or len(line) > MAX_FURNITURE:
         return False
     lower = line.casefold()
     if lower.startswith(_FURNITURE_BEGINS) or any(sign in lower for sign in _FURNITURE):
@@ -339,5 +384,5 @@ def _is_furniture(line: str) -> bool:
     return lower[-1].isdigit() and _PAGE_NUMBER.fullmatch(line) is not None
 
 
-def _listed(words: set[str]) -> str:
+def _join_sorted(words: set[str]) -> str:
     return " ".join(sorted(words))

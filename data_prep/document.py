@@ -1,5 +1,4 @@
-"""The one record that flows through preparation, and the report of what happened to it. Used by readers and
-stages."""
+"""The document, which passes from a reader through the stages, and the report of their work."""
 
 from __future__ import annotations
 
@@ -20,10 +19,10 @@ class Turn:
     """One turn of a conversation, or one side of a prompt and its completion.
 
     Attributes:
-        role: as chat templates know it (system, user, assistant, tool); "" in a prompt and a completion of
-            plain text.
-        content: what is said.
-        target: whether the model is to learn to say it.
+        role: the role in the chat template (system, user, assistant, tool); "" for a prompt and a
+            completion of plain text.
+        content: the text of the turn.
+        target: True if the model is trained to write it.
     """
 
     role: str
@@ -36,17 +35,18 @@ class Document:
     """A document on its way to tokens: running text, or the turns of a conversation.
 
     Attributes:
-        id: as the source gives it, or its place in the source.
+        id: the id that the source gives, or the document's place in the source.
         text: plain text; paragraphs are separated by a blank line. "" if the document has turns.
-        source: the source's name in the corpus config.
+        source: the source's name in the corpus file.
         license: the source's licence.
-        group: documents that must fall on the same side of a split share a group (an act, a case, a meeting).
-        language: ISO 639-3 code; until the language stage, what the source claims, or "".
-        title, date, url: as the source gives them, or "". A date begins with its year.
-        split: "train" or "validation" once the split stage has run, else "".
-        turns: of a conversation, or a prompt and its completion; every stage that reads or changes text
-            treats each of them.
-        mask: of a document with turns, TRL's name for the column that says which of its tokens are targets.
+        group: an act, a case or a meeting, for example; all documents of a group go into the same
+            split.
+        language: ISO 639-3 code; before the language stage, the source's claim, or "".
+        title, date, url: the values that the source gives, or "". A date begins with its year.
+        split: "train" or "validation" after the split stage, else "".
+        turns: the turns of a conversation, or a prompt and its completion; stages that read or
+            change text process the content of each turn.
+        mask: for a document with turns, TRL's name of the column that marks its targets.
     """
 
     id: str
@@ -64,8 +64,10 @@ class Document:
 
     @property
     def whole_text(self) -> str:
-        """All that is said in it, for stages that judge a document as one."""
-        return "\n\n".join(turn.content for turn in self.turns) if self.turns else self.text
+        """The text, or the contents of all turns, for stages that judge the document as a whole."""
+        if not self.turns:
+            return self.text
+        return "\n\n".join(turn.content for turn in self.turns)
 
     @property
     def characters(self) -> int:
@@ -80,11 +82,12 @@ DOCUMENT_SCHEMA = pa.schema(
 
 @dataclass(slots=True)
 class Drop:
-    """A document, or a record that never became one, that a stage refused. `detail` says where, or to what it
-    lost.
+    """A document that a stage dropped, or a record that reading dropped.
 
     Attributes:
-        characters: of its text; 0 of a record that never became a document.
+        reason: a code, by which drops are counted.
+        detail: for example, the measure, or the id of the document that is kept instead.
+        characters: the length of the text; 0 for a record that reading dropped.
     """
 
     id: str
@@ -95,16 +98,18 @@ class Drop:
 
 
 class Unreadable(UserError):
-    """A record, member or file that cannot be read, in one line. Whoever knows its place quarantines it."""
+    """A record, member or file that cannot be read; the caller quarantines it with its place."""
 
 
 @dataclass(slots=True, frozen=True)
 class Place:
-    """Where a record stands: the file's path under the source's, the member of an archive, and where in that.
+    """The place of a record in a source.
 
     Attributes:
-        member: names of nested members are joined by "!"; "" if the file is no archive.
-        at: "line 17", "record 3", "byte 8192", or "" for all of it.
+        file: path of the file, relative to the source's path.
+        member: name of the archive member; names of nested members are joined by "!". "" if the
+            file is not an archive.
+        at: place in the file or member: "line 17", "record 3", "byte 8192", or "" for all of it.
     """
 
     source: str
@@ -118,7 +123,7 @@ class Place:
 
 @dataclass(slots=True)
 class Broken:
-    """A record that is quarantined: its place, and its fault in one line."""
+    """A quarantined record: its place (see `Place`), and the error in one line."""
 
     source: str
     file: str
@@ -129,13 +134,13 @@ class Broken:
 
 @dataclass(slots=True)
 class Cut:
-    """A line or paragraph that a stage took out of documents and did not put elsewhere.
+    """A line or paragraph that a stage cut from the documents of a source.
 
     Attributes:
-        source: of the documents.
-        reason: why it was cut: the site whose frame it is, the evaluation set that holds it.
+        reason: for example, the site whose frame it belongs to, or the evaluation set that contains
+            it.
         text: the line or paragraph.
-        documents: in how many documents it was cut.
+        documents: number of documents from which it was cut.
         example: id of the first of them.
     """
 
@@ -148,7 +153,7 @@ class Cut:
 
 @dataclass(slots=True, frozen=True)
 class Shortened:
-    """A document that went on without `characters` of its text."""
+    """A document from which a stage cut `characters` of its text."""
 
     source: str
     reason: str
@@ -157,11 +162,13 @@ class Shortened:
 
 @dataclass
 class Report:
-    """What one stage did: every dropped document has a reason, every change a count, every broken record a
-    place, every text that was cut an example.
+    """A stage's report on a shard: drops, counts of changes, broken records and cut text.
 
-    `drops` and `shortened` together are all text that the stage took; the card shows both by reason and
-    source.
+    `drops` and `shortened` together cover all text that the stage removed; the card lists both by
+    reason and source.
+
+    Attributes:
+        cuts: cut text by source, reason and text.
     """
 
     drops: list[Drop] = field(default_factory=list)
@@ -176,13 +183,13 @@ class Report:
     def cut(
         self, document: Document, reason: str, texts: Iterable[str], characters: int, where: str = ""
     ) -> None:
-        """Note what is cut from a document that goes on without it.
+        """Record lines or paragraphs that are cut from a document.
 
         Args:
-            reason: as the card counts it.
-            texts: the lines or paragraphs; white space makes no difference between them.
-            characters: by how many the document becomes shorter.
-            where: what belongs to the reason in the stage's files alone, as the site of a frame.
+            reason: the reason under which the card counts them.
+            texts: the lines or paragraphs; those that differ in white space only count as equal.
+            characters: number of characters by which the document becomes shorter.
+            where: a part of the reason for the stage's files only, such as the site of a frame.
         """
         self.shortened.append(Shortened(document.source, reason, characters))
         place = f"{reason} {where}".strip()
@@ -193,27 +200,29 @@ class Report:
             self.cuts[key].documents += 1
 
     def quarantine(self, place: Place, error: str | Exception) -> None:
-        """Note a broken record.
+        """Record a broken record.
 
         Raises:
-            UserError: they are so many that they would fill the memory.
+            UserError: there are more than MAX_BROKEN, which would fill the memory.
         """
         if len(self.broken) >= MAX_BROKEN:
             raise UserError(
-                f"source {place.source}: over {MAX_BROKEN:,} records cannot be read, the last is {place}: {error}"
+                f"source {place.source}: more than {MAX_BROKEN:,} records cannot be read; "
+                f"correct the source; the last broken record is {place}: {error}"
             )
         line = " ".join(str(error).split())[:500]
         self.broken.append(Broken(place.source, place.file, place.member, place.at, line))
 
     @contextmanager
     def quarantining(self, place: Place) -> Iterator[None]:
-        """What turns out to be Unreadable inside is quarantined, and reading goes on behind."""
+        """Quarantine the place if the block raises Unreadable, and continue after the block."""
         try:
             yield
         except Unreadable as fault:
             self.quarantine(place, fault)
 
     def drop_reasons(self) -> dict[str, int]:
+        """Return the number of drops by reason."""
         return dict(sorted(Counter(drop.reason for drop in self.drops).items()))
 
 

@@ -1,6 +1,7 @@
-"""The texts of evaluation sets, whatever their form and whatever packs them: every string in their records.
+"""Reading of evaluation sets: every string in their records, in many file formats.
 
-For stage decontaminate, and for `finetune prepare`, which tries them before the work begins.
+Used by stage decontaminate, and by `finetune prepare`, which reads the sets once before the work
+begins.
 """
 
 from __future__ import annotations
@@ -26,47 +27,50 @@ SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".csv", ".tsv", ".parquet", ".
 
 
 def files(path: str) -> list[Path]:
-    """The files of a set, in the order of their names.
+    """Return the files of an evaluation set, sorted by name.
 
     Raises:
-        NotFoundError: nothing is there, or nothing that can be read.
+        NotFoundError: the path does not exist, or has no file that can be read.
     """
     root = Path(path)
     candidates = [root] if root.is_file() else sorted(root.rglob("*"))
     found = [
         file
         for file in candidates
-        if file.is_file() and (_wanted(file.name) or sniff.is_archive_name(file.name))
+        if file.is_file() and (_is_wanted(file.name) or sniff.is_archive_name(file.name))
     ]
     if not found:
-        what = "holds no file that can be read" if root.exists() else "does not exist"
+        problem = "has no file that can be read" if root.exists() else "does not exist"
         raise NotFoundError(
-            f"decontaminate.sets: {path} {what}: give files of {', '.join(SUFFIXES)}, packed or not"
+            f"decontaminate.sets: {path} {problem}; give {', '.join(SUFFIXES)} files, compressed or not"
         )
     return found
 
 
 def texts(path: str) -> Iterator[str]:
-    """Every text of a set: strings of JSON records however deep (SQuAD's contexts, questions and answers,
-    choices), cells of tables, text files whole.
+    """Yield every text of an evaluation set.
+
+    The texts are all strings in JSON records, however deep (SQuAD's contexts, questions and
+    answers), all cells of tables, and whole text files.
 
     Raises:
-        UserError: a file is not what its name says.
+        UserError: a file cannot be read, or does not have the format of its suffix.
     """
     for file in files(path):
         report = Report()
         try:
-            for member in archives.members(file, Place("", str(file)), _wanted, LimitsConfig(), report):
+            for member in archives.members(file, Place("", str(file)), _is_wanted, LimitsConfig(), report):
                 yield from _texts(member)
             if report.broken:
                 raise ValueError(report.broken[0].error)
         except (ValueError, OSError, EOFError, csv.Error, RecursionError) as fault:
             raise UserError(
-                f"evaluation set {file} cannot be read ({fault}): without it nothing can be kept out"
+                f"evaluation set {file} cannot be read ({fault}); correct the file, or remove "
+                "the set from decontaminate.sets"
             ) from None
 
 
-def _wanted(name: str) -> bool:
+def _is_wanted(name: str) -> bool:
     return sniff.unpacked_name(name).lower().endswith(SUFFIXES)
 
 
@@ -74,11 +78,9 @@ def _texts(member: Member) -> Iterator[str]:
     name = member.name.lower()
     if name.endswith((".parquet", ".arrow")):
         with member.seekable() as file:
-            for batch in (
-                pq.ParquetFile(file).iter_batches(256)
-                if name.endswith(".parquet")
-                else pa.ipc.open_stream(file)
-            ):
+            is_parquet = name.endswith(".parquet")
+            batches = pq.ParquetFile(file).iter_batches(256) if is_parquet else pa.ipc.open_stream(file)
+            for batch in batches:
                 yield from _strings(batch.to_pylist())
         return
     head = member.stream.peek(HEAD)[:HEAD]
@@ -86,18 +88,19 @@ def _texts(member: Member) -> Iterator[str]:
     if name.endswith(".txt"):
         yield stream.read()
     elif name.endswith((".csv", ".tsv")):
-        separator = find_separator(head, len(head) < WHOLE_BELOW, "\t" if name.endswith(".tsv") else ",")
+        default = "\t" if name.endswith(".tsv") else ","
+        separator = find_separator(head, len(head) < WHOLE_BELOW, default)
         for row in csv.reader(stream, delimiter=separator):
             yield from row
     elif name.endswith(".json"):
-        yield from _json(stream.read())
+        yield from _json_strings(stream.read())
     else:
         for line in filter(str.strip, stream):
             yield from _strings(json.loads(line))
 
 
-def _json(body: str) -> Iterator[str]:
-    """One value, or, as many sets call it .json too, one a line."""
+def _json_strings(body: str) -> Iterator[str]:
+    """Yield the strings of a .json file with one value, or with one value a line."""
     try:
         yield from _strings(json.loads(body))
     except json.JSONDecodeError:
@@ -106,6 +109,7 @@ def _json(body: str) -> Iterator[str]:
 
 
 def _strings(value: Any) -> Iterator[str]:
+    """Yield all strings in a JSON value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):

@@ -1,6 +1,7 @@
-"""Do one task of a step of a preparation: read files, or put a shard through a stage.
+"""One task of a step of a preparation: reading some raw files, or running a stage on a shard.
 
-Runs in the processes of workers.py, or in the tasks of a scheduler; plan.py says what there is to do.
+Runs in the processes of workers.py, or in the tasks of a scheduler; plan.py lists the steps and
+tasks.
 """
 
 from __future__ import annotations
@@ -18,30 +19,34 @@ from data_prep.config import SourceConfig
 from data_prep.document import Document, Report
 from data_prep.plan import READ, Preparation, ReadTask, digest, stage_before, text_stage
 from data_prep.shards import sha256_file
-from data_prep.stage_files import shard_file, write_json, write_table
+from data_prep.stage_files import open_shard_file, write_json, write_table
 from data_prep.stages.protocol import CorpusStage, ShardStage
 from data_prep.tokens.step import place_tokenizer, tokenise_shard
 from data_prep.user_error import UserError
 
-COLLECTED_IN_GROUP = 20_000  # rows of what is collected that can be read apart from the others
+# Rows of a row group of the collected tables; one group can be read alone.
+COLLECTED_IN_GROUP = 20_000
 
 
 class FileChanged(UserError):
-    """A raw file that is not what its checksum says."""
+    """A raw file that does not have the checksum in the plan."""
 
     def __init__(self, source: str, name: str) -> None:
-        self.source, self.name = source, name
+        self.source = source
+        self.name = name
         super().__init__(
-            f"source {source}: file {name} was changed while it was read, or since its checksum was taken: "
-            f"run prepare again once nothing writes to it"
+            f"source {source}: file {name} was changed while it was read, or since its checksum "
+            "was taken; run prepare again once nothing writes to it"
         )
 
-    def __reduce__(self) -> tuple[type[FileChanged], tuple[str, str]]:  # it comes from another process
+    def __reduce__(self) -> tuple[type[FileChanged], tuple[str, str]]:
+        # Worker processes pickle it; by default, pickle would pass the message as the only
+        # argument.
         return type(self), (self.source, self.name)
 
 
 def run(preparation: Preparation, step: str, number: int) -> bool:
-    """Do one task of a step. False if it was done before."""
+    """Do one task of a step. Return False if it was done before."""
     if step == READ:
         return _read(preparation, number)
     if step == "tokenizer":
@@ -56,25 +61,28 @@ def run(preparation: Preparation, step: str, number: int) -> bool:
         return _apply(preparation, stage, number)
     if phase == "collect":
         return _collect(preparation, stage, number)
-    return _decide(preparation, stage) if phase == "decide" else _apply(preparation, stage, number)
+    if phase == "decide":
+        return _decide(preparation, stage)
+    return _apply(preparation, stage, number)
 
 
-# --- reading ------------------------------------------------------------------------------------------------
+# --- reading -------------------------------------------------------------------------------------
 
 
 def _read(preparation: Preparation, number: int) -> bool:
-    task, folder = preparation.tasks[number], preparation.stage_folder(READ)
+    task = preparation.tasks[number]
+    folder = preparation.stage_folder(READ)
     fingerprint = preparation.task_fingerprint(number)
-    parts = preparation.parts_of_task(number)
-    if parts is not None and all(folder.done(part, digest(fingerprint, part)) for part in parts):
+    done = preparation.shards_of_task(number)
+    if done is not None and all(folder.read_marker(name, digest(fingerprint, name)) for name in done):
         return False
     folder.path.mkdir(parents=True, exist_ok=True)
-    report, source = Report(), preparation.corpus.sources[task.source]
-    documents = _read_unchanged(task, source, report)
+    report = Report()
+    documents = _read_unchanged(task, preparation.corpus.sources[task.source], report)
     names: list[str] = []
     try:
-        _write_read(preparation, number, documents, report, names)
-    except FileChanged:  # what is finished has the checksum of another file than was read
+        _write_shards(preparation, number, documents, report, names)
+    except FileChanged:  # the finished shards hold text of another version of the file
         for name in names:
             folder.discard(name)
         raise
@@ -82,33 +90,35 @@ def _read(preparation: Preparation, number: int) -> bool:
     return True
 
 
-def _write_read(
+def _write_shards(
     preparation: Preparation, number: int, documents: Iterator[Document], report: Report, names: list[str]
 ) -> None:
-    """Write the documents of a task in shards, whose names are added to `names`."""
-    folder, fingerprint = preparation.stage_folder(READ), preparation.task_fingerprint(number)
+    """Write the documents of a read task in shards, and append the shards' names to `names`.
+
+    The last shard has the report of the whole task. A task without documents has one empty shard.
+    """
+    folder = preparation.stage_folder(READ)
+    fingerprint = preparation.task_fingerprint(number)
     document = next(documents, None)
-    while document is not None or not names:  # at least one, to hold what was refused
+    while document is not None or not names:
         name = f"{number:05d}-{len(names):03d}"
-        with shard_file(folder.part(name)) as file:
+        with open_shard_file(folder.part_path(name)) as file:
             while document is not None and file.characters < preparation.shard_characters:
                 file.add(document)
                 document = next(documents, None)
-        said = (
-            Report() if document is not None else report
-        )  # what a task has to report goes with its last shard
+        is_last = document is None
         names.append(name)
-        folder.close(name, digest(fingerprint, name), file, said)
+        folder.finish_shard(name, digest(fingerprint, name), file, report if is_last else Report())
 
 
 def _read_unchanged(task: ReadTask, source: SourceConfig, report: Report) -> Iterator[Document]:
-    """Yield the documents of a task, whose files must be and stay what their checksums say.
+    """Yield the documents of a read task, and check that its files keep their checksums.
 
     Raises:
-        FileChanged: one was changed, replaced, cut or deleted since the plan, or while it was read.
+        FileChanged: a file was changed, replaced, truncated or deleted since the plan was written.
     """
     for path, name, sha256 in zip(map(Path, task.paths), task.names, task.sha256, strict=True):
-        before = _state(path)
+        before = _file_state(path)
         try:
             yield from reading.read(task.source, source, report, [path])
         except (ValueError, OSError):
@@ -119,8 +129,8 @@ def _read_unchanged(task: ReadTask, source: SourceConfig, report: Report) -> Ite
             raise FileChanged(task.source, name)
 
 
-def _state(path: Path) -> tuple[int, int, int] | None:
-    """Return what differs if a file was written or replaced; None if there is no file."""
+def _file_state(path: Path) -> tuple[int, int, int] | None:
+    """Return inode, size and modification time of a file; None if it does not exist."""
     try:
         found = path.stat()
     except OSError:
@@ -129,8 +139,8 @@ def _state(path: Path) -> tuple[int, int, int] | None:
 
 
 def _is_changed(path: Path, before: tuple[int, int, int] | None, sha256: str) -> bool:
-    """Return whether a file is another than it was before, or than its checksum says."""
-    if before is None or _state(path) != before:
+    """Return whether a file differs from its earlier state, or from its checksum."""
+    if before is None or _file_state(path) != before:
         return True
     try:
         return sha256_file(path) != sha256
@@ -138,70 +148,80 @@ def _is_changed(path: Path, before: tuple[int, int, int] | None, sha256: str) ->
         return True
 
 
-# --- text stages --------------------------------------------------------------------------------------------
+# --- text stages ---------------------------------------------------------------------------------
 
 
 def _apply(preparation: Preparation, stage: ShardStage | CorpusStage, number: int) -> bool:
-    """Put a shard through a stage."""
-    name, before = stage.name, stage_before(stage.name)
-    shard, folder = preparation.shards(name)[number], preparation.stage_folder(name)
-    marker = preparation.marker(before, preparation.shards(before)[number])
-    if folder.done(shard.name, shard.fingerprint) is not None:
+    """Run a stage on a shard."""
+    before = stage_before(stage.name)
+    shard = preparation.shards(stage.name)[number]
+    folder = preparation.stage_folder(stage.name)
+    input_marker = preparation.marker(before, preparation.shards(before)[number])
+    if folder.read_marker(shard.name, shard.fingerprint) is not None:
         return False
     report = Report()
     documents = preparation.stage_folder(before).documents([shard.name])
     if isinstance(stage, CorpusStage):
-        decided = _decided(preparation, stage, number, report)
-        documents = stage.run(documents, preparation.corpus, report, decided)
+        decision = _read_decision(preparation, stage, number, report)
+        documents = stage.run(documents, preparation.corpus, report, decision)
     else:
         documents = stage.run(documents, preparation.corpus, report)
-    folder.write(shard.name, shard.fingerprint, documents, report, marker)
+    folder.write_shard(shard.name, shard.fingerprint, documents, report, input_marker)
     return True
 
 
-def _decided(preparation: Preparation, stage: CorpusStage, number: int, report: Report) -> pa.Table:
-    """Return what a stage has decided on a shard, or on all; its counts go into the report of the first
-    shard.
+def _read_decision(preparation: Preparation, stage: CorpusStage, number: int, report: Report) -> pa.Table:
+    """Return the decision of a stage; if it has a column `shard`, only the rows of this shard.
+
+    The report of the first shard receives the counts of the decision.
 
     Raises:
-        UserError: it has not decided yet.
+        UserError: there is no decision yet.
     """
     folder = preparation.stage_folder(stage.name)
-    if folder.done("decided", preparation.decision_fingerprint(stage.name), verify=False) is None:
-        raise UserError(f"step {stage.name}.decide is not done: run it first")
+    fingerprint = preparation.decision_fingerprint(stage.name)
+    if folder.read_marker("decided", fingerprint, verify=False) is None:
+        raise UserError(f"step {stage.name}.decide is not done; run it first")
     table = pq.ParquetFile(folder.path / "decided.parquet").read(use_threads=False)
     if number == 0:
         report.counts.update(json.loads((table.schema.metadata or {}).get(b"counts", b"{}")))
-    return table.filter(pc.field("shard") == number) if "shard" in table.column_names else table
+    if "shard" not in table.column_names:
+        return table
+    return table.filter(pc.field("shard") == number)
 
 
 def _collect(preparation: Preparation, stage: CorpusStage, number: int) -> bool:
+    """Write the table that a stage collects from a shard of its input."""
     before = stage_before(stage.name)
-    shard, folder = preparation.shards(before)[number], preparation.stage_folder(stage.name)
-    preparation.marker(before, shard)
-    collected = preparation.collected(stage.name, shard)
-    decision = preparation.decision_fingerprint(stage.name)
-    if folder.done("decided", decision) or folder.done(collected.name, collected.fingerprint):
+    shard = preparation.shards(before)[number]
+    preparation.marker(before, shard)  # raises an error if the shard is not done
+    folder = preparation.stage_folder(stage.name)
+    collected = preparation.collected_shard(stage.name, shard)
+    if folder.read_marker("decided", preparation.decision_fingerprint(stage.name)):
+        return False
+    if folder.read_marker(collected.name, collected.fingerprint):
         return False
     documents = preparation.stage_folder(before).documents([shard.name])
     table = stage.collect(documents, preparation.corpus)
     write_table(folder.path / f"{collected.name}.parquet", table, COLLECTED_IN_GROUP)
-    folder.finish(collected.name, collected.fingerprint, [f"{collected.name}.parquet"])
+    folder.write_marker(collected.name, collected.fingerprint, [f"{collected.name}.parquet"])
     return True
 
 
 def _decide(preparation: Preparation, stage: CorpusStage) -> bool:
-    folder, fingerprint = preparation.stage_folder(stage.name), preparation.decision_fingerprint(stage.name)
-    if folder.done("decided", fingerprint):
+    """Write the decision of a stage, and delete the collected tables."""
+    folder = preparation.stage_folder(stage.name)
+    fingerprint = preparation.decision_fingerprint(stage.name)
+    if folder.read_marker("decided", fingerprint):
         return False
     paths = []
     for shard in preparation.shards(stage_before(stage.name)):
-        collected = preparation.collected(stage.name, shard)
-        if folder.done(collected.name, collected.fingerprint) is None:
-            raise UserError(f"step {stage.name}.collect: shard {shard.name} is not done: run it first")
+        collected = preparation.collected_shard(stage.name, shard)
+        if folder.read_marker(collected.name, collected.fingerprint) is None:
+            raise UserError(f"step {stage.name}.collect: shard {shard.name} is not done; run it first")
         paths.append(folder.path / f"{collected.name}.parquet")
     write_table(folder.path / "decided.parquet", stage.decide(paths, preparation.corpus))
-    folder.finish("decided", fingerprint, ["decided.parquet"])
+    folder.write_marker("decided", fingerprint, ["decided.parquet"])
     for path in paths:
         path.unlink()
         path.with_name(f"done-{path.stem}.json").unlink(missing_ok=True)

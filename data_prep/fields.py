@@ -1,5 +1,7 @@
-"""Declare settings and check their values, the same way in both packages. Needs the standard library
-alone."""
+"""Declaration of settings and checks of their values, for both packages.
+
+Imports the standard library only.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ def setting(default: Any, help: str) -> Any:
     """Declare a setting of a dataclass.
 
     Args:
-        default: REQUIRED for none; a list or a mapping is copied for each instance.
-        help: its meaning, as `finetune train --help` and `finetune prepare --help` print it.
+        default: the default, or REQUIRED; a list or a mapping is copied for each instance.
+        help: the meaning, which `finetune train --help` and `finetune prepare --help` print.
     """
     metadata = {"help": help}
     if isinstance(default, dict | list):
@@ -27,7 +29,7 @@ def setting(default: Any, help: str) -> Any:
 
 
 def section(schema: type) -> Any:
-    """Declare a nested dataclass, whose docstring begins with the heading of its settings in help texts."""
+    """Declare a nested dataclass; the help text takes the section's heading from its docstring."""
     return dataclasses.field(default_factory=schema, metadata={"help": heading(schema)})
 
 
@@ -37,7 +39,7 @@ def heading(schema: type) -> str:
 
 
 def at_least(name: str, value: float | None, minimum: float) -> None:
-    """Raise UserError if a setting's value is below `minimum`, or is not a number; None is unset."""
+    """Raise UserError if a setting's value is below `minimum` or NaN; None (unset) passes."""
     if value is not None and not value >= minimum:
         raise UserError(f"{name} is {value}: must be at least {minimum}")
 
@@ -45,32 +47,30 @@ def at_least(name: str, value: float | None, minimum: float) -> None:
 def between(
     name: str, value: float, low: float, high: float, *, above_low: bool = False, below_high: bool = False
 ) -> None:
-    """Raise UserError if a setting's value is outside of a range, or is not a number.
+    """Raise UserError if a setting's value is outside a range or NaN.
 
     Args:
-        above_low: whether the value must be above `low`, not `low` itself.
-        below_high: whether the value must be below `high`, not `high` itself.
+        above_low: exclude `low` itself.
+        below_high: exclude `high` itself.
     """
     is_inside = low <= value <= high
     if is_inside and not (above_low and value == low) and not (below_high and value == high):
         return
-    if above_low or below_high:
-        wanted = (
-            f"{'above' if above_low else 'at least'} {low} and {'below' if below_high else 'at most'} {high}"
-        )
-    else:
-        wanted = f"between {low} and {high}"
+    lower = f"above {low}" if above_low else f"at least {low}"
+    upper = f"below {high}" if below_high else f"at most {high}"
+    is_open = above_low or below_high
+    wanted = f"{lower} and {upper}" if is_open else f"between {low} and {high}"
     raise UserError(f"{name} is {value}: must be {wanted}")
 
 
 def one_of(name: str, value: str, choices: Collection[str]) -> None:
-    """Raise UserError if a setting's value is none of `choices`."""
+    """Raise UserError if a setting's value is not one of `choices`."""
     if value not in choices:
         raise UserError(f"{name} is '{value}': choose one of {', '.join(choices)}")
 
 
 def all_among(name: str, values: Iterable[str], choices: Collection[str]) -> None:
-    """Raise UserError if a setting's list names something that is none of `choices`."""
+    """Raise UserError if a setting's list holds a value that is not one of `choices`."""
     unknown = set(values) - set(choices)
     if unknown:
         raise UserError(f"{name} names '{min(unknown)}': choose among {', '.join(choices)}")

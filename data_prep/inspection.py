@@ -1,9 +1,8 @@
-"""What each stage did to a document, why one was dropped, which tokens are targets, how long documents are:
-`finetune inspect`.
+"""Inspection of a prepared corpus for `finetune inspect`: changes, drops, targets, lengths.
 
-All of it is read from the corpus folder and from the stages' files beside it (`.NAME.stages`), as they were
-written: what is shown is what happened. The first stages hold raw text, which is shown as it is: this is for
-eyes that may see it.
+Everything is read from the corpus folder and from the stages' files next to it (`.NAME.stages`).
+The first stages contain raw text, which is shown unchanged: the output is for people who may see
+personal data.
 """
 
 from __future__ import annotations
@@ -31,23 +30,24 @@ from data_prep.stage_files import StageFolder, read_documents
 from data_prep.text_search import Found, search_stages, search_tokens
 from data_prep.user_error import UserError
 
-QUARANTINED = "quarantined"  # as a reason of --dropped
+QUARANTINED = "quarantined"  # the reason with which --dropped shows quarantined records
 
-FIELDS = ("language", "title", "group", "split")  # of a document, whose changes are shown beside its text's
-_ADDED = re.compile(r"(@\d+)?(#\d+)?$")  # to an id: its repetition by the mixture, its row of a conversation
+FIELDS = ("language", "title", "group", "split")  # fields of a document whose changes are shown
+# Suffixes of ids: "@2" for a copy by the mixture, "#1" for a row of a conversation.
+_ID_SUFFIX = re.compile(r"(@\d+)?(#\d+)?$")
 
 
 @dataclass
 class View:
-    """What one stage did to a document.
+    """The change that one stage made to a document.
 
     Attributes:
-        outcome: `read`, `unchanged`, `changed`, `dropped` or `gone` (its id is not there any more, nor among
-            what was dropped).
-        text: at `read`, all of it.
-        diff: lines of the text's unified difference to the stage before.
-        fields: name -> (before, after), of what changed beside the text.
-        drop: why, of a dropped one.
+        outcome: `read`, `unchanged`, `changed`, `dropped`, or `gone` if the stage has neither the
+            document nor a drop with its id.
+        text: the whole text, if the outcome is `read`.
+        diff: lines of the text's unified diff to the stage before.
+        fields: values before and after the stage of other fields that changed, by name.
+        drop: the drop, if the outcome is `dropped`.
     """
 
     stage: str
@@ -77,26 +77,24 @@ class TokenView:
 
 
 class Inspection:
-    """A corpus, and the stages that made it if their files are still there.
+    """A corpus, and the files of its stages if they still exist.
 
     Raises:
         NotFoundError: there is no corpus in `folder`.
-        UserError: its manifest is broken, or a shard is missing.
+        UserError: the manifest is broken, or a shard is missing.
     """
 
     def __init__(self, folder: Path) -> None:
         self.corpus = Corpus(folder)
-        work = folder.with_name(f".{folder.name}.stages")
-        folders = (path for path in work.glob("[0-9]*-*") if not path.name.endswith("-tokenise"))
-        self.stages = [
-            StageFolder(path) for path in sorted(folders, key=lambda path: int(path.name.partition("-")[0]))
-        ]
-        self.work = work
+        self.work = folder.with_name(f".{folder.name}.stages")
+        folders = [path for path in self.work.glob("[0-9]*-*") if not path.name.endswith("-tokenise")]
+        folders.sort(key=lambda path: int(path.name.partition("-")[0]))
+        self.stages = [StageFolder(path) for path in folders]
 
-    # --- documents ------------------------------------------------------------------------------------------
+    # --- documents -------------------------------------------------------------------------------
 
     def sample(self, number: int, seed: int = 0) -> list[tuple[str, str]]:
-        """(source, id) of some documents of the corpus: those whose hashes with the seed are lowest."""
+        """Return (source, id) of a random sample of the corpus' documents."""
         rows = (
             (row["source"], row["id"])
             for split in SPLITS
@@ -105,134 +103,153 @@ class Inspection:
         return heapq.nsmallest(number, set(rows), key=lambda name: _hash(seed, *name))
 
     def find(self, wanted: str) -> list[tuple[str, str]]:
-        """(source, id) of the documents with this id, in any source; `source/id` names one."""
+        """Return (source, id) of the documents with this id in any source.
+
+        Args:
+            wanted: the id, or `<source>/<id>`; it may have the suffix of a copy or of a row.
+        """
         read = self._read_stage()
         found = {(row["source"], row["id"]) for row in _rows(read, wanted)}
         source, _, rest = wanted.partition("/")
         if source in self.corpus.manifest.sources and rest:
-            found |= {(row["source"], row["id"]) for row in _rows(read, rest) if row["source"] == source}
-        if not found and (own := _ADDED.sub("", wanted)) != wanted:
-            return self.find(own)
-        if not found:
-            raise UserError(
-                f"no document '{wanted}' was read into {self.corpus.folder}: ids are those of its sources"
-            )
-        return sorted(found)
+            rows = _rows(read, rest)
+            found |= {(row["source"], row["id"]) for row in rows if row["source"] == source}
+        if found:
+            return sorted(found)
+        without_suffix = _ID_SUFFIX.sub("", wanted)
+        if without_suffix != wanted:
+            return self.find(without_suffix)
+        raise UserError(
+            f"no document '{wanted}' was read into {self.corpus.folder}; give an id of one of its sources"
+        )
 
     def trace(self, source: str, document_id: str) -> list[View]:
-        """What each stage did to a document, up to the one that dropped it."""
+        """Return the changes of each stage to a document, up to the stage that dropped it."""
         views: list[View] = []
         before: Document | None = None
-        if _document(self._read_stage(), source, document_id) is None:
-            document_id = _ADDED.sub("", document_id)
-        for stage in self._needed():
-            now = _document(stage, source, document_id)
-            if now is None:
-                drop = next(
-                    (drop for drop in stage.drops() if (drop.source, drop.id) == (source, document_id)), None
-                )
+        if _find_document(self._read_stage(), source, document_id) is None:
+            document_id = _ID_SUFFIX.sub("", document_id)
+        for stage in self._require_stages():
+            after = _find_document(stage, source, document_id)
+            if after is None:
+                drops = (drop for drop in stage.drops() if (drop.source, drop.id) == (source, document_id))
+                drop = next(drops, None)
                 views.append(View(stage.name, "dropped" if drop else "gone", drop=drop))
                 break
-            views.append(_compare(stage.name, before, now))
-            before = now
+            views.append(_compare(stage.name, before, after))
+            before = after
         return views
 
     def dropped(self, reason: str | None, number: int, seed: int = 0) -> list[tuple[Drop, str, str]]:
-        """Some of what was dropped for a reason (for any): the drop, the stage, and the text as the stage got
-        it.
+        """Return a random sample of drops, each with the name of the stage and its input text.
+
+        Args:
+            reason: the reason of the drops; None for all reasons.
 
         Raises:
             UserError: nothing was dropped for this reason.
         """
-        found = [(drop, stage) for stage in self._needed() for drop in stage.drops()]
-        if reason is not None and reason not in {drop.reason for drop, _ in found}:
-            reasons = {drop.reason for drop, _ in found} | (
-                {QUARANTINED} if self.quarantine_counts() else set()
-            )
-            known = ", ".join(sorted(reasons)) or "nothing was dropped"
-            raise UserError(f"nothing was dropped for '{reason}': the reasons are {known}")
+        found = [(drop, stage) for stage in self._require_stages() for drop in stage.drops()]
+        reasons = {drop.reason for drop, _ in found}
+        if reason is not None and reason not in reasons:
+            if self.quarantine_counts():
+                reasons.add(QUARANTINED)
+            if not reasons:
+                raise UserError(f"nothing was dropped for '{reason}'; the corpus has no drops")
+            known = ", ".join(sorted(reasons))
+            raise UserError(f"nothing was dropped for '{reason}'; the reasons are {known}")
         chosen = [(drop, stage) for drop, stage in found if reason in (None, drop.reason)]
         some = heapq.nsmallest(number, chosen, key=lambda item: _hash(seed, item[0].source, item[0].id))
         return [(drop, stage.name, self._text_before(stage, drop)) for drop, stage in some]
 
     def quarantine_counts(self) -> dict[str, int]:
-        """Return how many records of each source no document could be made of."""
-        return quarantine.counts(self._read_stage())
+        """Return the number of quarantined records of each source."""
+        return quarantine.count_by_source(self._read_stage())
 
     def quarantined(self, number: int, seed: int = 0) -> list[Quarantined]:
-        """Return some of the records that no document could be made of, with their raw text."""
+        """Return a random sample of the quarantined records, with their raw text."""
         records = self._read_stage().quarantined()
         some = heapq.nsmallest(
             number, records, key=lambda record: _hash(seed, record.file, record.member, record.at)
         )
-        return list(quarantine.with_excerpts(self.work, some))
+        return list(quarantine.read_excerpts(self.work, some))
 
     def search(self, text: str, number: int) -> Found:
-        """Search for a text in all documents, at every stage; in the token shards where the stages' files are
-        gone."""
+        """Search for a text at every stage, or in the token shards if the stages' files are gone.
+
+        Args:
+            number: number of hits that are returned.
+        """
         if self.stages:
             return search_stages(self.work, self.stages, text, number)
         return search_tokens(self.corpus, text, number)
 
     def cuts(self, wanted: str | None = None) -> list[tuple[str, Cut]]:
-        """Return the stage and what it cut from documents, by stage, source and reason, commonest first.
+        """Return (stage, cut) for all cuts, sorted by stage, source, reason and frequency.
 
         Args:
-            wanted: a stage, a source, or a part of the reason, such as a host.
+            wanted: a stage, a source, or a part of the reason, such as a host; None for all cuts.
 
         Raises:
-            UserError: nothing was cut there.
+            UserError: nothing was cut for it.
         """
-        found = [(stage.name, cut) for stage in self._needed() for cut in stage.cuts()]
-        found.sort(key=lambda one: (one[0], one[1].source, one[1].reason, -one[1].documents, one[1].text))
+        found = [(stage.name, cut) for stage in self._require_stages() for cut in stage.cuts()]
+        found.sort(
+            key=lambda item: (item[0], item[1].source, item[1].reason, -item[1].documents, item[1].text)
+        )
         if wanted is None:
             return found
-        chosen = [one for one in found if wanted in (one[0], one[1].source) or wanted in one[1].reason]
+        chosen = [
+            (stage, cut) for stage, cut in found if wanted in (stage, cut.source) or wanted in cut.reason
+        ]
         if not chosen:
-            places = ", ".join(sorted({cut.reason for _, cut in found}))
-            known = f"text was cut for {places}" if found else "no text was cut from a document"
-            raise UserError(f"nothing was cut for '{wanted}': {known}")
+            reasons = ", ".join(sorted({cut.reason for _, cut in found}))
+            known = f"text was cut for {reasons}" if found else "no text was cut from any document"
+            raise UserError(f"nothing was cut for '{wanted}'; {known}")
         return chosen
 
     def _text_before(self, stage: StageFolder, drop: Drop) -> str:
-        """Return the text of a document as a stage was given it; "" of a record that reading dropped."""
-        place = self.stages.index(stage)
-        document = _document(self.stages[place - 1], drop.source, drop.id) if place else None
-        return _all_text(document) if document else ""
+        """Return the input text of a dropped document; "" for a record that reading dropped."""
+        number = self.stages.index(stage)
+        if number == 0:
+            return ""
+        document = _find_document(self.stages[number - 1], drop.source, drop.id)
+        return _full_text(document) if document else ""
 
     def _read_stage(self) -> StageFolder:
-        return self._needed()[0]
+        return self._require_stages()[0]
 
-    def _needed(self) -> list[StageFolder]:
+    def _require_stages(self) -> list[StageFolder]:
+        """Return the stages' folders. Raise UserError if there are none."""
         if not self.stages:
             raise UserError(
-                f"{self.work} is not there: without the stages' files only --tokens, --find and --lengths can be shown"
+                f"{self.work} does not exist; without the stages' files, only --tokens, --find "
+                "and --lengths can be shown"
             )
         return self.stages
 
-    # --- tokens ---------------------------------------------------------------------------------------------
+    # --- tokens ----------------------------------------------------------------------------------
 
     def tokens(self, source: str, document_id: str) -> list[TokenView]:
-        """The rows of a document: one, or, of a conversation whose template rewrites earlier turns, one a
-        turn."""
+        """Return the rows of a document; some conversations have a row for each turn."""
         column = self.corpus.manifest.mask_column
         tokenizer = Tokenizer.from_file(str(self.corpus.tokenizer_folder / "tokenizer.json"))
         views = []
         for split in SPLITS:
             rows = self.corpus.split(split)
-            names = zip(
-                rows.data.column("source").to_pylist(), rows.data.column("id").to_pylist(), strict=True
-            )
-            for number, (of, name) in enumerate(names):
-                if of == source and document_id in (name, name.rpartition("#")[0]):
+            sources = rows.data.column("source").to_pylist()
+            names = rows.data.column("id").to_pylist()
+            for number, (row_source, name) in enumerate(zip(sources, names, strict=True)):
+                if row_source == source and document_id in (name, name.rpartition("#")[0]):
                     row = rows[number]
                     mask = row[column] if column else [1] * len(row["input_ids"])
                     mask = [0, *mask[1:]]  # the first token of a row is never predicted
-                    views.append(TokenView(name, of, split, pieces(tokenizer, row["input_ids"], mask)))
+                    pieces = split_into_pieces(tokenizer, row["input_ids"], mask)
+                    views.append(TokenView(name, source, split, pieces))
         return views
 
     def lengths(self) -> dict[str, NDArray[np.int64]]:
-        """Source -> tokens of each of its rows."""
+        """Return the numbers of tokens of all rows, by source."""
         parts: dict[str, list[NDArray[np.int64]]] = {}
         for split in SPLITS:
             table = self.corpus.split(split).data
@@ -243,8 +260,13 @@ class Inspection:
         return {source: np.concatenate(parts[source]) for source in sorted(parts)}
 
 
-def pieces(tokenizer: Tokenizer, ids: list[int], mask: list[int]) -> list[tuple[str, list[int], bool]]:
-    """The text of each token. Tokens that hold a part of a letter each are shown together."""
+def split_into_pieces(
+    tokenizer: Tokenizer, ids: list[int], mask: list[int]
+) -> list[tuple[str, list[int], bool]]:
+    """Return the text of each token with its id, and whether it is a target.
+
+    Tokens that are only parts of a letter are one piece together.
+    """
     found: list[tuple[str, list[int], bool]] = []
     waiting: list[int] = []
     for number, (token, target) in enumerate(zip(ids, mask, strict=True)):
@@ -257,26 +279,27 @@ def pieces(tokenizer: Tokenizer, ids: list[int], mask: list[int]) -> list[tuple[
     return found
 
 
-def bins(lengths: NDArray[np.int64]) -> list[tuple[int, int, int]]:
-    """(from, to, how many) of lengths, each bin twice as wide as the one before."""
+def bin_lengths(lengths: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+    """Return a histogram as (first, last, count); each bin is twice as wide as the one before."""
     if not len(lengths):
         return []
     powers = np.floor(np.log2(np.maximum(lengths, 1))).astype(int)
     counts = Counter(powers.tolist())
-    return [(2**power, 2 ** (power + 1) - 1, counts[power]) for power in range(min(counts), max(counts) + 1)]
+    all_powers = range(min(counts), max(counts) + 1)
+    return [(2**power, 2 ** (power + 1) - 1, counts[power]) for power in all_powers]
 
 
 def draw_lengths(lengths: dict[str, NDArray[np.int64]], path: Path) -> Path:
-    """A picture of the lengths of each source, PNG or SVG by the path's suffix.
+    """Draw the histogram of each source's lengths to a PNG or SVG file, by the path's suffix.
 
     Raises:
-        UserError: matplotlib is not installed, or draws no such files.
+        UserError: matplotlib is not installed.
     """
     try:
         import matplotlib
     except ImportError:
         raise UserError(
-            "pictures need matplotlib: pip install matplotlib; --lengths shows them in the terminal"
+            "--picture: matplotlib is not installed; pip install matplotlib, or use --lengths"
         ) from None
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
@@ -299,55 +322,47 @@ def draw_lengths(lengths: dict[str, NDArray[np.int64]], path: Path) -> Path:
     return path
 
 
-def _compare(stage: str, before: Document | None, now: Document) -> View:
-    text = _all_text(now)
+def _compare(stage: str, before: Document | None, after: Document) -> View:
+    """Return the change of a stage; `before` is None for the read stage."""
+    text = _full_text(after)
+    fields: dict[str, tuple[str, str]] = {}
+    for name in FIELDS:
+        old_value = getattr(before, name) if before else ""
+        new_value = getattr(after, name)
+        if new_value != old_value:
+            fields[name] = (old_value, new_value)
     if before is None:
-        return View(
-            stage,
-            "read",
-            text=text,
-            fields={name: ("", value) for name in FIELDS if (value := getattr(now, name))},
-        )
-    old = _all_text(before)
-    fields = {
-        name: (was, value)
-        for name in FIELDS
-        if (was := getattr(before, name)) != (value := getattr(now, name))
-    }
-    diff = (
-        []
-        if text == old
-        else list(difflib.unified_diff(old.split("\n"), text.split("\n"), lineterm="", n=0))[2:]
-    )
+        return View(stage, "read", text=text, fields=fields)
+    old_text = _full_text(before)
+    diff: list[str] = []
+    if text != old_text:
+        diff = list(difflib.unified_diff(old_text.split("\n"), text.split("\n"), lineterm="", n=0))[2:]
     return View(stage, "changed" if diff or fields else "unchanged", diff=diff, fields=fields)
 
 
-def _all_text(document: Document) -> str:
-    return (
-        "\n\n".join(f"[{turn.role or 'text'}] {turn.content}" for turn in document.turns)
-        if document.turns
-        else document.text
-    )
+def _full_text(document: Document) -> str:
+    if not document.turns:
+        return document.text
+    return "\n\n".join(f"[{turn.role or 'text'}] {turn.content}" for turn in document.turns)
 
 
 def _rows(stage: StageFolder, document_id: str) -> Iterator[dict[str, str]]:
+    """Yield source and id of all documents of a stage with this id."""
     for shard in stage.shards():
-        path = stage.part(shard)
+        path = stage.part_path(shard)
         with explain_damage(path):
-            rows = pq.read_table(
-                path, columns=["source", "id"], filters=[("id", "==", document_id)]
-            ).to_pylist()
+            table = pq.read_table(path, columns=["source", "id"], filters=[("id", "==", document_id)])
+            rows = table.to_pylist()
         yield from rows
 
 
-def _document(stage: StageFolder, source: str, document_id: str) -> Document | None:
-    """The document as the stage let it through; None if it did not."""
+def _find_document(stage: StageFolder, source: str, document_id: str) -> Document | None:
+    """Return a document after a stage; None if the stage does not have it."""
+    filters = [("id", "==", document_id), ("source", "==", source)]
     for shard in stage.shards():
-        path = stage.part(shard)
+        path = stage.part_path(shard)
         with explain_damage(path):
-            found = pq.read_table(
-                path, columns=["id"], filters=[("id", "==", document_id), ("source", "==", source)]
-            )
+            found = pq.read_table(path, columns=["id"], filters=filters)
         if found.num_rows:
             return next(d for d in read_documents(path) if (d.source, d.id) == (source, document_id))
     return None

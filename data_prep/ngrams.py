@@ -1,4 +1,4 @@
-"""Sequences of words as numbers: all of a text's, at once. For stages decontaminate and quality."""
+"""Hashes of all word n-grams of a text, for stages decontaminate and quality."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 WORD = re.compile(r"\w+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: odd, with well mixed bits
-_REMEMBERED = 200_000  # words whose numbers are kept: a corpus uses few words often
+_MAX_CACHED = 200_000  # words whose hashes are cached: most words of a text are frequent ones
 
 
-class _Numbers(dict[str, int]):
-    """A number of 64 bits for each word, made when it is first asked for."""
+class _HashCache(dict[str, int]):
+    """A cache of the hash of each word."""
 
     def __missing__(self, word: str) -> int:
         number = int.from_bytes(
@@ -25,25 +25,27 @@ class _Numbers(dict[str, int]):
         return number
 
 
-_known = _Numbers()
+_cache = _HashCache()
 
 
-def word_numbers(words: Sequence[str]) -> NDArray[np.uint64]:
-    """A number of 64 bits for each word, the same in every process."""
-    if len(_known) > _REMEMBERED:
-        _known.clear()
-    return np.fromiter(map(_known.__getitem__, words), np.uint64, len(words))
+def word_hashes(words: Sequence[str]) -> NDArray[np.uint64]:
+    """Return a hash of 64 bits for each word, which is the same in every process."""
+    if len(_cache) > _MAX_CACHED:
+        _cache.clear()
+    return np.fromiter(map(_cache.__getitem__, words), np.uint64, len(words))
 
 
-def ngram_hashes(numbers: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
-    """The hash of each sequence of `n` of the numbers, by its first place: a polynomial modulo 2^64, which
-    knows their order."""
-    places = len(numbers) - n + 1
-    if places < 1:
+def ngram_hashes(hashes: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
+    """Return a hash of each sequence of `n` words, in the order of their first words.
+
+    It is a polynomial of the words' hashes modulo 2^64, so it depends on the order of the words.
+    """
+    count = len(hashes) - n + 1
+    if count < 1:
         return np.zeros(0, np.uint64)
-    hashes = numbers[:places].copy()
+    combined = hashes[:count].copy()
     for offset in range(1, n):
-        hashes *= _MULTIPLIER
-        hashes ^= hashes >> np.uint64(29)
-        hashes += numbers[offset : offset + places]
-    return hashes
+        combined *= _MULTIPLIER
+        combined ^= combined >> np.uint64(29)
+        combined += hashes[offset : offset + count]
+    return combined

@@ -1,15 +1,15 @@
 """Preparation from raw text to a corpus folder. Read `prepare` first, then plan.py and execute.py.
 
-The work is a list of steps, and a step a number of tasks that know nothing of each other: a file to read, a
-shard to put through a stage. Here processes of this machine do them. A scheduler may as well, one array a
-step, in order, on any machines that see the folder: `plan` says which steps there are and writes down what
-they need, and
+The work is a list of steps, and a step consists of independent tasks: reading some files, or
+running a stage on a shard. `prepare` runs the tasks in processes of this machine. A scheduler can
+run them instead, one array a step, in order, on any machines that share the folder: `plan` writes
+the plan and returns the steps, and
 
     python -m data_prep.pipeline corpora/.NAME.stages STEP --task 3 --of 16
 
-does the tasks 3, 19, 35 … of a step (`run_task` is the same as a function). Steps that cannot be cut are
-given without --task. The corpus is the same, byte for byte, whoever does what in whatever order; what is
-killed is run again, and does what is missing.
+runs the tasks 3, 19, 35 … of a step; `run_task` is the same as a function. A step that is a single
+task is run without --task. The corpus is the same, byte for byte, however the tasks are distributed
+and ordered. A task that was killed is run again and does the work that is missing.
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Prepared:
-    """The result of `prepare`: the corpus folder, its manifest, and which stages had nothing to do."""
+    """The result of `prepare`.
+
+    Attributes:
+        skipped: names of the stages that had no work to do.
+    """
 
     folder: Path
     manifest: Manifest
@@ -49,82 +53,81 @@ class Prepared:
 
 
 def prepare(config: PrepareConfig) -> Prepared:
-    """Run the whole pipeline for one corpus, with processes of this machine.
+    """Run the whole pipeline for one corpus, in processes of this machine.
 
     Raises:
-        NotFoundError: a source's path does not exist or holds nothing to read.
-        OSError: the disk is full, or the folder cannot be written to; what is finished is kept.
-        UserError: a setting is wrong, another prepare holds the folder, or no document survived.
+        NotFoundError: a source's path does not exist or holds no file for its reader.
+        OSError: the disk is full, or the folder is not writable; finished shards are kept.
+        UserError: a setting is wrong, another prepare is using the folder, or no document is left.
     """
     folder, work = _folders(config)
     worked: set[str] = set()
-    with _explained(work), _alone(work):
+    with _explain_disk_errors(work), _exclusive_lock(work):
         preparation = Preparation.plan(config, folder, work)
-        manifest = publish.current(folder, preparation.fingerprint)
+        manifest = publish.load_if_current(folder, preparation.fingerprint)
         if manifest is None:
-            _try_inputs(config.corpus)
+            _check_inputs(config.corpus)
             try:
                 steps = preparation.steps()
                 names = [step.name for step in steps]
-                with Workers(config.workers or preparation.sensible_workers(), names) as workers:
+                with Workers(config.workers or preparation.default_workers(), names) as workers:
                     for step in steps:
                         if workers.run(step.name, run_step, (str(work), step.name), preparation.sizes(step)):
                             worked.add(step.stage)
             except BaseException:
-                preparation.prune()  # what processes were at when they were stopped
+                preparation.prune()  # deletes the temporary files of interrupted tasks
                 raise
             manifest = Manifest.read(folder)
     return Prepared(folder, manifest, [stage.name for stage in manifest.stages if stage.name not in worked])
 
 
 def plan(config: PrepareConfig) -> list[Step]:
-    """Prepare for a scheduler: write the plan into `corpora/.NAME.stages`, and say what is to be run, in
-    order.
+    """Write the plan for a scheduler into `corpora/.NAME.stages`, and return the steps in order.
 
     Returns:
-        The steps; none if the corpus is there already, as it would become.
+        The steps; none if the corpus already exists with these inputs and settings.
 
     Raises: as `prepare`.
     """
     folder, work = _folders(config)
-    with _explained(work), _alone(work):
+    with _explain_disk_errors(work), _exclusive_lock(work):
         preparation = Preparation.plan(config, folder, work)
-        if publish.current(folder, preparation.fingerprint) is not None:
+        if publish.load_if_current(folder, preparation.fingerprint) is not None:
             return []
-        _try_inputs(config.corpus)
+        _check_inputs(config.corpus)
         return preparation.steps()
 
 
 def run_task(work: str | Path, step: str, task: int = 0, of: int = 1) -> int:
-    """Do the share `task` (from 0) of `of` of a step. Any number of them may run at once, on any machines.
+    """Do share number `task` (from 0) of the `of` shares of a step; shares may run in parallel.
 
     Args:
         work: `corpora/.NAME.stages`.
 
     Returns:
-        How many shards there were to do; 0 if they were done before.
+        The number of tasks that had work to do; 0 if all were done before.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written to.
-        UserError: no such step, an earlier step is not finished, or a `prepare` has taken the folder over.
+        OSError: the disk is full, or the folder is not writable.
+        UserError: the step does not exist, an earlier step is not finished, or a `prepare` is
+            running.
     """
     work = Path(work).absolute()
-    with _explained(work), _beside_others(work):
+    with _explain_disk_errors(work), _shared_lock(work):
         preparation = Preparation.load(work)
         chosen = next((known for known in preparation.steps() if known.name == step), None)
         if chosen is None or not 0 <= task < of:
             names = ", ".join(known.name for known in preparation.steps())
             raise UserError(
-                f"no task {task} of {of} in step '{step}': tasks count from 0, and the steps are {names}"
+                f"no task {task} of {of} in step '{step}'; tasks count from 0, and the steps are {names}"
             )
-        os.chdir(preparation.cwd)  # paths of a config are relative to where it was given
-        return sum(
-            run_step(str(work), step, number) for number in range(task, len(preparation.sizes(chosen)), of)
-        )
+        os.chdir(preparation.cwd)  # paths in the config are relative to this directory
+        tasks = range(task, len(preparation.sizes(chosen)), of)
+        return sum(run_step(str(work), step, number) for number in tasks)
 
 
 def run_step(work: str, step: str, number: int) -> bool:
-    """Do one task of a step; False if it was done before."""
+    """Do one task of a step. Return False if it was done before."""
     return execute.run(Preparation.load(Path(work)), step, number)
 
 
@@ -132,19 +135,21 @@ def _folders(config: PrepareConfig) -> tuple[Path, Path]:
     """Return the folders of the corpus and of its stages.
 
     Raises:
-        NotFoundError, UserError: something else lies there, or there is nothing to tokenise with.
+        NotFoundError: the tokenizer or the chat template does not exist.
+        UserError: the corpus folder holds other files, or the tokenizer cannot be used.
     """
     Tokenise().settings(config.corpus)
     folder = Path(config.corpora_dir) / config.corpus.name
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
         raise UserError(
-            f"{folder} holds something that is not a corpus and would be replaced: choose another corpora_dir or name"
+            f"{folder} holds files that are not a corpus and would be replaced; "
+            "choose another corpora_dir or name"
         )
     return folder, folder.with_name(f".{folder.name}.stages")
 
 
-def _try_inputs(corpus: CorpusConfig) -> None:
-    """Refuse now what a later step would refuse at the end of an hour.
+def _check_inputs(corpus: CorpusConfig) -> None:
+    """Check early what a late step would reject only after an hour of work.
 
     Raises:
         UserError: an evaluation set cannot be read, or the tokenizer cannot be used.
@@ -158,8 +163,8 @@ def _try_inputs(corpus: CorpusConfig) -> None:
 
 
 @contextmanager
-def _alone(work: Path) -> Iterator[None]:
-    """Hold the folder's lock, so that no other prepare and no task of a scheduler works there meanwhile."""
+def _exclusive_lock(work: Path) -> Iterator[None]:
+    """Hold the folder's lock, which keeps out any other prepare and the tasks of a scheduler."""
     work.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(work / "lock", timeout=0):
@@ -167,73 +172,77 @@ def _alone(work: Path) -> Iterator[None]:
     except Timeout:
         folder = work.with_name(work.name.removeprefix(".").removesuffix(".stages"))
         raise UserError(
-            f"another `finetune prepare` is writing {folder}: wait for it, or choose another corpora_dir"
+            f"another `finetune prepare` is writing {folder}; wait for it, or choose another corpora_dir"
         ) from None
 
 
 @contextmanager
-def _beside_others(work: Path) -> Iterator[None]:
-    """Share the folder's lock with other tasks, but not with a `prepare`: FileLock and this take the same
-    flock."""
+def _shared_lock(work: Path) -> Iterator[None]:
+    """Share the folder's lock with other tasks, but not with a `prepare`, which uses the same flock."""
     import fcntl
 
     if not (work / "plan.json").is_file():
-        raise UserError(f"{work} holds no plan.json: it is made by `finetune prepare`")
+        raise UserError(f"{work} has no plan.json; `finetune prepare` writes it")
     with (work / "lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"a `finetune prepare` is at work in {work}, and does the tasks itself") from None
+            raise UserError(
+                f"a `finetune prepare` is running in {work} and does these tasks itself; wait for it"
+            ) from None
         yield
 
 
-_FULL = "free some space and run it again: it goes on where it stopped"
-_CLOSED = "choose a corpora_dir that can be written to"
+_FREE_SPACE = "free some space and run it again, and it resumes"
+_CHOOSE_WRITABLE = "choose a corpora_dir that is writable"
 _REMEDIES = {
-    errno.ENOSPC: _FULL,
-    errno.EDQUOT: _FULL,
-    errno.EFBIG: _FULL,
-    errno.EROFS: _CLOSED,
-    errno.EACCES: _CLOSED,
-    errno.EPERM: _CLOSED,
+    errno.ENOSPC: _FREE_SPACE,
+    errno.EDQUOT: _FREE_SPACE,
+    errno.EFBIG: _FREE_SPACE,
+    errno.EROFS: _CHOOSE_WRITABLE,
+    errno.EACCES: _CHOOSE_WRITABLE,
+    errno.EPERM: _CHOOSE_WRITABLE,
 }
 
 
 @contextmanager
-def _explained(work: Path) -> Iterator[None]:
-    """Raise the fault of a disk that is full, or cannot be written to, in one line. Arrow's errors have no
-    number."""
+def _explain_disk_errors(work: Path) -> Iterator[None]:
+    """Re-raise errors of a full or read-only disk as one line with a remedy.
+
+    The text of an error is searched too, because Arrow's errors have no errno.
+    """
     try:
         yield
     except OSError as fault:
         code = next(
             (code for code in _REMEDIES if fault.errno == code or os.strerror(code) in str(fault)), None
         )
-        if code is None or (
+        is_elsewhere = bool(
             fault.filename and work.parent.absolute() not in Path(fault.filename).absolute().parents
-        ):
+        )
+        if code is None or is_elsewhere:
             raise
-        raise OSError(f"{work.parent}: {os.strerror(code)}: {_REMEDIES[code]}") from fault
+        raise OSError(f"{work.parent}: {os.strerror(code)}; {_REMEDIES[code]}") from fault
 
 
 def main() -> None:
-    """Run `python -m data_prep.pipeline FOLDER [STEP [--task I --of N]]`; without a step, list the steps."""
+    """Run `python -m data_prep.pipeline FOLDER [STEP [--task I --of N]]`."""
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep.pipeline", description="Do a share of a step of a preparation."
+        prog="python -m data_prep.pipeline", description="Run a share of the tasks of a preparation's step."
     )
-    parser.add_argument("folder", help="corpora/.NAME.stages, where a plan lies")
-    parser.add_argument("step", nargs="?", help="one of its steps; without, they are listed")
-    parser.add_argument("--task", type=int, default=0, help="which share of the step, from 0 (0)")
-    parser.add_argument("--of", type=int, default=1, help="into how many shares the step is cut (1)")
+    parser.add_argument("folder", help="folder with the plan: corpora/.NAME.stages")
+    parser.add_argument("step", nargs="?", help="name of the step; without it, the steps are listed")
+    parser.add_argument("--task", type=int, default=0, help="number of the share, from 0 (default: 0)")
+    parser.add_argument("--of", type=int, default=1, help="number of shares of the step (default: 1)")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         if options.step is None:
             for step in Preparation.load(Path(options.folder)).steps():
-                logger.info("%s %s", step.name, "in shares" if step.cut else "as one")
+                logger.info("%s %s", step.name, "in shares" if step.parallel else "as one task")
         else:
             done = run_task(options.folder, options.step, options.task, options.of)
-            logger.info("%s, share %d of %d: %d done", options.step, options.task, options.of, done)
+            logger.info("%s, share %d of %d: %d tasks done", options.step, options.task, options.of, done)
     except (ValueError, OSError) as fault:
         parser.exit(2, f"error: {' '.join(str(fault).split())}\n")
 

@@ -1,10 +1,12 @@
-"""The plan of a preparation: its steps, tasks and fingerprints, and what of them is done; execute.py does the
-rest. Runs in every process of a preparation.
+"""The plan of a preparation: its steps, tasks and fingerprints, and which of them are done.
 
-What a shard of a stage depends on is hashed into its fingerprint: the stage's version and settings, and the
-fingerprint of the shard it is made of, back to the raw file; or of all shards, where a stage judges by the
-whole corpus. A shard that is on disk with its fingerprint is not done again: so a killed preparation goes on,
-and a changed setting costs only what it changes.
+Every process of a preparation loads the plan; execute.py does the work.
+
+The fingerprint of a shard of a stage is a hash of all that the shard depends on: the stage's
+version and settings, and the fingerprint of the stage's input. The input is the same shard of the
+stage before, back to the raw file, or all shards of the stage before if the stage judges by the
+whole corpus. A shard that is on disk with its fingerprint is not processed again. So a killed
+preparation resumes, and a changed setting repeats only the work that depends on it.
 """
 
 from __future__ import annotations
@@ -22,50 +24,57 @@ from pathlib import Path
 
 from data_prep import reading
 from data_prep.config import CorpusConfig, PrepareConfig, as_settings, from_settings
-from data_prep.document import Document, Drop, Report
+from data_prep.document import Broken, Document, Drop
 from data_prep.shards import Loss, StageInfo, sha256_file
-from data_prep.stage_files import Done, StageFolder, write_json
+from data_prep.stage_files import ShardMarker, StageFolder, write_json
 from data_prep.stages import TEXT_STAGES
 from data_prep.stages.protocol import CorpusStage, ShardStage, Stage
 from data_prep.stages.tokenise import Tokenise
 from data_prep.user_error import UserError
 
-READ = "read"  # the stage before all others, which makes documents of the raw files
+READ = "read"  # the first stage, which turns raw files into documents
 STAGES = (READ, *(stage.name for stage in TEXT_STAGES), Tokenise.name)
 LAST_TEXT_STAGE = TEXT_STAGES[-1].name
-LAST_STEPS = (
-    "tokenizer",
-    "tokenise",
-    "publish",
-)  # which make the corpus folder of the last text stage's documents
+# Steps that turn the documents of the last text stage into the corpus folder.
+LAST_STEPS = ("tokenizer", "tokenise", "publish")
 READ_VERSION = 6
-_NOT_READ = (
-    "sha256",
-    "mixture",
-    "max_broken",
-    "max_broken_share",
-)  # settings of a source that reading does not depend on
-TASK_BYTES, TASK_FILES = 4_000_000, 2000  # small files are read together until they are this much
-SMALL = 4_000_000  # bytes of raw text a process: for less, starting one takes longer than the work
+# Settings of a source on which reading does not depend.
+_UNUSED_BY_READING = ("sha256", "mixture", "max_broken", "max_broken_share")
+# Small files are read together in one task until it reaches one of these.
+TASK_BYTES = 4_000_000
+TASK_FILES = 2000
+# Raw text for each worker process; for less, starting a process takes longer than the work.
+BYTES_PER_WORKER = 4_000_000
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the work. `cut`: its tasks may run beside each other; else it is one task."""
+    """A step of a preparation.
+
+    Attributes:
+        parallel: True if the step has many tasks, which may run at the same time; else it is one
+            task.
+    """
 
     name: str
-    cut: bool = True
+    parallel: bool = True
 
     @property
     def stage(self) -> str:
-        """Return the stage that it is a part of."""
+        """The stage that the step belongs to."""
         return Tokenise.name if self.name in LAST_STEPS else self.name.partition(".")[0]
 
 
 @dataclass(frozen=True)
 class ReadTask:
-    """Raw files of one source that are read together: where they lie, what they are called under their
-    source, and sha256."""
+    """Raw files of one source that are read together.
+
+    Attributes:
+        paths: absolute paths of the files.
+        names: paths relative to the source's path.
+        sha256: checksums of the files.
+        bytes: size of all files.
+    """
 
     source: str
     paths: list[str]
@@ -76,11 +85,11 @@ class ReadTask:
 
 @dataclass(kw_only=True)
 class PlanFile:
-    """plan.json: all that a task must be told.
+    """The content of plan.json: all that a task of a preparation needs.
 
     Attributes:
-        folder: of the corpus.
-        cwd: where the config was given, which its paths are relative to.
+        folder: the corpus folder.
+        cwd: the directory to which paths in the config are relative.
     """
 
     corpus: CorpusConfig
@@ -92,15 +101,23 @@ class PlanFile:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard of a stage: its name, the same in every stage, and the fingerprint of all that it depends
-    on."""
+    """A shard of a stage.
+
+    Attributes:
+        name: the shard's name, the same in every stage.
+        fingerprint: hash of all that the shard depends on.
+    """
 
     name: str
     fingerprint: str
 
 
 class Preparation:
-    """A plan, and what is on disk of it."""
+    """A plan, and the state of its work on disk.
+
+    Args:
+        work: the folder of the stages, `.<corpus>.stages`.
+    """
 
     def __init__(self, work: Path, plan: PlanFile) -> None:
         self.work = work
@@ -110,15 +127,15 @@ class Preparation:
         self.corpus = plan.corpus
         self.tasks = plan.tasks
         self._shards: dict[str, list[Shard]] = {}
-        self._settings: dict[str, str] = {}
+        self._stage_fingerprints: dict[str, str] = {}
         self._decisions: dict[str, str] = {}
 
     @staticmethod
     def plan(config: PrepareConfig, folder: Path, work: Path) -> Preparation:
-        """Find the raw files, take their checksums, and write down all that a task must be told.
+        """Find the raw files, compute their checksums, write plan.json, and prune the folder.
 
         Raises:
-            NotFoundError: a source's path does not exist or holds nothing to read.
+            NotFoundError: a source's path does not exist or holds no file for its reader.
             UserError: a setting is wrong.
         """
         corpus = config.corpus
@@ -136,34 +153,35 @@ class Preparation:
 
     @staticmethod
     def load(work: Path) -> Preparation:
-        """Raises UserError if the folder holds no plan."""
+        """Load the plan of a stages' folder. Raise UserError if the folder has no plan.json."""
         try:
             stat = (work / "plan.json").stat()
         except OSError:
-            raise UserError(f"{work} holds no plan.json: it is made by `finetune prepare`") from None
-        return _loaded(work.absolute(), stat.st_mtime_ns, stat.st_size)
+            raise UserError(f"{work} has no plan.json; `finetune prepare` writes it") from None
+        return _load_cached(work.absolute(), stat.st_mtime_ns, stat.st_size)
 
-    # --- what there is to do --------------------------------------------------------------------------------
+    # --- steps, settings and fingerprints --------------------------------------------------------
 
     def steps(self) -> list[Step]:
-        found = [Step(READ)]
+        """Return all steps in the order in which they must run."""
+        steps = [Step(READ)]
         for stage in TEXT_STAGES:
             if isinstance(stage, CorpusStage):
-                found += [Step(f"{stage.name}.collect"), Step(f"{stage.name}.decide", cut=False)]
-            found.append(Step(stage.name))
-        return [*found, *(Step(name, cut=name == Tokenise.name) for name in LAST_STEPS)]
+                steps += [Step(f"{stage.name}.collect"), Step(f"{stage.name}.decide", parallel=False)]
+            steps.append(Step(stage.name))
+        return [*steps, *(Step(name, parallel=name == Tokenise.name) for name in LAST_STEPS)]
 
     def sizes(self, step: Step) -> list[int]:
-        """Return the size of each task of a step: bytes of files in the read step, else characters."""
+        """Return the size of each task of a step: bytes in the read step, else characters."""
         if step.stage == READ:
             return [task.bytes for task in self.tasks]
-        if not step.cut:
+        if not step.parallel:
             return [1]
-        return [done.characters_out for done in self.done(stage_before(step.stage))]
+        return [marker.characters_out for marker in self.markers(stage_before(step.stage))]
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return the fingerprint of every raw file and setting, and so of the corpus that comes out."""
+        """The fingerprint of the corpus: of every raw file and setting."""
         stages = [(stage.name, stage.version, self.settings(stage)) for stage in TEXT_STAGES]
         tokens = Tokenise()
         return digest(
@@ -171,16 +189,17 @@ class Preparation:
         )
 
     def settings(self, stage: Stage) -> dict[str, object]:
-        """Return what a stage depends on as plain data."""
+        """Return the settings on which a stage depends, as plain data."""
         return as_settings(stage.settings(self.corpus))
 
-    def sensible_workers(self) -> int:
-        return min(len(os.sched_getaffinity(0)), 1 + sum(task.bytes for task in self.tasks) // SMALL)
+    def default_workers(self) -> int:
+        """Return the number of worker processes: one for each core, fewer for a small corpus."""
+        raw_bytes = sum(task.bytes for task in self.tasks)
+        return min(len(os.sched_getaffinity(0)), 1 + raw_bytes // BYTES_PER_WORKER)
 
     @cached_property
     def source_settings(self) -> dict[str, dict[str, object]]:
-        """Return all that each source is, with the digest of its raw files' names and bytes, but not where
-        they lie."""
+        """The settings of each source without its path, but with the digest of its raw files."""
         settings: dict[str, dict[str, object]] = {}
         for name, source in self.corpus.sources.items():
             kept = {key: value for key, value in as_settings(source).items() if key != "path"}
@@ -193,145 +212,154 @@ class Preparation:
         return digest([file for task in tasks for file in zip(task.names, task.sha256, strict=True)])
 
     def shards(self, stage: str) -> list[Shard]:
-        """Return the shards of a stage, in order: names, and what their fingerprints must be.
+        """Return the shards of a stage, in order, with the fingerprints that they must have.
 
         Raises:
-            UserError: reading is not finished, so that nobody knows.
+            UserError: reading, which determines the shards, is not finished.
         """
         if stage not in self._shards:
             self._shards[stage] = self._read_shards() if stage == READ else self._stage_shards(stage)
         return self._shards[stage]
 
     def _read_shards(self) -> list[Shard]:
-        found = []
+        shards = []
         for number in range(len(self.tasks)):
-            parts = self.parts_of_task(number)
-            if parts is None:
-                raise UserError(f"step read: task {number} is not done: run it first")
-            found += [Shard(name, digest(self.task_fingerprint(number), name)) for name in parts]
-        self._check_read(found)
-        return found
+            names = self.shards_of_task(number)
+            if names is None:
+                raise UserError(f"step read: task {number} is not done; run it first")
+            shards += [Shard(name, digest(self.task_fingerprint(number), name)) for name in names]
+        self._check_sources(shards)
+        return shards
 
-    def _check_read(self, shards: list[Shard]) -> None:
-        """Raises UserError if a source gave nothing, or more of it is broken than may be. What was read is
-        kept."""
+    def _check_sources(self, shards: list[Shard]) -> None:
+        """Raise UserError if a source gave no documents or too many broken records.
+
+        The shards stay on disk, so that a higher limit does not cost reading them again.
+        """
         folder = self.stage_folder(READ)
+        shard_names = [shard.name for shard in shards]
         counts = sum((Counter(self.marker(READ, shard).counts) for shard in shards), Counter())
         for name, source in self.corpus.sources.items():
-            broken = counts[f"quarantined_{name}"]
-            quarantined = folder.quarantined([shard.name for shard in shards]) if broken else iter(())
-            first = next((record for record in quarantined if record.source == name), None)
-            read = counts[f"read_{name}"]
-            drops = iter(()) if read else folder.drops()
-            dropped = next((drop for drop in drops if drop.source == name), None)
-            reading.check_yield(name, source, read, broken, first, dropped)
+            num_read = counts[f"read_{name}"]
+            num_broken = counts[f"quarantined_{name}"]
+            first_broken: Broken | None = None
+            first_drop: Drop | None = None
+            if num_broken:
+                quarantined = folder.quarantined(shard_names)
+                first_broken = next((record for record in quarantined if record.source == name), None)
+            if not num_read:
+                first_drop = next((drop for drop in folder.drops() if drop.source == name), None)
+            reading.check_source(name, source, num_read, num_broken, first_broken, first_drop)
 
     def _stage_shards(self, stage: str) -> list[Shard]:
         before = self.shards(stage_before(stage))
-        setting = self.stage_fingerprint(stage)
+        fingerprint = self.stage_fingerprint(stage)
         decision = ""
         if isinstance(text_stage(stage), CorpusStage):
-            decision = digest(setting, [shard.fingerprint for shard in before])
-        return [Shard(shard.name, digest(setting, shard.fingerprint, decision)) for shard in before]
+            decision = digest(fingerprint, [shard.fingerprint for shard in before])
+        return [Shard(shard.name, digest(fingerprint, shard.fingerprint, decision)) for shard in before]
 
     def stage_fingerprint(self, stage: str) -> str:
         """Return the fingerprint of a text stage itself, without its input."""
-        if stage not in self._settings:
+        if stage not in self._stage_fingerprints:
             found = text_stage(stage)
-            self._settings[stage] = digest(found.name, found.version, self.settings(found))
-        return self._settings[stage]
+            self._stage_fingerprints[stage] = digest(found.name, found.version, self.settings(found))
+        return self._stage_fingerprints[stage]
 
     def decision_fingerprint(self, stage: str) -> str:
-        """Return the fingerprint of what a stage decides by: all shards before it."""
+        """Return the fingerprint of a stage's decision, which depends on all input shards."""
         if stage not in self._decisions:
             before = [shard.fingerprint for shard in self.shards(stage_before(stage))]
             self._decisions[stage] = digest("decided", self.stage_fingerprint(stage), before)
         return self._decisions[stage]
 
-    def collected(self, stage: str, shard: Shard) -> Shard:
-        """Return what a stage must know of a shard before it."""
+    def collected_shard(self, stage: str, shard: Shard) -> Shard:
+        """Return name and fingerprint of the table that a stage collects from an input shard."""
         return Shard(
-            f"collected-{shard.name}", digest("collected", self.stage_fingerprint(stage), shard.fingerprint)
+            name=f"collected-{shard.name}",
+            fingerprint=digest("collected", self.stage_fingerprint(stage), shard.fingerprint),
         )
 
-    # --- what is on disk ------------------------------------------------------------------------------------
+    # --- the state on disk -----------------------------------------------------------------------
 
     def stage_folder(self, stage: str) -> StageFolder:
-        """Return the folder of a stage, whose name begins with the stage's place among all."""
+        """Return the folder of a stage; its name begins with the stage's number."""
         return StageFolder(self.work / f"{STAGES.index(stage)}-{stage}")
 
-    def done(self, stage: str) -> list[Done]:
+    def markers(self, stage: str) -> list[ShardMarker]:
         """Return the markers of all shards of a stage.
 
         Raises:
-            UserError: one is not there.
+            UserError: a shard is not done.
         """
         return [self.marker(stage, shard) for shard in self.shards(stage)]
 
-    def marker(self, stage: str, shard: Shard) -> Done:
-        """Raises UserError if the stage has not done this shard."""
-        marker = self.stage_folder(stage).done(shard.name, shard.fingerprint, verify=False)
+    def marker(self, stage: str, shard: Shard) -> ShardMarker:
+        """Return the marker of a shard. Raise UserError if the shard is not done."""
+        marker = self.stage_folder(stage).read_marker(shard.name, shard.fingerprint, verify=False)
         if marker is None:
-            raise UserError(f"step {stage}: shard {shard.name} is not done: run it first")
+            raise UserError(f"step {stage}: shard {shard.name} is not done; run it first")
         return marker
 
     def documents(self, stage: str, columns: list[str] | None = None) -> Iterator[Document]:
-        """Yield all that a stage let through, in order."""
+        """Yield the documents that a stage kept, in order."""
         return self.stage_folder(stage).documents([shard.name for shard in self.shards(stage)], columns)
 
-    def info(self, stage: str) -> StageInfo:
-        """Return what reading, or a text stage, did to all shards together."""
+    def stage_info(self, stage: str) -> StageInfo:
+        """Return the summary of the read stage or a text stage over all its shards."""
         if stage == READ:
-            return stage_info(READ, READ_VERSION, self.source_settings, self.done(READ))
+            return summarise_stage(READ, READ_VERSION, self.source_settings, self.markers(READ))
         found = text_stage(stage)
-        return stage_info(found.name, found.version, self.settings(found), self.done(stage))
+        return summarise_stage(found.name, found.version, self.settings(found), self.markers(stage))
 
-    def infos(self) -> list[StageInfo]:
-        """Return what reading and each text stage did."""
-        return [self.info(stage) for stage in STAGES if stage != Tokenise.name]
+    def stage_infos(self) -> list[StageInfo]:
+        """Return the summaries of the read stage and all text stages."""
+        return [self.stage_info(stage) for stage in STAGES if stage != Tokenise.name]
 
     def prune(self) -> None:
-        """Delete what was half written, and stages and, once all is read, shards that there are no longer."""
+        """Delete temporary files, unknown stages' folders and, after reading, obsolete shards."""
         known = {self.stage_folder(stage).path for stage in STAGES}
         for path in self.work.iterdir():
             if path.is_dir() and path.name[:1].isdigit() and path not in known:
                 shutil.rmtree(path)
         for path in self.work.rglob(".*.tmp"):
             path.unlink(missing_ok=True)
-        parts = [self.parts_of_task(number) for number in range(len(self.tasks))]
-        if None not in parts:
-            current = {name for names in parts for name in names or []}
+        shards_by_task = [self.shards_of_task(number) for number in range(len(self.tasks))]
+        if None not in shards_by_task:
+            current = {name for names in shards_by_task for name in names or []}
             for folder in map(StageFolder, known):
                 folder.keep_only(current)
 
     def task_fingerprint(self, number: int) -> str:
-        """Return the fingerprint of all that a task of reading depends on."""
+        """Return the fingerprint of a read task: of all that its shards depend on."""
         task = self.tasks[number]
-        settings = {
-            key: value for key, value in self.source_settings[task.source].items() if key not in _NOT_READ
-        }
+        settings = dict(self.source_settings[task.source])
+        for name in _UNUSED_BY_READING:
+            settings.pop(name, None)
         return digest(
             READ, READ_VERSION, self.shard_characters, task.source, settings, task.names, task.sha256
         )
 
-    def parts_of_task(self, number: int) -> list[str] | None:
-        """Return the shards that a task of reading gave; None before it is done."""
+    def shards_of_task(self, number: int) -> list[str] | None:
+        """Return the names of the shards that a read task wrote; None before it is done."""
         try:
             body = json.loads(self.task_file(number).read_text(encoding="utf-8"))
-            return list(body["shards"]) if body["fingerprint"] == self.task_fingerprint(number) else None
+            if body["fingerprint"] != self.task_fingerprint(number):
+                return None
+            return list(body["shards"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def task_file(self, number: int) -> Path:
-        """Return the file that says which shards a task of reading gave."""
+        """Return the path of the file that lists the shards of a read task."""
         return self.stage_folder(READ).path / f"task-{number:05d}.json"
 
 
 def stage_before(stage: str) -> str:
-    """Return the stage whose documents a stage is given."""
-    place = STAGES.index(stage)
-    assert place > 0, "no stage comes before reading"
-    return STAGES[place - 1]
+    """Return the stage whose documents are a stage's input."""
+    number = STAGES.index(stage)
+    assert number > 0, "no stage comes before reading"
+    return STAGES[number - 1]
 
 
 def text_stage(name: str) -> ShardStage | CorpusStage:
@@ -339,15 +367,19 @@ def text_stage(name: str) -> ShardStage | CorpusStage:
     return {stage.name: stage for stage in TEXT_STAGES}[name]
 
 
-def stage_info(name: str, version: int, settings: Mapping[str, object], shards: list[Done]) -> StageInfo:
-    """Return what a stage did, summed over its shards."""
-    dropped, counts = Report().counts, Report().counts
+def summarise_stage(
+    name: str, version: int, settings: Mapping[str, object], markers: list[ShardMarker]
+) -> StageInfo:
+    """Return the summary of a stage: the sums over the markers of its shards."""
+    dropped: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     losses: dict[tuple[str, str], Loss] = {}
-    for shard in shards:
-        dropped.update(shard.dropped)
-        counts.update(shard.counts)
-        for part in shard.losses:
-            loss = losses.setdefault((part.source, part.reason), Loss(source=part.source, reason=part.reason))
+    for marker in markers:
+        dropped.update(marker.dropped)
+        counts.update(marker.counts)
+        for part in marker.losses:
+            new = Loss(source=part.source, reason=part.reason)
+            loss = losses.setdefault((part.source, part.reason), new)
             loss.documents += part.documents
             loss.cut += part.cut
             loss.characters += part.characters
@@ -355,8 +387,8 @@ def stage_info(name: str, version: int, settings: Mapping[str, object], shards: 
         name=name,
         version=version,
         settings=dict(settings),
-        documents_in=sum(shard.documents_in for shard in shards),
-        documents_out=sum(shard.documents_out for shard in shards),
+        documents_in=sum(marker.documents_in for marker in markers),
+        documents_out=sum(marker.documents_out for marker in markers),
         dropped=dict(sorted(dropped.items())),
         counts=dict(sorted(counts.items())),
         losses=[losses[key] for key in sorted(losses)],
@@ -364,25 +396,31 @@ def stage_info(name: str, version: int, settings: Mapping[str, object], shards: 
 
 
 def require_documents(name: str, stages: list[StageInfo], first: Drop | None = None) -> None:
-    """Raises UserError if the last stage left nothing to train on. `first` is the first document that it
-    dropped."""
+    """Raise UserError if the stages left no document to train on.
+
+    Args:
+        stages: the summaries of all stages so far.
+        first: the first document that the last stage dropped.
+    """
     (split,) = (stage for stage in stages if stage.name == "split")
-    if split.counts.get("train") and stages[-1].documents_out:
+    has_training_documents = bool(split.counts.get("train"))
+    if has_training_documents and stages[-1].documents_out:
         return
     reasons = {reason: count for stage in stages for reason, count in stage.dropped.items()}
     dropped = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "none dropped"
     if stages[-1].name == "tokenise":
-        why = f"; the first, {first.id}: {first.detail or first.reason}" if first else ""
-        remedy = f"check corpus.chat.template{why}"
+        remedy = "check corpus.chat.template"
+        if first:
+            remedy += f"; the first dropped document is {first.id}: {first.detail or first.reason}"
+    elif has_training_documents:
+        remedy = "raise the mixture's weights"
     elif split.documents_out:
-        remedy = (
-            "raise the mixture's weights" if split.counts.get("train") else "lower split.validation_share"
-        )
+        remedy = "lower split.validation_share"
     else:
         remedy = "check the sources' `path` and `language.keep`"
     read = stages[0].documents_out
     raise UserError(
-        f"corpus {name} is empty: of {read} documents read none is left to train on ({dropped}): {remedy}"
+        f"corpus {name} is empty: none of {read} documents read is left to train on ({dropped}); {remedy}"
     )
 
 
@@ -392,7 +430,7 @@ def digest(*parts: object) -> str:
 
 
 @lru_cache(maxsize=1)
-def _loaded(work: Path, _changed: int, _size: int) -> Preparation:
+def _load_cached(work: Path, _changed: int, _size: int) -> Preparation:
     body = json.loads((work / "plan.json").read_text(encoding="utf-8"))
     corpus = from_settings(CorpusConfig, body.pop("corpus"))
     tasks = [ReadTask(**task) for task in body.pop("tasks")]
@@ -400,19 +438,23 @@ def _loaded(work: Path, _changed: int, _size: int) -> Preparation:
 
 
 def _read_tasks(name: str, corpus: CorpusConfig) -> Iterator[ReadTask]:
-    """Yield a source's files in tasks: large ones alone, small ones together. It depends on the files
-    only."""
+    """Yield a source's files grouped into tasks: large files alone, small files together.
+
+    The grouping depends on the files only.
+    """
     source = corpus.sources[name]
-    files, root = reading.files(source), Path(source.path)
+    files = reading.files(source)
+    root = Path(source.path)
     names = [path.relative_to(root).as_posix() if root.is_dir() else path.name for path in files]
     sizes = [path.stat().st_size for path in files]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        sums = list(pool.map(sha256_file, files))
-    begin = gathered = 0
+        checksums = list(pool.map(sha256_file, files))
+    begin = task_bytes = 0
     for end, size in enumerate(sizes, start=1):
-        gathered += size
-        full = gathered >= TASK_BYTES or end - begin >= TASK_FILES
-        if full or end == len(files) or gathered + sizes[end] > TASK_BYTES:
+        task_bytes += size
+        is_full = task_bytes >= TASK_BYTES or end - begin >= TASK_FILES
+        if is_full or end == len(files) or task_bytes + sizes[end] > TASK_BYTES:
             paths = [str(path.absolute()) for path in files[begin:end]]
-            yield ReadTask(name, paths, names[begin:end], sums[begin:end], gathered)
-            begin, gathered = end, 0
+            yield ReadTask(name, paths, names[begin:end], checksums[begin:end], task_bytes)
+            begin = end
+            task_bytes = 0

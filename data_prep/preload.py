@@ -1,16 +1,16 @@
-"""What the processes of workers.py need, imported and loaded once in the process that they are forked from.
+"""Imports and models of the worker processes, loaded once in the process that they are forked from.
 
-Nothing here may start a thread: a fork has none of its parent's.
+Nothing here may start a thread, because a forked process has none of its parent's threads.
 """
 
 import contextlib
 import importlib
 
-import data_prep.execute  # noqa: F401  # and with it all stages
+import data_prep.execute  # noqa: F401  # imports all stages
 from data_prep.stages.language import identifier
 
-# Where they are installed: pyarrow imports pandas with its first array, the encoder gigatoken, and that
-# awkward.
+# Optional packages: pyarrow imports pandas with its first array; the encoder imports gigatoken,
+# which imports awkward.
 for name in ("pandas", "gigatoken", "awkward"):
     with contextlib.suppress(ImportError):
         importlib.import_module(name)

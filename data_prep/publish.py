@@ -1,8 +1,7 @@
-"""The last step: make the corpus folder, with its manifest and card, of the token shards. One task, called by
-execute.py.
+"""The last step of a preparation: writing the corpus folder with its manifest and card.
 
-Publishing strings the files of the tokenise stage together, in order, and cuts where a shard of the corpus is
-full: where the shards of the stages end leaves no trace in a corpus.
+The rows of the tokenise stage are concatenated in order and divided into the corpus' own shards, so
+a corpus does not depend on where the shards of the stages end.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import pyarrow.compute as pc
 
 from data_prep.card import Years, write_card
 from data_prep.config import CorpusConfig
-from data_prep.plan import LAST_TEXT_STAGE, READ, Preparation, Shard, require_documents, stage_info
+from data_prep.plan import LAST_TEXT_STAGE, READ, Preparation, Shard, require_documents, summarise_stage
 from data_prep.shards import (
     MASK_COLUMNS,
     SPLITS,
@@ -33,7 +32,7 @@ from data_prep.shards import (
     sha256_file,
     tokenizer_digest,
 )
-from data_prep.stage_files import Done, StageFolder, read_json
+from data_prep.stage_files import ShardMarker, StageFolder, read_json
 from data_prep.tokens.step import ENCODER, TOKENISE, token_shards
 from data_prep.tokens.tokeniser import Tokeniser
 from data_prep.user_error import UserError
@@ -41,23 +40,24 @@ from data_prep.user_error import UserError
 logger = logging.getLogger(__name__)
 
 
-def current(folder: Path, fingerprint: str) -> Manifest | None:
-    """Return the manifest of the corpus on disk if it has this fingerprint and every byte is as written; else
-    None."""
+def load_if_current(folder: Path, fingerprint: str) -> Manifest | None:
+    """Return the manifest of the corpus on disk; None if its fingerprint or a checksum differs."""
     try:
         published = Corpus(folder)
         published.verify()
     except (FileNotFoundError, ValueError) as fault:
         if folder.exists():
-            logger.warning("making %s again: %s", folder, fault)
+            logger.warning("preparing %s again: %s", folder, fault)
         return None
-    return published.manifest if published.manifest.fingerprint == fingerprint else None
+    if published.manifest.fingerprint != fingerprint:
+        return None
+    return published.manifest
 
 
 def publish(preparation: Preparation) -> bool:
-    """Make the corpus folder. False if it is there already, as it would become."""
+    """Write the corpus folder. Return False if it already exists with this fingerprint."""
     folder = preparation.folder
-    if current(folder, preparation.fingerprint) is not None:
+    if load_if_current(folder, preparation.fingerprint) is not None:
         return False
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -73,39 +73,42 @@ def publish(preparation: Preparation) -> bool:
 
 
 def _assemble(preparation: Preparation, folder: Path) -> None:
-    corpus, stage, shards = (
-        preparation.corpus,
-        preparation.stage_folder(TOKENISE.name),
-        token_shards(preparation),
-    )
+    """Write all files of the corpus into `folder`."""
+    corpus = preparation.corpus
+    stage = preparation.stage_folder(TOKENISE.name)
+    shards = token_shards(preparation)
     markers = [preparation.marker(TOKENISE.name, shard) for shard in shards]
-    infos = preparation.infos()
-    infos.append(stage_info(TOKENISE.name, TOKENISE.version, preparation.settings(TOKENISE), markers))
+    infos = preparation.stage_infos()
+    settings = preparation.settings(TOKENISE)
+    infos.append(summarise_stage(TOKENISE.name, TOKENISE.version, settings, markers))
     shutil.copytree(stage.path / "tokenizer", folder / "tokenizer")
     tokeniser = Tokeniser(corpus, folder / "tokenizer")
     mask_column = _mask_column(corpus, {mask for marker in markers for mask in marker.masks})
-    counter, years = _Counter(preparation, tokeniser.vocab_size), Years()
+    counter = _TokenCounter(preparation, tokeniser.vocab_size)
+    years = Years()
     splits = {}
     for split in SPLITS:
         writer = ShardWriter(folder, split, mask_column, corpus.shard_tokens)
         for shard, marker in zip(shards, markers, strict=True):
             dates = _Dates(preparation, shard, split)
             for batch in _token_batches(preparation, shard, marker, split):
-                mask = _full_mask(batch)
+                mask = _fill_mask(batch)
                 counter.add(split, batch, mask)
                 _add_years(years, batch, dates)
-                kept = [batch[name] for name in (*TEXT_COLUMNS, "input_ids")]
-                columns = [*kept, mask] if mask_column else kept
+                columns = [batch[name] for name in (*TEXT_COLUMNS, "input_ids")]
+                if mask_column:
+                    columns.append(mask)
                 writer.write(pa.RecordBatch.from_arrays(columns, schema=writer.schema))
         splits[split] = writer.close()
     if not splits["train"]:
         require_documents(corpus.name, infos, next(stage.drops(), None))
+    has_chats = any(marker.has_chats for marker in markers)
     manifest = Manifest(
         name=corpus.name,
         fingerprint=preparation.fingerprint,
         mask_column=mask_column,
         unigram_loss=counter.validation_loss(),
-        tokenizer=_tokenizer_info(tokeniser, stage, has_chats=any(marker.has_chats for marker in markers)),
+        tokenizer=_tokenizer_info(tokeniser, stage, has_chats),
         splits=splits,
         sources=counter.finish(preparation),
         stages=infos,
@@ -115,16 +118,16 @@ def _assemble(preparation: Preparation, folder: Path) -> None:
 
 
 def _token_batches(
-    preparation: Preparation, shard: Shard, marker: Done, split: str
+    preparation: Preparation, shard: Shard, marker: ShardMarker, split: str
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a shard in one split.
 
     Raises:
-        UserError: the file is not what the tokenise step wrote.
+        UserError: the file was changed after the tokenise step wrote it.
     """
     path = preparation.stage_folder(TOKENISE.name).path / f"{split}-{shard.name}.arrow"
     if sha256_file(path) != marker.files[path.name]:
-        raise UserError(f"{path} is not what was written (checksum differs): run it again")
+        raise UserError(f"{path} was changed after it was written (checksum differs); run it again")
     yield from pa.ipc.open_stream(pa.memory_map(str(path)))
 
 
@@ -136,8 +139,7 @@ def _add_years(years: Years, batch: pa.RecordBatch, dates: _Dates) -> None:
 
 
 def _tokenizer_info(tokeniser: Tokeniser, stage: StageFolder, has_chats: bool) -> TokenizerInfo:
-    """Return what the manifest holds of the tokenizer; with conversations, the token that a model must stop
-    at too."""
+    """Return the manifest's entry on the tokenizer; `has_chats` adds the end-of-turn token."""
     info = TokenizerInfo(
         sha256=tokenizer_digest(tokeniser.folder),
         vocab_size=tokeniser.vocab_size,
@@ -150,7 +152,10 @@ def _tokenizer_info(tokeniser: Tokeniser, stage: StageFolder, has_chats: bool) -
 
 
 class _Dates:
-    """The dates of a shard's documents, asked for row by row, in order: ids need not be unique."""
+    """The dates of a shard's documents in one split.
+
+    Ids need not be unique, so dates must be looked up row by row, in order.
+    """
 
     def __init__(self, preparation: Preparation, shard: Shard, split: str) -> None:
         self._dates: dict[str, list[str]] = {}
@@ -160,40 +165,48 @@ class _Dates:
                 self._dates.setdefault(document.id, []).append(document.date)
 
     def of_row(self, name: str) -> str:
-        """Return the date of a row's document: the last row of a document has its id, those before it a
-        number behind it."""
+        """Return the date of a row's document.
+
+        The last row of a document has the document's id; earlier rows have the id with "#" and a
+        number.
+        """
         if name not in self._dates:
             return self._dates.get(name.rpartition("#")[0], [""])[0]
-        waiting = self._dates[name]
-        return waiting.pop(0) if len(waiting) > 1 else waiting[0]
+        remaining = self._dates[name]
+        return remaining.pop(0) if len(remaining) > 1 else remaining[0]
 
 
 def _mask_column(corpus: CorpusConfig, wanted: set[str]) -> str | None:
-    """Return the name of the mask column: that of conversations, else that of prompts and completions; None
-    if all is a target."""
+    """Return the name of the mask column, or None if every token is a target.
+
+    The column of conversations comes before that of prompts and completions.
+    """
     if corpus.chat.targets == "everything":
         return None
     return next((name for name in reversed(MASK_COLUMNS) if name in wanted), None)
 
 
-def _full_mask(batch: pa.RecordBatch) -> pa.ListArray:
-    """Return the masks of a batch, with ones where a row has none."""
-    ids, given = batch["input_ids"], batch["mask"]
-    lengths = pc.list_value_length(ids).to_numpy()
+def _fill_mask(batch: pa.RecordBatch) -> pa.ListArray:
+    """Return the masks of a batch, with ones for rows that have no mask."""
+    given = batch["mask"]
+    lengths = pc.list_value_length(batch["input_ids"]).to_numpy()
     mask = np.ones(lengths.sum(), np.int8)
-    has_one = np.repeat(pc.is_valid(given).to_numpy(zero_copy_only=False), lengths)
-    mask[has_one] = given.flatten().to_numpy()
+    has_mask = np.repeat(pc.is_valid(given).to_numpy(zero_copy_only=False), lengths)
+    mask[has_mask] = given.flatten().to_numpy()
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(mask, pa.int8()))
 
 
-class _Counter:
-    """Documents and tokens by source, split and language, and frequencies of targets by split, for the loss
-    of a model that knows only frequencies. The first token of each row is no target: training never predicts
-    it either."""
+class _TokenCounter:
+    """Counts of documents and tokens by source, split and language, and of the targets' tokens.
+
+    The frequencies give the loss of a unigram model. The first token of each row does not count as
+    a target, because training never predicts it.
+    """
 
     def __init__(self, preparation: Preparation, vocab_size: int) -> None:
         self.frequencies = {split: np.zeros(vocab_size, np.int64) for split in SPLITS}
+        # At most two groups of each source: enough to know whether all documents are one group.
         self._groups: dict[str, set[str]] = {name: set() for name in preparation.corpus.sources}
         self.sources = {
             name: SourceInfo(
@@ -203,66 +216,69 @@ class _Counter:
         }
 
     def add(self, split: str, batch: pa.RecordBatch, mask: pa.ListArray) -> None:
-        ids, target = batch["input_ids"].flatten().to_numpy(), mask.flatten().to_numpy().astype(np.bool_)
+        """Count the rows of a batch."""
+        ids = batch["input_ids"].flatten().to_numpy()
+        is_target = mask.flatten().to_numpy().astype(np.bool_)
         lengths = pc.list_value_length(batch["input_ids"]).to_numpy()
         ends = np.cumsum(lengths)
         starts = ends - lengths
-        target[starts[lengths > 0]] = False
-        self.frequencies[split] += np.bincount(ids[target], minlength=len(self.frequencies[split]))
-        sums = np.concatenate([[0], np.cumsum(target)])
+        is_target[starts[lengths > 0]] = False
+        self.frequencies[split] += np.bincount(ids[is_target], minlength=len(self.frequencies[split]))
+        sums = np.concatenate([[0], np.cumsum(is_target)])
         supervised = sums[ends] - sums[starts]
-        for source, language, tokens, targets in zip(
-            batch["source"].to_pylist(),
-            batch["language"].to_pylist(),
-            lengths.tolist(),
-            supervised.tolist(),
-            strict=True,
-        ):
-            info, key = self.sources[source], f"{split}/{language}"
-            for counts, number in (
-                (info.documents, 1),
-                (info.tokens, tokens),
-                (info.supervised_tokens, targets),
-            ):
-                counts[key] = counts.get(key, 0) + number
-        for source, group in zip(batch["source"].to_pylist(), batch["group"].to_pylist(), strict=True):
+        sources = batch["source"].to_pylist()
+        languages = batch["language"].to_pylist()
+        rows = zip(sources, languages, lengths.tolist(), supervised.tolist(), strict=True)
+        for source, language, tokens, supervised_tokens in rows:
+            info = self.sources[source]
+            key = f"{split}/{language}"
+            _increase(info.documents, key, 1)
+            _increase(info.tokens, key, tokens)
+            _increase(info.supervised_tokens, key, supervised_tokens)
+        for source, group in zip(sources, batch["group"].to_pylist(), strict=True):
             if len(self._groups[source]) < 2:
                 self._groups[source].add(group)
 
     def finish(self, preparation: Preparation) -> dict[str, SourceInfo]:
-        """Return what each source gave, once all rows are added."""
-        _count_read(preparation, self.sources)
+        """Return the manifest's entry on each source, after all rows were added."""
+        _add_read_counts(preparation, self.sources)
         for name, info in self.sources.items():
             info.single_group = len(self._groups[name]) == 1
         return self.sources
 
     def validation_loss(self) -> float | None:
-        """Return the cross-entropy (nats a token) of validation under train's frequencies, add-one smoothed
-        (Laplace)."""
-        train, validation = self.frequencies["train"], self.frequencies["validation"]
+        """Return the unigram loss on validation, in nats a token; None without validation tokens.
+
+        It is the cross-entropy under the training split's frequencies, add-one smoothed (Laplace).
+        """
+        train = self.frequencies["train"]
+        validation = self.frequencies["validation"]
         if not validation.sum():
             return None
         log_probabilities = np.log(train + 1) - np.log(train.sum() + len(train))
         return float(-(validation * log_probabilities).sum() / validation.sum())
 
 
-def _count_read(preparation: Preparation, sources: dict[str, SourceInfo]) -> None:
-    """Enter what was read of each source, and how many documents have an id that is not theirs alone."""
+def _increase(counts: dict[str, int], key: str, number: int) -> None:
+    counts[key] = counts.get(key, 0) + number
+
+
+def _add_read_counts(preparation: Preparation, sources: dict[str, SourceInfo]) -> None:
+    """Set the counts of documents and characters read, and of repeated ids, of each source."""
     shards: dict[str, list[Shard]] = {name: [] for name in sources}
     for shard in preparation.shards(READ):
         shards[preparation.tasks[int(shard.name.partition("-")[0])].source].append(shard)
     for name, own in shards.items():
         markers = [preparation.marker(READ, shard) for shard in own]
-        refused = sum(loss.characters for marker in markers for loss in marker.losses)
+        dropped = sum(loss.characters for marker in markers for loss in marker.losses)
         sources[name].documents_read = sum(marker.documents_in for marker in markers)
-        sources[name].characters_read = refused + sum(marker.characters_out for marker in markers)
+        sources[name].characters_read = dropped + sum(marker.characters_out for marker in markers)
         hashes = [preparation.stage_folder(READ).id_hashes(shard.name) for shard in own]
         sources[name].repeated_ids = sum(map(len, hashes)) - len(np.unique(np.concatenate(hashes)))
 
 
 def _replace_folder(temporary: Path, folder: Path) -> None:
-    """Swap in a finished folder. Readers that mapped the old files keep them: an open file outlives its
-    name."""
+    """Replace the corpus folder by a finished one; processes that mapped the old files keep them."""
     if folder.exists():
         old = folder.with_name(f".{folder.name.lstrip('.')}.old")
         shutil.rmtree(old, ignore_errors=True)

@@ -1,5 +1,4 @@
-"""Records that no document could be made of, with what their files hold at that place. For `finetune
-inspect`."""
+"""Quarantined records with an excerpt of their raw text, for `finetune inspect`."""
 
 from __future__ import annotations
 
@@ -21,35 +20,37 @@ _AT = re.compile(r"(line|byte) (\d+)")
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A record, and the bytes at its place as text; "" where they cannot be read (any more)."""
+    """A quarantined record and its raw text, or "" if the raw file is gone or cannot be read."""
 
     record: Broken
     raw: str
 
 
-def with_excerpts(work: Path, records: list[Broken]) -> Iterator[Quarantined]:
-    """Yield each record with its raw text. A file is read once for all its records."""
-    paths = _paths(work)
+def read_excerpts(work: Path, records: list[Broken]) -> Iterator[Quarantined]:
+    """Yield each record with its raw text. Each file is read once for all its records."""
+    paths = _raw_paths(work)
     by_file: dict[tuple[str, str], list[Broken]] = {}
     for record in records:
         by_file.setdefault((record.source, record.file), []).append(record)
     for (source, name), wanted in by_file.items():
         path = paths.get((source, name))
-        found = _read(path, Place(source, name), wanted, work) if path is not None and path.is_file() else {}
+        texts: dict[tuple[str, str], str] = {}
+        if path is not None and path.is_file():
+            texts = _read(path, Place(source, name), wanted, work)
         for record in wanted:
-            yield Quarantined(record, found.get((record.member, record.at), ""))
+            yield Quarantined(record, texts.get((record.member, record.at), ""))
 
 
-def counts(stage: StageFolder) -> dict[str, int]:
-    """Return how many records of each source are quarantined."""
-    found: dict[str, int] = {}
+def count_by_source(stage: StageFolder) -> dict[str, int]:
+    """Return the number of quarantined records of each source."""
+    counts: dict[str, int] = {}
     for record in stage.quarantined():
-        found[record.source] = found.get(record.source, 0) + 1
-    return found
+        counts[record.source] = counts.get(record.source, 0) + 1
+    return counts
 
 
-def _paths(work: Path) -> dict[tuple[str, str], Path]:
-    """Return where each raw file lay when it was read; nothing where the plan is gone."""
+def _raw_paths(work: Path) -> dict[tuple[str, str], Path]:
+    """Return the path of each raw file by source and name, or nothing if there is no plan.json."""
     try:
         preparation = Preparation.load(work)
     except ValueError:
@@ -62,7 +63,10 @@ def _paths(work: Path) -> dict[tuple[str, str], Path]:
 
 
 def _read(path: Path, place: Place, wanted: list[Broken], work: Path) -> dict[tuple[str, str], str]:
-    """Return the text at the wanted places of a file, unpacked as its reader unpacks it."""
+    """Return the text at the wanted places of a file, by member and place.
+
+    The file is unpacked as its reader unpacks it.
+    """
     limits = Preparation.load(work).corpus.sources[place.source].limits
     members = {record.member for record in wanted}
     found: dict[tuple[str, str], str] = {}
@@ -72,18 +76,19 @@ def _read(path: Path, place: Place, wanted: list[Broken], work: Path) -> dict[tu
                 places = [record.at for record in wanted if record.member == member.place.member]
                 found.update({(member.place.member, at): text for at, text in _texts(member, places)})
     except (OSError, ValueError):
-        return found  # what cannot be unpacked has no text
+        return found  # a file that cannot be unpacked gives no text
     return found
 
 
 def _texts(member: streams.Member, places: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield the text at each place of a member: a line, what follows a byte, or the beginning."""
+    """Yield the text at each place of a member: a line, or the text from a byte on."""
     parsed = {at: _AT.fullmatch(at) for at in places}
     lines = {int(match[2]): at for at, match in parsed.items() if match and match[1] == "line"}
     offsets = sorted((int(match[2]), at) for at, match in parsed.items() if match and match[1] == "byte")
     others = [at for at, match in parsed.items() if match is None]
     if others or offsets:
-        head = member.stream.read(EXCERPT_BYTES if not offsets else offsets[-1][0] + EXCERPT_BYTES)
+        last_offset = offsets[-1][0] if offsets else 0
+        head = member.stream.read(last_offset + EXCERPT_BYTES)
         yield from ((at, _as_text(head[:EXCERPT_BYTES])) for at in others)
         yield from ((at, _as_text(head[first : first + EXCERPT_BYTES])) for first, at in offsets)
         return

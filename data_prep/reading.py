@@ -1,7 +1,7 @@
-"""The read step's door to data_prep.sources: which files a source has, and the documents in some of them.
+"""The interface of the read step to data_prep.sources: a source's files, and their documents.
 
-The files of a source may be read by different processes, in any order and grouping: a document depends on its
-own file alone.
+A document depends on its own file only, so different processes may read the files of a source in
+any order and grouping.
 """
 
 from __future__ import annotations
@@ -19,74 +19,80 @@ from data_prep.user_error import UserError
 
 
 def files(source: SourceConfig) -> list[Path]:
-    """The source's files in name order.
+    """Return the source's files, sorted by name.
 
     Raises:
-        NotFoundError: its path does not exist, or holds no file for this reader.
-        UserError: an option is not one of the reader's.
+        NotFoundError: the path does not exist, or holds no file for this reader.
+        UserError: the reader does not have one of the options or fields.
     """
     return _reader(source).files(source)  # type: ignore[no-any-return]
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    """Documents of `paths`, which are some or all of `files(source)`.
+    """Yield the documents of `paths`, which are some or all of `files(source)`.
 
-    Counts `read_<name>` and `quarantined_<name>` in the report, whose `broken` records stand in file order.
+    The report counts `read_<name>`, `quarantined_<name>` and `files_without_documents_<name>`, and
+    lists the broken records in file order.
 
     Raises:
-        UserError: more broken records than a report can hold (see Report.quarantine).
+        UserError: there are more broken records than a report can hold (see Report.quarantine).
     """
     reader = _reader(source)
     for path in paths:
-        num_read, before = 0, len(report.broken)
+        num_read = 0
+        num_broken_before = len(report.broken)
         for document in reader.read(name, source, report, [path]):
             document.language = document.language or source.language
             num_read += 1
             yield document
         report.counts[f"read_{name}"] += num_read
         report.counts[f"files_without_documents_{name}"] += not num_read
-        report.counts[f"quarantined_{name}"] += len(report.broken) - before
+        report.counts[f"quarantined_{name}"] += len(report.broken) - num_broken_before
 
 
-def check_yield(
+def check_source(
     name: str,
     source: SourceConfig,
     num_read: int,
     num_broken: int,
-    first: Broken | None,
-    dropped: Drop | None = None,
+    first_broken: Broken | None,
+    first_drop: Drop | None = None,
 ) -> None:
-    """To be asked once all files of a source are read, with the sums of their counts and the first broken
-    record.
+    """Check the result of reading all files of a source.
 
     Args:
-        dropped: the first record that was dropped while it was read, if nothing else came of the source.
+        num_read: documents of all files.
+        num_broken: broken records of all files.
+        first_drop: the first record that reading dropped, if it gave no document.
 
     Raises:
-        UserError: too many of its records were broken, or nothing came of it.
+        UserError: too many records are broken, or there are no documents.
     """
-    place = ":".join(part for part in (first.file, first.member, first.at) if part) if first else ""
+    faults = []
+    if first_broken:
+        place = (first_broken.file, first_broken.member, first_broken.at)
+        faults.append(f"{':'.join(filter(None, place))}: {first_broken.error}")
     if not num_read:
-        why = [f"{place}: {first.error}"] if first else []
-        why += [f"{dropped.id}: {dropped.reason}: {dropped.detail}"] if dropped else []
-        reasons = (
-            "; " + "; ".join(why) if why else ": its files hold no document for this reader and its options"
-        )
-        raise UserError(f"source {name}: nothing of it can be read{reasons}")
-    if first and num_broken > max(source.max_broken, source.max_broken_share * (num_read + num_broken)):
+        if first_drop:
+            faults.append(f"{first_drop.id}: {first_drop.reason}: {first_drop.detail}")
+        reasons = "; ".join(faults) or "its files hold no document for this reader and its options"
+        raise UserError(f"source {name}: no document can be read; {reasons}")
+    num_records = num_read + num_broken
+    if first_broken and num_broken > max(source.max_broken, source.max_broken_share * num_records):
         raise UserError(
-            f"source {name}: {num_broken} of {num_read + num_broken} records cannot be read, more than max_broken_share "
-            f"{source.max_broken_share:g} allows; the first is {place}: {first.error}. Mend the source, or raise the share"
+            f"source {name}: {num_broken} of {num_records} records cannot be read, more than "
+            f"max_broken_share {source.max_broken_share:g} allows; correct the source, or raise "
+            f"the share; the first broken record is {faults[0]}"
         )
 
 
 def options_of(reader: str) -> Any:
-    """Return the dataclass of the options that a reader takes, or None if it takes none."""
+    """Return the dataclass of a reader's options; None if the reader has no options."""
     return getattr(_module(reader), "Options", None)
 
 
 def fields_of(reader: str) -> tuple[str, ...]:
-    """Return the names of a reader's fields, which a record may have under other names."""
+    """Return a reader's field names, which the setting `fields` maps to keys of the records."""
     names: tuple[str, ...] = getattr(_module(reader), "FIELDS", ())
     return names
 
@@ -96,14 +102,15 @@ def _module(reader: str) -> ModuleType:
 
 
 def _reader(source: SourceConfig) -> ModuleType:
-    module, options = _module(source.reader), options_of(source.reader)
+    """Return the reader's module, after checking the source's options and fields."""
+    options = options_of(source.reader)
     if source.options and options is None:
         raise UserError(f"options.{next(iter(source.options))}: reader {source.reader} has no options")
     if options is not None:
         claims.options(source, options)
     known = fields_of(source.reader)
-    if unknown := next((field for field in source.fields if field not in known), None):
-        raise UserError(
-            f"fields.{unknown}: reader {source.reader} reads {', '.join(known) or 'no named fields'}"
-        )
-    return module
+    unknown = next((field for field in source.fields if field not in known), None)
+    if unknown is not None:
+        choices = f"its fields are {', '.join(known)}" if known else "it has no fields"
+        raise UserError(f"fields.{unknown}: unknown field of reader {source.reader}; {choices}")
+    return _module(source.reader)

@@ -1,27 +1,27 @@
-"""The corpus folder: what preparation writes and training reads. This file is the contract between the two.
+"""The corpus folder: the interface between preparation, which writes it, and training.
 
     <corpus>/
-      manifest.json                   what is here, with checksums, licences, counts and the tokenizer's
-      digest README.md                       the corpus card: the manifest's counts for people, and years
-      tokenizer/                      tokenizer.json and tokenizer_config.json, as transformers loads them
-      train/shard-00000.arrow …       Arrow IPC streams: `datasets.Dataset.from_file` maps them as they are
+      manifest.json                    files with checksums, licences, counts, tokenizer digest
+      README.md                        the corpus card: the manifest's counts as tables, and years
+      tokenizer/                       tokenizer.json and tokenizer_config.json for transformers
+      train/shard-00000.arrow …        Arrow IPC streams, for `datasets.Dataset.from_file`
       validation/shard-00000.arrow …
 
-A row is one document; of a conversation whose template rewrites earlier turns, one row a turn. Sequence
-length and packing belong to training: one corpus serves every length.
+A row is one document, or one turn of a conversation whose chat template rewrites earlier turns.
+Sequence length and packing are settings of training: one corpus serves every length. The columns
+are:
 
-    id, source, license, language, group   string
-    input_ids                              list<int32>; a text or a plain completion ends with the tokenizer's
-    end-of-sequence
-                                           token, a conversation with the token with which its chat template
-                                           ends a turn
-    completion_mask | assistant_masks      list<int8>, as long as input_ids, 1 where a token is a target. Only
-    in corpora that
-                                           supervise a part of some documents; one of the two, in TRL's names:
-                                           assistant_masks if any source holds conversations (`messages`),
-                                           completion_mask if there are only prompts with completions, or
-                                           instructions. Every row of such a corpus has at least one target;
-                                           rows of running text are all targets.
+    id, source, license, language, group
+        string
+    input_ids
+        list<int32>. Running text and plain completions end with the tokenizer's end-of-sequence
+        token, a conversation with the token with which its chat template ends a turn.
+    completion_mask or assistant_masks
+        list<int8>, as long as input_ids, 1 where a token is a target. Only in corpora in which some
+        documents are supervised in part. The name is TRL's: assistant_masks if a source has
+        conversations (`messages`), completion_mask if there are only instructions, or prompts with
+        completions. Every row of such a corpus has at least one target; in rows of running text,
+        all tokens are targets.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ TEXT_COLUMNS = ("id", "source", "license", "language", "group")
 
 
 class NoCorpusError(NotFoundError):
-    """A folder that was named as a corpus holds none."""
+    """A folder that was named as a corpus has no manifest."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(
@@ -76,15 +76,16 @@ class ShardInfo:
 
 @dataclass(kw_only=True)
 class SourceInfo:
-    """What one source gave.
+    """The manifest's entry on a source.
 
     Attributes:
         sha256: the digest of its raw files.
-        documents, tokens, supervised_tokens: by split and language; supervised tokens are those that are
+        documents, tokens, supervised_tokens: counts by `<split>/<language>`; supervised tokens are
             targets.
-        documents_read, characters_read: all that reading found in it, what it refused included.
-        repeated_ids: documents with an id that an earlier document of the source has.
-        single_group: all its documents are one group, which no split can divide.
+        documents_read, characters_read: counts of all that was read, with the records that reading
+            dropped.
+        repeated_ids: number of documents whose id an earlier document of the source has.
+        single_group: True if all its documents are one group, which the split cannot divide.
     """
 
     license: str
@@ -101,12 +102,12 @@ class SourceInfo:
 
 @dataclass(kw_only=True)
 class Loss:
-    """What one stage took from one source for one reason.
+    """The text that one stage removed from one source for one reason.
 
     Attributes:
-        documents: dropped whole.
-        cut: documents that went on without a part of their text.
-        characters: of all that was taken.
+        documents: number of documents that were dropped.
+        cut: number of documents that were kept without a part of their text.
+        characters: characters of all removed text.
     """
 
     source: str
@@ -118,13 +119,13 @@ class Loss:
 
 @dataclass(kw_only=True)
 class StageInfo:
-    """What one stage did.
+    """The manifest's entry on a stage.
 
     Attributes:
-        dropped: reason -> documents.
-        counts: whatever else the stage counts.
-        losses: text that was dropped or cut, by source and reason. Empty in corpora that were made before it
-            was counted.
+        dropped: number of dropped documents by reason.
+        counts: other counts of the stage.
+        losses: text that was dropped or cut, by source and reason. Empty in corpora of earlier
+            versions, which did not count it.
     """
 
     name: str
@@ -152,9 +153,9 @@ class TokenizerInfo:
 
     Attributes:
         sha256: see `tokenizer_digest`.
-        end_of_turn, end_of_turn_id: where a chat template rendered conversations, the token that ends their
-            answers.
-        encoder: None in corpora that were made before it was noted.
+        end_of_turn, end_of_turn_id: the token with which answers in conversations end; None without
+            conversations.
+        encoder: None in corpora of earlier versions, which did not record it.
     """
 
     sha256: str
@@ -172,14 +173,17 @@ class TokenizerInfo:
 
 @dataclass(kw_only=True)
 class Manifest:
-    """manifest.json. Nothing in it depends on when or where it was made, so equal input gives equal bytes.
+    """The content of manifest.json.
+
+    Nothing in it depends on the time or place of preparation, so equal input gives equal bytes.
 
     Attributes:
-        fingerprint: of every input and setting; `finetune prepare` does nothing while it stays the same.
-        mask_column: the column that marks targets, or None when every token is one.
-        unigram_loss: mean loss (nats a token) on validation of the training split's frequencies of targets,
-            add-one smoothed: what a model that knows nothing but frequencies would score. None without
-                validation documents.
+        fingerprint: hash of every input and setting; `finetune prepare` does nothing while it is
+            unchanged.
+        mask_column: the column that marks targets, or None if every token is a target.
+        unigram_loss: mean loss (nats a token) of a unigram model on validation, a baseline for any
+            model. Its probabilities are the frequencies of the training split's targets, add-one
+            smoothed. None without validation documents.
     """
 
     name: str
@@ -195,7 +199,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """The identity of the corpus: changes when any byte of it, or anything said of it, does."""
+        """The identity of the corpus, which changes with any byte of its files or its manifest."""
         return _digest(self._body())
 
     def documents(self, split: str) -> int:
@@ -205,17 +209,19 @@ class Manifest:
         return sum(shard.tokens for shard in self.splits[split])
 
     def warnings(self) -> list[str]:
-        """Return what somebody who trains should know of the sources, each with the setting that changes
-        it."""
+        """Return a line for each questionable property of a source, with the setting to change."""
         split = next((stage for stage in self.stages if stage.name == "split"), None)
         share = split.settings.get("validation_share") if split else None
-        return [
-            line for name, source in self.sources.items() for line in _source_warnings(name, source, share)
-        ]
+        warnings: list[str] = []
+        for name, source in self.sources.items():
+            warnings += _source_warnings(name, source, share)
+        return warnings
 
     def _body(self) -> dict[str, Any]:
-        """Return the manifest as plain data, without later fields that are empty: old corpora keep their
-        digests."""
+        """Return the manifest as plain data.
+
+        Empty fields that later versions added are left out, so that old corpora keep their digests.
+        """
         body = asdict(self)
         body["tokenizer"] = {name: value for name, value in body["tokenizer"].items() if value is not None}
         for source in body["sources"].values():
@@ -236,17 +242,19 @@ class Manifest:
         """Read and check manifest.json.
 
         Raises:
-            NoCorpusError: there is no corpus in `folder`.
-            UserError: the manifest is not one, is of another version, or was edited after it was written.
+            NoCorpusError: `folder` has no manifest.
+            UserError: the manifest is malformed, has another version, or was edited after it was
+                written.
         """
         path = folder / MANIFEST
         if not path.is_file():
             raise NoCorpusError(folder)
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
-            if body.get("format") != FORMAT or body.get("format_version") != FORMAT_VERSION:
+            found = (body.get("format"), body.get("format_version"))
+            if found != (FORMAT, FORMAT_VERSION):
                 raise ValueError(
-                    f"format {body.get('format')} version {body.get('format_version')}, not {FORMAT} {FORMAT_VERSION}"
+                    f"format {found[0]} version {found[1]}, not {FORMAT} version {FORMAT_VERSION}"
                 )
             stated = body.pop("digest")
             if stated != _digest(body):
@@ -262,7 +270,7 @@ class Manifest:
             return cls(**body)
         except (ValueError, KeyError, TypeError, AttributeError) as fault:
             raise UserError(
-                f"{path} is not a valid corpus manifest ({fault}): run `finetune prepare` again"
+                f"{path} is not a valid corpus manifest ({fault}); run `finetune prepare` again"
             ) from None
 
 
@@ -273,30 +281,35 @@ def _drop_empty(body: dict[str, object], *names: str) -> None:
 
 
 def _source_warnings(name: str, source: SourceInfo, validation_share: float | None) -> Iterator[str]:
-    """Args: validation_share: the setting; nothing is held out, and nothing is missing, at 0."""
+    """Yield the warnings on a source; with `validation_share` 0 it needs no validation split."""
     if source.repeated_ids:
         yield (
-            f"source {name}: {source.repeated_ids:,} documents have an id that an earlier one has; none is left out for it, "
-            f"but `finetune inspect` shows one of each. Another id: corpus.sources.{name}.fields.id"
+            f"source {name}: {source.repeated_ids:,} documents have an id that an earlier "
+            "document has; all are kept, but `finetune inspect` shows only one document of "
+            f"each id; set corpus.sources.{name}.fields.id to a field that is unique"
         )
     held_out = any(key.startswith("validation/") for key in source.documents)
     if held_out or not source.documents or not validation_share:
         return
     if source.single_group:
-        why = "all its documents are one group, and groups are not divided"
-        remedy = f"give a finer corpus.sources.{name}.fields.group, or raise"
+        reason = "all its documents are one group, and a group is not divided"
+        remedy = f"set corpus.sources.{name}.fields.group to a finer field"
     else:
-        why = "by chance none of its groups was held out"
-        remedy = "take another corpus.split.seed, or raise"
-    yield f"source {name}: no validation documents: {why}; {remedy} corpus.split.validation_share (now {validation_share:g})"
+        reason = "by chance none of its groups is in the validation split"
+        remedy = "set another corpus.split.seed"
+    yield (
+        f"source {name}: no validation documents, because {reason}; {remedy}, or raise "
+        f"corpus.split.validation_share (now {validation_share:g})"
+    )
 
 
 class Corpus:
-    """A corpus folder, opened: its manifest, and its splits as memory-mapped `datasets.Dataset`s.
+    """A corpus folder: its manifest, and its splits as memory-mapped datasets or tables.
 
     Raises:
-        NotFoundError: no manifest in the folder.
-        UserError: the manifest is broken, or a shard is missing or has another size than it says.
+        NotFoundError: there is no manifest in the folder.
+        UserError: the manifest is broken, or a shard is missing or has another size than in the
+            manifest.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -304,10 +317,12 @@ class Corpus:
         self.manifest = Manifest.read(self.folder)
         for shard in self._shards():
             path = self.folder / shard.file
-            size = path.stat().st_size if path.is_file() else None
+            if not path.is_file():
+                raise UserError(f"shard {path} is missing; run `finetune prepare` again")
+            size = path.stat().st_size
             if size != shard.bytes:
                 raise UserError(
-                    f"shard {path} is {'missing' if size is None else f'{size} bytes'}, the manifest says {shard.bytes} bytes: "
+                    f"shard {path} has {size} bytes instead of the {shard.bytes} in the manifest; "
                     f"run `finetune prepare` again"
                 )
 
@@ -316,23 +331,22 @@ class Corpus:
         return self.folder / "tokenizer"
 
     def verify(self) -> None:
-        """Compare every byte with the manifest's checksums.
+        """Compare all shards and the tokenizer with the checksums in the manifest.
 
         Raises:
-            UserError: a shard or the tokenizer is not what was written.
+            UserError: a shard or the tokenizer was changed after it was written.
         """
         for shard in self._shards():
-            if sha256_file(self.folder / shard.file) != shard.sha256:
-                raise UserError(
-                    f"shard {self.folder / shard.file} is corrupted (checksum differs): run `finetune prepare` again"
-                )
+            path = self.folder / shard.file
+            if sha256_file(path) != shard.sha256:
+                raise UserError(f"shard {path} is corrupted (checksum differs); run `finetune prepare` again")
         if tokenizer_digest(self.tokenizer_folder) != self.manifest.tokenizer.sha256:
             raise UserError(
-                f"{self.tokenizer_folder} is not the tokenizer of these shards: run `finetune prepare` again"
+                f"{self.tokenizer_folder} is not the tokenizer of these shards; run `finetune prepare` again"
             )
 
     def split(self, name: str) -> Dataset:
-        """The documents of a split, memory-mapped, in shard order."""
+        """Return the rows of a split as a memory-mapped dataset, in shard order."""
         from datasets import Dataset, concatenate_datasets
         from datasets.table import InMemoryTable
 
@@ -342,45 +356,54 @@ class Corpus:
         return concatenate_datasets([Dataset.from_file(str(self.folder / shard.file)) for shard in shards])
 
     def table(self, split: str) -> pa.Table:
-        """Return the documents of a split as a memory-mapped table, in shard order."""
-        tables = [_mapped(self.folder / shard.file) for shard in self.manifest.splits[split]]
-        return pa.concat_tables(tables) if tables else _schema(self.manifest.mask_column).empty_table()
+        """Return the rows of a split as a memory-mapped table, in shard order."""
+        tables = [_map_table(self.folder / shard.file) for shard in self.manifest.splits[split]]
+        if not tables:
+            return _schema(self.manifest.mask_column).empty_table()
+        return pa.concat_tables(tables)
 
     def _shards(self) -> list[ShardInfo]:
         return [shard for split in self.manifest.splits.values() for shard in split]
 
 
 class ShardWriter:
-    """Writes one split of a corpus folder as numbered shards, each closed at the row that brings it to
-    `shard_tokens`."""
+    """A writer of one split of a corpus folder, in numbered shards.
+
+    Args:
+        shard_tokens: a shard is closed at the row with which it reaches this number of tokens.
+    """
 
     def __init__(self, folder: Path, split: str, mask_column: str | None, shard_tokens: int) -> None:
-        self.folder, self.split, self.shard_tokens = folder, split, shard_tokens
+        self.folder = folder
+        self.split = split
+        self.shard_tokens = shard_tokens
         self.schema = _schema(mask_column)
         self.shards: list[ShardInfo] = []
-        self._tokens = self._documents = self._waiting = 0
+        self._tokens = self._documents = self._buffered_rows = 0
         self._batches: list[pa.RecordBatch] = []
         self._stream: pa.RecordBatchStreamWriter | None = None
 
     def write(self, rows: pa.RecordBatch) -> None:
         """Append rows, in the columns of `schema`."""
+        # Tokens up to each row's end.
         ends = np.cumsum(pc.list_value_length(rows["input_ids"]).to_numpy())
-        begin, tokens = 0, 0
+        begin = tokens = 0
         while begin < rows.num_rows:
             full = int(np.searchsorted(ends, tokens + self.shard_tokens - self._tokens)) + 1
-            end = min(full, begin + ROWS_PER_BATCH - self._waiting, rows.num_rows)
+            end = min(full, begin + ROWS_PER_BATCH - self._buffered_rows, rows.num_rows)
             self._batches.append(rows.slice(begin, end - begin))
-            self._waiting += end - begin
+            self._buffered_rows += end - begin
             self._documents += end - begin
             self._tokens += int(ends[end - 1]) - tokens
-            begin, tokens = end, int(ends[end - 1])
+            begin = end
+            tokens = int(ends[end - 1])
             if self._tokens >= self.shard_tokens:
                 self.close()
-            elif self._waiting == ROWS_PER_BATCH:
+            elif self._buffered_rows == ROWS_PER_BATCH:
                 self._flush()
 
     def close(self) -> list[ShardInfo]:
-        """Finish the open shard; the shards written so far."""
+        """Finish the open shard, and return all shards written so far."""
         self._flush()
         if self._stream is not None:
             self._stream.close()
@@ -394,19 +417,21 @@ class ShardWriter:
                     tokens=self._tokens,
                 )
             )
-            self._stream, self._tokens, self._documents = None, 0, 0
+            self._stream = None
+            self._tokens = self._documents = 0
         return self.shards
 
     def _flush(self) -> None:
-        """Write what waits as one batch: how rows came in pieces leaves no trace."""
+        """Write the buffered rows as one batch, so that batches of any size give the same file."""
         if not self._batches:
             return
         if self._stream is None:
             (self.folder / self.split).mkdir(parents=True, exist_ok=True)
             self._stream = pa.ipc.new_stream(str(self.folder / self._file), self.schema)
-        (whole,) = pa.Table.from_batches(self._batches).combine_chunks().to_batches()
-        self._stream.write_batch(whole)
-        self._batches, self._waiting = [], 0
+        (combined,) = pa.Table.from_batches(self._batches).combine_chunks().to_batches()
+        self._stream.write_batch(combined)
+        self._batches = []
+        self._buffered_rows = 0
 
     @property
     def _file(self) -> str:
@@ -415,17 +440,17 @@ class ShardWriter:
 
 @contextlib.contextmanager
 def explain_damage(path: Path) -> Iterator[None]:
-    """Raise UserError where Arrow cannot read a file that `prepare` wrote."""
+    """Raise UserError if Arrow cannot read a file that `prepare` wrote."""
     try:
         yield
     except pa.ArrowInvalid as fault:
         reason = (str(fault).splitlines() or ["no reason given"])[0]
         raise UserError(
-            f"{path} is damaged ({reason}): put it back, or remove its folder and run `finetune prepare` again"
+            f"{path} is damaged ({reason}); restore it, or remove its folder and run `finetune prepare` again"
         ) from fault
 
 
-def _mapped(path: Path) -> pa.Table:
+def _map_table(path: Path) -> pa.Table:
     with explain_damage(path), pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
         return stream.read_all()
 
@@ -440,7 +465,7 @@ def _schema(mask_column: str | None) -> pa.Schema:
 
 
 def tokenizer_digest(folder: Path) -> str:
-    """sha256 of what decides a text's token ids: tokenizer.json without its padding, truncation and layout.
+    """Return the SHA-256 of the parts of tokenizer.json that determine token ids.
 
     Raises:
         UserError: the folder has no readable tokenizer.json.
@@ -448,20 +473,15 @@ def tokenizer_digest(folder: Path) -> str:
     path = folder / "tokenizer.json"
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
-        return _digest(
-            {
-                key: value
-                for key, value in body.items()
-                if key not in {"padding", "truncation", "version", "decoder"}
-            }
-        )
+        ignored = {"padding", "truncation", "version", "decoder"}
+        return _digest({key: value for key, value in body.items() if key not in ignored})
     except FileNotFoundError:
         raise UserError(
-            f"{folder} has no tokenizer.json: save the tokenizer with transformers' save_pretrained"
+            f"{folder} has no tokenizer.json; save the tokenizer with transformers' save_pretrained"
         ) from None
     except (ValueError, AttributeError) as fault:
         raise UserError(
-            f"{path} is not a tokenizer ({fault}): save the tokenizer with transformers' save_pretrained"
+            f"{path} is not a tokenizer ({fault}); save the tokenizer with transformers' save_pretrained"
         ) from None
 
 

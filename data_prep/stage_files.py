@@ -1,25 +1,24 @@
-"""What the stages leave on disk, shard by shard: the documents that went on, those that did not, and a marker
-that says so.
+"""The files of the stages on disk, shard by shard: kept documents, dropped documents and a marker.
 
     .<corpus>.stages/
-      plan.json                         the settings, the raw files and their checksums: all that a task must
-          be told
-      0-read/task-00003.json            which shards the fourth task of reading gave
+      plan.json                         the settings, and the raw files with their checksums
+      0-read/
+        task-00003.json                 the shards that the fourth read task wrote
+        quarantine-00003-000.parquet    records that cannot be read, with place and error; if any
       1-normalise/
-        part-00003-000.parquet          the documents of a shard; its name is that of its task, and its number
-        there drops-00003-000.parquet         what the stage refused of it: id, source, reason, detail,
-            characters
+        part-00003-000.parquet          documents that the stage kept; a shard's name has the number
+                                        of its read task and its number within that task
+        drops-00003-000.parquet         documents that the stage dropped
         cut-00003-000.parquet           lines and paragraphs cut from documents, with counts; if any
-        quarantine-00003-000.parquet    of reading: records that cannot be read, each with place and error; if
-            there are any
-        done-00003-000.json             the marker: a fingerprint, the checksums of all these, counts. It is
-            written last
-      3-deduplicate/
-        collected-00003-000.parquet     what a stage that judges by the whole corpus must know of a shard;
-        deleted once decided decided.parquet                 what it decided
+        done-00003-000.json             the marker, written last: fingerprint, checksums, counts
+      5-deduplicate/
+        collected-00003-000.parquet     data that a stage which judges by the whole corpus collected
+                                        from a shard; deleted after the decision
+        decided.parquet                 the decision
 
-A file is written beside and renamed, so it is whole or not there, and a shard counts as done when its marker
-has the fingerprint of its input and settings, and its files the checksums of the marker.
+Each file is written under a temporary name and renamed, so it is complete or does not exist. A
+shard is done if its marker has the fingerprint of its input and settings, and its files have the
+checksums in the marker.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -55,7 +54,10 @@ from data_prep.document import (
 )
 from data_prep.shards import Loss, explain_damage, sha256_file
 
-BATCH_DOCUMENTS, BATCH_CHARACTERS = 1000, 4_000_000  # what is in memory of a shard at a time
+# Documents of a shard that are held in memory: until one of these is reached.
+BATCH_DOCUMENTS = 1000
+BATCH_CHARACTERS = 4_000_000
+_Record = TypeVar("_Record")
 _SHARD = re.compile(r"\d{5,}-\d{3,}$")
 DROP_SCHEMA = pa.schema(
     [(column.name, pa.int64() if column.name == "characters" else pa.string()) for column in fields(Drop)]
@@ -63,17 +65,17 @@ DROP_SCHEMA = pa.schema(
 
 
 @dataclass(kw_only=True)
-class Done:
-    """A shard's marker.
+class ShardMarker:
+    """The marker of a shard that is done.
 
     Attributes:
-        fingerprint: of input and settings.
-        files: names, and sha256 of what is in them.
-        characters_out: of the documents that went on.
+        fingerprint: the fingerprint of input and settings.
+        files: SHA-256 of each file, by name.
+        characters_out: characters of the documents that the stage kept.
         dropped, counts, losses: as in StageInfo.
-        masks: of the tokenise stage: the mask columns that its documents ask for.
-        has_chats: of the tokenise stage: whether a chat template rendered some of its documents.
-        seconds: what the stage took.
+        masks: tokenise stage only: the mask columns that the documents need.
+        has_chats: tokenise stage only: a chat template rendered some of the documents.
+        seconds: duration of the work.
     """
 
     fingerprint: str
@@ -99,17 +101,18 @@ class StageFolder:
     def documents(
         self, shards: Iterable[str] | None = None, columns: list[str] | None = None
     ) -> Iterator[Document]:
-        """The documents that the stage let through, in order; of all its shards, if none are named.
+        """Yield the documents that the stage kept, in order.
 
         Args:
+            shards: names of the shards to read; all by default.
             columns: fields to read; the others are left empty.
         """
         for shard in self.shards() if shards is None else shards:
-            yield from read_documents(self.part(shard), columns)
+            yield from read_documents(self.part_path(shard), columns)
 
     def id_hashes(self, shard: str) -> NDArray[np.uint64]:
-        """A hash of the id of each document of a shard."""
-        path = self.part(shard)
+        """Return a hash of the id of each document of a shard."""
+        path = self.part_path(shard)
         with explain_damage(path):
             column = pq.ParquetFile(path).read(["id"], use_threads=False)["id"]
         hashes = (
@@ -119,7 +122,7 @@ class StageFolder:
         return np.frombuffer(b"".join(hashes), np.uint64)
 
     def drops(self) -> Iterator[Drop]:
-        """What the stage refused, in order."""
+        """Yield the documents that the stage dropped, in order."""
         for shard in self.shards():
             path = self.path / f"drops-{shard}.parquet"
             with explain_damage(path):
@@ -128,84 +131,95 @@ class StageFolder:
                 yield Drop(**row)
 
     def quarantined(self, shards: Iterable[str] | None = None) -> Iterator[Broken]:
-        """The records that reading could not make a document of, in order; of all its shards, if none are
-        named."""
+        """Yield the quarantined records, in order.
+
+        Args:
+            shards: names of the shards to read; all by default.
+        """
         for shard in self.shards() if shards is None else shards:
-            if (path := self.path / f"quarantine-{shard}.parquet").is_file():
-                with explain_damage(path):
-                    rows = pq.read_table(path).to_pylist()
-                for row in rows:
-                    yield Broken(**row)
+            yield from _read_records(self.path / f"quarantine-{shard}.parquet", Broken)
 
     def cuts(self) -> list[Cut]:
-        """What the stage cut from documents, counted over all its shards."""
+        """Return the lines and paragraphs that the stage cut, counted over all shards."""
         found: dict[tuple[str, str, str], Cut] = {}
         for shard in self.shards():
-            path = self.path / f"cut-{shard}.parquet"
-            with explain_damage(path):
-                rows = pq.read_table(path).to_pylist() if path.is_file() else []
-            for row in rows:
-                cut = Cut(**row)
+            for cut in _read_records(self.path / f"cut-{shard}.parquet", Cut):
                 known = found.setdefault((cut.source, cut.reason, cut.text), cut)
                 if known is not cut:
                     known.documents += cut.documents
         return list(found.values())
 
     def keep_only(self, shards: set[str]) -> None:
-        """Delete the files of all other shards."""
+        """Delete the files of all shards except these."""
         for path in self.path.glob("*-*"):
-            if (shard := _SHARD.search(path.stem)) and shard[0] not in shards:
+            shard = _SHARD.search(path.stem)
+            if shard and shard[0] not in shards:
                 path.unlink()
 
     def discard(self, shard: str) -> None:
-        """Delete a shard, its marker first."""
+        """Delete the files of a shard, the marker first."""
         for path in sorted(self.path.glob(f"*-{shard}.*")):
             path.unlink(missing_ok=True)
 
     def shards(self) -> list[str]:
-        """Names of the shards that are done."""
+        """Return the names of the shards that are done."""
         return sorted(path.stem.partition("-")[2] for path in self.path.glob("done-[0-9]*.json"))
 
-    def part(self, shard: str) -> Path:
+    def part_path(self, shard: str) -> Path:
         return self.path / f"part-{shard}.parquet"
 
-    def done(self, name: str, fingerprint: str, verify: bool = True) -> Done | None:
-        """The marker done-`name`.json, if it has this fingerprint and its files are still what was
-        written."""
+    def read_marker(self, name: str, fingerprint: str, verify: bool = True) -> ShardMarker | None:
+        """Return the marker done-`name`.json, or None if the work must be done (again).
+
+        Args:
+            fingerprint: the fingerprint that the marker must have.
+            verify: compare the files with the checksums in the marker, too.
+        """
         try:
             body = json.loads((self.path / f"done-{name}.json").read_text(encoding="utf-8"))
-            marker = Done(**{**body, "losses": [Loss(**loss) for loss in body.get("losses", [])]})
+            losses = [Loss(**loss) for loss in body.get("losses", [])]
+            marker = ShardMarker(**{**body, "losses": losses})
             if marker.fingerprint != fingerprint:
                 return None
-            if verify and any(
-                sha256_file(self.path / file) != sha256 for file, sha256 in marker.files.items()
-            ):
+            if verify and not self._has_checksums(marker.files):
                 return None
             return marker
         except (OSError, ValueError, TypeError, AttributeError):
-            return None  # no marker, or not one of ours: the shard is to be done
+            return None  # no marker, or a damaged one
 
-    def finish(self, name: str, fingerprint: str, files: list[str], **what: Any) -> Done:
-        """Write the marker of files that are in place."""
-        marker = Done(
-            fingerprint=fingerprint, files={file: sha256_file(self.path / file) for file in files}, **what
-        )
+    def _has_checksums(self, files: dict[str, str]) -> bool:
+        return all(sha256_file(self.path / file) == sha256 for file, sha256 in files.items())
+
+    def write_marker(self, name: str, fingerprint: str, files: list[str], **values: Any) -> ShardMarker:
+        """Write the marker of files that are already written."""
+        checksums = {file: sha256_file(self.path / file) for file in files}
+        marker = ShardMarker(fingerprint=fingerprint, files=checksums, **values)
         write_json(self.path / f"done-{name}.json", asdict(marker))
         return marker
 
-    def write(
-        self, shard: str, fingerprint: str, documents: Iterable[Document], report: Report, before: Done
-    ) -> Done:
-        """Write a shard: its documents, and then, as the report is full, its drops and its marker. `before`
-        is its input's."""
+    def write_shard(
+        self,
+        shard: str,
+        fingerprint: str,
+        documents: Iterable[Document],
+        report: Report,
+        input_marker: ShardMarker,
+    ) -> ShardMarker:
+        """Write the documents of a shard, then its report and its marker.
+
+        Args:
+            documents: the documents; to iterate over them fills the report.
+            input_marker: the marker of the same shard in the stage before.
+        """
         began = time.perf_counter()
         self.path.mkdir(parents=True, exist_ok=True)
-        with shard_file(self.part(shard)) as file:
+        with open_shard_file(self.part_path(shard)) as file:
             for document in documents:
                 file.add(document)
-        return self.close(shard, fingerprint, file, report, before.documents_out, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        return self.finish_shard(shard, fingerprint, file, report, input_marker.documents_out, seconds)
 
-    def close(
+    def finish_shard(
         self,
         shard: str,
         fingerprint: str,
@@ -213,81 +227,114 @@ class StageFolder:
         report: Report,
         documents_in: int | None = None,
         seconds: float = 0.0,
-    ) -> Done:
-        """Write drops and marker of a shard whose part is in place. Into reading came what came out or was
-        refused."""
-        return self.report(
+    ) -> ShardMarker:
+        """Write the report and the marker of a shard whose documents are written.
+
+        Args:
+            documents_in: documents of the input; by default, all documents that were kept or
+                dropped.
+        """
+        if documents_in is None:
+            documents_in = file.written + len(report.drops)
+        return self.write_report(
             shard,
             fingerprint,
             report,
-            [self.part(shard).name],
+            [self.part_path(shard).name],
             seconds=round(seconds, 3),
-            documents_in=file.written + len(report.drops) if documents_in is None else documents_in,
+            documents_in=documents_in,
             documents_out=file.written,
             characters_out=file.characters,
         )
 
-    def report(self, shard: str, fingerprint: str, report: Report, files: list[str], **what: Any) -> Done:
-        """Write drops, what was cut and quarantined, and marker of a shard whose files are in place."""
-        beside = {
-            f"drops-{shard}.parquet": pa.Table.from_pylist(
-                [asdict(drop) for drop in report.drops], DROP_SCHEMA
-            )
-        }
+    def write_report(
+        self, shard: str, fingerprint: str, report: Report, files: list[str], **values: Any
+    ) -> ShardMarker:
+        """Write the drops, cuts and quarantined records of a shard, then its marker.
+
+        Args:
+            files: names of the shard's files that are already written.
+            values: further attributes of the marker.
+        """
+        drops = [asdict(drop) for drop in report.drops]
         broken = [asdict(record) for record in report.broken]
         cuts = [asdict(cut) for cut in report.cuts.values()]
+        tables = {f"drops-{shard}.parquet": pa.Table.from_pylist(drops, DROP_SCHEMA)}
         for kind, rows, schema in (("quarantine", broken, QUARANTINE_SCHEMA), ("cut", cuts, CUT_SCHEMA)):
             if rows:
-                beside[f"{kind}-{shard}.parquet"] = pa.Table.from_pylist(rows, schema)
-            else:  # of when it was done before, perhaps
+                tables[f"{kind}-{shard}.parquet"] = pa.Table.from_pylist(rows, schema)
+            else:  # an earlier run may have left one
                 (self.path / f"{kind}-{shard}.parquet").unlink(missing_ok=True)
-        for name, table in beside.items():
+        for name, table in tables.items():
             write_table(self.path / name, table)
-        counts = {key: count for key, count in sorted(report.counts.items()) if count}
-        taken = {"dropped": report.drop_reasons(), "losses": losses(report)}
-        return self.finish(shard, fingerprint, [*files, *beside], **taken, counts=counts, **what)
+        return self.write_marker(
+            shard,
+            fingerprint,
+            [*files, *tables],
+            dropped=report.drop_reasons(),
+            losses=sum_losses(report),
+            counts={key: count for key, count in sorted(report.counts.items()) if count},
+            **values,
+        )
 
 
-def losses(report: Report) -> list[Loss]:
-    """What a stage dropped and cut, added up by source and reason."""
+def _read_records(path: Path, kind: Callable[..., _Record]) -> list[_Record]:
+    """Return the rows of a Parquet file as dataclasses; none if the file does not exist."""
+    if not path.is_file():
+        return []
+    with explain_damage(path):
+        rows = pq.read_table(path).to_pylist()
+    return [kind(**row) for row in rows]
+
+
+def sum_losses(report: Report) -> list[Loss]:
+    """Return the text that a stage dropped and cut, summed by source and reason."""
     found: dict[tuple[str, str], Loss] = {}
-    every: list[Drop | Shortened] = [*report.drops, *report.shortened]
-    for taken in every:
-        loss = found.setdefault((taken.source, taken.reason), Loss(source=taken.source, reason=taken.reason))
-        loss.documents += isinstance(taken, Drop)
-        loss.cut += isinstance(taken, Shortened)
-        loss.characters += taken.characters
+    entries: list[Drop | Shortened] = [*report.drops, *report.shortened]
+    for entry in entries:
+        new = Loss(source=entry.source, reason=entry.reason)
+        loss = found.setdefault((entry.source, entry.reason), new)
+        loss.documents += isinstance(entry, Drop)
+        loss.cut += isinstance(entry, Shortened)
+        loss.characters += entry.characters
     return [found[key] for key in sorted(found)]
 
 
 class ShardFile:
-    """Documents on their way into a Parquet file, some at a time: see `shard_file`."""
+    """A Parquet file of documents that is being written in batches: see `open_shard_file`.
+
+    Attributes:
+        written: number of documents in the file.
+        characters: characters of all documents added.
+    """
 
     def __init__(self, writer: pq.ParquetWriter) -> None:
         self.written = self.characters = 0
         self._writer = writer
         self._batch: list[Document] = []
-        self._waiting = 0
+        self._batch_characters = 0
 
     def add(self, document: Document) -> None:
         self._batch.append(document)
         length = document.characters
         self.characters += length
-        self._waiting += length
-        if len(self._batch) == BATCH_DOCUMENTS or self._waiting >= BATCH_CHARACTERS:
+        self._batch_characters += length
+        if len(self._batch) == BATCH_DOCUMENTS or self._batch_characters >= BATCH_CHARACTERS:
             self.flush()
 
     def flush(self) -> None:
         if self._batch:
             self._writer.write_table(_to_table(self._batch))
-            self.written, self._batch, self._waiting = self.written + len(self._batch), [], 0
+            self.written += len(self._batch)
+            self._batch = []
+            self._batch_characters = 0
 
 
 @contextmanager
-def shard_file(path: Path) -> Iterator[ShardFile]:
-    """A file for documents, which is there, whole, once the block ends well."""
+def open_shard_file(path: Path) -> Iterator[ShardFile]:
+    """Open a file for documents, which replaces `path` if the block succeeds."""
     with (
-        replacing(path) as temporary,
+        replace_file(path) as temporary,
         pq.ParquetWriter(temporary, DOCUMENT_SCHEMA, compression="zstd") as writer,
     ):
         file = ShardFile(writer)
@@ -296,7 +343,11 @@ def shard_file(path: Path) -> Iterator[ShardFile]:
 
 
 def read_documents(path: Path, columns: list[str] | None = None) -> Iterator[Document]:
-    """A shard's documents, a row group at a time."""
+    """Yield the documents of a shard, reading one row group at a time.
+
+    Args:
+        columns: fields to read; the others are left empty.
+    """
     with explain_damage(path):
         file = pq.ParquetFile(path)
     empty = {name: "" for name in DOCUMENT_SCHEMA.names if columns and name not in columns}
@@ -308,25 +359,28 @@ def read_documents(path: Path, columns: list[str] | None = None) -> Iterator[Doc
         elif columns:
             rows["turns"] = [[] for _ in next(iter(rows.values()))]
         names = tuple(rows)
-        for values in zip(*rows.values(), strict=True):
-            yield Document(**{**empty, **dict(zip(names, values, strict=True))})
+        for row in zip(*rows.values(), strict=True):
+            yield Document(**{**empty, **dict(zip(names, row, strict=True))})
 
 
 def _to_table(documents: list[Document]) -> pa.Table:
     columns: dict[str, list[Any]] = {
-        name: [getattr(d, name) for d in documents] for name in DOCUMENT_SCHEMA.names
+        name: [getattr(document, name) for document in documents] for name in DOCUMENT_SCHEMA.names
     }
     columns["turns"] = [
-        [{"role": t.role, "content": t.content, "target": t.target} for t in turns]
-        for turns in columns["turns"]
+        [{"role": turn.role, "content": turn.content, "target": turn.target} for turn in document.turns]
+        for document in documents
     ]
     return pa.Table.from_pydict(columns, DOCUMENT_SCHEMA)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name to write under, which becomes `path` if the block ends well and is deleted if not. Two processes
-    may race: each has a name of its own, and both write the same."""
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path, which replaces `path` if the block succeeds.
+
+    Two processes may write the same file at the same time: each has its own temporary path, and
+    both write the same content.
+    """
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:
         yield temporary
@@ -338,7 +392,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_table(path: Path, table: pa.Table, rows_in_group: int | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=rows_in_group)
 
 
@@ -348,5 +402,5 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, body: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The settings of each stage of a preparation: the sections of a corpus file besides its sources."""
+"""The settings of the stages: the sections of a corpus file other than its sources."""
 
 from __future__ import annotations
 
@@ -10,14 +10,8 @@ from data_prep.fields import all_among, at_least, between, one_of, setting
 from data_prep.user_error import UserError
 
 NAME = re.compile(r"\w[\w.-]*")
-LANGUAGES = (
-    "nob",
-    "nno",
-    "dan",
-    "swe",
-    "eng",
-    "sme",
-)  # that the language stage tells apart well enough to be kept
+# Languages that the language stage distinguishes well enough for their documents to be kept.
+LANGUAGES = ("nob", "nno", "dan", "swe", "eng", "sme")
 OTHER_PARTS = ("cut", "keep")
 OVERLAP_ACTIONS = ("drop", "cut")
 ENCODERS = ("auto", "tokenizers")
@@ -147,7 +141,7 @@ class QualityConfig:
     def __post_init__(self) -> None:
         if self.max_top_ngrams is not None and len(self.max_top_ngrams) != 3:
             raise UserError(
-                f"quality.max_top_ngrams is {self.max_top_ngrams}: give three shares, for 2, 3 and 4 words"
+                f"quality.max_top_ngrams is {self.max_top_ngrams}; give three shares, for 2, 3 and 4 words"
             )
 
 
@@ -202,11 +196,12 @@ class DecontaminateConfig:
         one_of("decontaminate.action", self.action, OVERLAP_ACTIONS)
         if not 1 <= self.min_words <= self.words:
             raise UserError(
-                f"decontaminate.min_words is {self.min_words}: must be between 1 and decontaminate.words, {self.words}"
+                f"decontaminate.min_words is {self.min_words}: "
+                f"must be between 1 and decontaminate.words ({self.words})"
             )
         bad = next((name for name in self.sets if not NAME.fullmatch(name)), None)
         if bad is not None:
-            raise UserError(f"decontaminate.sets names '{bad}': use letters, digits, '-', '_' and '.'")
+            raise UserError(f"decontaminate.sets has the name '{bad}'; use letters, digits, '-', '_' and '.'")
 
 
 @dataclass(kw_only=True)
@@ -261,16 +256,14 @@ class TokenizerConfig:
         at_least("tokenizer.vocab_size", self.vocab_size, 300)
         if self.add_tokens and self.path is None:
             raise UserError(
-                "tokenizer.add_tokens extends a base model's tokenizer: give its folder as tokenizer.path"
+                "tokenizer.add_tokens needs a base model's tokenizer to extend; "
+                "give its folder as tokenizer.path"
             )
-        bad = next(
-            (token for token in self.add_tokens if not token.strip() or self.add_tokens.count(token) > 1),
-            None,
-        )
-        if bad is not None:
-            raise UserError(
-                f"tokenizer.add_tokens names {bad!r} twice or is empty there: give each token once"
-            )
+        for token in self.add_tokens:
+            if not token.strip():
+                raise UserError("tokenizer.add_tokens has an empty token; remove it")
+            if self.add_tokens.count(token) > 1:
+                raise UserError(f"tokenizer.add_tokens names {token!r} twice; give each token once")
 
 
 @dataclass(kw_only=True)
@@ -301,4 +294,4 @@ class ChatConfig:
         all_among("chat.system", self.system, (*LANGUAGES, "nor"))
         empty = next((language for language, prompt in self.system.items() if not prompt.strip()), None)
         if empty is not None:
-            raise UserError(f"chat.system.{empty} is empty: give a system prompt, or leave it out")
+            raise UserError(f"chat.system.{empty} is empty; give a system prompt, or leave it out")

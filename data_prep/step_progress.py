@@ -1,5 +1,4 @@
-"""Progress of a preparation: one live line on a terminal, a plain line now and then without one. Shown by
-workers.py."""
+"""Progress of a preparation: a live line on a terminal, or a log line every 30 s without one."""
 
 from __future__ import annotations
 
@@ -12,23 +11,27 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TextColumn
 from rich.text import Text
 
-PLAIN_SECONDS = 30.0  # between two plain lines
-SLOWEST = 3  # steps that the last line names
+LOG_SECONDS = 30.0  # time between two log lines
+SLOWEST = 3  # number of steps that the last line lists
 logger = logging.getLogger(__name__)
 
 
 class StepProgress:
-    """Progress through the steps of a preparation, whose names are known before.
+    """Progress through the steps of a preparation.
 
-    Log records go on to be printed: on a terminal above the live line.
+    On a terminal, log records are printed above the live line.
+
+    Args:
+        steps: names of all steps.
     """
 
     def __init__(self, steps: list[str]) -> None:
         self._steps = steps
-        self._seconds: dict[str, float] = {}  # of the steps that had something to do
+        self._seconds: dict[str, float] = {}  # duration of each step that had work to do
         self._began = time.perf_counter()
         self._step_began = self._last_line = self._began
-        self._step, self._tasks, self._done = "", 0, 0
+        self._step = ""
+        self._tasks = self._done = 0
         self._live = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=12),
@@ -43,7 +46,7 @@ class StepProgress:
         self._handlers: list[logging.StreamHandler[TextIO]] = []
 
     def start(self) -> None:
-        """Show the line, and keep log records from being written across it."""
+        """Show the live line, and make log handlers of standard error print above it."""
         before = sys.stderr
         self._live.start()
         for handler in logging.getLogger().handlers:
@@ -56,7 +59,7 @@ class StepProgress:
                 self._handlers.append(handler)
 
     def stop(self, completed: bool) -> None:
-        """Remove the line, and report what took how long."""
+        """Remove the live line; if completed, log the duration and the slowest steps."""
         self._live.stop()
         for handler in self._handlers:
             handler.setStream(sys.stderr)
@@ -70,7 +73,9 @@ class StepProgress:
 
     def start_step(self, step: str, sizes: list[int]) -> None:
         """Begin a step with tasks of these sizes."""
-        self._step, self._tasks, self._done = step, len(sizes), 0
+        self._step = step
+        self._tasks = len(sizes)
+        self._done = 0
         self._step_began = time.perf_counter()
         self._live.reset(self._bar, total=sum(sizes), description=self._describe(), tasks=self._count())
 
@@ -79,12 +84,12 @@ class StepProgress:
         self._done += 1
         self._live.update(self._bar, advance=size, tasks=self._count())
         now = time.perf_counter()
-        if self._live.disable and now - self._last_line >= PLAIN_SECONDS:
+        if self._live.disable and now - self._last_line >= LOG_SECONDS:
             self._last_line = now
             logger.info("%s: %s tasks, %.0f s", self._describe(), self._count(), now - self._began)
 
     def end_step(self, worked: bool) -> None:
-        """End a step; one that had nothing to do is not reported."""
+        """End a step; a step without work to do is left out of the summary."""
         if worked:
             self._seconds[self._step] = time.perf_counter() - self._step_began
 
@@ -97,7 +102,7 @@ class StepProgress:
 
 
 class _Rate(TextColumn):
-    """Megabytes (of raw files) or million characters a second."""
+    """Column with megabytes (of raw files) or million characters a second."""
 
     def __init__(self) -> None:
         super().__init__("")
@@ -108,7 +113,7 @@ class _Rate(TextColumn):
 
 
 class _Elapsed(TextColumn):
-    """Seconds since the preparation began."""
+    """Column with the seconds since the preparation began."""
 
     def __init__(self, began: float) -> None:
         super().__init__("")

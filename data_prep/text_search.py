@@ -1,8 +1,7 @@
-"""Search for a text in the documents of a corpus, at every stage of their preparation. For `finetune inspect
---find`.
+"""Search for a text in the documents of a corpus at every stage, for `finetune inspect --find`.
 
-Stages are read a batch of documents at a time; kept are the first hits, and a hash of each further document
-that has one.
+Documents are read in batches. In memory are only the first hits, and a hash of each further
+document with a hit.
 """
 
 from __future__ import annotations
@@ -22,20 +21,20 @@ from data_prep.shards import SPLITS, Corpus
 from data_prep.stage_files import StageFolder
 from data_prep.user_error import UserError
 
-AROUND = 80  # characters of an excerpt on each side of the text
+CONTEXT = 80  # characters of an excerpt on each side of the match
 COLUMNS = ["id", "source", "title", "text", "turns"]
 TITLE = "title: "
 
 
 @dataclass
 class Hit:
-    """A document that holds the text.
+    """A document that contains the text.
 
     Attributes:
-        stages: the stages after which it did; "tokenise" if it was found in token shards.
-        before, match, after: the text in the first of them, with what stands around it.
-        drop: how it was dropped, with the stage that did so; None if it was not.
-        cut_by: the stage that took the text out of a document which went on; "" if none did.
+        stages: the stages after which it contains the text; "tokenise (<split>)" for token shards.
+        before, match, after: the match after the first of these stages, with its context.
+        drop: the stage that dropped the document, and the drop; None if it was kept.
+        cut_by: the stage that removed the text from a document that was kept; "" if none did.
     """
 
     source: str
@@ -50,35 +49,42 @@ class Hit:
 
 @dataclass
 class Found:
-    """The result of a search: the first hits, and how many documents and quarantined records hold the text in
-    all."""
+    """The result of a search.
+
+    Attributes:
+        hits: the first documents that contain the text.
+        documents: number of all documents that contain it.
+        quarantined: quarantined records that contain it.
+    """
 
     hits: list[Hit] = field(default_factory=list)
     documents: int = 0
     quarantined: list[quarantine.Quarantined] = field(default_factory=list)
 
 
-def pattern_of(text: str) -> re.Pattern[str]:
-    """Return what finds a text whatever its case, its white space and the way in which its letters are
-    composed.
+def compile_pattern(text: str) -> re.Pattern[str]:
+    """Return a pattern that finds a text in any case, with any white space between its words.
+
+    The text that is searched must be in NFC, as the pattern is.
 
     Raises:
         UserError: the text is empty.
     """
     words = unicodedata.normalize("NFC", text).split()
     if not words:
-        raise UserError("--find: the text is empty; give the words to look for")
+        raise UserError("--find: the text is empty; give the words to search for")
     return re.compile(r"\s+".join(re.escape(word) for word in words), re.IGNORECASE)
 
 
-def search_stages(work: Path, stages: list[StageFolder], text: str, most: int) -> Found:
-    """Search the documents of all stages, and the records that reading could not make a document of.
+def search_stages(work: Path, stages: list[StageFolder], text: str, max_hits: int) -> Found:
+    """Search the documents of all stages, and the quarantined records.
 
     Args:
-        most: how many hits are kept.
+        work: the folder of the stages.
+        max_hits: number of hits that are returned.
     """
-    pattern, found = pattern_of(text), Found()
-    kept: dict[tuple[str, str], Hit] = {}
+    pattern = compile_pattern(text)
+    hits: dict[tuple[str, str], Hit] = {}
     others: set[bytes] = set()
     for stage in stages:
         for document in stage.documents(columns=COLUMNS):
@@ -86,39 +92,39 @@ def search_stages(work: Path, stages: list[StageFolder], text: str, most: int) -
             if match is None:
                 continue
             name = (document.source, document.id)
-            if name in kept:
-                kept[name].stages.append(stage.name)
-            elif len(kept) < most:
-                kept[name] = Hit(*name, [stage.name], *match)
+            if name in hits:
+                hits[name].stages.append(stage.name)
+            elif len(hits) < max_hits:
+                hits[name] = Hit(*name, [stage.name], *match)
             else:
                 others.add(hashlib.blake2b("\0".join(name).encode(), digest_size=8).digest())
-    found.hits, found.documents = list(kept.values()), len(kept) + len(others)
-    _add_fates(stages, kept)
+    _add_fates(stages, hits)
+    found = Found(hits=list(hits.values()), documents=len(hits) + len(others))
     broken = list(stages[0].quarantined()) if stages else []
-    for record in quarantine.with_excerpts(work, broken):
+    for record in quarantine.read_excerpts(work, broken):
         if pattern.search(unicodedata.normalize("NFC", f"{record.raw}\n{record.record.error}")):
             found.quarantined.append(record)
     return found
 
 
-def search_tokens(corpus: Corpus, text: str, most: int) -> Found:
-    """Search the decoded rows of a corpus whose stages' files are gone."""
-    pattern, found = pattern_of(text), Found()
+def search_tokens(corpus: Corpus, text: str, max_hits: int) -> Found:
+    """Search the decoded rows of a corpus whose stages' files were deleted."""
+    pattern = compile_pattern(text)
+    found = Found()
     tokenizer = Tokenizer.from_file(str(corpus.tokenizer_folder / "tokenizer.json"))
     for split in SPLITS:
-        for batch in corpus.table(split).select(["source", "id", "input_ids"]).to_batches(max_chunksize=100):
+        table = corpus.table(split).select(["source", "id", "input_ids"])
+        for batch in table.to_batches(max_chunksize=100):
             for row in batch.to_pylist():
-                decoded = unicodedata.normalize(
-                    "NFC", tokenizer.decode(row["input_ids"], skip_special_tokens=False)
-                )
+                decoded = tokenizer.decode(row["input_ids"], skip_special_tokens=False)
+                decoded = unicodedata.normalize("NFC", decoded)
                 match = pattern.search(decoded)
                 if match is None:
                     continue
                 found.documents += 1
-                if len(found.hits) < most:
-                    found.hits.append(
-                        Hit(row["source"], row["id"], [f"tokenise ({split})"], *_excerpt(decoded, match))
-                    )
+                if len(found.hits) < max_hits:
+                    stages = [f"tokenise ({split})"]
+                    found.hits.append(Hit(row["source"], row["id"], stages, *_excerpt(decoded, match)))
     return found
 
 
@@ -139,14 +145,14 @@ def _texts(document: Document) -> Iterator[str]:
 
 
 def _excerpt(text: str, match: re.Match[str]) -> tuple[str, str, str]:
-    """Return what stands before the match, the match, and what follows it, each on one line."""
-    before = text[max(0, match.start() - AROUND) : match.start()]
-    after = text[match.end() : match.end() + AROUND]
+    """Return the text before the match, the match, and the text after it, each on one line."""
+    before = text[max(0, match.start() - CONTEXT) : match.start()]
+    after = text[match.end() : match.end() + CONTEXT]
     return re.sub(r"\s+", " ", before), re.sub(r"\s+", " ", match[0]), re.sub(r"\s+", " ", after)
 
 
 def _add_fates(stages: list[StageFolder], hits: dict[tuple[str, str], Hit]) -> None:
-    """Note for each hit which stage dropped the document, or took the text out of it."""
+    """Set in each hit the stage that dropped the document or removed the text from it."""
     for stage in stages:
         for drop in stage.drops():
             hit = hits.get((drop.source, drop.id))

@@ -1,8 +1,8 @@
-"""What a user can mend, in both packages: raised with one line that names the setting or file, what is wrong,
-and what to do.
+"""Errors that the user can correct, for both packages.
 
-The command line prints that line and a rank records it. Any other exception is a fault of ours and keeps its
-traceback. Standard library alone.
+Each has a one-line message that names the setting or file, the problem and the remedy. The command
+line prints that line, and a rank records it. Any other exception is a bug in this code and keeps
+its traceback. Imports the standard library only.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import json
 
 
 class UserError(ValueError):
-    """A wrong setting, file or call, or a machine that lacks something."""
+    """A wrong setting, file or command, or a missing requirement of the machine."""
 
 
 class NotFoundError(UserError, FileNotFoundError):
-    """A run, model, corpus or file that was named and is not there."""
+    """A run, model, corpus or file that the user named and that does not exist."""
 
 
-# errors of Python's own that a file which the user gave, or which was damaged, raises
+# Errors of the standard library that a malformed or damaged file raises.
 DAMAGED_FILE = (json.JSONDecodeError, UnicodeDecodeError)
 
 
 def is_refused_config(fault: BaseException) -> bool:
-    """Return whether transformers refuses a model's config, which it does with an error class of its own."""
+    """Return whether an error is one of transformers' own, for a model's config that it rejects."""
     return type(fault).__name__.startswith("StrictDataclass")

@@ -1,5 +1,4 @@
-"""Processes of this machine that do the tasks of a step. Started by `finetune prepare` where no scheduler
-does the work."""
+"""Worker processes on this machine, in which `finetune prepare` runs the tasks of a step."""
 
 from __future__ import annotations
 
@@ -19,14 +18,16 @@ from types import TracebackType
 from data_prep.step_progress import StepProgress
 from data_prep.user_error import UserError
 
-JOIN_SECONDS = 5.0  # for processes that are being ended
+JOIN_SECONDS = 5.0  # time for a process to exit after SIGTERM
 
 
 class Workers:
-    """`number` processes, started when the first step needs more than one; with one, the work is done in this
-    process.
+    """A pool of worker processes with a progress line.
+
+    The processes start with the first step that has more than one task.
 
     Args:
+        number: number of processes; with 1, tasks run in this process.
         steps: names of all steps that will be run, for the progress line.
     """
 
@@ -38,7 +39,7 @@ class Workers:
 
     def __enter__(self) -> Workers:
         if self.number > 1:
-            _start_server()
+            _start_forkserver()
         self._progress.start()
         return self
 
@@ -46,24 +47,28 @@ class Workers:
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._pool is not None:
-            if (
-                fault is not None
-            ):  # what the others are at is done again another time; half a file is never there
+            # After an error, running tasks are killed: files are renamed when complete, so none is
+            # left half written, and the next run repeats the tasks.
+            if fault is not None:
                 for process in list(self._pool._processes.values()):
                     process.terminate()
             self._pool.shutdown(wait=True, cancel_futures=True)
-        if self._listener is not None and fault is None:  # a process that was ended may hold the queue's lock
+        # A killed process may hold the queue's lock.
+        if self._listener is not None and fault is None:
             self._listener.stop()
         self._progress.stop(completed=fault is None)
 
     def run(self, step: str, work: Callable[..., bool], arguments: tuple[str, ...], sizes: list[int]) -> bool:
-        """Call `work(*arguments, number)` for the number of every task; True if any call was.
+        """Call `work(*arguments, number)` for the number of each task.
 
         Args:
-            sizes: of the tasks, in bytes or characters, for the progress line.
+            sizes: size of each task in bytes or characters, for the progress line.
+
+        Returns:
+            True if any call returned True.
 
         Raises:
-            UserError: a process was killed from outside, as happens when memory runs out.
+            UserError: a process was killed, for example because memory ran out.
         """
         self._progress.start_step(step, sizes)
         worked = False
@@ -79,70 +84,76 @@ class Workers:
                     self._progress.advance(futures[future])
             except BrokenProcessPool:
                 raise UserError(
-                    f"step {step}: a process {self._how_it_ended()}; run it again, with fewer workers if memory ran out "
-                    f"(`journalctl -k` has the kernel's word for that); finished shards are kept"
+                    f"step {step}: a process {self._describe_exit()}; run it again, with fewer "
+                    "workers if memory ran out (`journalctl -k` shows whether the kernel "
+                    "killed a process); finished shards are kept"
                 ) from None
         self._progress.end_step(worked=worked)
         return worked
 
-    def _how_it_ended(self) -> str:
-        """Return the exit status of the process that broke the pool; the others are ended by SIGTERM after
-        it."""
+    def _describe_exit(self) -> str:
+        """Describe how the first process ended; the pool then ends the others with SIGTERM."""
         assert self._pool is not None
         processes = list((self._pool._processes or {}).values())
         for process in processes:
             process.join(timeout=JOIN_SECONDS)
-        codes = [
-            process.exitcode for process in processes if process.exitcode not in (None, 0, -signal.SIGTERM)
-        ]
-        if not codes or codes[0] is None:
-            return "ended by itself"
-        return (
-            f"was ended by {signal.Signals(-codes[0]).name}"
-            if codes[0] < 0
-            else f"ended with exit code {codes[0]}"
-        )
+        for process in processes:
+            code = process.exitcode
+            if code is None or code in (0, -signal.SIGTERM):
+                continue
+            if code < 0:
+                return f"was killed by {signal.Signals(-code).name}"
+            return f"ended with exit code {code}"
+        return "ended unexpectedly"
 
     def _submit(self, work: Callable[..., bool], *arguments: str | int) -> Future[bool]:
         if self._pool is None:
-            # not by a fork of this process: it would copy threads of Arrow and the tokenizers in whatever
-            # state they are
-            context = multiprocessing.get_context("forkserver" if _has_server() else "spawn")
+            # "fork" would copy the locks of Arrow's and the tokenizers' threads in an undefined
+            # state.
+            context = multiprocessing.get_context("forkserver" if _can_use_forkserver() else "spawn")
             records: multiprocessing.Queue[logging.LogRecord] = context.Queue()
-            self._listener = QueueListener(records, _ToOurLoggers())
+            self._listener = QueueListener(records, _LogForwarder())
             self._listener.start()
-            arguments_of_process = (dict(os.environ), records)
             self._pool = ProcessPoolExecutor(
-                self.number, context, initializer=_begin, initargs=arguments_of_process
+                self.number,
+                context,
+                initializer=_initialize_process,
+                initargs=(dict(os.environ), records),
             )
         return self._pool.submit(work, *arguments)
 
 
-def _has_server() -> bool:
-    """Whether processes can be forked from a server that holds all they need: its socket's path may have 107
-    bytes."""
+def _can_use_forkserver() -> bool:
+    """Return whether the temporary folder's path leaves room for a socket's name (107 bytes)."""
     return len(os.fsencode(tempfile.gettempdir())) < 70
 
 
-def _start_server() -> None:
-    """Imports take a second or two, and go on while this process does something else."""
-    if _has_server():
+def _start_forkserver() -> None:
+    """Start the fork server, whose imports take a second or two, while this process works."""
+    if _can_use_forkserver():
         multiprocessing.get_context("forkserver").set_forkserver_preload(["data_prep.preload"])
         forkserver.ensure_running()
 
 
-class _ToOurLoggers(logging.Handler):
-    """Passes on what a process has logged, so that it is printed above the progress line and not across
-    it."""
+class _LogForwarder(logging.Handler):
+    """A handler that passes the log records of worker processes to the loggers of this process.
+
+    So they are printed above the progress line, not across it.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         logging.getLogger(record.name).handle(record)
 
 
-def _begin(environment: dict[str, str], records: multiprocessing.Queue[logging.LogRecord]) -> None:
-    """The processes share the cores among them: libraries in them need no threads of their own. If the one
-    that started them is killed, so are they: nobody would tell them what to do."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _initialize_process(
+    environment: dict[str, str], records: multiprocessing.Queue[logging.LogRecord]
+) -> None:
+    """Set up a worker process.
+
+    The processes share the cores, so libraries use one thread each. A process ends when its parent
+    does, because nobody would give it tasks any more.
+    """
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     os.environ |= environment | {
         "RAYON_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -154,7 +165,7 @@ def _begin(environment: dict[str, str], records: multiprocessing.Queue[logging.L
     pa.set_cpu_count(1)
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,4 +1,4 @@
-"""Corpus folders made by hand: documents whose tokens the tests know."""
+"""Generated corpus folders with known tokens."""
 
 from __future__ import annotations
 
@@ -36,11 +36,13 @@ def write_corpus(
     mask_column: str | None = None,
     added_tokens: int = 0,
 ) -> Path:
-    """Documents of 3 to `longest` tokens, skewed towards short ones; tokens follow a pattern that can be
-    learned.
+    """Write a corpus and return its folder. Documents have 3 to `longest` tokens, mostly few, which
+    follow a pattern that a model can learn.
 
     Args:
-        added_tokens: tokens beyond those of `write_tokenizer`, which occur in the documents as the others do.
+        num_documents: of the training split; the validation split has a tenth, at least 4.
+        mask_column: column that marks the second half of each document as supervised.
+        added_tokens: number of tokens added to those of `write_tokenizer`; they occur like others.
     """
     rng = np.random.default_rng(seed)
     write_tokenizer(folder / "tokenizer")

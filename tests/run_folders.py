@@ -1,4 +1,4 @@
-"""Run folders made by hand, as a submission leaves them."""
+"""Run folders as a submission writes them, without a submission."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from tests.models import LLAMA
 def make_run_folder(
     runs_dir: Path, name: str = "mine", files: dict[str, dict[str, Any]] | None = None, **settings: Any
 ) -> RunFolder:
-    """Make a run folder with JSON files, by their names, and settings of its config."""
+    """Write a run folder and return it.
+
+    Args:
+        files: content of JSON files, by name without `.json`.
+        settings: of its config.
+    """
     run = RunFolder(runs_dir / name)
     run.jobs.mkdir(parents=True)
     config = TrainConfig(data=DataConfig(corpus="c"), model=ModelConfig(from_scratch=dict(LLAMA)), **settings)

@@ -44,7 +44,7 @@ def test_added_tokens_are_one_token_each_and_print_as_they_are(tmp_path: Path) -
 
 def test_a_token_that_is_there_already_is_refused(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
-    with pytest.raises(ValueError, match="'w7', which the tokenizer has already"):
+    with pytest.raises(ValueError, match="'w7', which the tokenizer already has"):
         make(TokenizerConfig(path=str(base), add_tokens=["w7"]), [], tmp_path / "extended")
     with pytest.raises(ValueError, match=r"give its folder as tokenizer\.path"):
         TokenizerConfig(add_tokens=["ny"])
@@ -55,7 +55,7 @@ def test_only_a_strict_extension_of_the_bases_tokenizer_is_accepted(tmp_path: Pa
     base = base_model.resolve(str(write_base(tmp_path / "base")), tmp_path)
     corpus = Corpus(write_corpus(tmp_path / "corpus", 20, 40, seed=0, added_tokens=3))
     run_inputs.check_tokenizer(base, corpus, may_extend=True)
-    assert run_inputs.num_added_tokens(base, corpus.folder) == 3
+    assert run_inputs.count_added_tokens(base, corpus.folder) == 3
     with pytest.raises(ValueError, match="is not the one corpus"):
         run_inputs.check_tokenizer(base, corpus)  # evaluation: the model has no rows for them
     file = corpus.folder / "tokenizer" / "tokenizer.json"

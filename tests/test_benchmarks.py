@@ -1,4 +1,5 @@
-"""The rules of benchmarks/: what is counted, over what time, and what a token costs. No peer is needed."""
+"""Rules of the training benchmarks: counted tokens, measured time, FLOP per token, and tables. No
+other system needs to be installed."""
 
 from __future__ import annotations
 
@@ -10,20 +11,19 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks import gpu, harness, peers, rules
+from benchmarks import gpu, harness, peers, report, rules
 from finetune.data.packs import PADDING, MicroBatch
 from tests.models import LLAMA
 
 
-def test_padding_is_not_counted_whatever_the_mask() -> None:
-    """One unpacked batch padded on the right, and one packed row without a mask: only the padding token
-    decides."""
+def test_padding_is_not_counted() -> None:
+    """A batch that is padded on the right, and a packed row: the padding token alone decides."""
     assert int(rules.non_padding_tokens(torch.tensor([[5, 6, 7, 3], [5, 3, 3, 3]]), 3)) == 4
     assert int(rules.non_padding_tokens(torch.tensor([[5, 6, 1, 8, 9, 1]]), 3)) == 6
 
 
-def test_the_spool_counts_as_the_peers_are_counted() -> None:
-    """Our own count (by document) and the peers' count (by padding token) agree on the same packs."""
+def test_tokens_of_finetune_and_of_other_systems_are_counted_alike() -> None:
+    """finetune's count (by document) and the count for other systems (by padding token) agree."""
     documents = np.array([[0, 0, 0, 1, 1, PADDING], [2, 2, PADDING, PADDING, PADDING, PADDING]])
     ids = torch.where(torch.from_numpy(documents) == PADDING, 3, 50)
     batch = MicroBatch(ids, torch.zeros_like(ids), torch.zeros_like(ids), documents)
@@ -47,24 +47,22 @@ def test_a_resumed_spool_is_refused() -> None:
         return {"step": step, "time_ms": 1000 * step, "values": {"train/tokens": 7}}
 
     evaluation = {"step": 0, "time_ms": 1, "values": {"eval/loss": 1.0}}
-    assert rules.spooled_steps([evaluation, line(1), line(2)]) == ([7, 7], [1.0, 2.0])
-    with pytest.raises(ValueError, match="resumed"):
-        rules.spooled_steps([line(1), line(2), line(2)])
+    assert rules.read_steps([evaluation, line(1), line(2)]) == ([7, 7], [1.0, 2.0])
+    with pytest.raises(ValueError, match="measure a run that was not resumed"):
+        rules.read_steps([line(1), line(2), line(2)])
 
 
-def test_the_shape_counts_what_transformers_builds() -> None:
-    shape = rules.Shape(
-        **{key: LLAMA[key] for key in rules.Shape.__dataclass_fields__ if key in LLAMA}, vocab_size=300
-    )  # type: ignore[arg-type]
+def test_the_parameters_of_a_shape_are_those_of_transformers() -> None:
+    fields = {key: LLAMA[key] for key in rules.Shape.__dataclass_fields__ if key in LLAMA}
+    shape = rules.Shape(**fields, vocab_size=300)  # type: ignore[arg-type]
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**LLAMA, vocab_size=300))
     embeddings = 2 * 300 * shape.hidden_size
     assert shape.parameters == sum(p.numel() for p in model.parameters())
     assert shape.non_embedding_parameters == shape.parameters - embeddings
 
 
-def test_flop_per_token_is_what_the_linear_layers_do() -> None:
-    """torch's own counter over one forward and backward pass agrees, but for what the rule leaves out by
-    name."""
+def test_flop_per_token_are_those_of_the_linear_layers() -> None:
+    """torch's counter agrees over one forward and backward pass of these layers."""
     from torch.utils.flop_counter import FlopCounterMode
 
     settings = {
@@ -80,10 +78,9 @@ def test_flop_per_token_is_what_the_linear_layers_do() -> None:
     for frozen in (True, False):
         model.requires_grad_(not frozen)
         with FlopCounterMode(display=False) as counter:
-            # what LoRA needs: the gradient of every layer's input, of no layer's weight
-            hidden = model.model(
-                inputs_embeds=torch.randn(2, 16, 64, requires_grad=True), use_cache=False
-            ).last_hidden_state
+            # as in LoRA, the gradient of every layer's input is computed, also with frozen weights
+            embeds = torch.randn(2, 16, 64, requires_grad=True)
+            hidden = model.model(inputs_embeds=embeds, use_cache=False).last_hidden_state
             hidden.sum().backward()
         counted = counter.get_flop_counts()["Global"]
         linear = counted[torch.ops.aten.mm]
@@ -91,29 +88,28 @@ def test_flop_per_token_is_what_the_linear_layers_do() -> None:
         assert linear == ids.numel() * rules.flop_per_token(weights, lora=frozen)
 
 
-def test_the_task_is_the_one_described() -> None:
+def test_the_model_of_the_task_has_34m_parameters() -> None:
     assert round(peers.SHAPE.parameters / 1e6) == 34
     assert round(peers.SHAPE.non_embedding_parameters / 1e6, 1) == 29.9
-    assert rules.share_of_limit(912, rules.flop_per_token(29_900_000, lora=True), 281e9) == pytest.approx(
-        0.39, abs=0.005
-    )
+    share = rules.share_of_limit(912, rules.flop_per_token(29_900_000, lora=True), 281e9)
+    assert share == pytest.approx(0.39, abs=0.005)
 
 
-def test_others_cpu_is_what_the_run_did_not_use() -> None:
+def test_cpu_time_of_other_processes_is_the_rest_of_the_machines() -> None:
     first = {"machine_busy": 100.0, "machine_total": 1000.0, "busy": 50.0}
     last = {"machine_busy": 108.0, "machine_total": 1010.0, "busy": 57.0}
-    assert harness.others_cpu([first, last]) == pytest.approx(0.1)
+    assert harness.compute_others_cpu([first, last]) == pytest.approx(0.1)
 
 
 def test_the_median_over_rounds_is_shown_with_its_range() -> None:
     def run(round: int, speed: float) -> harness.Measurement:
         return harness.Measurement("trl", round, speed, [5, 7], 1.0, 10, 9, 0.0, "glibc", 3, None, {})
 
-    row = harness.summary([run(0, 10.0), run(1, 30.0), run(2, 11.0)])["trl"]
+    row = harness.summarise([run(0, 10.0), run(1, 30.0), run(2, 11.0)])["trl"]
     assert (row["median"], row["min"], row["max"], row["rounds"]) == (11.0, 10.0, 30.0, 3)
 
 
-def test_a_run_that_failed_is_a_line_of_its_own_in_the_gpu_table() -> None:
+def test_a_failed_run_is_a_row_of_the_gpu_table() -> None:
     good = harness.Measurement("finetune", 0, 1000.0, [7], 1.0, 10, 9, 0.0, "glibc", 3, True, {}, 2**31)
     row = {"size": "1B", "lora": True, "matmul_limit": 1e12}
     rows = [
@@ -127,18 +123,16 @@ def test_a_run_that_failed_is_a_line_of_its_own_in_the_gpu_table() -> None:
     assert "| trl ended with exit code 1 |" in failed
 
 
-def test_a_section_is_replaced_and_its_neighbours_stay(
-    tmp_path: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(harness, "HERE", tmp_path)
+def test_a_section_is_replaced_and_others_are_kept(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "HERE", tmp_path)
     for body in ("first", "second"):
-        harness.write_section("peers", body)
-        harness.write_section("gpu", "beside")
+        report.write_section("peers", body)
+        report.write_section("gpu", "beside")
     text = (tmp_path / "RESULTS.md").read_text()  # type: ignore[operator]
     assert [text.count(word) for word in ("first", "second", "beside")] == [0, 1, 1]
 
 
-def test_other_work_makes_no_table() -> None:
+def test_a_system_that_does_other_work_than_the_task_is_refused() -> None:
     run = harness.Measurement(
         "trl", 0, 1.0, [1], 1.0, 1, 1, 0.0, "glibc", peers.SHAPE.lora_parameters(peers.LORA_R) + 1, None, {}
     )

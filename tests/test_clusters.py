@@ -21,7 +21,7 @@ from finetune.job import batch_script, scontrol, slurm_command, slurm_queue, wav
 from finetune.launch import freeze, slurm
 from finetune.launch.environment import environment_file, environment_lines, profiles
 from finetune.launch.render import batch_scripts
-from finetune.runs import attempts, causes, layout, records, state
+from finetune.runs import attempts, causes, known_causes, layout, records, state
 from tests.models import LLAMA
 
 ENVIRONMENTS = Path(__file__).parents[1] / "slurm" / "env"
@@ -126,6 +126,7 @@ def test_an_old_python_on_the_host_is_named_in_words(tmp_path: Path) -> None:
 ON_THE_HOST = (
     attempts,
     causes,
+    known_causes,
     layout,
     records,
     state,
@@ -218,15 +219,15 @@ def test_variables_of_the_job_are_left_to_the_job() -> None:
     ("settings", "words"),
     [
         ({"scheduler": "pbs"}, "cluster.scheduler is 'pbs'"),
-        ({"nodes": 2}, "cluster.nodes is 2, but cluster=local is this machine"),
+        ({"nodes": 2}, "cluster.nodes is 2, but cluster=local is this machine only"),
         ({"scheduler": "slurm", "gpu_request": "all"}, "cluster.gpu_request is 'all'"),
         ({"scheduler": "slurm", "gpu_request": "gpus-per-task"}, "cluster.gpu_request is 'gpus-per-task'"),
         ({"scheduler": "slurm", "on_interrupt": "ignore"}, "cluster.on_interrupt is 'ignore'"),
         ({"scheduler": "slurm", "timeout_min": 5, "signal_lead_s": 300}, "cluster.signal_lead_s is 300"),
-        ({"sbatch": {"array": "0-3"}}, "cluster.sbatch.array: that option is set from a sweep (-m)"),
+        ({"sbatch": {"array": "0-3"}}, "cluster.sbatch.array: this option is set by a sweep (-m)"),
         (
             {"sbatch": {"ntasks_per_node": "4"}},
-            "cluster.sbatch.ntasks_per_node: that option is set from cluster.ranks_per_node",
+            "cluster.sbatch.ntasks_per_node: this option is set by cluster.ranks_per_node",
         ),
     ],
 )
@@ -238,7 +239,9 @@ def test_settings_of_a_cluster_that_make_no_sense(settings: dict[str, object], w
 def test_an_account_must_look_like_the_sites() -> None:
     olivia = profiles()["olivia"]
     for account in (None, "project_465000000"):
-        with pytest.raises(ValueError, match=r"olivia wants one like nn9999k \(`projects` lists yours\)"):
+        with pytest.raises(
+            ValueError, match=r"set an account of olivia such as nn9999k \(`projects` lists yours\)"
+        ):
             replace(olivia, account=account)
 
 
@@ -271,7 +274,7 @@ def test_accounts_are_judged_by_the_sites_own_pattern(account: Account) -> None:
     if account.fits:
         assert replace(profile, account=account.name).account == account.name
         return
-    expected = f"^cluster.account is {account.name}: {account.profile} wants one like "
+    expected = f"^cluster.account is {account.name}; set an account of {account.profile} such as "
     with pytest.raises(ValueError, match=expected):
         replace(profile, account=account.name)
 
@@ -351,7 +354,7 @@ def test_the_largest_sweep_of_a_user_is_known_where_the_site_documents_it() -> N
 
 @pytest.mark.parametrize("name", sorted(profiles()))
 def test_what_a_submission_prints_has_no_holes(name: str) -> None:
-    lines = profiles()[name].what_to_know(1)
+    lines = profiles()[name].describe_submission(1)
     assert not any("None" in line or "  " in line for line in lines), lines
     assert profiles()[name].site.docs
 
@@ -495,7 +498,7 @@ COSTS = [
 
 @pytest.mark.parametrize("cost", COSTS, ids=lambda cost: cost.id)
 def test_a_submission_of_three_says_what_it_may_cost_in_the_sites_unit(cost: Cost) -> None:
-    lines = replace(profiles()[cost.profile], **cost.settings).what_to_know(3)
+    lines = replace(profiles()[cost.profile], **cost.settings).describe_submission(3)
     assert lines[0].startswith(cost.line)
     assert ("a job gets, and pays for, whole nodes" in lines[1]) == (cost.profile in ("lumi", "jupiter"))
 
@@ -503,8 +506,8 @@ def test_a_submission_of_three_says_what_it_may_cost_in_the_sites_unit(cost: Cos
 def test_a_sweep_that_is_larger_than_what_runs_at_once_is_reported() -> None:
     lumi = profiles()["lumi"]
     line = "lumi runs 200 of your jobs at once: the others wait in the queue"
-    assert line in lumi.what_to_know(201)
-    assert line not in lumi.what_to_know(200)
+    assert line in lumi.describe_submission(201)
+    assert line not in lumi.describe_submission(200)
 
 
 def test_a_submission_says_what_a_user_must_know_of_the_site() -> None:
@@ -514,23 +517,28 @@ def test_a_submission_says_what_a_user_must_know_of_the_site() -> None:
         ("olivia", 21),
         ("lumi", None),
     ):  # LUMI does not enforce its rule
-        said = [line for line in profiles()[name].what_to_know(1) if "deletes files in its work area" in line]
+        said = [
+            line
+            for line in profiles()[name].describe_submission(1)
+            if "deletes files in its work area" in line
+        ]
         assert said == (
             [f"{name} deletes files in its work area after {days} days: keep results elsewhere"]
             if days
             else []
         )
-    assert any("under /e" in line for line in profiles()["jupiter"].what_to_know(1))
+    assert any("under /e" in line for line in profiles()["jupiter"].describe_submission(1))
     assert any(
-        "not tried there yet (documented 2026-05" in line for line in profiles()["olivia"].what_to_know(1)
+        "not tried there yet (documented 2026-05" in line
+        for line in profiles()["olivia"].describe_submission(1)
     )
-    assert profiles()["testcluster"].what_to_know(1) == [
+    assert profiles()["testcluster"].describe_submission(1) == [
         "may use 1 GPU-hours of nn9999k, if all of its time is needed"
     ]
 
 
 @pytest.mark.parametrize(
-    ("memory", "says"), [("900G", "node_gb 808"), ("1T", "ask for less"), ("lots", "give a number")]
+    ("memory", "says"), [("900G", "node_gb 808"), ("1T", "ask for less"), ("lots", "write a number")]
 )
 def test_more_memory_than_a_node_has_is_refused(memory: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):

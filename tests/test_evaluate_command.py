@@ -97,7 +97,7 @@ MISTAKES = {
     "a checkpoint that is not kept": (["mine-1@2"], "run mine-1 has no checkpoint of step 2"),
     "a hub id that is not in the cache": (
         ["norallm/none-such"],
-        "model norallm/none-such is no folder and not in the",
+        "model norallm/none-such is neither a folder nor in the",
     ),
     "the base of a model folder": (
         ["{folder}/small", "--against", "base", "--corpus", "laws"],

@@ -1,4 +1,4 @@
-"""What a run learns from stays what it was at its submission."""
+"""A run is refused if its corpus or base model has changed since its submission."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def config_of(folder: Path, model: str, **changes: object) -> TrainConfig:
 
 
 def digests_of(config: TrainConfig) -> dict[str, str | None]:
-    return run_inputs.compute_digests(base.of_run(config), run_inputs.open_corpus(config.data))
+    return run_inputs.compute_digests(base.resolve_for_run(config), run_inputs.open_corpus(config.data))
 
 
 @pytest.fixture
@@ -45,9 +45,9 @@ def folder(tmp_path: Path) -> Path:
 def retrain(folder: Path) -> None:
     file = next(folder.glob("*.safetensors"))
     generator = torch.Generator().manual_seed(0)
-    tensors = {
-        name: t + 1e-4 * torch.randn(t.shape, generator=generator) for name, t in load_file(file).items()
-    }
+    tensors = load_file(file)
+    for name, tensor in tensors.items():
+        tensors[name] = tensor + 1e-4 * torch.randn(tensor.shape, generator=generator)
     save_file(tensors, file, metadata={"format": "pt"})
 
 
@@ -64,121 +64,128 @@ def rename_a_tensor(folder: Path) -> None:
     file.write_bytes(content.replace(b"model.norm.weight", b"model.warm.weight", 1))
 
 
-def other_setting(folder: Path) -> None:
+def change_a_config(folder: Path) -> None:
     file = folder / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "rms_norm_eps": 0.1}))
 
 
-@pytest.mark.parametrize("change", [retrain, retrain_one_matrix, rename_a_tensor, other_setting])
-def test_a_digest_changes_with_what_it_covers_and_not_with_its_place(
+@pytest.mark.parametrize("change", [retrain, retrain_one_matrix, rename_a_tensor, change_a_config])
+def test_a_digest_depends_on_the_model_and_not_on_its_folder(
     folder: Path, change: Callable[[Path], None]
 ) -> None:
-    before = run_inputs.digest(Base("base", folder / "base"))
+    before = run_inputs.compute_base_digest(Base("base", folder / "base"))
     shutil.copytree(folder / "base", folder / "copy")
-    assert run_inputs.digest(Base("copy", folder / "copy")) == before, "where it lies is no part of it"
+    copy = Base("copy", folder / "copy")
+    assert run_inputs.compute_base_digest(copy) == before, "the digest depends on the folder"
     change(folder / "copy")
-    assert run_inputs.digest(Base("copy", folder / "copy")) != before
+    assert run_inputs.compute_base_digest(copy) != before
 
 
-def test_a_digest_notices_an_adapter_that_is_merged(folder: Path) -> None:
+def test_a_digest_covers_the_adapters_of_a_base(folder: Path) -> None:
     write_base(folder / "adapter", seed=1)
+    with_adapter = Base("base", folder / "base", (folder / "adapter",))
     digests = {
-        run_inputs.digest(Base("base", folder / "base", adapters)) for adapters in ((), (folder / "adapter",))
+        run_inputs.compute_base_digest(Base("base", folder / "base")),
+        run_inputs.compute_base_digest(with_adapter),
     }
     retrain(folder / "adapter")
-    assert len({*digests, run_inputs.digest(Base("base", folder / "base", (folder / "adapter",)))}) == 3
+    digests.add(run_inputs.compute_base_digest(with_adapter))
+    assert len(digests) == 3
 
 
 def test_a_digest_reads_little_of_a_large_model(tmp_path: Path) -> None:
-    """64 GB of nothing, in a file that takes no room: reading them would take minutes."""
+    """The file is sparse: 64 GiB that take no disk space, and that would take minutes to read."""
     header = json.dumps({"weight": {"dtype": "F32", "shape": [2**34], "data_offsets": [0, 2**36]}}).encode()
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + 2**36)
-    before = run_inputs.digest(Base("large", tmp_path))
+    before = run_inputs.compute_base_digest(Base("large", tmp_path))
     with (tmp_path / "model.safetensors").open("r+b") as file:
         file.seek(8 + len(header) + 2**35)
         file.write(b"x")
-    assert run_inputs.digest(Base("large", tmp_path)) != before
+    assert run_inputs.compute_base_digest(Base("large", tmp_path)) != before
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"\xff" * 100, b"\x02\0\0\0\0\0\0\0[]", b'\x08\0\0\0\0\0\0\0{"a": 1}']
 )
-def test_damaged_weights_are_one_line(tmp_path: Path, content: bytes) -> None:
+def test_damaged_weights_are_an_error_with_a_remedy(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"model.safetensors cannot be read .*: get the model again, whole"):
-        run_inputs.digest(Base("damaged", tmp_path))
+    message = r"model.safetensors cannot be read .*; download or copy the model again"
+    with pytest.raises(ValueError, match=message):
+        run_inputs.compute_base_digest(Base("damaged", tmp_path))
 
 
-def test_a_queued_run_refuses_a_corpus_made_anew_and_a_base_trained_further(folder: Path) -> None:
-    config = config_of(folder, str(folder / "base")).frozen()
+def test_a_queued_run_is_refused_if_its_corpus_or_base_changes(folder: Path) -> None:
+    config = config_of(folder, str(folder / "base")).with_absolute_paths()
     (run,) = freeze([config], None)
-    run_inputs.note_inputs(run, digests_of(config))
+    run_inputs.record_inputs(run, digests_of(config))
     shutil.rmtree(folder / "corpus")
     write_corpus(folder / "corpus", num_documents=8, longest=20, seed=1)
     with pytest.raises(
-        ValueError, match=rf"^corpus {folder}/corpus is not what it was when run {run.id} was submitted"
+        ValueError, match=rf"^corpus {folder}/corpus has changed since run {run.id} was submitted"
     ):
-        run_inputs.note_inputs(run, digests_of(config))
+        run_inputs.record_inputs(run, digests_of(config))
     (run,) = freeze([config], None)
     retrain(folder / "base")
     with pytest.raises(
-        ValueError, match=rf"^base {folder}/base is not what it was when run {run.id} was submitted"
+        ValueError, match=rf"^base {folder}/base has changed since run {run.id} was submitted"
     ):
         submit.resume(run, [])
 
 
 @pytest.mark.parametrize("adapter", [{}, LORA])
-def test_a_model_that_is_trained_whole_needs_its_base_until_the_first_checkpoint(
+def test_the_base_of_full_fine_tuning_may_change_after_the_first_checkpoint(
     folder: Path, adapter: dict[str, object]
 ) -> None:
-    config = config_of(folder, str(folder / "base"), adapter=adapter).frozen()
+    config = config_of(folder, str(folder / "base"), adapter=adapter).with_absolute_paths()
     (run,) = freeze([config], None)
     retrain(folder / "base")
     with pytest.raises(ValueError, match=r"^base "):
-        run_inputs.note_inputs(run, digests_of(config))
+        run_inputs.record_inputs(run, digests_of(config))
     (run.checkpoints / "step-00000010").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"^base ") if adapter else contextlib.nullcontext():
-        run_inputs.note_inputs(run, digests_of(config))
+        run_inputs.record_inputs(run, digests_of(config))
 
 
-def test_a_corpus_that_was_still_to_be_made_counts_from_the_first_start(folder: Path) -> None:
-    config = config_of(folder, str(folder / "base"), after="prepare-1").frozen()
+def test_a_corpus_prepared_after_the_submission_is_recorded_at_the_first_start(folder: Path) -> None:
+    config = config_of(folder, str(folder / "base"), after="prepare-1").with_absolute_paths()
     (run,) = freeze([config], None)
     shutil.rmtree(folder / "corpus")
     write_corpus(folder / "corpus", num_documents=8, longest=20, seed=1)
-    run_inputs.note_inputs(run, digests_of(config))
+    run_inputs.record_inputs(run, digests_of(config))
     shutil.rmtree(folder / "corpus")
     write_corpus(folder / "corpus", num_documents=8, longest=20, seed=2)
     with pytest.raises(ValueError, match=r"^corpus "):
-        run_inputs.note_inputs(run, digests_of(config))
+        run_inputs.record_inputs(run, digests_of(config))
 
 
-def test_a_run_of_before_this_was_noted_goes_on(folder: Path) -> None:
-    config = config_of(folder, str(folder / "base")).frozen()
+def test_a_run_without_recorded_inputs_is_resumed(folder: Path) -> None:
+    config = config_of(folder, str(folder / "base")).with_absolute_paths()
     (run,) = freeze([config], None)
     (run.path / layout.INPUTS).unlink()
     digests = digests_of(config)
-    assert run_inputs.note_inputs(run, digests) == run.read_json(layout.INPUTS)
+    assert run_inputs.record_inputs(run, digests) == run.read_json(layout.INPUTS)
 
 
 @pytest.mark.parametrize("revision", [None, "main"])
 def test_a_hub_id_stays_at_the_revision_of_its_submission(
     folder: Path, monkeypatch: pytest.MonkeyPatch, revision: str | None
 ) -> None:
-    cache, old, new = folder / "hub", "0" * 40, "1" * 40
+    cache = folder / "hub"
+    old = "0" * 40
+    new = "1" * 40
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
     repository = cache / "models--some--model"
     for seed, commit in enumerate((old, new)):
         write_base(repository / "snapshots" / commit, seed=seed)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(old)
-    config = config_of(folder, "some/model").frozen()
+    config = config_of(folder, "some/model").with_absolute_paths()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, revision=revision))
     (run,) = freeze([config], None)
     (repository / "refs" / "main").write_text(new)
     model = run.config().model
     assert model.path == "some/model"
     assert base.resolve("some/model", folder / "runs", model.revision).folder.name == old
-    run_inputs.note_inputs(run, digests_of(run.config()))
+    run_inputs.record_inputs(run, digests_of(run.config()))

@@ -1,5 +1,5 @@
-"""A run folder's file names, and the words for states, have one owner each; and what an earlier version wrote
-is still read."""
+"""File names of a run folder, and the names of states, are spelled in one module each; records of
+an earlier version are still read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PATTERNS = [
     }.items()
 ]
 NAMES = [value for name, value in vars(layout).items() if name.isupper() and isinstance(value, str)]
-# words of every day, which are a file's name only where a path is made of them
+# common words, such as "model", which are file names only where a path is built from them
 PLAIN_WORDS = [name for name in NAMES if name.isidentifier()]
 # (file, literal): reason
 ALLOWED_NAMES = {
@@ -45,14 +45,20 @@ ALLOWED_NAMES = {
     ("cli/errors.py", "*/manifest.json"): "a corpus has a manifest too",
     ("cli/completion.py", "*/manifest.json"): "a corpus has a manifest too",
 }
-WORDS = {str(word) for words in (RunState, state.EndingCause, state.JobState) for word in words} - {"mistake"}
+STATE_NAMES = {str(one) for kind in (RunState, state.EndingCause, state.JobState) for one in kind}
+STATE_NAMES -= {"mistake"}
 # (file, literal): reason
-ALLOWED_WORDS: dict[tuple[str, str], str] = {}
+ALLOWED_STATE_NAMES: dict[tuple[str, str], str] = {}
 
 
 @dataclass(frozen=True)
 class Literal:
-    """A string in a module, with * for what an f-string inserts; `in_path`: a path is made of it."""
+    """A string literal of a module.
+
+    Attributes:
+        text: with * for each value that an f-string inserts.
+        in_path: a path is built from it.
+    """
 
     file: str
     text: str
@@ -61,7 +67,7 @@ class Literal:
 
 
 def literals(source: str, file: str) -> Iterator[Literal]:
-    """Yield the strings of a module that are no docstrings."""
+    """Yield the string literals of a module, without docstrings."""
     tree = ast.parse(source)
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     for node in ast.walk(tree):
@@ -76,10 +82,10 @@ def literals(source: str, file: str) -> Iterator[Literal]:
             text = "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in node.values)
         else:
             continue
-        yield Literal(file, text, node.lineno, _makes_path(node, parent))
+        yield Literal(file, text, node.lineno, _is_in_path(node, parent))
 
 
-def _makes_path(node: ast.AST, parent: ast.AST | None) -> bool:
+def _is_in_path(node: ast.AST, parent: ast.AST | None) -> bool:
     if isinstance(parent, ast.BinOp) and isinstance(parent.op, ast.Div):
         return parent.right is node
     is_call = isinstance(parent, ast.Call) and isinstance(parent.func, ast.Attribute)
@@ -100,23 +106,23 @@ def names_a_run_file(literal: Literal) -> bool:
     )
 
 
-def all_literals(but: str) -> Iterator[Literal]:
+def all_literals(excluded: str) -> Iterator[Literal]:
     for path in sorted(SOURCE.rglob("*.py")):
         file = str(path.relative_to(SOURCE))
-        if file != but:
+        if file != excluded:
             yield from literals(path.read_text(encoding="utf-8"), file)
 
 
-def test_only_the_layout_names_files_of_a_run_folder() -> None:
-    found = [one for one in all_literals(but="runs/layout.py") if names_a_run_file(one)]
+def test_only_the_layout_module_spells_file_names_of_a_run_folder() -> None:
+    found = [one for one in all_literals(excluded="runs/layout.py") if names_a_run_file(one)]
     assert [one for one in found if (one.file, one.text) not in ALLOWED_NAMES] == []
-    assert {(one.file, one.text) for one in found} >= ALLOWED_NAMES.keys(), "an exception that nothing needs"
+    assert {(one.file, one.text) for one in found} >= ALLOWED_NAMES.keys(), "an exception is unused"
 
 
-def test_only_the_states_module_spells_states() -> None:
-    found = [one for one in all_literals(but="runs/state.py") if one.text in WORDS]
-    assert [one for one in found if (one.file, one.text) not in ALLOWED_WORDS] == []
-    assert {(one.file, one.text) for one in found} >= ALLOWED_WORDS.keys(), "an exception that nothing needs"
+def test_only_the_state_module_spells_states() -> None:
+    found = [one for one in all_literals(excluded="runs/state.py") if one.text in STATE_NAMES]
+    assert [one for one in found if (one.file, one.text) not in ALLOWED_STATE_NAMES] == []
+    assert {(one.file, one.text) for one in found} >= ALLOWED_STATE_NAMES.keys(), "an exception is unused"
 
 
 @pytest.mark.parametrize(
@@ -132,19 +138,21 @@ def test_only_the_states_module_spells_states() -> None:
         'run.path / ".lock"',
     ],
 )
-def test_a_name_of_a_run_file_is_found(line: str) -> None:
+def test_a_spelled_file_name_is_found(line: str) -> None:
     assert any(map(names_a_run_file, literals(line, "x.py")))
 
 
 @pytest.mark.parametrize(
     "line", ['"the run has no outcome.json yet"', '{"model": 1}', 'mode = "stop"', 'f"{a}_{b}"']
 )
-def test_other_strings_are_not_taken_for_one(line: str) -> None:
+def test_other_strings_are_not_taken_for_file_names(line: str) -> None:
     assert not any(map(names_a_run_file, literals(line, "x.py")))
 
 
-def test_the_job_of_an_earlier_version_is_read_until_the_run_is_submitted_again(tmp_path: Path) -> None:
-    """It was called attempt.json until November 2026."""
+def test_the_submission_of_an_earlier_version_is_read_until_the_run_is_submitted_again(
+    tmp_path: Path,
+) -> None:
+    """The file was named attempt.json until November 2026."""
     run = RunFolder(tmp_path)
     (tmp_path / "attempt.json").write_text(
         '{"job_id": "7", "host": "login1", "scheduler": "slurm", "code": "ab"}'
@@ -152,13 +160,13 @@ def test_the_job_of_an_earlier_version_is_read_until_the_run_is_submitted_again(
     assert run.submission() == Submission("7", "login1", "slurm", "ab")
     records.move_submission(tmp_path, "8", "node1")
     assert run.submission() == Submission("8", "login1", "slurm", "ab")
-    run.begin_attempt()
+    run.clear_attempt_files()
     assert run.submission() is None
     assert not list(tmp_path.glob("*.json"))
 
 
-def test_a_job_that_the_code_of_an_earlier_version_resubmitted_is_the_runs(tmp_path: Path) -> None:
-    """Its batch script's helper is of the snapshot that it was queued with."""
+def test_a_resubmission_by_the_code_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """A queued job's helper runs the code that was frozen at its submission."""
     Submission("7", "login1", "slurm", "ab").write(tmp_path / "submission.json")
     (tmp_path / "attempt.json").write_text('{"job_id": "9"}')
     os.utime(tmp_path / "attempt.json", (2e9, 2e9))
@@ -168,16 +176,16 @@ def test_a_job_that_the_code_of_an_earlier_version_resubmitted_is_the_runs(tmp_p
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "null", '{"state"', '"stopped"'])
-def test_a_record_of_another_shape_is_an_error_that_names_the_file(tmp_path: Path, content: str) -> None:
+def test_an_invalid_record_is_an_error_or_none(tmp_path: Path, content: str) -> None:
     path = tmp_path / "outcome.json"
     path.write_text(content)
-    assert Outcome.read_if_whole(path) is None
+    assert Outcome.read_or_none(path) is None
     if content != "null":
         with pytest.raises(ValueError):  # noqa: PT011
             Outcome.read(path)
 
 
-def test_a_record_is_written_as_it_is_read(tmp_path: Path) -> None:
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     outcome = Outcome(RunState.STOPPED, asked_by="a stop file")
     outcome.write(tmp_path / "outcome.json")
     assert json.loads((tmp_path / "outcome.json").read_text()) == {
@@ -185,12 +193,12 @@ def test_a_record_is_written_as_it_is_read(tmp_path: Path) -> None:
         "asked_by": "a stop file",
     }
     assert Outcome.read(tmp_path / "outcome.json") == outcome
-    metrics = Metrics(1, 2, {TRAIN_LOSS: 0.5})  # the names of metrics are a kind of str
+    metrics = Metrics(1, 2, {TRAIN_LOSS: 0.5})  # names of metrics are instances of a subclass of str
     assert json.dumps(metrics.to_json()) == '{"step": 1, "time_ms": 2, "values": {"train/loss": 0.5}}'
     assert Failure.from_json({"rank": 1, "error": "x", "of a later version": 1}) == Failure(rank=1, error="x")
 
 
-def test_a_file_is_whole_whoever_writes_it_at_the_same_time(tmp_path: Path) -> None:
+def test_a_reader_never_sees_a_part_of_a_file_with_several_writers(tmp_path: Path) -> None:
     def write(number: int) -> None:
         for _ in range(20):
             layout.write_json(tmp_path / "a.json", {"number": number, "text": "x" * 10_000})
@@ -208,7 +216,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     layout.write_text(tmp_path / "a", "old")
 
     def fill_the_disk() -> None:
-        with layout.replacing(tmp_path / "a") as temporary:
+        with layout.replace_atomically(tmp_path / "a") as temporary:
             temporary.write_text("ne")
             raise OSError("full")
 
@@ -217,7 +225,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
 
 
-def test_a_torn_line_costs_itself_alone(tmp_path: Path) -> None:
+def test_an_incomplete_line_does_not_damage_the_next(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     path.write_text('{"n": 1}\n{"n": ')
     layout.append_json_line(path, {"n": 3})
@@ -242,7 +250,7 @@ def test_each_state_has_a_status_in_mlflow_and_is_alive_or_ended() -> None:
     assert f"{RunState.DEAD}" == str(RunState.DEAD) == "dead"
 
 
-def test_the_weightier_reason_to_stop_holds() -> None:
+def test_a_users_request_is_the_highest_stop_reason() -> None:
     assert max(StopReason) is StopReason.STOPPED
     assert [reason.state for reason in StopReason] == [
         RunState.COMPLETED,
@@ -254,5 +262,5 @@ def test_the_weightier_reason_to_stop_holds() -> None:
 def test_an_ending_is_read_as_it_was_written(tmp_path: Path) -> None:
     ending = attempts.Ending(state.EndingCause.DEAD_NODE, 1, 2, 1, "n1 went down", ("n1",))
     attempts.begin(tmp_path, "7", ["n1"], 1.0, 1)
-    attempts.end(tmp_path, 1, ending, "again", 2.0)
+    attempts.end(tmp_path, 1, ending, "dead node", 2.0)
     assert attempts.read(tmp_path)[0].ending == ending

@@ -1,4 +1,5 @@
-"""The measure of letters kept: what it counts as missing, and by which name. All texts are invented."""
+"""The benchmark of letters kept: counted letters, and the names of missing ones. All texts are
+invented."""
 
 from __future__ import annotations
 
@@ -23,13 +24,11 @@ BODY = [Piece("p", "Kommunen gir løyve."), Piece("note", "Se § 4 i lova."), Pi
         ("", {"p": 32, "note": 7}),
     ],
 )
-def test_letters_that_are_not_in_the_text_are_named_by_where_they_stood(
-    text: str, missing: dict[str, int]
-) -> None:
-    assert letters.missing_letters(BODY, text) == missing
+def test_missing_letters_are_counted_by_their_place_in_the_file(text: str, missing: dict[str, int]) -> None:
+    assert letters.count_missing(BODY, text) == missing
 
 
-def test_a_reader_is_measured_against_the_file_and_its_losses_by_stage(tmp_path: Path) -> None:
+def test_the_letters_of_a_source_are_counted_in_its_files_and_after_each_stage(tmp_path: Path) -> None:
     folder = tmp_path / "raw"
     folder.mkdir()
     same = (
@@ -38,7 +37,7 @@ def test_a_reader_is_measured_against_the_file_and_its_losses_by_stage(tmp_path:
     for name, text in {"a": same, "b": same, "c": "Ja."}.items():
         (folder / f"{name}.txt").write_text(text)
     found = letters.measure(letters.Source("text", "raw"), folder, tmp_path / "work")
-    once = letters.letters(same)
+    once = letters.count_letters(same)
     assert (found.files, found.documents, found.body, found.read) == (3, 3, 2 * once + 2, 2 * once + 2)
     assert not found.missing
     assert found.stages["normalise"][0] == found.read
@@ -48,15 +47,14 @@ def test_a_reader_is_measured_against_the_file_and_its_losses_by_stage(tmp_path:
     assert [line for line in letters.table([found]) if "exact_duplicate" in line]
 
 
-def test_markdown_and_html_name_what_is_no_text(tmp_path: Path) -> None:
+def test_pieces_of_markdown_and_html_are_named_by_their_kind(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text(
         "---\ntitle: Tittel\n---\nLes [meir](http://a.no/b) <b>no</b>. {% include x %}\n"
     )
-    names = {
-        piece.name for piece in bodies.of_file("markdown", tmp_path / "a.md") if letters.letters(piece.text)
-    }
+    pieces = bodies.read_pieces("markdown", tmp_path / "a.md")
+    names = {piece.name for piece in pieces if letters.count_letters(piece.text)}
     assert names == {"front matter", "text", "address", "tag", "template"}
     (tmp_path / "a.html").write_text(
         "<body><nav>Meny</nav><main><p>Tekst<script>x()</script></p></main></body>"
     )
-    assert [p.text for p in bodies.of_file("webpage", tmp_path / "a.html") if p.text.strip()] == ["Tekst"]
+    assert [p.text for p in bodies.read_pieces("webpage", tmp_path / "a.html") if p.text.strip()] == ["Tekst"]

@@ -286,7 +286,7 @@ def test_retry_leaves_a_point_to_the_shell_that_is_to_start_it_as_long_as_there_
     first.write_json("outcome.json", {"state": "stopped"})
     at_work = sleeper(str(second.jobs))
     second.record_submission(str(at_work.pid))
-    third.join_turn()
+    third.record_turn()
     assert submit.retry([first, second, third]) == [first]
     at_work.kill()
     at_work.wait()

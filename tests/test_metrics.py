@@ -1,4 +1,4 @@
-"""What a run measures of itself, against what can be counted by hand."""
+"""FLOPs, peak FLOP/s and times that a run measures, compared with independent counts."""
 
 from __future__ import annotations
 
@@ -23,47 +23,52 @@ def causal_model(**changes: object) -> torch.nn.Module:
     return AutoModelForCausalLM.from_config(config)  # type: ignore[no-any-return]
 
 
-def products(model: torch.nn.Module) -> int:
-    """FLOPs of the matrix products of one training step on one row of 16 tokens, as torch counts them."""
+def count_matmul_flops(model: torch.nn.Module) -> int:
+    """Return the FLOPs of the matrix products in one training step on a row of 16 tokens, as torch
+    counts them."""
     from torch.utils.flop_counter import FlopCounterMode
 
     ids = torch.arange(16)[None]
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-    counts = counter.get_flop_counts()["Global"]
-    return sum(
-        count for operator, count in counts.items() if "mm" in str(operator) and "bmm" not in str(operator)
-    )
+    total = 0
+    for operator, count in counter.get_flop_counts()["Global"].items():
+        if "mm" in str(operator) and "bmm" not in str(operator):
+            total += count
+    return total
 
 
 def test_flops_of_full_training_are_those_of_its_matrix_products() -> None:
     model = causal_model()
-    assert metrics.flops_per_token(model) * 16 == products(model)
+    assert metrics.flops_per_token(model) * 16 == count_matmul_flops(model)
 
 
 def test_flops_of_lora_leave_out_the_frozen_weights_gradients() -> None:
     model = get_peft_model(causal_model(), get_peft_config({"task_type": "CAUSAL_LM", **LORA}))
     first = model.base_model.model.model.layers[0].self_attn
-    # what the formula counts and no one computes: gradients towards the embedding, which is frozen
-    unused = sum(2 * p.base_layer.weight.numel() for p in (first.q_proj, first.k_proj, first.v_proj))
-    unused += sum(2 * p.lora_A["default"].weight.numel() for p in (first.q_proj, first.k_proj, first.v_proj))
-    assert metrics.flops_per_token(model) * 16 == products(model) + unused * 16
+    projections = (first.q_proj, first.k_proj, first.v_proj)
+    # the formula counts gradients of the frozen embedding's output, which are not computed
+    unused = sum(2 * p.base_layer.weight.numel() for p in projections)
+    unused += sum(2 * p.lora_A["default"].weight.numel() for p in projections)
+    assert metrics.flops_per_token(model) * 16 == count_matmul_flops(model) + unused * 16
 
 
-def test_a_mixture_of_experts_has_no_such_figure() -> None:
+def test_flops_of_a_mixture_of_experts_are_not_known() -> None:
     experts = causal_model(model_type="mixtral", num_local_experts=2, num_experts_per_tok=1)
     with pytest.raises(ValueError, match="mixture of experts"):
         metrics.flops_per_token(experts)
 
 
-def test_a_cpus_peak_is_measured_and_is_one() -> None:
+def test_the_peak_of_a_cpu_is_measured_and_plausible() -> None:
     peak = metrics.peak_of(CPU, torch.float32)
     assert peak.origin == "measured"
     assert 1e8 < peak.flops < 1e14
 
 
-def test_a_cpus_peak_is_that_of_the_products_that_training_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's own would be less than half of it on some CPUs, and the utilisation above 100%."""
+def test_the_peak_of_a_cpu_is_that_of_the_products_that_training_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The speed of torch.mm is less than half of it on some CPUs, which would give an MFU above 100%."""
     monkeypatch.setattr(
         "finetune.training.throughput.linear",
         lambda x, weight: time.sleep(0.02) or torch.nn.functional.linear(x, weight),
@@ -71,7 +76,7 @@ def test_a_cpus_peak_is_that_of_the_products_that_training_runs(monkeypatch: pyt
     assert metrics.peak_of.__wrapped__(CPU, torch.float32).flops < 2 * 1024**3 / 0.02
 
 
-def test_the_clock_counts_on_from_an_earlier_attempt() -> None:
+def test_the_clock_continues_from_an_earlier_attempt() -> None:
     clock = metrics.Clock(CPU)
     clock.count({"forward": 40.0, "evaluation": 3.0, "other": 7.0, "total": 50.0})
     with clock.phase("forward"):
@@ -83,7 +88,7 @@ def test_the_clock_counts_on_from_an_earlier_attempt() -> None:
     assert out["total"] >= 50.01
 
 
-def test_the_clock_accounts_for_all_of_the_time() -> None:
+def test_the_phases_of_the_clock_sum_to_the_total_time() -> None:
     clock = metrics.Clock(CPU)
     began = time.perf_counter()
     with clock.phase("forward"):

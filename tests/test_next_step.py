@@ -99,7 +99,7 @@ CASES = [
         "out of memory with one row at a time",
         "failed",
         "start a new run that needs less memory, as with zero=stage3",
-        "rank 0: killed for want of host memory",
+        "rank 0: killed because host memory ran out",
         TYPED,
         settings={"micro_batch_size": 1, "global_batch_size": 8},
     ),

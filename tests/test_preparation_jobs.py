@@ -169,7 +169,7 @@ def test_a_preparation_that_cannot_run_there_is_refused_before_slurm_is_asked(
         ({"memory": "lots"}, "cluster.prepare.memory is lots"),
         ({"tasks_per_job": 0}, "cluster.prepare.tasks_per_job is 0"),
         ({"architecture": "arm"}, "cluster.prepare.architecture is 'arm'"),
-        ({"sbatch": {"qos": "x"}}, "cluster.prepare.sbatch.qos: that option is set from cluster.prepare.qos"),
+        ({"sbatch": {"qos": "x"}}, "cluster.prepare.sbatch.qos: this option is set by cluster.prepare.qos"),
     ],
 )
 def test_settings_of_preparations_that_make_no_sense(settings: dict[str, object], words: str) -> None:

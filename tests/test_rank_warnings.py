@@ -1,4 +1,4 @@
-"""Warnings of every rank reach whoever reads the run folder: once each, with their ranks and counts."""
+"""Warnings of all ranks are recorded in the run folder: once each, with their ranks and counts."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from finetune.runs.rank_warnings import Collector
 
 @pytest.fixture
 def collected(tmp_path: Path) -> Iterator[None]:
-    """What this process warns of, as rank 1."""
+    """Record the warnings of this process as those of rank 1."""
     with rank_warnings.collect(tmp_path, rank=1):
         yield
 
 
-def test_our_loggers_and_the_libraries_are_collected_and_nothing_else(
+def test_only_warnings_of_this_code_base_and_its_libraries_are_collected(
     collected: None, tmp_path: Path
 ) -> None:
     library = logging.getLogger("transformers.modeling_utils")
-    logging.getLogger("transformers").propagate = False  # as it sets it itself
+    logging.getLogger("transformers").propagate = False  # as transformers sets it
     library.warning("Some weights were newly initialized: %s", "lm_head.weight")
     logging.getLogger("finetune.training.run").warning("the grace time is too short")
     logging.getLogger("finetune.training.run").info("not this")
@@ -42,7 +42,7 @@ def test_our_loggers_and_the_libraries_are_collected_and_nothing_else(
     ]
 
 
-def test_python_warnings_of_libraries_are_collected_but_for_those_to_developers(
+def test_python_warnings_of_libraries_are_collected_unless_meant_for_developers(
     collected: None, tmp_path: Path
 ) -> None:
     place = "/venv/lib/python3.11/site-packages/peft/tuners/lora.py"
@@ -54,7 +54,7 @@ def test_python_warnings_of_libraries_are_collected_but_for_those_to_developers(
     assert rank_warnings.describe(tmp_path, world_size=1) == ["peft: found missing adapter keys [rank 1]"]
 
 
-def test_what_repeats_is_one_line_with_a_count(collected: None, tmp_path: Path) -> None:
+def test_a_repeated_warning_is_one_record_with_a_count(collected: None, tmp_path: Path) -> None:
     for step in range(9):
         logging.getLogger("finetune.tracking.spool").warning("metrics of step %d are lost: disk full", step)
     (warning,) = rank_warnings.read(tmp_path)
@@ -62,7 +62,7 @@ def test_what_repeats_is_one_line_with_a_count(collected: None, tmp_path: Path) 
     assert len((tmp_path / "warnings-rank-1.jsonl").read_text().splitlines()) == 4
 
 
-def test_ranks_that_warn_of_the_same_are_named_together(tmp_path: Path) -> None:
+def test_the_same_warning_of_several_ranks_is_one_with_their_numbers(tmp_path: Path) -> None:
     for rank in range(4):
         Collector(tmp_path, rank).add("kind", "the tokenizer differs", float(rank))
     Collector(tmp_path, 2).add("other", "late", 9.0)
@@ -70,16 +70,16 @@ def test_ranks_that_warn_of_the_same_are_named_together(tmp_path: Path) -> None:
     assert rank_warnings.describe(tmp_path, 8)[0] == "the tokenizer differs [rank 0, 1, 2, 3]"
 
 
-def test_their_number_and_length_are_bounded(tmp_path: Path) -> None:
+def test_the_number_and_length_of_warnings_are_bounded(tmp_path: Path) -> None:
     collector = Collector(tmp_path, 0)
     for number in range(1000):
         collector.add(f"kind {number}", "x" * 10_000, 1.0)
     found = rank_warnings.read(tmp_path)
-    assert len(found) == rank_warnings.MOST
+    assert len(found) == rank_warnings.MAX_WARNINGS
     assert max(len(warning.text) for warning in found) < 600
 
 
-def test_a_full_disk_or_a_torn_line_costs_nothing_else(tmp_path: Path) -> None:
+def test_a_failed_write_or_an_incomplete_line_loses_no_other_warning(tmp_path: Path) -> None:
     Collector(tmp_path / "not there", 0).add("kind", "lost", 1.0)
     Collector(tmp_path, 0).add("kind", "kept", 1.0)
     with (tmp_path / "warnings-rank-0.jsonl").open("a") as file:
@@ -87,11 +87,12 @@ def test_a_full_disk_or_a_torn_line_costs_nothing_else(tmp_path: Path) -> None:
     assert rank_warnings.describe(tmp_path, 1) == ["kept"]
 
 
-def test_a_followed_run_shows_them_as_they_come_and_its_status_the_first(
+def test_a_followed_run_shows_new_warnings_and_its_status_the_first(
     make: Callable[..., RunFolder],
 ) -> None:
     run = make()
-    console, shown = Console(file=io.StringIO(), width=200), set[str]()
+    console = Console(file=io.StringIO(), width=200)
+    shown = set[str]()
     collector = Collector(run.jobs, 0)
     for number in range(30):
         collector.add(f"kind {number}", f"warning number {number}", float(number))
@@ -107,5 +108,5 @@ def test_a_followed_run_shows_them_as_they_come_and_its_status_the_first(
         "mine: 28 more warnings: finetune logs mine",
         "mine: 30 warnings: finetune status mine",
     ]
-    run.begin_attempt()
-    assert run.warnings() == [], "a person started it again"
+    run.clear_attempt_files()
+    assert run.warnings() == [], "warnings of the previous submission are left"

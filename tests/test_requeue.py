@@ -259,7 +259,7 @@ def test_a_killed_rank_brings_the_run_back_and_is_named(batch: Batch) -> None:
     (attempt,) = attempts.read(batch.run)
     assert attempt.ending is not None
     assert (attempt.ending.cause, attempt.ending.last_step, attempt.ending.died_at) == (DIED, 3, 4)
-    assert "rank 1: no cause is in the log; its last line: it has none" in attempt.words
+    assert "rank 1: its log shows no known cause; its log is empty" in attempt.reason
     assert batch.told() == ["requeue 7"]
     assert not list(batch.run.glob("failure*"))
 
@@ -464,7 +464,10 @@ def test_where_requeue_is_forbidden_the_guard_submits_again_once(batch: Batch) -
     assert [attempt.next_job for attempt in attempts.read(batch.run)] == ["8"]
     batch.job = "8"
     assert batch.begin() == batch_script.GO
-    assert [attempt.job for attempt in attempts.of_submission(attempts.read(batch.run), "8")] == ["7", "8"]
+    assert [attempt.job for attempt in attempts.filter_by_submission(attempts.read(batch.run), "8")] == [
+        "7",
+        "8",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
-"""The stages between reading and tokenising, one file each; `TEXT_STAGES` here is their order, and nothing
-else names them.
+"""The stages between reading and tokenisation, one module each; `TEXT_STAGES` defines their order.
 
-A new stage is a subclass of `ShardStage` or `CorpusStage` (protocol.py) in a file of its own, its place in
-TEXT_STAGES, and its settings in data_prep/stage_settings.py. near_duplicates.py is a part of deduplicate;
-tokenise.py holds the settings of the stage behind the last of these.
+To add a stage, write a subclass of `ShardStage` or `CorpusStage` (protocol.py) in a module of its
+own, add it to TEXT_STAGES, and add its settings to data_prep/stage_settings.py. near_duplicates.py
+is a part of deduplicate; tokenise.py has the settings of the tokenise stage, which follows the last
+text stage.
 """
 
 from data_prep.stages.boilerplate import Boilerplate

@@ -1,14 +1,18 @@
-"""Cut the lines that frame the pages of a host (menus, footers, cookie notices) from the ends of documents.
+"""Removal of the lines that frame the pages of a site (menus, footers, cookie notices).
 
-A site is the host of a document's URL. Documents without one are left as they are, except those of sources
-that the settings name as a site each. A line belongs to a frame if nearly all of the site's documents hold
-it, and only runs of such lines at a document's ends are cut. What decides a case often stands there too, in
-the same words everywhere ("Vedtaket stadfestes.", "Brudd på loven", a row of a table): losing it costs more
-than keeping a line of a footer. So what does not itself look like a frame (a link, an address, a notice) is
-cut only where the frame has surely begun between it and the body, and the close and signature of a letter
-stay. Texts whose form is their author's alone (laws, minutes, letters in parallel) have no such frame: only
-sources of the named readers are looked at. Every line that was cut is in the stage's files, with a count and
-an example.
+A site is the host of a document's URL, or a whole source if the setting `sites` names it; other
+documents without a host are not changed. A line is a candidate if nearly all documents of the site
+contain it, and only runs of such lines at the beginning and end of a document are cut.
+
+The decision of a case is often at the end too, in words that many documents share ("Vedtaket
+stadfestes.", "Brudd på loven", a row of a table). Losing it costs more than keeping a line of a
+footer. So a line that does not look like part of a frame (a link, an address, a notice) is cut only
+if a line between it and the body surely belongs to the frame, and the close and signature of a
+letter are kept.
+
+Only sources of the readers in the setting `readers` are searched: laws, minutes and parallel
+letters have no such frame. Every line that was cut is in the stage's files, with a count and an
+example.
 """
 
 from __future__ import annotations
@@ -33,10 +37,12 @@ from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 from data_prep.stages.protocol import CorpusStage
 
-LINES_AT_ONCE = 1_000_000  # of all shards that are counted together
-WHOLE_SITE = 0  # stands for a line in the counts: the number of the site's documents
+# Distinct lines of all shards that are counted together, to bound the memory.
+LINES_AT_ONCE = 1_000_000
+WHOLE_SITE = 0  # in place of a line's hash in the counts: the number of documents of the site
 
-# A sentence, with its full stop or without: passives, the commonest finite verbs, words that decide a case.
+# Signs of a sentence, with or without a full stop: passives, common finite verbs, words that decide
+# a case.
 _SENTENCE_END = re.compile(r"[.!?…][\s)\]»”’\"'*_]*$")
 _VERB = re.compile(
     r"\b(er|var|ble|blir|blei|vert|vart|har|hadde|skal|kan|må|vil|får|fikk|fekk|gir|gav|tas|takast|gis|gjevast"
@@ -46,9 +52,11 @@ _VERB = re.compile(
 _VERDICT = re.compile(
     r"\W*(konklusjon|resultat|utfall|vedtak|slutning|avgjørelse|avgjerd|dom|kjennelse|orskurd)\w*\s*:"
 )
-# What decides a case without a verb. Not what menus name too: "Innsyn", "Vedtak", "Søknader".
+# Words that decide a case without a verb, except those that menus have too: "Innsyn", "Vedtak",
+# "Søknader".
 _DECIDES = re.compile(
-    r"\b(avslag|avslått|avslege|avvist|forkast\w*|hevet|heva|ugyldig\w*|gyldig|henlagt|lagt bort|brudd|brot|diskriminering"
+    r"\b(avslag|avslått|avslege|avvist|forkast\w*|hevet|heva|ugyldig\w*|gyldig|henlagt|lagt bort"
+    r"|brudd|brot|diskriminering"
     r"|frifunnet|frifunne\w*|frifinn\w*|dømt|fengsel|bot|godkjent|godkjend|pålegg"
     r"|overtredelsesgebyr|tvangsmulkt|krav|kravet|kritikk|dissens"
     r"|enstemmig|samrøystes|ikraft\w*|iverksett\w*)\b"
@@ -57,31 +65,37 @@ _HEADING = re.compile(r"#+\s|§|(?:kapittel|kap\.|del|vedlegg)\s*[\divx]|\d+(?:\
 _CLOSE = re.compile(
     r"\W*(med\s+)?((vennlig|venleg|beste|hjertelig|hjarteleg)\s+)?(hilsen|helsing)\b|\W*mvh\b"
 )
-# A row of links or buttons, a copyright notice; what headings and sentences of a frame are about; a ruled
-# line.
+# Parts of a frame: a row of links or buttons, or a copyright notice; then the topics of a frame's
+# headings and sentences.
 _LINKS = re.compile(r"(?:\S\s+[|·•›>]\s+\S.*){2}|(?:\[[^\]]+\]\s*){2}|©")
 _ABOUT_FRAME = re.compile(
-    r"informasjonskaps|cookie|personvern|personopplysning|opphavsrett|copyright|tilgjenge\w*erklæring|javascript|nettleser"
-    r"|nettsted|nettside|denne sid[ae]|nyhetsbrev|nyheitsbrev|kontakt oss|telefon|sentralbord|åpningstid|opningstid|e-post|@"
+    r"informasjonskaps|cookie|personvern|personopplysning|opphavsrett|copyright|tilgjenge\w*erklæring"
+    r"|javascript|nettleser|nettsted|nettside|denne sid[ae]|nyhetsbrev|nyheitsbrev|kontakt oss|telefon"
+    r"|sentralbord|åpningstid|opningstid|e-post|@"
 )
-# What else only frames hold: buttons, postal addresses, networks, the question whether a page helped.
+# Further parts of frames: buttons; then addresses, social networks, the question whether a page was
+# useful.
 _BUTTONS = re.compile(
-    r"(?:meny|hovudmeny|hovedmeny|søk|hjem|heim|lukk|forsid[ea]|språk|english|logg (?:inn|ut)|skriv ut|skriv ut sid[ea]n?"
-    r"|godta alle|godta|bare nødvendige|berre nødvendige|avvis alle|sosiale medi[ea]r?|snarvegar|snarveier|nettstedskart"
-    r"|tilgjenge|tilgjengelighet|universell utforming|om (?:nav|oss|kommunen|nettstedet)|presse|jobb (?:i nav|hos oss)"
-    r"|ledige stillinga?r|ledige stillinger|tjenester|tenester|aktuelt|nyheter|nyhende|min side|mine sider"
-    r"|(?:til|tilbake til|gå til) (?:toppen|forsid[ea]n?)|(?:hopp|gå) til .*innhald(?:et)?|(?:hopp|gå) til .*innhold(?:et)?)"
+    r"(?:meny|hovudmeny|hovedmeny|søk|hjem|heim|lukk|forsid[ea]|språk|english|logg (?:inn|ut)"
+    r"|skriv ut|skriv ut sid[ea]n?|godta alle|godta|bare nødvendige|berre nødvendige|avvis alle"
+    r"|sosiale medi[ea]r?|snarvegar|snarveier|nettstedskart|tilgjenge|tilgjengelighet"
+    r"|universell utforming|om (?:nav|oss|kommunen|nettstedet)|presse|jobb (?:i nav|hos oss)"
+    r"|ledige stillinga?r|ledige stillinger|tjenester|tenester|aktuelt|nyheter|nyhende"
+    r"|min side|mine sider|(?:til|tilbake til|gå til) (?:toppen|forsid[ea]n?)"
+    r"|(?:hopp|gå) til .*innhald(?:et)?|(?:hopp|gå) til .*innhold(?:et)?)"
     r"|(?:du er her|følg oss|sist oppdatert|sist endra|sist endret|publisert av)\b.*"
 )
 _ADDRESS = re.compile(
-    r"\b(?:postboks \d+|postadresse|besøksadresse|org(?:anisasjons)?\.? ?(?:nr|nummer)\b|facebook|instagram|linkedin|youtube)"
+    r"\b(?:postboks \d+|postadresse|besøksadresse|org(?:anisasjons)?\.? ?(?:nr|nummer)\b"
+    r"|facebook|instagram|linkedin|youtube)"
     r"|\bhttps?://|\bwww\.|fant du (?:det )?du|(?:var|er) \w+ (?:sid\w+ )?nyttig\?"
 )
-_BODY = re.compile(
-    r"[\w .–-]{0,60}(?:kommune|herad|departement(?:et)?|direktorat(?:et)?|tilsyn(?:et)?|etaten|verket|stat(?:s)?forvalt\w+|nav)"
+_PUBLIC_BODY = re.compile(
+    r"[\w .–-]{0,60}(?:kommune|herad|departement(?:et)?|direktorat(?:et)?|tilsyn(?:et)?|etaten|verket"
+    r"|stat(?:s)?forvalt\w+|nav)"
     r"(?:(?: i)?(?: og)? [\w-]+){0,4}"
 )
-_RULE = re.compile(r"_(?:\s?_){9,}$")  # of dashes, it may underline a heading
+_RULE = re.compile(r"_(?:\s?_){9,}$")  # underscores; a row of dashes may underline a heading
 
 COUNTS = pa.schema([("site", pa.string()), ("line", pa.int64()), ("documents", pa.int64())])
 
@@ -116,42 +130,45 @@ class Boilerplate(CorpusStage):
         )
 
     def collect(self, documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
-        """In how many documents of one shard each line of each site stands, by line. Copies of a document are
-        counted once."""
+        """Return the number of documents that contain each line of each site in one shard.
+
+        Copies of a document are counted once.
+        """
         counts: defaultdict[str, Counter[int]] = defaultdict(Counter)
         seen: set[int] = set()
         for document in documents:
             site = site_of(document, config)
             if site is None:
                 continue
-            lines = {
-                _hash(key) for line in document.text.casefold().split("\n") if (key := " ".join(line.split()))
-            }
-            if (whole := _hash(f"{site}\n{document.text}")) not in seen:
-                seen.add(whole)
-                counts[site].update(lines)
-                counts[site][WHOLE_SITE] += 1
+            document_hash = _hash(f"{site}\n{document.text}")
+            if document_hash in seen:
+                continue
+            seen.add(document_hash)
+            keys = {_key(line) for line in document.text.split("\n")} - {""}
+            counts[site].update({_hash(key) for key in keys})
+            counts[site][WHOLE_SITE] += 1
         tables = [COUNTS.empty_table()]
         for site, lines_of_site in sorted(counts.items()):
-            line, number = (
-                np.fromiter(part, np.int64) for part in (lines_of_site.keys(), lines_of_site.values())
-            )
-            tables.append(pa.table([pa.repeat(site, len(line)), line, number], schema=COUNTS))
+            lines = np.fromiter(lines_of_site.keys(), np.int64)
+            numbers = np.fromiter(lines_of_site.values(), np.int64)
+            tables.append(pa.table([pa.repeat(site, len(lines)), lines, numbers], schema=COUNTS))
         return pa.concat_tables(tables).sort_by([("line", "ascending"), ("site", "ascending")])
 
     def decide(self, collected: list[Path], config: CorpusConfig) -> pa.Table:
-        """The repeated lines of each site, and in how many documents each stands."""
+        """Return the repeated lines of each site, with the number of documents that have them."""
         rules = config.boilerplate
-        sites = _added_up([_between(path, WHOLE_SITE, WHOLE_SITE) for path in collected])
+        sites = _sum_counts([_read_range(path, WHOLE_SITE, WHOLE_SITE) for path in collected])
         needed = {
             row["site"]: max(rules.min_documents, rules.min_share * row["documents"])
             for row in sites.to_pylist()
         }
         kept = [COUNTS.empty_table()]
+        # The range of hashes is divided into parts, so that not all lines of the corpus are in
+        # memory.
         parts = sum(pq.read_metadata(path).num_rows for path in collected) // LINES_AT_ONCE + 1
         bounds = [-(2**63) + 2**64 * part // parts for part in range(parts + 1)]
-        for first, end in pairwise(bounds):  # or all lines of the corpus would have to be in memory
-            total = _added_up([_between(path, first, end - 1) for path in collected])
+        for first, end in pairwise(bounds):
+            total = _sum_counts([_read_range(path, first, end - 1) for path in collected])
             frequent = total.filter(pc.greater_equal(total["documents"], rules.min_documents)).to_pylist()
             repeated = [
                 row
@@ -164,13 +181,12 @@ class Boilerplate(CorpusStage):
     def run(
         self, documents: Iterator[Document], config: CorpusConfig, report: Report, decided: pa.Table
     ) -> Iterator[Document]:
-        repeated = _by_site(decided)
+        repeated_lines = _lookup_by_site(decided)
+        min_share = 1 - config.boilerplate.max_cut
         for document in documents:
             site = site_of(document, config)
-            frame = find_frame(document.text, repeated(site) if site else set())
-            if frame.lines and _letters(frame.body) < (1 - config.boilerplate.max_cut) * _letters(
-                document.text
-            ):
+            frame = find_frame(document.text, repeated_lines(site) if site else set())
+            if frame.lines and _count_letters(frame.body) < min_share * _count_letters(document.text):
                 report.counts["left_mostly_repeated"] += 1
             elif frame.lines:
                 report.counts["documents_cut"] += 1
@@ -182,33 +198,39 @@ class Boilerplate(CorpusStage):
             yield document
 
 
-def _between(path: Path, first: int, last: int) -> pa.Table:
-    """Of one shard, the lines with a hash from `first` to `last`. Others are not read: they lie sorted, some
-    to a row group."""
+def _read_range(path: Path, first: int, last: int) -> pa.Table:
+    """Return the counts of one shard for lines whose hash is between `first` and `last`.
+
+    The file is sorted by hash, so only the row groups that overlap with the range are read.
+    """
     file = pq.ParquetFile(path)
-    place, groups = COUNTS.get_field_index("line"), []
+    column = COUNTS.get_field_index("line")
+    groups = []
     for number in range(file.num_row_groups):
         group = file.metadata.row_group(number)
-        if (
-            group.num_rows
-            and group.column(place).statistics.min <= last
-            and first <= group.column(place).statistics.max
-        ):
+        if not group.num_rows:
+            continue
+        statistics = group.column(column).statistics
+        if statistics.min <= last and first <= statistics.max:
             groups.append(number)
     table = file.read_row_groups(groups, COUNTS.names, use_threads=False)
     return table.filter((pc.field("line") >= first) & (pc.field("line") <= last))
 
 
-def _added_up(counts: list[pa.Table]) -> pa.Table:
-    """Of all shards, each line of each site once."""
+def _sum_counts(counts: list[pa.Table]) -> pa.Table:
+    """Return the sum of the counts of all shards, with one row for each line of each site."""
     every = pa.concat_tables([COUNTS.empty_table(), *counts])
     return every.group_by(["site", "line"]).aggregate([("documents", "sum")]).rename_columns(COUNTS.names)
 
 
-def _by_site(decided: pa.Table) -> Callable[[str], set[int]]:
-    """The repeated lines of a site; of the sites of a shard alone they become Python's numbers."""
+def _lookup_by_site(decided: pa.Table) -> Callable[[str], set[int]]:
+    """Return a function that returns the hashes of a site's repeated lines.
+
+    It converts the lines of a site to Python integers when they are first needed.
+    """
     sites = decided.group_by("site", use_threads=False).aggregate([([], "count_all")])
-    names, counts = sites["site"].to_pylist(), sites["count_all"].to_pylist()
+    names = sites["site"].to_pylist()
+    counts = sites["count_all"].to_pylist()
     spans = {
         name: (end - count, count) for name, count, end in zip(names, counts, accumulate(counts), strict=True)
     }
@@ -229,7 +251,7 @@ class Frame:
 
 
 def find_frame(text: str, repeated: set[int]) -> Frame:
-    """Part `text` into its body and the runs of repeated lines around it that are surely a frame."""
+    """Split `text` into its body and the lines around it that surely belong to a frame."""
     if not repeated:
         return Frame(text)
     lines = text.split("\n")
@@ -240,18 +262,17 @@ def find_frame(text: str, repeated: set[int]) -> Frame:
     cut = lines[:head] + lines[len(lines) - foot :]
     if not cut:
         return Frame(text)
-    return Frame(
-        "\n".join(lines[head : len(lines) - foot]).strip("\n"), [line for line in cut if line.strip()]
-    )
+    body = "\n".join(lines[head : len(lines) - foot]).strip("\n")
+    return Frame(body, [line for line in cut if line.strip()])
 
 
 def site_of(document: Document, config: CorpusConfig) -> str | None:
-    """Return the site of a document, `<source> <host>` or a source that is one site; None if it has none."""
+    """Return a document's site: `<source> <host>`, or the source's name; None if it has no site."""
     if document.turns or config.sources[document.source].reader not in config.boilerplate.readers:
         return None
     try:
         host = urlsplit(document.url).hostname if "://" in document.url else None
-    except ValueError:  # brackets that are no IPv6 address
+    except ValueError:  # brackets that are not an IPv6 address
         host = None
     if host:
         return f"{document.source} {host.removeprefix('www.')}"
@@ -259,15 +280,21 @@ def site_of(document: Document, config: CorpusConfig) -> str | None:
 
 
 def _frame_length(lines: list[str], repeated: set[int], is_foot: bool) -> int:
-    """Return how many lines are surely of the frame, counted from a document's end inwards.
+    """Return the number of lines that surely belong to the frame, from an end inwards.
 
-    Up to a row of links all are, but for headings and sentences that are not about what frames are about: the
-    first of these may be the body's. Under a ruled line at the foot all are, unless it is there to sign on.
-    Further inwards stays what is there, but for the name of the body on the line beside.
+    All lines up to the innermost row of links belong to it. The search ends at the first heading or
+    sentence that is not on a frame's topic, because it may belong to the body. Below a ruled line
+    at the foot, all lines belong to the frame, unless the line is a place for a signature. Next to
+    a line of the frame, the name of a public body belongs to it too.
+
+    Args:
+        lines: the lines of the document, in reversed order at its foot.
+        repeated: hashes of the site's repeated lines.
     """
     sure = 0
     reached_sentence = is_beside_sure = False
-    beside: set[Kind] = set()  # kinds of the lines since the last that is surely of the frame
+    # Kinds of the lines after the last one that surely belongs to the frame.
+    kinds: set[Kind] = set()
     for number, line in enumerate(lines, start=1):
         key = _key(line)
         if not key:
@@ -275,9 +302,9 @@ def _frame_length(lines: list[str], repeated: set[int], is_foot: bool) -> int:
             continue
         if _hash(key) not in repeated:
             break
-        kind = _kind(key)
-        is_ruled_off = kind is Kind.RULE and is_foot and beside != {Kind.OTHER}
-        beside.add(kind)
+        kind = _classify(key)
+        is_ruled_off = kind is Kind.RULE and is_foot and kinds != {Kind.OTHER}
+        kinds.add(kind)
         if kind is Kind.CLOSE:
             return sure
         if is_ruled_off:
@@ -287,27 +314,26 @@ def _frame_length(lines: list[str], repeated: set[int], is_foot: bool) -> int:
         elif kind is Kind.SENTENCE:
             reached_sentence = True
             continue
-        is_beside_sure = (
-            is_ruled_off or kind is Kind.LINKS or (is_beside_sure and _BODY.fullmatch(key) is not None)
-        )
+        is_name_beside_sure = is_beside_sure and _PUBLIC_BODY.fullmatch(key) is not None
+        is_beside_sure = is_ruled_off or kind is Kind.LINKS or is_name_beside_sure
         if is_beside_sure:
             sure = number
-            beside.clear()
+            kinds.clear()
     return sure
 
 
 class Kind(StrEnum):
-    """What a repeated line may be."""
+    """The kind of a repeated line."""
 
     CLOSE = "the close of a letter"
     RULE = "a ruled line"
     LINKS = "a row of links or buttons, or a notice that only frames have"
-    NOTICE = "a sentence about what frames are about"
-    SENTENCE = "another sentence, or a heading of a body"
-    OTHER = "no sentence"
+    NOTICE = "a sentence on a frame's topic"
+    SENTENCE = "another sentence, or a heading"
+    OTHER = "not a sentence"
 
 
-def _kind(key: str) -> Kind:
+def _classify(key: str) -> Kind:
     if _CLOSE.match(key):
         return Kind.CLOSE
     if _RULE.match(key):
@@ -325,19 +351,16 @@ def _kind(key: str) -> Kind:
     return Kind.LINKS if is_about_frame else Kind.OTHER
 
 
-def _letters(text: str) -> int:
+def _count_letters(text: str) -> int:
     return sum(map(str.isalnum, text))
 
 
 def _key(line: str) -> str:
-    """What lines must have in common to count as one: all but case and white space."""
+    """Return a line without case and white space; lines with the same key count as equal."""
     return " ".join(line.casefold().split())
 
 
 def _hash(text: str) -> int:
-    return (
-        int.from_bytes(
-            hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big", signed=True
-        )
-        or 1
-    )
+    """Return a signed hash of 64 bits, which is never WHOLE_SITE (0)."""
+    digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True) or 1

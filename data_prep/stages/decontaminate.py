@@ -1,9 +1,10 @@
-"""What an evaluation set holds is kept out of the corpus: a model must not be asked what it has read.
+"""Removal of text that evaluation sets contain: a model must not be tested on its training text.
 
-Texts overlap where `words` words in a row are the same (13, as in GPT-3: Brown et al. 2020, appendix C),
-whatever their case and signs between them. Evaluation texts shorter than that are looked for whole, if they
-have `min_words`. A document that overlaps is dropped, or the paragraphs that do are cut from it, as the
-setting says; reasons and counts name the evaluation set.
+Two texts overlap if they share a sequence of `words` words (13, as in GPT-3: Brown et al. 2020,
+appendix C); case and the characters between words are ignored. Shorter evaluation texts are
+searched for as a whole, if they have at least `min_words` words. Depending on the setting `action`,
+a document that overlaps is dropped, or its overlapping paragraphs are cut. Reasons and counts
+contain the name of the evaluation set.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 from data_prep.evaluation_sets import files, texts
-from data_prep.ngrams import WORD, ngram_hashes, word_numbers
+from data_prep.ngrams import WORD, ngram_hashes, word_hashes
 from data_prep.shards import sha256_file
 from data_prep.stage_settings import DecontaminateConfig
 from data_prep.stages.protocol import ShardStage
@@ -39,20 +40,20 @@ class DecontaminateSettings:
 
 
 class Decontaminate(ShardStage):
-    """Drop or cut what overlaps with an evaluation set."""
+    """Drop or cut text that overlaps with an evaluation set."""
 
     name = "decontaminate"
     version = 2
 
     def settings(self, config: CorpusConfig) -> DecontaminateSettings:
-        """Evaluation sets count by their content.
+        """Return the settings, with the checksums of the evaluation sets' files.
 
         Raises:
-            NotFoundError: an evaluation set does not exist, or holds no file that can be read.
+            NotFoundError: an evaluation set does not exist, or has no file that can be read.
         """
         rules = config.decontaminate
         sets = {
-            name: [sha256_file(path) for path in files(path)] for name, path in sorted(rules.sets.items())
+            name: [sha256_file(file) for file in files(path)] for name, path in sorted(rules.sets.items())
         }
         return DecontaminateSettings(
             sets=sets, words=rules.words, min_words=rules.min_words, action=rules.action
@@ -67,8 +68,10 @@ class Decontaminate(ShardStage):
                 yield document
                 continue
             name = min(found, key=lambda name: (-len(found[name]), name))
+            kept = ""
             cut: list[str] = []
-            kept = _without(document.text, index, cut) if rules.action == "cut" and not document.turns else ""
+            if rules.action == "cut" and not document.turns:
+                kept, cut = _cut_overlaps(document.text, index)
             if kept:
                 report.counts[f"documents_cut_{name}"] += 1
                 report.counts["paragraphs_cut"] += len(cut)
@@ -76,21 +79,19 @@ class Decontaminate(ShardStage):
                 document.text = kept
                 yield document
             else:
-                report.drop(
-                    document,
-                    f"in_{name}",
-                    f"{len(found[name])} sequences of up to {rules.words} words are in {name}",
-                )
+                detail = f"{len(found[name])} sequences of up to {rules.words} words are in {name}"
+                report.drop(document, f"in_{name}", detail)
 
 
 @dataclass
 class Index:
-    """The sequences of words of all evaluation sets.
+    """The word sequences of all evaluation sets.
 
     Attributes:
-        hashes: length in words -> sorted hashes of sequences of that length.
-        owners: length in words -> which of `names` each of these hashes is from.
-        too_short: set -> texts in it with too few words to be looked for.
+        names: names of the evaluation sets.
+        hashes: sorted hashes of the sequences, by their length in words.
+        owners: for each of these hashes, the index in `names` of its evaluation set.
+        too_short: number of texts with too few words to be searched for, by evaluation set.
     """
 
     names: list[str]
@@ -99,12 +100,12 @@ class Index:
     too_short: dict[str, int]
 
     def overlaps(self, text: str) -> dict[str, list[tuple[int, int]]]:
-        """Set -> spans of characters of `text` that are sequences of that set."""
+        """Return the spans of `text`, in characters, that are sequences of each evaluation set."""
         found: dict[str, list[tuple[int, int]]] = {}
         if not self.hashes:
             return found
         matches = list(WORD.finditer(text))
-        numbers = word_numbers([match[0].casefold() for match in matches])
+        numbers = word_hashes([match[0].casefold() for match in matches])
         for length, known in self.hashes.items():
             hashes = ngram_hashes(numbers, length)
             places = np.searchsorted(known, hashes)
@@ -117,45 +118,52 @@ class Index:
 
 @lru_cache(maxsize=1)
 def _index(sets: tuple[tuple[str, str], ...], words: int, min_words: int) -> Index:
-    """Read once in a process."""
-    index = build_index(
-        {name: texts(path) for name, path in sets}, DecontaminateConfig(words=words, min_words=min_words)
-    )
+    """Read the evaluation sets, once in each process."""
+    rules = DecontaminateConfig(words=words, min_words=min_words)
+    index = build_index({name: texts(path) for name, path in sets}, rules)
     for name, count in index.too_short.items():
         if count:
             logger.info(
-                "%s: %d of its texts have less than %d words and are not looked for", name, count, min_words
+                "evaluation set %s: %d texts have fewer than %d words and are not searched for",
+                name,
+                count,
+                min_words,
             )
     return index
 
 
 def build_index(sets: dict[str, Iterable[str]], rules: DecontaminateConfig) -> Index:
+    """Return the index of the texts of evaluation sets.
+
+    A sequence that two sets contain belongs to the first of them, by name.
+    """
     names = sorted(sets)
     parts: dict[int, list[tuple[NDArray[np.uint64], int]]] = defaultdict(list)
     too_short = dict.fromkeys(names, 0)
     for owner, name in enumerate(names):
         for text in dict.fromkeys(sets[name]):
-            numbers = word_numbers([word.casefold() for word in WORD.findall(text)])
+            numbers = word_hashes([word.casefold() for word in WORD.findall(text)])
             if len(numbers) < rules.min_words:
                 too_short[name] += 1
             else:
                 length = min(len(numbers), rules.words)
                 parts[length].append((ngram_hashes(numbers, length), owner))
-    hashes, owners = {}, {}
+    hashes: dict[int, NDArray[np.uint64]] = {}
+    owners: dict[int, NDArray[np.int64]] = {}
     for length, pieces in sorted(parts.items()):
-        every = np.concatenate([piece for piece, _ in pieces])
-        owner_of = np.concatenate([np.full(len(piece), owner) for piece, owner in pieces])
-        hashes[length], first = np.unique(
-            every, return_index=True
-        )  # of two sets with the same words, the first is named
-        owners[length] = owner_of[first]
+        all_hashes = np.concatenate([piece for piece, _ in pieces])
+        all_owners = np.concatenate([np.full(len(piece), owner) for piece, owner in pieces])
+        hashes[length], first = np.unique(all_hashes, return_index=True)
+        owners[length] = all_owners[first]
     return Index(names, hashes, owners, too_short)
 
 
-def _without(text: str, index: Index, cut: list[str]) -> str:
-    """Return `text` without the paragraphs in which an overlap lies, begins or ends; add these to `cut`."""
+def _cut_overlaps(text: str, index: Index) -> tuple[str, list[str]]:
+    """Return `text` without the paragraphs that have a part of an overlap, and these paragraphs."""
     spans = [span for found in index.overlaps(text).values() for span in found]
-    kept, start = [], 0
+    kept: list[str] = []
+    cut: list[str] = []
+    start = 0
     for paragraph in text.split("\n\n"):
         end = start + len(paragraph)
         if any(first < end and start < last for first, last in spans):
@@ -163,4 +171,4 @@ def _without(text: str, index: Index, cut: list[str]) -> str:
         else:
             kept.append(paragraph)
         start = end + 2
-    return "\n\n".join(kept).strip()
+    return "\n\n".join(kept).strip(), cut

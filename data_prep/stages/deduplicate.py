@@ -1,30 +1,32 @@
-"""Exact and near duplicates, over all sources. Of documents that say the same, the best is kept, wherever it
-stands.
+"""Removal of exact and near duplicates across all sources; the best of several is kept.
 
-Exact: white space and letter case do not tell texts apart. Near: documents are sets of word 5-grams, and
-those whose Jaccard similarity is at least `deduplicate.similarity` say the same. MinHash finds who might
-(Broder 1997; rensa's R-MinHash, whose 128 minima are cut into bands: two documents are compared if they agree
-in one whole band), and every pair is then compared by its real sets, so that MinHash can miss a duplicate,
-but never makes one. Standard text is not what makes a document: two that are similar, and have another title,
-other numbers, dates or names, or other words in the same places, are both kept, as distinctions.py says; the
-fewer words they have, the less it takes. `similar_but_kept` counts such documents.
+Exact duplicates have the same text up to white space and case. Near duplicates have a Jaccard
+similarity of at least `deduplicate.similarity` between their sets of word 5-grams. MinHash finds
+candidates (Broder 1997; rensa's R-MinHash, whose 128 minima are divided into bands: two documents
+are candidates if they agree in all minima of a band). Each pair of candidates is then compared by
+its sets, so MinHash can miss a duplicate, but cannot cause a false one. Similar documents are both
+kept if they have different titles, numbers, dates or names, or different words in the same places
+(distinctions.py); the fewer words they have, the smaller the difference may be. `similar_but_kept`
+counts such documents.
 
-Pairs that say the same are joined into clusters (union-find). Of a cluster the best document is kept, and
-what is similar to it goes; of what is left, if anything, again the best is kept: a chain of small changes
-does not pull a document down that nothing kept resembles. Better is, in this order: longer by a tenth, later
-date, more words, more fields filled in, earlier in the corpus file.
+Pairs of duplicates are joined into clusters (union-find). The best document of a cluster is kept,
+and those that are similar to it are dropped; then the best of the remaining ones is kept, and so
+on. So a chain of small changes cannot drop a document that is not similar to any kept one. The best
+document is the longest (in steps of 10%), then the one with the latest date, the most words, the
+most filled fields, the earliest in the corpus file.
 
-Answers tell conversations, and prompts with their completions, apart: two of them say the same only if what
-is to be learned is the same up to case and punctuation, and so is the last question that was asked, and then
-by all that was asked. Questions on one long text are no duplicates of each other.
+Conversations, and prompts with completions, can only be duplicates if their targets and the last
+question are the same up to case and punctuation; then all that is not a target is compared. So
+questions on the same long text are not duplicates of each other.
 
-Only whole documents are judged. A paragraph that many acts share (their usual provision on entry into force)
-stays in each of them and is counted: `shared_paragraphs` are the different paragraphs that more than one
-document has, `shared_paragraph_copies` how often they occur beyond once, among the documents that are kept.
+Only whole documents are compared. A paragraph that many acts share (such as the usual provision on
+entry into force) stays in each of them, and is counted among the kept documents:
+`shared_paragraphs` is the number of distinct paragraphs that more than one document has,
+`shared_paragraph_copies` the number of their copies after the first.
 
-The bands are columns of what is collected, so that `decide` holds one band of all documents at a time, and
-the 5-grams only of those that are compared, which lie in a file, as do their titles, names and words. In all
-it needs some 420 bytes a document.
+The bands are separate columns of the collected tables, so that `decide` holds one band of all
+documents in memory at a time. The 5-grams and profiles of the candidates are in temporary files. In
+all, `decide` needs some 420 bytes a document.
 """
 
 from __future__ import annotations
@@ -52,9 +54,12 @@ from data_prep.stage_settings import DeduplicateConfig
 from data_prep.stages.near_duplicates import Collected, Integers, find_near, runs
 from data_prep.stages.protocol import CorpusStage
 
-NGRAM, PERMUTATIONS, SEED = 5, 128, 42
-BATCH_DOCUMENTS, BATCH_CHARACTERS = 500, 2_000_000
-PARAGRAPH_WORDS = 12  # shorter ones are headings and formulas
+NGRAM = 5
+PERMUTATIONS = 128
+SEED = 42
+BATCH_DOCUMENTS = 500
+BATCH_CHARACTERS = 2_000_000
+PARAGRAPH_WORDS = 12  # shorter paragraphs are headings and standard phrases, and are not counted
 PARAGRAPHS_AT_ONCE = 20_000_000
 
 _WORD = re.compile(r"\w+")
@@ -62,7 +67,7 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(kw_only=True)
 class NearSettings(DeduplicateConfig):
-    """The settings where near duplicates are sought, with how MinHash finds them."""
+    """The settings with near duplicates, and the parameters of MinHash."""
 
     ngram: int = NGRAM
     permutations: int = PERMUTATIONS
@@ -70,7 +75,7 @@ class NearSettings(DeduplicateConfig):
 
 
 class Deduplicate(CorpusStage):
-    """Drop the documents that say the same as a better one."""
+    """Drop the duplicates of a better document."""
 
     name = "deduplicate"
     version = 4
@@ -81,67 +86,67 @@ class Deduplicate(CorpusStage):
         return NearSettings(**vars(config.deduplicate), rensa=version("rensa"))
 
     def collect(self, documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
-        """A row a document: a hash of its text, what makes it better or worse, and its bands, 5-grams and
-        paragraphs."""
+        """Return the hash, rank fields, bands, 5-grams, profile and paragraphs of each document."""
         tables = []
-        while batch := _batch(documents):
-            texts = [_said(document).casefold() for document in batch]
+        while batch := _take_batch(documents):
+            texts = [_full_text(document).casefold() for document in batch]
             values, begins, num_words = _ngrams(batch)
-            paragraphs = [_paragraphs(text) for text in texts]
+            paragraphs = [_paragraph_hashes(text) for text in texts]
+            filled = [sum(map(bool, (d.title, d.date, d.language))) for d in batch]
             columns = {
                 "name": pa.array([f"{document.source}/{document.id}" for document in batch], pa.string()),
                 "key": pa.array([_key(text) for text in texts], pa.binary(16)),
                 "words": pa.array(num_words, pa.int64()),
-                "date": pa.array([_day(document.date) for document in batch], pa.int32()),
-                "filled": pa.array([sum(map(bool, (d.title, d.date, d.language))) for d in batch], pa.int8()),
+                "date": pa.array([_date_number(document.date) for document in batch], pa.int32()),
+                "filled": pa.array(filled, pa.int8()),
                 "paragraphs": pa.array(paragraphs, pa.list_(pa.uint64())),
             }
             if config.deduplicate.near:
+                profiles = [
+                    profile(document.title, "\n".join(parts))
+                    for document, parts in zip(batch, _untargeted_parts(batch), strict=True)
+                ]
                 columns["ngrams"] = pa.ListArray.from_arrays(
                     pa.array(begins.astype(np.int32)), pa.array(values, pa.uint32())
                 )
-                profiles = [
-                    profile(document.title, "\n".join(asked))
-                    for document, asked in zip(batch, _asked(batch), strict=True)
-                ]
                 columns["profile"] = pa.array(profiles, pa.large_binary())
                 columns["marks"] = pa.array([_hash(Profile(lines).key) for lines in profiles], pa.uint64())
                 for number, band in enumerate(_bands(values, begins, config.deduplicate.bands).T):
                     columns[f"band_{number}"] = pa.array(band, pa.uint64())
             tables.append(pa.table(columns))
-        return (
-            pa.concat_tables(tables)
-            if tables
-            else pa.table({name: pa.array([], pa.null()) for name in ("name", "key")})
-        )
+        if not tables:
+            return pa.table({name: pa.array([], pa.null()) for name in ("name", "key")})
+        return pa.concat_tables(tables)
 
     def decide(self, collected: list[Path], config: CorpusConfig) -> pa.Table:
-        """Which rows of which shards go, and why."""
+        """Return the rows of each shard that are dropped, with reasons."""
         found = Collected(collected)
         order = found.best_first()
-        kept_by = np.full(found.number, -1, np.int64)  # of each document, the one that is kept in its place
-        similar: dict[int, float] = {}
-        _exact(found, order, kept_by)
+        # For each document, the document that is kept instead; -1 if it is kept itself.
+        replaced_by = np.full(found.number, -1, np.int64)
+        _drop_exact(found, order, replaced_by)
+        similarities: dict[int, float] = {}
         counts = Counter[str]()
         if config.deduplicate.near and found.number:
-            for worse, (better, similarity) in find_near(
-                found, order, kept_by < 0, config.deduplicate, counts
-            ).items():
-                kept_by[worse], similar[worse] = better, similarity
-        counts.update(_shared_paragraphs(found, kept_by < 0))
-        lost = np.flatnonzero(kept_by >= 0)
-        names = found.names(np.union1d(lost, kept_by[lost]))
+            near = find_near(found, order, replaced_by < 0, config.deduplicate, counts)
+            for worse, (better, similarity) in near.items():
+                replaced_by[worse] = better
+                similarities[worse] = similarity
+        counts.update(_count_shared_paragraphs(found, replaced_by < 0))
+        dropped = np.flatnonzero(replaced_by >= 0)
+        names = found.names(np.union1d(dropped, replaced_by[dropped]))
+        shards = found.shard_of(dropped)
+        reasons = []
+        details = []
+        for i in dropped.tolist():
+            reasons.append("near_duplicate" if i in similarities else "exact_duplicate")
+            details.append(_detail(names[replaced_by[i]], similarities.get(i)))
         table = pa.table(
             {
-                "shard": pa.array(found.shard_of(lost), pa.int64()),
-                "row": pa.array(lost - found.begins[found.shard_of(lost)], pa.int64()),
-                "reason": pa.array(
-                    ["near_duplicate" if i in similar else "exact_duplicate" for i in lost.tolist()],
-                    pa.string(),
-                ),
-                "detail": pa.array(
-                    [_detail(names[kept_by[i]], similar.get(i)) for i in lost.tolist()], pa.string()
-                ),
+                "shard": pa.array(shards, pa.int64()),
+                "row": pa.array(dropped - found.begins[shards], pa.int64()),
+                "reason": pa.array(reasons, pa.string()),
+                "detail": pa.array(details, pa.string()),
             }
         )
         return table.replace_schema_metadata({"counts": json.dumps(counts)})
@@ -157,11 +162,13 @@ class Deduplicate(CorpusStage):
                 yield document
 
 
-# --- one document -------------------------------------------------------------------------------------------
+# --- one document --------------------------------------------------------------------------------
 
 
-def _batch(documents: Iterator[Document]) -> list[Document]:
-    batch, characters = [], 0
+def _take_batch(documents: Iterator[Document]) -> list[Document]:
+    """Return the next documents, up to BATCH_DOCUMENTS or BATCH_CHARACTERS."""
+    batch = []
+    characters = 0
     for document in islice(documents, BATCH_DOCUMENTS):
         batch.append(document)
         characters += document.characters
@@ -170,36 +177,39 @@ def _batch(documents: Iterator[Document]) -> list[Document]:
     return batch
 
 
-def _said(document: Document) -> str:
+def _full_text(document: Document) -> str:
     return "\n".join([document.text, *(f"{turn.role}: {turn.content}" for turn in document.turns)])
 
 
 def _ngrams(batch: list[Document]) -> tuple[NDArray[np.uint32], Integers, Integers]:
-    """The 5-grams of each document.
+    """Return the 5-grams, their begins and the numbers of words, as `shingles.ngrams`.
 
-    Those of a conversation are of what is asked, and other numbers for every other answer and question.
+    The 5-grams of a conversation come from the text that is not a target. They are combined with a
+    hash of the last question and the targets, so that conversations with different ones have no
+    5-grams in common.
     """
-    asked = ["\n".join(parts) for parts in _asked(batch)]
-    values, begins, num_words = ngrams(asked, NGRAM)
+    untargeted = ["\n".join(parts) for parts in _untargeted_parts(batch)]
+    values, begins, num_words = ngrams(untargeted, NGRAM)
     for place, document in enumerate(batch):
-        if document.turns:
-            own = slice(begins[place], begins[place + 1])
-            answer = _WORD.findall(
-                " ".join(turn.content for turn in document.turns if turn.target).casefold()
-            )
-            lines = reversed(asked[place].splitlines())
-            question = _WORD.findall(
-                next((line for line in lines if line.rstrip().endswith("?")), "").casefold()
-            )
-            lesson = " ".join([*question, "?", *answer]).encode()
-            salt = np.uint32(int.from_bytes(hashlib.blake2b(lesson, digest_size=4).digest(), "big"))
-            values[own] = np.sort(values[own] ^ salt)
-            num_words[place] += len(answer)
+        if not document.turns:
+            continue
+        answer = _words(" ".join(turn.content for turn in document.turns if turn.target))
+        lines = reversed(untargeted[place].splitlines())
+        question = _words(next((line for line in lines if line.rstrip().endswith("?")), ""))
+        key = " ".join([*question, "?", *answer]).encode()
+        salt = np.uint32(int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big"))
+        own = slice(begins[place], begins[place + 1])
+        values[own] = np.sort(values[own] ^ salt)
+        num_words[place] += len(answer)
     return values, begins, num_words
 
 
-def _asked(batch: list[Document]) -> Iterator[list[str]]:
-    """The text of each document; of a conversation, what is asked."""
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold())
+
+
+def _untargeted_parts(batch: list[Document]) -> Iterator[list[str]]:
+    """Yield for each document its text and the contents of turns that are not targets."""
     return ([d.text, *(turn.content for turn in d.turns if not turn.target)] for d in batch)
 
 
@@ -211,21 +221,21 @@ def _key(folded: str) -> bytes:
     return hashlib.blake2b(" ".join(folded.split()).encode(), digest_size=16).digest()
 
 
-def _day(date: str) -> int:
-    """20240131 of "2024-01-31", as far as a date goes; 0 without."""
+def _date_number(date: str) -> int:
+    """Return a date as a number: 20240131 for "2024-01-31", 20240000 for "2024", 0 for ""."""
     digits = "".join(character for character in date[:10] if character.isdecimal())[:8]
     return int(digits.ljust(8, "0")) if len(digits) >= 4 else 0
 
 
-def _paragraphs(folded: str) -> list[int]:
-    """A hash of each paragraph that is long enough to count, each once a document."""
+def _paragraph_hashes(folded: str) -> list[int]:
+    """Return the hashes of the distinct paragraphs of at least PARAGRAPH_WORDS words."""
     found = (part.split() for part in folded.split("\n") if len(part) >= 2 * PARAGRAPH_WORDS - 1)
     long = {" ".join(words) for words in found if len(words) >= PARAGRAPH_WORDS}
     return sorted(map(_hash, long))
 
 
 def _bands(values: NDArray[np.uint32], begins: Integers, bands: int) -> NDArray[np.uint64]:
-    """A number for each band of each document, of shape (documents, bands)."""
+    """Return a hash of the minima of each band of each document [documents, bands]."""
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(
         values.astype(np.uint64), begins.astype(np.uint64), PERMUTATIONS, SEED
     )
@@ -238,26 +248,28 @@ def _bands(values: NDArray[np.uint32], begins: Integers, bands: int) -> NDArray[
     return folded
 
 
-# --- all documents ------------------------------------------------------------------------------------------
+# --- all documents -------------------------------------------------------------------------------
 
 
 def _detail(name: str, similarity: float | None) -> str:
     return f"same text as {name}" if similarity is None else f"{similarity:.0%} as {name}"
 
 
-def _exact(found: Collected, order: Integers, kept_by: Integers) -> None:
-    """Of those with the same hash, all but the best are lost to it."""
+def _drop_exact(found: Collected, order: Integers, replaced_by: Integers) -> None:
+    """Set in `replaced_by` the best document with the same text for all others."""
     keys = found.keys()[order]
     by_key = np.lexsort((np.arange(len(order)), keys[:, 1], keys[:, 0]))
     same = (keys[by_key[1:]] == keys[by_key[:-1]]).all(axis=1)
     for first, last in runs(same):
         members = order[by_key[first:last]]
-        kept_by[members[1:]] = members[0]
+        replaced_by[members[1:]] = members[0]
 
 
-def _shared_paragraphs(found: Collected, kept: NDArray[np.bool_]) -> dict[str, int]:
-    """How many paragraphs stand in more than one kept document, and how often beyond once. Counted in parts,
-    by hash."""
+def _count_shared_paragraphs(found: Collected, kept: NDArray[np.bool_]) -> dict[str, int]:
+    """Return the number of paragraphs that kept documents share, and of their further copies.
+
+    They are counted in parts, by hash, to bound the memory.
+    """
     total = sum(len(column.flatten()) for _, column in found.tables("paragraphs"))
     shared = copies = 0
     parts = total // PARAGRAPHS_AT_ONCE + 1

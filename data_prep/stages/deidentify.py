@@ -1,5 +1,4 @@
-"""Masks national identity numbers (fødselsnummer and its kin). Only numbers whose check digits fit are
-masked."""
+"""Masking of valid national identity numbers (fødselsnummer, D-number, H-number)."""
 
 from __future__ import annotations
 
@@ -17,17 +16,16 @@ from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 from data_prep.stages.protocol import CorpusStage
 
-# Six digits and five, written together or parted by one space, no-break space or hyphen; not inside a longer
-# number.
+# Six digits and five, with nothing, a space, a no-break space or a hyphen between them; not inside
+# a longer number.
 _CANDIDATE = re.compile(r"(?<![\d])(\d{6})[ \u00a0\u202f-]?(\d{5})(?!\d)")
-_SIGN = re.compile(
-    r"\d\d\d\d\d\d[ \u00a0\u202f-]?\d\d\d\d\d"
-)  # a text without has none, and this takes a quarter of the time
+# Every text with a candidate has a match of this; the search takes a quarter of the time.
+_QUICK = re.compile(r"\d\d\d\d\d\d[ \u00a0\u202f-]?\d\d\d\d\d")
 
 _WEIGHTS_1 = (3, 7, 6, 1, 8, 9, 4, 5, 2, 1)
 _WEIGHTS_2 = (5, 4, 3, 2, 7, 6, 5, 4, 3, 2, 1)
 
-# What is added to the month (or, for D-numbers, the day) of a birth date, and the kind of number that makes.
+# Kinds of numbers: offsets that are added to day and month of the birth date, and name of the kind.
 _KINDS = (
     (0, 0, "fødselsnummer"),
     (40, 0, "d_number"),
@@ -38,18 +36,18 @@ _KINDS = (
     (40, 65, "synthetic"),
     (40, 80, "synthetic"),
 )
-_RULE_OF_2032 = ("fødselsnummer", "d_number")
+_KINDS_OF_2032 = ("fødselsnummer", "d_number")  # kinds to which the rule from 2032 applies
 
 
 @dataclass(kw_only=True)
 class DeidentifySettings:
-    """The replacements."""
+    """The settings of the stage."""
 
     national_identity_number: str
 
 
 class Deidentify(CorpusStage):
-    """Mask the numbers in texts and titles, and rename the ids and groups that hold them."""
+    """Mask the numbers in texts and titles, and rename the ids and groups that contain them."""
 
     name = "deidentify"
     version = 2
@@ -58,15 +56,17 @@ class Deidentify(CorpusStage):
         return DeidentifySettings(national_identity_number=config.deidentify.national_identity_number)
 
     def collect(self, documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
-        """Ids and groups that hold such numbers."""
+        """Return the ids and groups that contain such numbers."""
         names = (name for document in documents for name in (document.id, document.group))
-        return pa.table(
-            {"name": pa.array(dict.fromkeys(name for name in names if mask(name, "")[1]), pa.string())}
-        )
+        found = dict.fromkeys(name for name in names if mask(name, "")[1])
+        return pa.table({"name": pa.array(found, pa.string())})
 
     def decide(self, collected: list[Path], config: CorpusConfig) -> pa.Table:
-        """What they are called instead. Two groups must stay two, and a hash of eleven digits can be undone:
-        they are numbered in order of appearance."""
+        """Return the new names of these ids and groups, which are numbered in order of appearance.
+
+        Two groups must keep different names. A hash cannot be used, because a hash of eleven digits
+        can be reversed by trying all numbers.
+        """
         names = dict.fromkeys(name for path in collected for name in pq.read_table(path)["name"].to_pylist())
         replacement = config.deidentify.national_identity_number
         aliases = [mask(name, f"{replacement}{number}")[0] for number, name in enumerate(names, start=1)]
@@ -78,26 +78,28 @@ class Deidentify(CorpusStage):
         replacement = config.deidentify.national_identity_number
         aliases = dict(zip(decided["name"].to_pylist(), decided["alias"].to_pylist(), strict=True))
 
-        def masked(text: str) -> str:
+        def mask_and_count(text: str) -> str:
             text, found = mask(text, replacement)
             for kind, count in found.items():
                 report.counts[f"masked_{kind}"] += count
             return text
 
         for document in documents:
-            document.text, document.title = masked(document.text), masked(document.title)
+            document.text = mask_and_count(document.text)
+            document.title = mask_and_count(document.title)
             for turn in document.turns:
-                turn.content = masked(turn.content)
-            names = document.id, document.group
-            document.id, document.group = (aliases.get(name, name) for name in names)
-            report.counts["masked_in_names"] += names != (document.id, document.group)
+                turn.content = mask_and_count(turn.content)
+            is_renamed = document.id in aliases or document.group in aliases
+            report.counts["masked_in_names"] += is_renamed
+            document.id = aliases.get(document.id, document.id)
+            document.group = aliases.get(document.group, document.group)
             yield document
 
 
 def mask(text: str, replacement: str) -> tuple[str, Counter[str]]:
-    """`text` with every national identity number replaced, and how many of each kind there were."""
+    """Return `text` with every national identity number replaced, and the number of each kind."""
     found: Counter[str] = Counter()
-    if not _SIGN.search(text):
+    if not _QUICK.search(text):
         return text, found
 
     def replace(match: re.Match[str]) -> str:
@@ -111,25 +113,28 @@ def mask(text: str, replacement: str) -> tuple[str, Counter[str]]:
 
 
 def identity_number_kind(digits: str) -> str | None:
-    """fødselsnummer, d_number, h_number or synthetic if the eleven digits are a valid number of that kind,
-    else None.
+    """Return the kind of eleven digits, or None if they are not a valid number of any kind.
 
-    Both weighted sums of the digits must leave 0 modulo 11. By the rule from 2032 (Skatteetaten, "Nytt
-    fødselsnummer fra 2032") the first may leave 1, 2 or 3 too in fødselsnummer and D-numbers. Synthetic
-    numbers add 80 (Tenor), 65 or, with a D-number's day, 40 to the month, and belong to nobody; they are
-    masked all the same, as whoever uses them treats them as numbers of persons.
+    The kinds are fødselsnummer, d_number, h_number and synthetic.
+
+    Both weighted sums of the digits must be 0 modulo 11. By the rule from 2032 (Skatteetaten, "Nytt
+    fødselsnummer fra 2032"), the first sum of a fødselsnummer or D-number may also be 1, 2 or 3.
+    Synthetic numbers add 80 (Tenor), 65 or, with a D-number's day, 40 to the month. They belong to
+    nobody, but are masked too, because texts use them like the numbers of persons.
     """
     numbers = [int(d) for d in digits]
     first = sum(n * w for n, w in zip(numbers, _WEIGHTS_1, strict=False)) % 11
     if first > 3 or sum(n * w for n, w in zip(numbers, _WEIGHTS_2, strict=True)) % 11:
         return None
-    day, month, year = int(digits[:2]), int(digits[2:4]), int(digits[4:6])
+    day = int(digits[:2])
+    month = int(digits[2:4])
+    year = int(digits[4:6])
     for day_offset, month_offset, kind in _KINDS:
-        # From 2032 the individual number no longer tells the century: a date that exists in either century
-        # will do.
-        if (first == 0 or kind in _RULE_OF_2032) and any(
-            _is_date(day - day_offset, month - month_offset, century + year) for century in (1900, 2000)
-        ):
+        if first and kind not in _KINDS_OF_2032:
+            continue
+        # From 2032 on the number does not contain the century, so the date may exist in either of
+        # two.
+        if any(_is_date(day - day_offset, month - month_offset, century + year) for century in (1900, 2000)):
             return kind
     return None
 

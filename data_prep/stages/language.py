@@ -1,15 +1,17 @@
-"""Detection of each document's language and written standard, passage by passage, with the source's claim
-weighed.
+"""Detection of a document's language and written standard, from its text and its source's claim.
 
-Passages in a language far from Norwegian are found first (data_prep/other_languages.py: py3langid's whole
-set, where it leaves no doubt). The rest is judged by stretches of some hundred characters: py3langid for the
-language, our own tables for the near ones. A stretch counts by its letters. It has no say where Norwegian
-words are not clearly of one standard, as in tables and lists, and names have none anywhere. The source's
-claim (Lovdata's `lang`, a letter's own field) counts as a share of the letters: it decides where the text
-does not, and in titles and other texts too short to decide among the six languages. A document with both
-standards in earnest gets ISO 639-3's code for Norwegian as a whole, `nor`, and a count. A conversation is in
-the language of its answers. Passages in a language far from Norwegian that is not kept are cut from a
-document that is kept.
+Passages in a language far from Norwegian are found first (data_prep/other_languages.py; py3langid
+with all its languages, where it is certain). The rest is divided into stretches of some hundred
+characters. py3langid detects the language of a stretch, and the tables of
+data_prep/written_standard distinguish the Scandinavian ones. Each stretch has as many votes as
+letters, but none if its words are not clearly of one standard, as in tables and lists. Names are
+ignored.
+
+The source's claim (Lovdata's `lang`, a field of a letter) has a share of the votes. It decides
+where the text does not, and in titles and other texts that are too short to distinguish the six
+languages. A document with substantial parts in both standards gets `nor`, ISO 639-3's code for
+Norwegian. The language of a conversation is that of its answers. Passages in a language far from
+Norwegian are cut from documents that are kept.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
-from itertools import groupby, islice, pairwise
+from itertools import compress, groupby, islice, pairwise
 
 from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
@@ -35,45 +37,49 @@ from data_prep.other_languages import (
     is_surely_scandinavian,
     looks_norwegian,
 )
+from data_prep.passages import PASSAGE, STRETCH, split_into_passages, split_into_stretches
 from data_prep.stage_settings import LANGUAGES, LanguageConfig
 from data_prep.stages.protocol import ShardStage
 from data_prep.written_standard.danish import is_danish_alone
 from data_prep.written_standard.names import without_names
 from data_prep.written_standard.table import NEIGHBOURS, shipped_table, words
 
-# py3langid's ISO 639-1 codes; its Bokmål is "no". The languages that occur beside Norwegian compete
-# everywhere; all others are considered only where they are beyond doubt, for more competitors add noise.
+# py3langid's ISO 639-1 codes; its Bokmål is "no". These six languages are considered in every text.
+# All others are considered only where they are certain, because more candidates cause more errors.
 CODES = dict(zip(("no", "nn", "da", "sv", "en", "se"), LANGUAGES, strict=True))
 NORWEGIAN = ("nob", "nno")
 SCANDINAVIAN = (*NORWEGIAN, *NEIGHBOURS)
-# In nats: three stretches in four of what is read are taken to be Norwegian; py3langid takes languages for
-# equally likely. It is the most at which py3langid alone tells no language better, on texts of no test and
-# no table (written_standard/README.md).
+# Log odds, in nats, that are added for Norwegian: three stretches in four are expected to be
+# Norwegian, while py3langid expects all languages equally often. A larger prior made py3langid
+# alone detect some language worse, on texts that are in no test and no table
+# (written_standard/README.md).
 PRIOR = math.log((0.75 / len(NORWEGIAN)) / (0.25 / (len(CODES) - len(NORWEGIAN))))
-# Characters; under 60 every tool is wrong in one of six (facts of UD's sentences), here in one of a hundred
-STRETCH = 200
-LONGEST = 1500  # characters: longer stretches are cut at line ends
-PASSAGE = 60  # characters of a passage that may be in another language by itself
-PARAGRAPH = 100  # characters of a line that is a paragraph, whether a blank line follows or not
-# Characters of a stretch that py3langid sees: it takes most of this stage's time, and knows by then
+# Characters of a stretch that py3langid reads: it takes most of this stage's time, and more would
+# not help.
 LOOK = 600
-# Nats a word; 95% of NAV's paragraphs over 150 characters have more than 0.95, tables have less than 0.6
+# Nats a word by which a stretch must favour a standard to count as clear. 95% of NAV's paragraphs
+# over 150 characters have more than 0.95, tables have less than 0.6.
 CLEAR = 0.7
-LETTERS = 0.6  # share of letters among what is no space; tables have less
+LETTERS = 0.6  # share of letters among all characters but spaces; tables have less
 DISTINCT = 0.35  # share of distinct words among the first 150; tables have less
-SURE = 10.0  # nats a stretch must have for a standard, besides, before it makes a document mixed
-# Letters of clear text, below which the claim decides among the six: a title, a line of a list of letters
+# Nats by which a clear stretch must favour a standard to count towards a mixed document.
+SURE = 10.0
+# Letters of clear text below which the claim decides among the six languages: a title, a line of a
+# list.
 SHORT = 150
-# Bytes of passages in a row from which on another language is cut: less is a few words, as in a title; where
-# it begins with a quotation mark, more. Bytes, as a Chinese letter says more than a Latin one.
+# Bytes of consecutive passages in another language that are cut; shorter ones are a few words, as
+# in a title. Text that begins with a quotation mark must be longer. Bytes, because a Chinese
+# character carries more information than a Latin letter.
 CUT = 60
 CUT_QUOTED = 200
-# Letters of clear text that make the Norwegian parts of a document in another language worth keeping
+# Letters of clear text from which on the Norwegian parts of a document in another language are
+# kept.
 PART = 60
-DOCUMENTS_AT_ONCE = 100  # whose stretches py3langid sees together
-# Nats that words which Norwegian does not have must bring together before a text is taken for Danish, if
-# none of them is Danish alone by its spelling; and what one that is weighs. Plain Bokmål of parliament
-# taken for Danish: 6 sentences in 7,000 instead of 36
+DOCUMENTS_AT_ONCE = 100  # documents whose stretches py3langid reads in one call
+# Nats that words which are not Norwegian must contribute together for a text to be detected as
+# Danish, if none of them has a spelling that only Danish has; and nats for a text that has such a
+# spelling. With these values, 6 of 7,000 sentences of Bokmål in parliament are detected as Danish,
+# instead of 36.
 DANISH = 3.0
 DANISH_ALONE = 8.0
 _QUOTES = ("«", "»", '"', "“", "”", "„", "'", "‘", ">")
@@ -84,33 +90,35 @@ Scores = dict[str, float]  # by language
 
 @dataclass
 class Passage:
-    """A piece of a document, and what it is if it is far from Norwegian."""
+    """A passage of a document, and its language if that is far from Norwegian."""
 
     text: str
     finding: Finding | None
 
     @property
     def code(self) -> str:
+        """The ISO 639-3 code of a language far from Norwegian, else ""."""
         return self.finding.code if self.finding else ""
 
     def is_certain(self) -> bool:
-        """Return whether it is running text that is surely in another language: no table, no names of species
-        in Latin."""
-        return (
-            self.finding is not None
-            and self.finding.is_certain
-            and " | " not in self.text
-            and self.code != "lat"
-        )
+        """Return whether the passage is certainly running text in a language far from Norwegian.
+
+        Tables do not count, nor does Latin, which may be names of species.
+        """
+        if self.finding is None or not self.finding.is_certain:
+            return False
+        return " | " not in self.text and self.code != "lat"
 
 
 @dataclass
 class Verdict:
-    """What the text says, in letters by language: of all stretches, of those that are clear, of those that
-    are beyond doubt.
+    """The evidence on the language of a text.
 
     Attributes:
-        passages: the text in order, cut where its language changes.
+        letters: letters of all stretches, by language.
+        clear: letters of stretches that are clearly in one language.
+        sure: letters of stretches that are certainly in one written standard.
+        passages: the passages of the text, in order.
     """
 
     letters: Counter[str] = field(default_factory=Counter)
@@ -119,7 +127,11 @@ class Verdict:
     passages: list[Passage] = field(default_factory=list)
 
     def language(self, claim: str, config: LanguageConfig) -> str:
-        """ISO 639-3 code, `nor` for both standards, or `und`; `claim` is what the source says, or ""."""
+        """Return the ISO 639-3 code, `nor` for both standards, or `und` if undetermined.
+
+        Args:
+            claim: the code that the source claims, or "".
+        """
         if claim in NAMES and not self.clear:
             return claim
         counts = self.clear or self.letters
@@ -137,18 +149,19 @@ class Verdict:
         return winner
 
     def detail(self, code: str) -> str:
-        """What a drop in this language says beside its code."""
+        """Return the detail of a drop: the language's name, or a description of an unknown one."""
         if code != UNDETERMINED:
             return name(code)
-        found = Counter(
-            passage.finding.detail for passage in self.passages if passage.finding and passage.code == code
-        )
-        return found.most_common(1)[0][0] if found else ""
+        findings = [passage.finding for passage in self.passages if passage.finding]
+        details = Counter(finding.detail for finding in findings if finding.code == code)
+        if not details:
+            return ""
+        return details.most_common(1)[0][0]
 
 
 @dataclass(kw_only=True)
 class LanguageSettings:
-    """The settings of the stage, and the version of the library that tells languages apart."""
+    """The settings of the stage, and the version of the library that detects languages."""
 
     keep: list[str]
     min_characters: int
@@ -179,19 +192,16 @@ class Language(ShardStage):
         keep = set(config.language.keep)
         if keep.issuperset(NORWEGIAN):
             keep.add(MIXED)
-        for document, text, verdict in _judgements(documents, config.language.min_characters):
+        for document, text, verdict in _judge_documents(documents, config.language.min_characters):
             claim = document.language
             if verdict is not None:
                 document.language = verdict.language(claim, config.language)
                 if config.language.other_parts == "cut" and not document.turns:
-                    _keep_parts(document, verdict, keep, report)
+                    _cut_other_parts(document, verdict, keep, report)
                 report.counts["unlike_its_source_says"] += bool(claim) and document.language != claim
             if not document.language:
-                report.drop(
-                    document,
-                    "language_undecided",
-                    f"{len(text)} characters, and the source claims no language",
-                )
+                detail = f"{len(text)} characters, and the source claims no language"
+                report.drop(document, "language_undecided", detail)
                 continue
             if document.language not in keep:
                 detail = verdict.detail(document.language) if verdict else name(document.language)
@@ -201,125 +211,130 @@ class Language(ShardStage):
             yield document
 
 
-def _keep_parts(document: Document, verdict: Verdict, keep: set[str], report: Report) -> None:
-    """Cut what is in another language from a document that is kept; of one that is not, keep the Norwegian
-    parts.
+def _cut_other_parts(document: Document, verdict: Verdict, keep: set[str], report: Report) -> None:
+    """Cut passages in other languages from a document that is kept.
 
-    A document whose Norwegian parts are no good piece of text is left as it is.
+    Of a document in a language far from Norwegian, the Norwegian parts are kept if they are long
+    enough.
     """
     if document.language in keep:
-        rest = _without_others(verdict.passages, keep)
+        rest = _passages_to_keep(verdict.passages, keep)
     elif document.language in SCANDINAVIAN or document.language == MIXED:
         return
     else:
         rest = [p for p in verdict.passages if not p.finding and looks_norwegian(p.text)]
-        of_rest = judge("".join(passage.text for passage in rest))
-        language = max(of_rest.clear, key=lambda code: of_rest.clear[code], default="")
-        if language not in keep or of_rest.clear[language] < PART:
+        rest_verdict = judge("".join(passage.text for passage in rest))
+        language = max(rest_verdict.clear, key=lambda code: rest_verdict.clear[code], default="")
+        if language not in keep or rest_verdict.clear[language] < PART:
             return
         document.language = language
     kept = set(map(id, rest))
-    if not any(passage.text.strip() for passage in verdict.passages if id(passage) not in kept):
-        return
-    text = _joined(verdict.passages, kept)
     cut: defaultdict[str, list[str]] = defaultdict(list)
     for passage in verdict.passages:
         if id(passage) not in kept and passage.text.strip():
             cut[passage.code or UNDETERMINED].append(passage.text.strip())
-    taken = {code: sum(map(len, texts)) for code, texts in cut.items()}
-    # The blank lines around them, so that what was read is what is kept and what was taken.
-    taken[max(taken, key=lambda code: taken[code])] += len(document.text) - len(text) - sum(taken.values())
+    if not cut:
+        return
+    text = _join_kept(verdict.passages, kept)
+    characters = {code: sum(map(len, texts)) for code, texts in cut.items()}
+    # The removed blank lines count for the largest language, so that the sums over the document are
+    # right.
+    largest = max(characters, key=lambda code: characters[code])
+    characters[largest] += len(document.text) - len(text) - sum(characters.values())
     for code, texts in cut.items():
-        report.counts[f"characters_cut_{code}"] += taken[code]
-        report.cut(document, f"language_{code}", texts, taken[code])
+        report.counts[f"characters_cut_{code}"] += characters[code]
+        report.cut(document, f"language_{code}", texts, characters[code])
     report.counts["documents_cut"] += 1
     document.text = text
 
 
-def _joined(passages: list[Passage], kept: set[int]) -> str:
-    """The text of the passages with these ids; where others were cut, paragraphs stay apart as they were."""
-    text, gap = "", ""
+def _join_kept(passages: list[Passage], kept: set[int]) -> str:
+    """Return the text of the passages with these ids; line breaks replace the others."""
+    text = gap = ""
     for passage in passages:
         if id(passage) not in kept:
             gap += passage.text
             continue
         if gap and text:
             between = f"{text[-2:]}{gap}{passage.text[:1]}"
-            text = text.rstrip("\n") + ("\n\n" if "\n\n" in between else "\n") + passage.text.lstrip("\n")
+            separator = "\n\n" if "\n\n" in between else "\n"
+            text = text.rstrip("\n") + separator + passage.text.lstrip("\n")
         else:
             text += passage.text
         gap = ""
     return text.strip("\n")
 
 
-def _without_others(passages: list[Passage], keep: set[str]) -> list[Passage]:
-    """The passages but for those in a row that are surely in a language to be cut, and long enough to be no
-    quotation.
+def _passages_to_keep(passages: list[Passage], keep: set[str]) -> list[Passage]:
+    """Return the passages without those that are certainly in a language to be cut.
 
-    English and North Sámi stand in Norwegian documents as terms, titles and quotations: they count for the
-    document as a whole.
+    Short quotations are kept. English and North Sámi are kept too, because they occur in Norwegian
+    documents as terms, titles and quotations.
     """
     rest: list[Passage] = []
-    left_in = keep.union(LANGUAGES)
+    not_cut = keep.union(LANGUAGES)
     for is_other, group in groupby(
-        passages, key=lambda passage: passage.is_certain() and passage.code not in left_in
+        passages, key=lambda passage: passage.is_certain() and passage.code not in not_cut
     ):
         run = list(group)
         text = "".join(passage.text for passage in run).strip()
-        least = CUT_QUOTED if text.startswith(_QUOTES) else CUT
-        if not is_other or len(text.encode()) < least:
+        min_bytes = CUT_QUOTED if text.startswith(_QUOTES) else CUT
+        if not is_other or len(text.encode()) < min_bytes:
             rest += run
     return rest
 
 
-def _judgements(
+def _judge_documents(
     documents: Iterator[Document], min_characters: int
 ) -> Iterator[tuple[Document, str, Verdict | None]]:
-    """Each document, the text that decides on its language, and what that says if it is long enough."""
+    """Yield each document, its decisive text, and the verdict on that text if it is long enough."""
     while batch := list(islice(documents, DOCUMENTS_AT_ONCE)):
-        texts = [_judged(document) for document in batch]
-        enough = [len(text) >= min_characters or find_by_script(text) is not None for text in texts]
-        verdicts = judge_all([text for text, is_enough in zip(texts, enough, strict=True) if is_enough])
-        for document, text, is_enough in zip(batch, texts, enough, strict=True):
-            yield document, text, next(verdicts) if is_enough else None
+        texts = [_decisive_text(document) for document in batch]
+        is_long = [len(text) >= min_characters or find_by_script(text) is not None for text in texts]
+        verdicts = judge_all(list(compress(texts, is_long)))
+        for document, text, has_verdict in zip(batch, texts, is_long, strict=True):
+            yield document, text, next(verdicts) if has_verdict else None
 
 
-def _judged(document: Document) -> str:
-    """What decides on its language: of a conversation, what the model is to learn to say.
+def _decisive_text(document: Document) -> str:
+    """Return the text that determines a document's language: of a conversation, the targets.
 
-    A pair that learns Nynorsk from Bokmål is Nynorsk. Where that is less than a stretch and nothing is
-    claimed, it is all of it: answers cut out of a text are a few words, or names.
+    So a translation from Bokmål to Nynorsk is Nynorsk. If the targets are shorter than a stretch
+    and the source claims no language, it is the whole text, because short answers may be a few
+    words or names.
     """
     answers = "\n\n".join(turn.content for turn in document.turns if turn.target)
-    return answers if answers and (document.language or len(answers) >= STRETCH) else document.whole_text
+    if answers and (document.language or len(answers) >= STRETCH):
+        return answers
+    return document.whole_text
 
 
 def judge(text: str) -> Verdict:
-    """Each stretch of the text, judged by itself."""
+    """Return the verdict on a text."""
     return next(judge_all([text]))
 
 
 def judge_all(texts: Sequence[str]) -> Iterator[Verdict]:
-    """The same of many texts, of which py3langid sees all stretches at once."""
-    split = [list(passages(text)) for text in texts]
-    findings = iter(_far_from_norwegian([piece for pieces in split for piece in pieces]))
+    """Yield the verdict on each text; py3langid reads the stretches of all texts in one call."""
+    split = [list(split_into_passages(text)) for text in texts]
+    findings = iter(_find_far_languages([piece for pieces in split for piece in pieces]))
     verdicts = [Verdict(passages=[Passage(piece, next(findings)) for piece in pieces]) for pieces in split]
     for verdict in verdicts:
-        _give_headings_to_paragraphs(verdict.passages)
+        _assign_headings(verdict.passages)
     rests = ["".join(p.text for p in verdict.passages if not p.finding) for verdict in verdicts]
-    parts = [list(stretches(rest)) if rest.strip() else [] for rest in rests]
+    parts = [list(split_into_stretches(rest)) if rest.strip() else [] for rest in rests]
     scores = _scores([stretch for part in parts for stretch in part])
     for verdict, part in zip(verdicts, parts, strict=True):
-        _count_far(verdict)
-        _count_near(verdict, part, scores)
+        _count_far_passages(verdict)
+        _count_near_stretches(verdict, part, scores)
         yield verdict
 
 
-def _far_from_norwegian(pieces: list[str]) -> list[Finding | None]:
-    """What each piece is; None of those that are Scandinavian, or say nothing."""
+def _find_far_languages(pieces: list[str]) -> list[Finding | None]:
+    """Return the language of each piece, or None if it is Scandinavian or undetermined."""
     doubtful = [
-        n
-        for n, piece in enumerate(pieces)
+        number
+        for number, piece in enumerate(pieces)
         if len(piece) >= PASSAGE // 4 and not is_surely_scandinavian(piece)
     ]
     findings: list[Finding | None] = [None] * len(pieces)
@@ -328,19 +343,16 @@ def _far_from_norwegian(pieces: list[str]) -> list[Finding | None]:
     return findings
 
 
-def _give_headings_to_paragraphs(found: list[Passage]) -> None:
-    """Give short passages that do not look Norwegian the language of the passage below them."""
+def _assign_headings(found: list[Passage]) -> None:
+    """Give short passages that do not look Norwegian the language of the passage below."""
     for below, heading in pairwise(reversed(found)):
-        if (
-            below.finding
-            and not heading.finding
-            and len(heading.text) < PASSAGE
-            and not looks_norwegian(heading.text)
-        ):
+        is_short = len(heading.text) < PASSAGE
+        if below.finding and not heading.finding and is_short and not looks_norwegian(heading.text):
             heading.finding = below.finding
 
 
-def _count_far(verdict: Verdict) -> None:
+def _count_far_passages(verdict: Verdict) -> None:
+    """Add the letters of the passages in languages far from Norwegian to a verdict."""
     for passage in verdict.passages:
         if passage.finding:
             letters = sum(map(len, words(passage.text)))
@@ -348,128 +360,94 @@ def _count_far(verdict: Verdict) -> None:
             verdict.clear[passage.code] += letters
 
 
-def _count_near(verdict: Verdict, part: list[str], scores: Iterator[Scores]) -> None:
+def _count_near_stretches(verdict: Verdict, part: list[str], scores: Iterator[Scores]) -> None:
+    """Add the letters of stretches in one of the six languages to a verdict."""
     for stretch in part:
-        found = words(stretch)
-        letters = sum(map(len, found))
+        stretch_scores = next(scores)
+        all_words = words(stretch)
+        letters = sum(map(len, all_words))
         if not letters:
-            next(scores)
             continue
-        telling = words(without_names(stretch))
-        code, lead = _detect(telling or found, next(scores))
-        if (
-            code not in SCANDINAVIAN and len(telling) >= WORDS
-        ):  # Sámi or English names in a Norwegian sentence
-            without = _detect(telling, next(_scores([without_names(stretch)])))
-            if without[0] in NORWEGIAN:
-                code, lead = without
+        common_words = words(without_names(stretch))
+        code, lead = _detect(common_words or all_words, stretch_scores)
+        if code not in SCANDINAVIAN and len(common_words) >= WORDS:
+            # The evidence may be Sámi or English names in a Norwegian sentence: detect again
+            # without names.
+            other_code, other_lead = _detect(common_words, next(_scores([without_names(stretch)])))
+            if other_code in NORWEGIAN:
+                code = other_code
+                lead = other_lead
         verdict.letters[code] += letters
-        if (
-            code in SCANDINAVIAN
-            and telling
-            and lead >= CLEAR * len(telling)
-            and _is_prose(stretch, found, letters)
-        ):
+        if code not in SCANDINAVIAN or not common_words or lead < CLEAR * len(common_words):
+            continue
+        if _is_prose(stretch, all_words, letters):
             verdict.clear[code] += letters
             if lead >= SURE:
                 verdict.sure[code] += letters
 
 
 def _is_prose(stretch: str, found: list[str], letters: int) -> bool:
-    some = found[:150]
-    is_text = letters > LETTERS * (len(stretch) - stretch.count(" ") - stretch.count("\n"))
-    return is_text and len(set(some)) > DISTINCT * len(some) and _SENTENCE_END.search(stretch) is not None
-
-
-def passages(text: str) -> Iterator[str]:
-    """Paragraphs, short ones taken together: pieces that may be in another language each. Joined, they are
-    the text.
-
-    Short lines never go with the paragraph below them, which may be in another language than they are.
-    """
-    piece, is_after_blank = "", True
-    for line in text.split("\n"):
-        stands_alone = _is_paragraph(line, is_after_blank)
-        is_after_blank = not line
-        if piece and stands_alone:
-            yield piece
-            piece = ""
-        piece += line + "\n"
-        ends = not line or stands_alone or len(piece) >= LONGEST
-        if ends and len(piece.encode()) >= PASSAGE:
-            yield piece
-            piece = ""
-    if piece:
-        yield piece
-
-
-def _is_paragraph(line: str, is_after_blank: bool) -> bool:
-    """Return whether a line is, or begins, a paragraph long enough to be in another language by itself."""
-    size = len(line.encode())
-    return size >= PARAGRAPH or (
-        size >= PASSAGE and (is_after_blank or line.rstrip().endswith((".", "!", "?", "。", "።", "۔", "؟")))
-    )
-
-
-def stretches(text: str) -> Iterator[str]:
-    """Paragraphs, short ones taken together and long ones cut at line ends; a rest too short to be judged
-    goes with the last."""
-    stretch, gathered = "", ""
-    for line in text.split("\n"):
-        gathered += line + "\n"
-        if len(gathered) >= (LONGEST if line else STRETCH):
-            if stretch:
-                yield stretch
-            stretch, gathered = gathered, ""
-    if stretch and len(gathered) >= STRETCH // 3:
-        yield stretch
-        stretch = ""
-    yield stretch + gathered
+    """Return whether a stretch is running text, not a table or a list."""
+    first_words = found[:150]
+    has_letters = letters > LETTERS * (len(stretch) - stretch.count(" ") - stretch.count("\n"))
+    has_variety = len(set(first_words)) > DISTINCT * len(first_words)
+    return has_letters and has_variety and _SENTENCE_END.search(stretch) is not None
 
 
 def detect(text: str) -> str:
-    """ISO 639-3 code of the likeliest language of one stretch of text, or `und`."""
-    finding = _far_from_norwegian([text])[0]
-    return finding.code if finding else _detect(words(text), next(_scores([text])))[0]
+    """Return the ISO 639-3 code of the likeliest language of one stretch of text, or `und`."""
+    finding = _find_far_languages([text])[0]
+    if finding:
+        return finding.code
+    code, _ = _detect(words(text), next(_scores([text])))
+    return code
 
 
 def _scores(texts: list[str]) -> Iterator[Scores]:
-    """py3langid's, of the head of each text."""
+    """Yield py3langid's scores of the first LOOK characters of each text."""
     codes = [CODES[code] for code in identifier().codes]
     found = identifier().scores([text[:LOOK] for text in texts])
     return (dict(zip(codes, row, strict=True)) for row in found.tolist())
 
 
 def _detect(found: list[str], scores: Scores) -> tuple[str, float]:
-    """Its language, and by how many nats it leads: a standard of Norwegian the other, Danish and Swedish
+    """Return the language of a text, and its lead in nats.
+
+    The lead of Bokmål and Nynorsk is over the other standard, that of Danish and Swedish over
     Norwegian.
 
     Args:
         found: the text's words.
-        scores: py3langid's of the text.
+        scores: py3langid's scores of the text.
     """
     standard = max(NORWEGIAN, key=lambda code: scores[code])
-    # Norwegian first: where nothing tells, as in a word that py3langid does not know, max takes the first.
+    # Norwegian is first, because max takes the first of equal scores, as in a word unknown to
+    # py3langid.
     ranked = {standard: scores[standard] + PRIOR} | {
         code: score for code, score in scores.items() if code not in NORWEGIAN
     }
     code = max(ranked, key=lambda code: ranked[code])
     if code != standard and code not in NEIGHBOURS:
         return code, math.inf
-    near = {standard: ranked[standard]} | {
-        c: ranked[c] + shipped_table(t).score(found) for c, t in NEIGHBOURS.items()
-    }
+    near = {standard: ranked[standard]}
+    for neighbour, table in NEIGHBOURS.items():
+        near[neighbour] = ranked[neighbour] + shipped_table(table).score(found)
     if near["dan"] + DANISH_ALONE > near[standard]:
         near["dan"] += _danish_evidence(found)
     code = max(near, key=lambda code: near[code])
     if code != standard:
         return code, near[code] - near[standard]
     score = shipped_table().score(found)
-    return (("nno" if score > 0 else "nob") if score else standard), abs(score)
+    if not score:
+        return standard, 0.0
+    return ("nno" if score > 0 else "nob"), abs(score)
 
 
 def _danish_evidence(found: Sequence[str]) -> float:
-    """What it adds to the log-odds of Danish whether a text holds words that Norwegian does not have."""
+    """Return what is added to the log odds of Danish for the words that Norwegian does not have.
+
+    It is negative infinity if the evidence is too weak.
+    """
     if any(map(is_danish_alone, found)):
         return DANISH_ALONE
     norwegian, danish = shipped_table().weights, shipped_table(NEIGHBOURS["dan"])
@@ -479,5 +457,5 @@ def _danish_evidence(found: Sequence[str]) -> float:
 
 @cache
 def identifier() -> LanguageIdentifier:
-    """py3langid, held to CODES."""
+    """Return py3langid restricted to CODES."""
     return LanguageIdentifier(list(CODES))

@@ -1,14 +1,18 @@
-"""How much of each source goes into the corpus, by written standard and period. It follows split, so that
-what it repeats is no duplicate, and neither weights nor targets move a document from one side to the other.
+"""Selection and repetition of documents by the mixture rules of their source.
 
-A document's place in the order in which a rule is filled is a hash of (seed, source, id). It does not depend
-on other documents, on their order, or on who reads them, and a smaller weight or target takes a subset of
-what a larger one takes.
+A rule applies to some written standards and years.
 
-A weight needs nothing but the document. A token target needs all of them: `collect` counts tokens by place in
-that order, by the corpus' own tokenizer, not by an estimate (it is faster than the stages before this one),
-and `decide` finds how far down the order the target reaches. So a target needs a tokenizer that is there: one
-trained here would depend on what it is to count.
+The stage follows deduplication and the split, so that repeated documents are not removed as
+duplicates, and weights and targets do not move a document between training and validation.
+
+Each rule takes documents in an order that is a hash of (seed, source, id). The order does not
+depend on other documents or on the process that reads them, and a smaller weight or target takes a
+subset of the documents of a larger one.
+
+A weight depends on the document only, a token target on all documents. `collect` counts tokens by
+position in the order, with the corpus' own tokenizer (encoding is faster than the earlier stages,
+so no estimate is needed), and `decide` finds the position at which the target is reached. So a
+target needs an existing tokenizer: one trained on the corpus would depend on the selection.
 """
 
 from __future__ import annotations
@@ -31,7 +35,9 @@ from data_prep.stages.tokenise import Tokenise, TokeniseSettings
 from data_prep.tokens.tokeniser import Tokeniser
 from data_prep.tokens.tokenizer_files import place_files
 
-BINS = 2**16  # a target is met to 1/65,536 of what the rule fits, or one document, whichever is more
+# Positions in the order are counted in bins: a target is exact to 1/65,536 of the documents that
+# fit the rule, or to one document, whichever is more.
+BINS = 2**16
 BATCH = 256
 
 
@@ -42,7 +48,7 @@ class NoRules:
 
 @dataclass(kw_only=True)
 class MixtureSettings(NoRules):
-    """The rules of each source that has some."""
+    """The rules of each source that has any."""
 
     rules: dict[str, list[MixtureRule]]
     seed: int
@@ -50,13 +56,13 @@ class MixtureSettings(NoRules):
 
 @dataclass(kw_only=True)
 class TargetSettings(MixtureSettings):
-    """Rules of which one has a token target, and what tokens depend on."""
+    """Rules with a token target, and the settings on which the number of tokens depends."""
 
     tokens: TokeniseSettings
 
 
 class Mixture(CorpusStage):
-    """Leave out or repeat documents as the rules of their source say."""
+    """Leave out or repeat documents by the rules of their source."""
 
     name = "mixture"
     version = 1
@@ -70,7 +76,7 @@ class Mixture(CorpusStage):
         return TargetSettings(rules=rules, seed=config.split.seed, tokens=Tokenise().settings(config))
 
     def collect(self, documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
-        """Training tokens by rule ("source/number") and bin of the order, of rules with a target."""
+        """Return the training tokens of each rule with a target (`<source>/<number>`), by bin."""
         tokens = Counter[tuple[str, int]]()
         if _has_targets(config):
             with TemporaryDirectory() as folder:
@@ -79,35 +85,35 @@ class Mixture(CorpusStage):
                 counted = (document for document in documents if _is_counted(document, config))
                 while batch := list(islice(counted, BATCH)):
                     for document, rows in tokeniser.rows(batch, Report()):
-                        rule, key = _rule(document, config)
+                        rule, key = _find_rule(document, config)
                         assert rule is not None
                         order = _order(document, config.split.seed)
-                        tokens[key, int(order * BINS)] += _copies(document, rule, order) * sum(
-                            len(row.input_ids) for row in rows
-                        )
-        found = sorted((key, place, number) for (key, place), number in tokens.items())
+                        num_tokens = sum(len(row.input_ids) for row in rows)
+                        tokens[key, int(order * BINS)] += _num_copies(document, rule, order) * num_tokens
+        found = sorted((key, bin_, number) for (key, bin_), number in tokens.items())
         return pa.table(
             {
                 "rule": pa.array([key for key, _, _ in found], pa.string()),
-                "bin": pa.array([place for _, place, _ in found], pa.int32()),
+                "bin": pa.array([bin_ for _, bin_, _ in found], pa.int32()),
                 "tokens": pa.array([number for _, _, number in found], pa.int64()),
             }
         )
 
     def decide(self, collected: list[Path], config: CorpusConfig) -> pa.Table:
-        """For each rule with a target that there is enough for, the first bin that is left out."""
+        """Return the first bin that is left out, for each rule whose target is exceeded."""
         tokens = Counter[tuple[str, int]]()
         for path in collected:
             for row in pq.read_table(path).to_pylist():
                 tokens[row["rule"], row["bin"]] += row["tokens"]
-        taken, ends = Counter[str](), dict[str, int]()
-        for (key, place), number in sorted(tokens.items()):
+        taken = Counter[str]()
+        ends: dict[str, int] = {}
+        for (key, bin_), number in sorted(tokens.items()):
             source, _, rule = key.rpartition("/")
             target = config.sources[source].mixture[int(rule)].max_tokens
             assert target is not None
             taken[key] += number
             if taken[key] > target:
-                ends.setdefault(key, place)
+                ends.setdefault(key, bin_)
         return pa.table(
             {"rule": pa.array(list(ends), pa.string()), "end": pa.array(list(ends.values()), pa.int32())}
         )
@@ -115,25 +121,24 @@ class Mixture(CorpusStage):
     def run(
         self, documents: Iterator[Document], config: CorpusConfig, report: Report, decided: pa.Table
     ) -> Iterator[Document]:
-        """The documents of the mixture; those that are repeated with "@2", "@3" … behind their id."""
+        """Yield the documents of the mixture; ids of further copies end with "@2", "@3" …."""
         ends = dict(zip(decided["rule"].to_pylist(), decided["end"].to_pylist(), strict=True))
         for document in documents:
-            rule, key = _rule(document, config)
+            if not config.sources[document.source].mixture:
+                report.counts[document.split] += 1
+                yield document
+                continue
+            rule, key = _find_rule(document, config)
             if rule is None:
-                if config.sources[document.source].mixture:
-                    report.drop(
-                        document, "mixture_no_rule", f"{document.language}, {document.date[:4] or 'no date'}"
-                    )
-                else:
-                    report.counts[document.split] += 1
-                    yield document
+                year = document.date[:4] or "no date"
+                report.drop(document, "mixture_no_rule", f"{document.language}, {year}")
                 continue
             order = _order(document, config.split.seed)
-            copies = _copies(document, rule, order)
+            copies = _num_copies(document, rule, order)
             if not copies:
                 report.drop(document, "mixture_weight", f"of {rule.weight:g}")
             elif key in ends and int(order * BINS) >= ends[key]:
-                report.drop(document, "mixture_max_tokens", f"{rule.max_tokens} are there without it")
+                report.drop(document, "mixture_max_tokens", f"max_tokens {rule.max_tokens} is reached")
             else:
                 report.counts[document.split] += copies
                 report.counts["repeated"] += copies - 1
@@ -147,12 +152,13 @@ def _has_targets(config: CorpusConfig) -> bool:
 
 
 def _is_counted(document: Document, config: CorpusConfig) -> bool:
-    rule, _ = _rule(document, config)
+    """Return whether the tokens of a document count for the target of a rule."""
+    rule, _ = _find_rule(document, config)
     return rule is not None and rule.max_tokens is not None and document.split == "train"
 
 
-def _rule(document: Document, config: CorpusConfig) -> tuple[MixtureRule | None, str]:
-    """The first rule of its source that fits, and what it is called."""
+def _find_rule(document: Document, config: CorpusConfig) -> tuple[MixtureRule | None, str]:
+    """Return the source's first rule that fits a document, and its name, `<source>/<number>`."""
     year = document.date[:4]
     for number, rule in enumerate(config.sources[document.source].mixture):
         is_in_years = not rule.years or (year.isdigit() and rule.years[0] <= int(year) <= rule.years[1])
@@ -162,13 +168,13 @@ def _rule(document: Document, config: CorpusConfig) -> tuple[MixtureRule | None,
 
 
 def _order(document: Document, seed: int) -> float:
-    """From 0 up to, not including, 1."""
+    """Return the position of a document in the order in which rules take documents, in [0, 1)."""
     digest = hashlib.blake2b(f"{seed}:{document.source}:{document.id}".encode(), digest_size=6).digest()
     return int.from_bytes(digest, "big") / 2**48
 
 
-def _copies(document: Document, rule: MixtureRule, order: float) -> int:
-    """How often it is used. Held-out documents are not repeated."""
-    whole, part = divmod(rule.weight, 1)
-    copies = int(whole) + (order < part)
+def _num_copies(document: Document, rule: MixtureRule, order: float) -> int:
+    """Return how often a document is used; validation documents are not repeated."""
+    whole, fraction = divmod(rule.weight, 1)
+    copies = int(whole) + (order < fraction)
     return min(copies, 1) if document.split == "validation" else copies

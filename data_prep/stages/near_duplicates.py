@@ -1,5 +1,4 @@
-"""A part of stage deduplicate (deduplicate.py): the search for near duplicates among all documents of a
-corpus."""
+"""The search for near duplicates among all documents of a corpus; a part of stage deduplicate."""
 
 from __future__ import annotations
 
@@ -17,23 +16,30 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data_prep.distinctions import Profile, tell_apart
+from data_prep.distinctions import Profile, are_distinct
 from data_prep.shingles import jaccard
 from data_prep.stage_settings import DeduplicateConfig
 
-# Kept documents of a bucket that a further one is compared with, beside those with its title, numbers and
-# names: beyond, the bucket is a form.
+# Kept documents of a bucket with which a further document is compared, in addition to those with the
+# same title, numbers and names. A larger bucket consists of filled-in copies of one form.
 MAX_COMPARED = 64
-MAX_TOLD_APART = 16  # documents that one is told apart from, before it counts as one of a form
-REMEMBERED = 500_000  # pairs that do not say the same, so that they are not compared again in the next band
-PROFILES = 2048  # that are in memory at a time
+# A document that is similar to so many, but distinct from them, is taken to be a filled-in form.
+MAX_DISTINCT = 16
+MAX_REMEMBERED = 500_000  # pairs of distinct documents that are not compared again in the next band
+MAX_PROFILES = 2048  # profiles in memory
 
 Integers = NDArray[np.int64]
 
 
 class Collected:
-    """What was collected of all documents, which are numbered through in shard order; columns are read when
-    they are needed."""
+    """The collected tables of all shards, whose columns are read when they are needed.
+
+    Documents have consecutive numbers, in shard order.
+
+    Attributes:
+        begins: the number of the first document of each shard, and the number of documents.
+        number: the number of documents.
+    """
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
@@ -42,30 +48,30 @@ class Collected:
         self._filled = [path for path, rows in zip(paths, np.diff(self.begins), strict=True) if rows]
 
     def column(self, name: str) -> NDArray[Any]:
-        parts = [_column(path, name).to_numpy() for path in self._filled]
+        parts = [_read_column(path, name).to_numpy() for path in self._filled]
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
     def tables(self, name: str) -> Iterator[tuple[int, pa.Array]]:
-        """A column shard by shard, with the number of its first document."""
+        """Yield a column shard by shard, with the number of the shard's first document."""
         for path, begin in zip(self.paths, self.begins[:-1].tolist(), strict=True):
             if path in self._filled:
-                yield begin, _column(path, name).combine_chunks()
+                yield begin, _read_column(path, name).combine_chunks()
 
     def bands(self) -> list[str]:
-        """The names of the columns that hold the bands; there must be a document."""
+        """Return the names of the columns with the bands; there must be at least one document."""
         return [name for name in pq.read_schema(self._filled[0]).names if name.startswith("band_")]
 
     def keys(self) -> NDArray[np.uint64]:
-        """The hashes of the texts, as pairs of numbers."""
-        parts = [_column(path, "key").combine_chunks() for path in self._filled]
-        whole = b"".join(
+        """Return the hashes of the texts, as pairs of 64-bit numbers [documents, 2]."""
+        parts = [_read_column(path, "key").combine_chunks() for path in self._filled]
+        content = b"".join(
             part.buffers()[1][part.offset * 16 : (part.offset + len(part)) * 16].to_pybytes()
             for part in parts
         )
-        return np.frombuffer(whole, np.uint64).reshape(-1, 2)
+        return np.frombuffer(content, np.uint64).reshape(-1, 2)
 
     def best_first(self) -> Integers:
-        """All documents, the best first: see the head of deduplicate.py."""
+        """Return all documents in the order from best to worst (see deduplicate.py)."""
         if not self.number:
             return np.zeros(0, np.int64)
         words, date, filled = (self.column(name) for name in ("words", "date", "filled"))
@@ -73,9 +79,11 @@ class Collected:
         return np.lexsort((-filled.astype(np.int64), -words, -date.astype(np.int64), -tenths))
 
     def shard_of(self, documents: Integers) -> Integers:
+        """Return the index of each document's shard."""
         return np.searchsorted(self.begins, documents, "right") - 1
 
     def names(self, documents: Integers) -> dict[int, str]:
+        """Return the names (`<source>/<id>`) of documents."""
         found: dict[int, str] = {}
         for begin, names in self.tables("name"):
             own = documents[(documents >= begin) & (documents < begin + len(names))]
@@ -83,13 +91,18 @@ class Collected:
         return found
 
 
-def _column(path: Path, name: str) -> pa.ChunkedArray:
-    """Without pq.read_table's data set and threads, which take several times as long as so small a column."""
+def _read_column(path: Path, name: str) -> pa.ChunkedArray:
+    # pq.read_table would take several times as long to set up a data set and threads for so small a
+    # column.
     return pq.ParquetFile(path).read([name], use_threads=False)[name]
 
 
 def runs(same_as_before: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """Stretches of at least two, given for all but the first whether it is the same as the one before it."""
+    """Yield begin and end of each run of at least two equal elements.
+
+    Args:
+        same_as_before: for each element but the first, whether it is equal to the one before.
+    """
     edges = np.flatnonzero(np.diff(same_as_before.view(np.int8), prepend=0, append=0))
     return ((first, last + 1) for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
@@ -97,14 +110,24 @@ def runs(same_as_before: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
 def find_near(
     found: Collected,
     order: Integers,
-    alive: NDArray[np.bool_],
+    candidates: NDArray[np.bool_],
     rules: DeduplicateConfig,
     counts: Counter[str],
 ) -> dict[int, tuple[int, float]]:
-    """Of every document that is lost, the one it is lost to, and how similar they are."""
+    """Find the near duplicates of better documents.
+
+    Args:
+        order: all documents, the best first.
+        candidates: the documents that are compared.
+        counts: increased by the documents that are similar but kept, and by those that were not
+            compared.
+
+    Returns:
+        For each near duplicate, the document that is kept instead, and their similarity.
+    """
     rank = np.empty(found.number, np.int64)
     rank[order] = np.arange(found.number)
-    buckets = [bucket for band in found.bands() for bucket in _buckets(found.column(band), alive, rank)]
+    buckets = [bucket for band in found.bands() for bucket in _buckets(found.column(band), candidates, rank)]
     if not buckets:
         return {}
     with (
@@ -115,48 +138,50 @@ def find_near(
         clusters = _Clusters()
         marks = found.column("marks")
         for bucket in buckets:
-            _join(bucket, marks, clusters, pairs)
-        lost: dict[int, tuple[int, float]] = {}
+            _join_duplicates(bucket, marks, clusters, pairs)
+        dropped: dict[int, tuple[int, float]] = {}
         for cluster in clusters.all():
             kept: list[int] = []
             for document in sorted(cluster, key=lambda member: int(rank[member])):
                 compared = [(pairs.similarity(document, other), other) for other in kept]
-                closest, other = max(compared, default=(0.0, -1), key=lambda pair: pair[0])
-                if closest > 0:
-                    lost[document] = other, closest
+                similarity, other = max(compared, default=(0.0, -1), key=lambda pair: pair[0])
+                if similarity > 0:
+                    dropped[document] = other, similarity
                 else:
                     kept.append(document)
-        pairs.times_told_apart[list(lost)] = 0
-        counts["similar_but_kept"] += int(np.count_nonzero(pairs.times_told_apart))
+        pairs.times_distinct[list(dropped)] = 0
+        counts["similar_but_kept"] += int(np.count_nonzero(pairs.times_distinct))
         counts["near_duplicates_not_compared"] += int(pairs.not_compared.sum())
-        return lost
+        return dropped
 
 
-def _join(bucket: Integers, marks: NDArray[np.uint64], clusters: _Clusters, pairs: _Pairs) -> None:
-    """Join what says the same in a bucket.
+def _join_duplicates(bucket: Integers, marks: NDArray[np.uint64], clusters: _Clusters, pairs: _Pairs) -> None:
+    """Join the duplicates in a bucket into clusters.
 
-    Documents with the same title, numbers and names are compared however many others there are in a bucket;
-    with others those that were told apart from many are not: they are of a form.
+    Documents with the same title, numbers and names (marks) are compared however large the bucket
+    is. Other documents are not, if the document is distinct from many similar ones: then it is taken
+    to be a filled-in form.
     """
     representatives: list[int] = []
     by_marks: dict[int, list[int]] = {}
     for document in bucket.tolist():
-        alike = by_marks.setdefault(int(marks[document]), [])
-        is_of_form = pairs.times_told_apart[document] >= MAX_TOLD_APART
-        for other in alike if is_of_form else (*alike, *representatives):
-            if clusters.joined(document, other) or pairs.similarity(document, other):
+        same_marks = by_marks.setdefault(int(marks[document]), [])
+        is_form = pairs.times_distinct[document] >= MAX_DISTINCT
+        others = same_marks if is_form else [*same_marks, *representatives]
+        for other in others:
+            if clusters.are_joined(document, other) or pairs.similarity(document, other):
                 clusters.join(document, other)
                 break
         else:
-            pairs.not_compared[document] |= is_of_form or len(representatives) >= MAX_COMPARED
-            for known in (alike, representatives):
+            pairs.not_compared[document] |= is_form or len(representatives) >= MAX_COMPARED
+            for known in (same_marks, representatives):
                 if len(known) < MAX_COMPARED:
                     known.append(document)
 
 
-def _buckets(band: NDArray[np.uint64], alive: NDArray[np.bool_], rank: Integers) -> Iterator[Integers]:
-    """Documents that agree in a band, the best first."""
-    documents = np.flatnonzero(alive)
+def _buckets(band: NDArray[np.uint64], candidates: NDArray[np.bool_], rank: Integers) -> Iterator[Integers]:
+    """Yield the sets of at least two candidates that agree in a band, the best first."""
+    documents = np.flatnonzero(candidates)
     documents = documents[np.lexsort((rank[documents], band[documents]))]
     same = band[documents[1:]] == band[documents[:-1]]
     for first, last in runs(same):
@@ -164,32 +189,44 @@ def _buckets(band: NDArray[np.uint64], alive: NDArray[np.bool_], rank: Integers)
 
 
 class _Pairs:
-    """The documents that are compared: their 5-grams, titles, names and words, in files that are mapped into
-    memory."""
+    """Comparison of documents by their 5-grams and profiles, which are in memory-mapped files.
+
+    Args:
+        documents: sorted numbers of the documents that are compared.
+        sets: a temporary file for the sets of 5-grams.
+        lines: a temporary file for the profiles.
+
+    Attributes:
+        times_distinct: for each document, the number of similar documents from which it is
+            distinct, up to MAX_DISTINCT.
+        not_compared: for each document, whether some comparisons were left out.
+    """
 
     def __init__(
         self, found: Collected, documents: Integers, rules: DeduplicateConfig, sets: Any, lines: Any
     ) -> None:
-        self._documents, self._rules, self._number = documents, rules, found.number
-        self._sets, self._set_begins = _mapped(found, documents, "ngrams", np.uint32, sets)
-        self._lines, self._line_begins = _mapped(found, documents, "profile", np.uint8, lines)
-        self._profile = lru_cache(maxsize=PROFILES)(self._read_profile)
-        self._others: set[int] = set()
-        self.times_told_apart = np.zeros(found.number, np.uint8)
+        self._documents = documents
+        self._rules = rules
+        self._number = found.number
+        self._sets, self._set_begins = _map_column(found, documents, "ngrams", np.uint32, sets)
+        self._lines, self._line_begins = _map_column(found, documents, "profile", np.uint8, lines)
+        self._profile = lru_cache(maxsize=MAX_PROFILES)(self._read_profile)
+        self._distinct_pairs: set[int] = set()
+        self.times_distinct = np.zeros(found.number, np.uint8)
         self.not_compared = np.zeros(found.number, np.bool_)
 
     def similarity(self, document: int, other: int) -> float:
-        """How similar two documents are that say the same; 0 of two that do not."""
+        """Return the similarity of two documents; 0 if they are not near duplicates."""
         pair = min(document, other) * self._number + max(document, other)
-        if pair in self._others:
+        if pair in self._distinct_pairs:
             return 0.0
         similarity = jaccard(self._set(document), self._set(other))
         if similarity >= self._rules.similarity:
-            if not self._rules.tell_apart or not tell_apart(self._profile(document), self._profile(other)):
+            if not self._rules.tell_apart or not are_distinct(self._profile(document), self._profile(other)):
                 return similarity
-            self.times_told_apart[document] = min(self.times_told_apart[document] + 1, MAX_TOLD_APART)
-        if len(self._others) < REMEMBERED:
-            self._others.add(pair)
+            self.times_distinct[document] = min(self.times_distinct[document] + 1, MAX_DISTINCT)
+        if len(self._distinct_pairs) < MAX_REMEMBERED:
+            self._distinct_pairs.add(pair)
         return 0.0
 
     def _set(self, document: int) -> NDArray[np.uint32]:
@@ -198,29 +235,34 @@ class _Pairs:
 
     def _read_profile(self, document: int) -> Profile:
         place = int(np.searchsorted(self._documents, document))
-        return Profile(
-            self._lines[self._line_begins[place] : self._line_begins[place + 1]].tobytes().decode()
-        )
+        content = self._lines[self._line_begins[place] : self._line_begins[place + 1]]
+        return Profile(content.tobytes().decode())
 
 
-def _mapped(
+def _map_column(
     found: Collected, documents: Integers, name: str, kind: type[np.generic], file: Any
 ) -> tuple[NDArray[Any], Integers]:
-    """A column of lists or bytes of some documents, strung together in a file, and where those of each
-    begin."""
+    """Write a column of lists or bytes of some documents to a file, and map it into memory.
+
+    Returns:
+        The concatenated values, and the index at which those of each document begin [documents +
+        1].
+    """
     lengths = []
     for begin, column in found.tables(name):
         own = documents[(documents >= begin) & (documents < begin + len(column))] - begin
         chosen = column.take(pa.array(own))
-        is_list = isinstance(chosen, pa.ListArray)
-        lengths.append(
-            np.asarray(pc.list_value_length(chosen) if is_list else pc.binary_length(chosen), np.int64)
-        )
-        for part in [chosen.flatten().to_numpy().tobytes()] if is_list else chosen.to_pylist():
-            file.write(part)
+        if isinstance(chosen, pa.ListArray):
+            lengths.append(np.asarray(pc.list_value_length(chosen), np.int64))
+            file.write(chosen.flatten().to_numpy().tobytes())
+        else:
+            lengths.append(np.asarray(pc.binary_length(chosen), np.int64))
+            file.writelines(chosen.to_pylist())
     file.flush()
     begins = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
-    return np.memmap(file, kind, "r") if begins[-1] else np.zeros(0, kind), begins
+    # An empty file cannot be mapped.
+    values = np.memmap(file, kind, "r") if begins[-1] else np.zeros(0, kind)
+    return values, begins
 
 
 class _Clusters:
@@ -229,7 +271,7 @@ class _Clusters:
     def __init__(self) -> None:
         self._parent: dict[int, int] = {}
 
-    def joined(self, a: int, b: int) -> bool:
+    def are_joined(self, a: int, b: int) -> bool:
         return self._root(a) == self._root(b)
 
     def join(self, a: int, b: int) -> None:

@@ -1,10 +1,12 @@
-"""Text as it was meant: encoding faults repaired, one Unicode form, no control characters, whole words.
+"""Normalisation of text: encodings, Unicode form, control characters, divided words.
 
-Only what is broken changes. Code and URLs in running text keep what was written, and so do conversations, in
-which nothing is mended but letters of a wrong encoding, control characters and line breaks. Each kind of
-change is counted, by documents. Normalising twice is normalising once. Words that a line end parted are put
-together again: at a soft hyphen or PDFium's mark (U+FFFE) always, at a plain hyphen by what else the document
-says (kommu-/nen is kommunen, barne-/og stays barne- og).
+Only faults are repaired. Code and URLs in running text are not changed. In conversations, only
+letters of a wrong encoding, control characters and line breaks are repaired. Each kind of change is
+counted by documents. Normalisation is idempotent.
+
+Words that are divided at a line end are joined: always at a soft hyphen or at PDFium's mark
+(U+FFFE), and at a plain hyphen depending on the other words of the document (kommu-/nen becomes
+kommunen, barne-/og becomes barne- og).
 """
 
 from __future__ import annotations
@@ -23,18 +25,22 @@ from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 from data_prep.stages.protocol import ShardStage
 
-# Readers that decode the entities of their markup: one that is left is what the page shows.
+# Readers that decode the entities of their markup; an entity in their text is shown as such on the
+# page.
 DECODING_READERS = frozenset(["lovdata", "stortinget", "parlamint", "regjeringen", "webpage", "markdown"])
-# Of marks upon one letter, those that Unicode's Stream-Safe Text Format allows: NFC takes quadratic time to
-# put them in order.
+# More than 30 combining marks on a letter, the limit of Unicode's Stream-Safe Text Format. NFC
+# takes quadratic time to sort them.
 _MARK = "[{}]".format("".join(c for c in map(chr, range(0x300, 0x20000)) if unicodedata.combining(c)))
 _MARKS = re.compile(f"({_MARK}{{30}}){_MARK}+")
 _CONTROLS = re.compile("\x1b\\[[\\d;]*[a-zA-Z]|[\x00-\x08\x0e-\x1f\x7f\u206a-\u206f\ufff9-\ufffc\ufeff]")
 _C1 = re.compile("[\x80-\x84\x86-\x9f]")
 _LINE_BREAKS = re.compile("\r\n?|[\x0b\f\x85\u2028\u2029]")
-# Joiners mean something between emoji and in scripts that join letters, zero-width spaces in those without
-# spaces.
-_PICTURE = "\u00a9\u00ae\u203c\u2049\u2122-\u2bff\u3030\u303d\u3297\u3299\ufe0f\U0001f000-\U0001faff\U000e0020-\U000e007f"
+# Joiners have a meaning between emoji and in scripts that join letters, zero-width spaces in
+# scripts without spaces.
+_PICTURE = (
+    "\u00a9\u00ae\u203c\u2049\u2122-\u2bff\u3030\u303d\u3297\u3299\ufe0f\U0001f000-\U0001faff"
+    "\U000e0020-\U000e007f"
+)
 _JOINING = "\u0600-\u08ff\u0900-\u0dff\u0f00-\u0fff\u1000-\u109f\u1780-\u18af\ufb50-\ufdff\ufe70-\ufefc"
 _SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 _INVISIBLE = re.compile(
@@ -43,45 +49,44 @@ _INVISIBLE = re.compile(
     f"|(?<![{_PICTURE}{_JOINING}])[\u200c\u200d]|(?<=[{_PICTURE}])(?:\u200c|\u200d(?![{_PICTURE}]))"
 )
 _ENTITY = re.compile(r"&(?:amp;)?(#?[0-9A-Za-z]{1,24};)")
-_ASSIGNS = re.compile(r"\w+=")  # as in a query
+_ASSIGNS = re.compile(r"\w+=")  # a parameter of a URL's query
 _MARKUP = re.compile(r"<|&lt;/?[A-Za-z!][^&<>\n]{0,300}(?:&(?!gt;)[^&<>\n]{0,300}){0,20}&gt;")
 _EAST_ASIAN = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]")
-_FORMS = re.compile("[\ufb00-\ufb06\uff01-\uff5e]")  # ligatures, and letters as wide as East Asian ones
-# The word before a hyphen at a line end is looked for from there, backwards: looked for first, it would take
-# quadratic time.
-_PARTED = re.compile(r"-[ \t]*\n[ \t]*([^\W_]\w*)")
+_FORMS = re.compile("[\ufb00-\ufb06\uff01-\uff5e]")  # ligatures, and full-width letters
+# The first half of a divided word is searched for backwards from the hyphen; a forward search would
+# take quadratic time.
+_DIVIDED = re.compile(r"-[ \t]*\n[ \t]*([^\W_]\w*)")
 _HALF_BACKWARDS = re.compile(r"[\w-]*")
 _HALF_BEGINS = re.compile(r"\b[^\W_]")
-_CONJUNCTIONS = frozenset(
-    ["og", "eller", "til", "samt", "men", "enn"]
-)  # after a hyphen that stands for a word's second half
-_PASSES = 5  # of all our rules, until nothing changes; two do for all but text made to be nasty
-# Letters and signs of good Norwegian text, in composed form. Two beyond ASCII side by side may be bytes of
-# another encoding.
+# Conjunctions after a suspended hyphen, as in barne- og ungdomsarbeid.
+_CONJUNCTIONS = frozenset(["og", "eller", "til", "samt", "men", "enn"])
+_MAX_PASSES = 5  # of all rules, until nothing changes; two are enough except for adversarial text
+# Letters and signs of correct Norwegian text, in composed form. Two adjacent ones beyond ASCII may
+# be bytes of another encoding.
 _PLAIN = re.compile("[\t\n -%'-~æøåÆØÅéèêëóòôöäüÉÄÖÜ\u00a0§«»–—‘’“”„•…°½©®²³µ·×€]*")
 _MAY_BE_BYTES = re.compile(r"[^\x00-\x7f][^\x00-\x7f]")
-# What ftfy may put for signs of yet other encodings (Mac Roman, code page 437 …) for it to be believed.
+# Characters that a repair by ftfy may add; other repairs of texts in Mac Roman, code page 437 … are
+# rejected.
 _EXPECTED = frozenset("æøåÆØÅéèêëóòôöäüÉÈÊÓÒÔÖÄÜáàâíîïúùûñçÁÀ«»–—‘’“”„•…°½§©® \u00a0")
 _BESIDE_LETTERS = re.compile(r"[a-zæøå][æøåéèêóòôöäü]|[æøåéèêóòôöäüÆØÅ][a-zæøå]")
 _WORDS = re.compile(r"[^\W_][\w-]*")
 _NORDIC = frozenset("æøåÆØÅ")
-_OTHER_ENCODING_SIGN = re.compile(
-    "[√├Ă]"
-)  # what UTF-8's first byte of ø and å is in Mac Roman, code page 437, Windows-1250
-_SPACES = re.compile(r"[^\S\n]{2,}|[^\S\n ]")  # all but the single space, which stays what it is
+# The first byte of ø and å in UTF-8, decoded as Mac Roman, code page 437 or Windows-1250.
+_OTHER_ENCODING_SIGN = re.compile("[√├Ă]")
+_SPACES = re.compile(r"[^\S\n]{2,}|[^\S\n ]")  # all white space within lines but a single space
 _BLANK_LINES = re.compile(r"\n{3,}")
-# Texts without a match of these have none of those above either, and looking for these takes a tenth of the
-# time.
+# Quick tests: a text without a match of these has no match of the expressions above, and the search
+# takes a tenth of the time.
 _INVISIBLE_SIGN = re.compile("[\u00ad\u200b\u200c\u200d\u2060\ufeff\ufffe]")
 _LINE_BREAK_SIGN = re.compile("[\r\x0b\f\x85\u2028\u2029]")
 _ODD_SPACES_SIGN = re.compile(
     "[{}]".format("".join(c for c in map(chr, range(2**16)) if c.isspace() and c not in "\n "))
 )
-_PARTED_SIGN = re.compile(r"-[ \t]*\n[ \t]*[^\W_]")
+_DIVIDED_SIGN = re.compile(r"-[ \t]*\n[ \t]*[^\W_]")
 
 
 class Change(StrEnum):
-    """A kind of change, by the name of its count."""
+    """A kind of change; the value is the name of its count."""
 
     MOJIBAKE = "mojibake_repaired"
     CONTROLS = "control_characters_removed"
@@ -96,19 +101,21 @@ class Change(StrEnum):
 
 @dataclass
 class Rules:
-    """How a text is treated, and what was found in it.
+    """The options for a text, and the changes made to it.
 
     Attributes:
-        decode_entities: whether entities that stand alone are decoded; those within a word always are.
+        decode_entities: decode entities outside of words too; those within words are always
+            decoded.
         changes: the kinds of change so far.
-        good: lines that all rules leave as they are.
+        unchanged_lines: lines that no rule changes, so that they are not checked again.
     """
 
     decode_entities: bool = True
     changes: set[Change] = field(default_factory=set)
-    good: set[str] = field(default_factory=set)
+    unchanged_lines: set[str] = field(default_factory=set)
 
     def note(self, change: Change, before: str, after: str) -> str:
+        """Record a kind of change if the texts differ, and return the text after it."""
         if after != before:
             self.changes.add(change)
         return after
@@ -136,18 +143,15 @@ class Normalise(ShardStage):
             rules = Rules(decode_entities=config.sources[document.source].reader not in DECODING_READERS)
             document.text = normalise(document.text, rules)
             for turn in document.turns:
-                # Plain prompts and completions meet without anything between them: the white space there is
-                # theirs.
-                repaired = repair(turn.content, rules)
-                turn.content = (
-                    rules.note(Change.SPACES, repaired, _trimmed(repaired)) if turn.role else repaired
-                )
-            empty_answers = [turn for turn in document.turns if turn.target and _shows_nothing(turn.content)]
-            for turn in empty_answers:
-                turn.target, turn.content = (
-                    False,
-                    "",
-                )  # an empty answer costs its turn, which stays as context
+                turn.content = repair(turn.content, rules)
+                # Plain prompts and completions are concatenated, so white space at their ends has a
+                # meaning.
+                if turn.role:
+                    turn.content = rules.note(Change.SPACES, turn.content, _trim(turn.content))
+            empty_answers = [turn for turn in document.turns if turn.target and _is_invisible(turn.content)]
+            for turn in empty_answers:  # they are kept as context
+                turn.target = False
+                turn.content = ""
             if not document.whole_text.strip():
                 report.drop(document, "empty")
             elif empty_answers and not any(turn.target for turn in document.turns):
@@ -156,55 +160,58 @@ class Normalise(ShardStage):
                 if empty_answers:
                     report.counts["empty_answers"] += len(empty_answers)
                 report.counts["changed"] += document.whole_text != before
-                if mended := symbol_fonts.count(before) - symbol_fonts.count(document.whole_text):
-                    report.counts["symbol_font_characters"] += mended
+                num_symbols = symbol_fonts.count(before) - symbol_fonts.count(document.whole_text)
+                if num_symbols:
+                    report.counts["symbol_font_characters"] += num_symbols
                 document.title = normalise(document.title, rules)
                 report.counts.update(rules.changes)
                 yield document
 
 
 def normalise(text: str, rules: Rules | None = None) -> str:
-    """Return running text as it was meant; on it, layout left only noise."""
-    return _settled(text, _normalise_once, rules or Rules())
+    """Return normalised running text, without remains of the layout."""
+    return _repeat_until_stable(text, _normalise_once, rules or Rules())
 
 
 def repair(text: str, rules: Rules | None = None) -> str:
-    """Return a turn of a conversation without what is surely broken."""
-    return _settled(text, _mend_signs, rules or Rules())
+    """Return a turn of a conversation with certain faults repaired, but its layout unchanged."""
+    return _repeat_until_stable(text, _repair_characters, rules or Rules())
 
 
-def _settled(text: str, step: Callable[[str, Rules], str], rules: Rules) -> str:
-    """Repeat a step, for one repair can lay bare another fault; a few times, for some text never settles."""
-    for _ in range(_PASSES):
-        before, text = text, step(text, rules)
+def _repeat_until_stable(text: str, step: Callable[[str, Rules], str], rules: Rules) -> str:
+    """Repeat a step until nothing changes, because a repair may reveal another fault."""
+    for _ in range(_MAX_PASSES):
+        before = text
+        text = step(before, rules)
         if text == before:
             break
     return text
 
 
-def _shows_nothing(text: str) -> bool:
-    """Return True if a text is white space and invisible signs alone."""
+def _is_invisible(text: str) -> bool:
+    """Return whether a text consists of white space and invisible characters only."""
     return all(sign.isspace() or unicodedata.category(sign) == "Cf" for sign in text)
 
 
-def _trimmed(turn: str) -> str:
-    """Return a turn without white space at its ends, but for the indent of code in its first line."""
+def _trim(turn: str) -> str:
+    """Return a turn without white space at its ends, except an indent of code in the first line."""
     text = re.sub(r"\A(?:[^\S\n]*\n)+", "", turn.rstrip())
-    return text if text.startswith(("    ", "\t")) else text.lstrip()
+    is_indented = text.startswith(("    ", "\t"))
+    return text if is_indented else text.lstrip()
 
 
-# --- in all text -----------------------------------------------------------------------------------------
+# --- repairs in all text -------------------------------------------------------------------------
 
 
-def _mend_signs(text: str, rules: Rules) -> str:
-    """Mend what is wrong in any text: letters of a wrong encoding, control characters, line breaks."""
+def _repair_characters(text: str, rules: Rules) -> str:
+    """Repair letters of a wrong encoding, control characters and line breaks."""
     if _is_plain(text):
         return text
-    return _mend_odd_signs(text, rules)
+    return _repair_special_characters(text, rules)
 
 
-def _mend_odd_signs(text: str, rules: Rules) -> str:
-    text = rules.note(Change.MOJIBAKE, text, _mend_encoding(text))
+def _repair_special_characters(text: str, rules: Rules) -> str:
+    text = rules.note(Change.MOJIBAKE, text, _repair_encoding(text))
     text = rules.note(Change.CONTROLS, text, _CONTROLS.sub("", text))
     if _LINE_BREAK_SIGN.search(text):
         text = rules.note(Change.LINE_BREAKS, text, _LINE_BREAKS.sub("\n", text))
@@ -215,66 +222,69 @@ def _mend_odd_signs(text: str, rules: Rules) -> str:
     return text
 
 
-def _mend_encoding(text: str) -> str:
+def _repair_encoding(text: str) -> str:
     text = fixes.fix_surrogates(text)
     if mojibake.PAIR.search(text):
         text = mojibake.repair(text, verbatim.spans(text))
-    if _C1.search(text):  # Windows-1252 that was read as Latin-1, as browsers read it
+    if _C1.search(text):  # Windows-1252 that was decoded as Latin-1
         text = fixes.fix_c1_controls(text)
     if _OTHER_ENCODING_SIGN.search(text):
-        text = "\n".join(map(_reread, text.split("\n")))
+        text = "\n".join(map(_repair_by_ftfy, text.split("\n")))
     return text
 
 
-def _reread(line: str) -> str:
-    """Return a line as ftfy reads it, if that puts letters where letters belong, and nothing else."""
-    fixed: str = ftfy.fix_encoding(line) if _OTHER_ENCODING_SIGN.search(line) else line
+def _repair_by_ftfy(line: str) -> str:
+    """Return a line as repaired by ftfy, if that adds Nordic letters in words and nothing odd."""
+    if not _OTHER_ENCODING_SIGN.search(line):
+        return line
+    fixed: str = ftfy.fix_encoding(line)
     added = set(fixed) - set(line)
-    return fixed if added <= _EXPECTED and _BESIDE_LETTERS.search(fixed) and added & _NORDIC else line
+    is_credible = added <= _EXPECTED and _BESIDE_LETTERS.search(fixed) and added & _NORDIC
+    return fixed if is_credible else line
 
 
 def _is_plain(text: str) -> bool:
-    """Return True if no rule for signs would change anything; they would take far longer to find that out."""
+    """Return whether a text has only usual characters, so that slow rules can be skipped."""
     return bool(_PLAIN.fullmatch(text)) and not _MAY_BE_BYTES.search(text)
 
 
-# --- in running text -------------------------------------------------------------------------------------
+# --- repairs in running text ---------------------------------------------------------------------
 
 
 def _normalise_once(text: str, rules: Rules) -> str:
     is_plain = _is_plain(text)
     if not is_plain:
-        text = _mend_odd_signs(text, rules)
+        text = _repair_special_characters(text, rules)
     pieces = verbatim.split(text)  # every second one is code or a URL
     if not is_plain:
-        pieces[::2] = [_mend_prose(piece, rules) for piece in pieces[::2]]
-    pieces[::2] = [rules.note(Change.SPACES, piece, _without_layout(piece)) for piece in pieces[::2]]
-    if any("-\n" in piece and _PARTED_SIGN.search(piece) for piece in pieces[::2]):
-        parted = "".join(pieces)
-        pieces[::2] = _joined_words(pieces[::2])
-        rules.note(Change.WORDS, parted, "".join(pieces))
+        pieces[::2] = [_repair_prose(piece, rules) for piece in pieces[::2]]
+    pieces[::2] = [rules.note(Change.SPACES, piece, _remove_layout(piece)) for piece in pieces[::2]]
+    if any("-\n" in piece and _DIVIDED_SIGN.search(piece) for piece in pieces[::2]):
+        before = "".join(pieces)
+        pieces[::2] = _join_divided_words(pieces[::2])
+        rules.note(Change.WORDS, before, "".join(pieces))
     pieces[0] = rules.note(Change.SPACES, pieces[0], pieces[0].lstrip())
     pieces[-1] = rules.note(Change.SPACES, pieces[-1], pieces[-1].rstrip())
     return "".join(pieces)
 
 
-def _mend_prose(text: str, rules: Rules) -> str:
-    """Mend lines one by one, but for the `good`; lines that come out as they went in are added there."""
+def _repair_prose(text: str, rules: Rules) -> str:
+    """Repair a text line by line."""
     if _is_plain(text):
         return text
     lines = text.split("\n")
     for place, line in enumerate(lines):
-        if not _is_plain(line) and line not in rules.good:
-            lines[place] = _mend_line(line, rules)
+        if not _is_plain(line) and line not in rules.unchanged_lines:
+            lines[place] = _repair_line(line, rules)
             if lines[place] == line:
-                rules.good.add(line)
+                rules.unchanged_lines.add(line)
     text = "\n".join(lines)
     if _INVISIBLE_SIGN.search(text):
         text = rules.note(Change.INVISIBLE, text, _INVISIBLE.sub("", text))
     return text
 
 
-def _mend_line(line: str, rules: Rules) -> str:
+def _repair_line(line: str, rules: Rules) -> str:
     if "&" in line:
         line = rules.note(Change.ENTITIES, line, _decode_entities(line, rules.decode_entities))
     if _FORMS.search(line) and not _EAST_ASIAN.search(line):
@@ -283,35 +293,35 @@ def _mend_line(line: str, rules: Rules) -> str:
 
 
 def _decode_entities(line: str, everywhere: bool) -> str:
-    """Decode entities within words, and elsewhere those that are no part of a text about markup."""
+    """Decode the entities within words, and other entities if the line is not about markup.
+
+    Args:
+        everywhere: decode entities outside of words, too.
+    """
     everywhere = everywhere and not _MARKUP.search(line)
 
     def decode(match: re.Match[str]) -> str:
         entity = f"&{match[1]}"
         sign: str = fixes.unescape_html(entity)
-        if (
-            sign == entity and match[0] != entity
-        ):  # no name of a sign: the `&amp;` before it stands for itself
-            return (
-                f"&{match[1]}"
-                if everywhere or line[match.start() - 1 : match.start()].isalpha()
-                else match[0]
-            )
-        before, after = line[match.start() - 1 : match.start()], line[match.end() : match.end() + 1]
-        if sign.isalpha():
-            is_broken = before.isalpha() or after.isalpha()
-        else:
-            is_broken = (
-                sign == "&" and before.isalpha() and after.isalpha() and not _ASSIGNS.match(line, match.end())
-            )
         is_escaped_twice = match[0] != entity
-        return sign if is_broken or (everywhere and not is_escaped_twice) else match[0]
+        before = line[match.start() - 1 : match.start()]
+        after = line[match.end() : match.end() + 1]
+        if sign == entity and is_escaped_twice:  # not an entity: only the `&amp;` before it is one
+            return entity if everywhere or before.isalpha() else match[0]
+        if sign.isalpha():
+            is_in_word = before.isalpha() or after.isalpha()
+        elif sign == "&":
+            is_query = _ASSIGNS.match(line, match.end()) is not None
+            is_in_word = before.isalpha() and after.isalpha() and not is_query
+        else:
+            is_in_word = False
+        return sign if is_in_word or (everywhere and not is_escaped_twice) else match[0]
 
     return _ENTITY.sub(decode, line)
 
 
-def _without_layout(text: str) -> str:
-    """Return text with single spaces, none at the ends of its lines, and one blank line at a time."""
+def _remove_layout(text: str) -> str:
+    """Return text with single spaces and blank lines, and no white space at line ends."""
     if "  " in text or _ODD_SPACES_SIGN.search(text):
         text = _SPACES.sub(" ", text)
     lines = text.split("\n")
@@ -320,40 +330,46 @@ def _without_layout(text: str) -> str:
     return _BLANK_LINES.sub("\n\n", text) if "\n\n\n" in text else text
 
 
-def _joined_words(texts: list[str]) -> list[str]:
-    """Put words together that a hyphen parts at a line end.
+def _join_divided_words(texts: list[str]) -> list[str]:
+    """Join the words that are divided by a hyphen at a line end.
 
-    Of `a-` and `b`, `ab` or `a-b` is right if the document has it elsewhere. Else the hyphen belongs to the
-    word before a capital or a digit (Sør-/Norge), after capitals or a single letter (NAV-/kontor, e-/post),
-    and stands for what is left out before `og` and its kin (barne-/og ungdomsarbeid).
+    `a-` and `b` become `ab` or `a-b` if the document has that word elsewhere. Otherwise, the hyphen
+    is kept before a capital or a digit (Sør-/Norge), and after capitals or a single letter
+    (NAV-/kontor, e-/post). Before conjunctions it is a suspended hyphen, which is kept with a space
+    (barne-/og ungdomsarbeid).
     """
-    elsewhere = {
-        word
-        for text in texts
-        for word in _WORDS.findall(_parted_replaced(text, lambda first, second: " ").lower())
-    }
+    elsewhere: set[str] = set()
+    for text in texts:
+        undivided = _replace_divided_words(text, lambda first, second: " ")
+        elsewhere.update(_WORDS.findall(undivided.lower()))
 
-    def whole(first: str, second: str) -> str:
-        joined, hyphenated = first + second, f"{first}-{second}"
+    def join(first: str, second: str) -> str:
         if second.lower() in _CONJUNCTIONS:
             return f"{first}- {second}"
+        joined = first + second
         if joined.lower() in elsewhere:
             return joined
+        hyphenated = f"{first}-{second}"
         last = first.rpartition("-")[2]
-        belongs = not second[0].islower() or len(last) <= 1 or last.isupper() or last[-1:].isdigit()
-        return hyphenated if belongs or hyphenated.lower() in elsewhere else joined
+        keeps_hyphen = not second[0].islower() or len(last) <= 1 or last.isupper() or last[-1:].isdigit()
+        if keeps_hyphen or hyphenated.lower() in elsewhere:
+            return hyphenated
+        return joined
 
-    return [_parted_replaced(text, whole) for text in texts]
+    return [_replace_divided_words(text, join) for text in texts]
 
 
-def _parted_replaced(text: str, replacement: Callable[[str, str], str]) -> str:
-    """What replaces each word that a hyphen parts at a line end, by its two halves."""
-    pieces, done = [], 0
-    for match in _PARTED.finditer(text):
+def _replace_divided_words(text: str, replacement: Callable[[str, str], str]) -> str:
+    """Replace each word that is divided at a line end by a function of its two halves."""
+    pieces = []
+    done = 0
+    for match in _DIVIDED.finditer(text):
         line = text[max(done, text.rfind("\n", 0, match.start()) + 1) : match.start()]
         run = _HALF_BACKWARDS.match(line[::-1])
-        assert run is not None  # it matches nothing at all, too
-        if first := _HALF_BEGINS.search(text, match.start() - run.end(), match.start()):
-            pieces += [text[done : first.start()], replacement(text[first.start() : match.start()], match[1])]
+        assert run is not None  # it also matches the empty string
+        first = _HALF_BEGINS.search(text, match.start() - run.end(), match.start())
+        if first:
+            half = text[first.start() : match.start()]
+            pieces += [text[done : first.start()], replacement(half, match[1])]
             done = match.end()
     return "".join([*pieces, text[done:]])

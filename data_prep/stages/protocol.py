@@ -1,7 +1,6 @@
-"""The protocol of a stage, which execute.py applies shard by shard in the processes of a preparation.
+"""The interface of a stage, which execute.py runs shard by shard in the processes of a preparation.
 
-`name` stays the same for good: it names the stage's folder, its steps and its settings, and fingerprints hold
-it. A stage has no state: processes share nothing but files.
+A stage has no state, because the processes share only files.
 """
 
 from __future__ import annotations
@@ -21,11 +20,12 @@ if TYPE_CHECKING:
 
 
 class Stage(ABC):
-    """A step on the way from raw text to tokens.
+    """A stage of the preparation from raw text to tokens.
 
     Attributes:
-        name: of its folder, its steps and its settings.
-        version: raised when the output changes, so that corpora are made again.
+        name: the name of its folder, its steps and its settings. It must never change, because it
+            is part of fingerprints.
+        version: must be increased whenever the output changes, so that corpora are prepared again.
     """
 
     name: ClassVar[str]
@@ -33,8 +33,7 @@ class Stage(ABC):
 
     @abstractmethod
     def settings(self, config: CorpusConfig) -> DataclassInstance:
-        """Return all of the config that the output depends on. Fingerprints and manifests hold it as plain
-        data."""
+        """Return all settings on which the output depends, for fingerprints and manifests."""
 
 
 class ShardStage(Stage):
@@ -42,39 +41,40 @@ class ShardStage(Stage):
 
     @abstractmethod
     def run(self, documents: Iterator[Document], config: CorpusConfig, report: Report) -> Iterator[Document]:
-        """Yield what goes on of the documents of one shard, in order; every drop and change goes into the
-        report.
+        """Yield the kept documents of one shard in order, and report every drop and change.
 
-        Nothing may be kept from one shard (some megabytes of one source) to the next: shards run in any
-        order, in any number of processes.
+        No state may be kept from one shard (some megabytes of one source) to the next, because
+        shards run in any order, in any number of processes.
         """
 
 
 class CorpusStage(Stage):
-    """A stage that must see the whole corpus before it can judge a document."""
+    """A stage whose judgement of a document depends on the whole corpus."""
 
     @abstractmethod
     def collect(self, documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
-        """Return what must be known of one shard, as small as will do."""
+        """Return the data of one shard on which the decision depends, as little as possible."""
 
     @abstractmethod
     def decide(self, collected: list[Path], config: CorpusConfig) -> pa.Table:
-        """Return a decision over all shards.
+        """Return the decision for all shards.
 
-        JSON in the schema's metadata under `counts` is added to the counts of the stage.
+        The schema's metadata may have a JSON object `counts`, which is added to the counts of the
+        stage.
 
         Args:
-            collected: the shards' Parquet files, in shard order. Read only the columns needed, file by file:
-                here alone all of a corpus is seen at once.
+            collected: the Parquet files with the tables of all shards, in shard order. Read them
+                one by one, and only the columns needed, because together they cover the whole
+                corpus.
         """
 
     @abstractmethod
     def run(
         self, documents: Iterator[Document], config: CorpusConfig, report: Report, decided: pa.Table
     ) -> Iterator[Document]:
-        """Yield what goes on of the documents of one shard, as in `ShardStage.run`.
+        """Yield the documents of one shard that are kept, as `ShardStage.run`.
 
         Args:
-            decided: the decision; of one with a column `shard` (a shard's place in `collected`), this shard's
-                rows only.
+            decided: the decision. If it has a column `shard` (the shard's index in `collected`), it
+                has only the rows of this shard.
         """

@@ -1,5 +1,7 @@
-"""Holds out whole groups (an act, a case, a meeting), so that nothing in validation was half seen in
-training."""
+"""The split into training and validation, by whole groups (an act, a case, a meeting).
+
+So no validation document has a part of its group in the training split.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,17 @@ class Split(ShardStage):
 
     def run(self, documents: Iterator[Document], config: CorpusConfig, report: Report) -> Iterator[Document]:
         for document in documents:
-            document.split = side(document.group, config.split.validation_share, config.split.seed)
+            document.split = choose_split(document.group, config.split.validation_share, config.split.seed)
             report.counts[document.split] += 1
             yield document
 
 
-def side(group: str, validation_share: float, seed: int) -> str:
-    """A pure function of (seed, group): a group stays on its side when other documents come or go."""
+def choose_split(group: str, validation_share: float, seed: int) -> str:
+    """Return the split of a group: "train" or "validation".
+
+    It is a function of seed and group only, so a group keeps its split when other documents are
+    added or removed.
+    """
     digest = hashlib.blake2b(f"{seed}:{group}".encode(), digest_size=8).digest()
-    return "validation" if int.from_bytes(digest, "big") < validation_share * 2**64 else "train"
+    is_held_out = int.from_bytes(digest, "big") < validation_share * 2**64
+    return "validation" if is_held_out else "train"

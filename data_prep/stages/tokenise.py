@@ -1,5 +1,4 @@
-"""Stage tokenise, behind the text stages: its version and settings. Its work lies in data_prep/tokens
-(step.py)."""
+"""Version and settings of the tokenise stage, the last one; data_prep/tokens does the work."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from data_prep.user_error import NotFoundError
 
 @dataclass(kw_only=True)
 class TokeniseSettings:
-    """All that decides the token shards; files given by path count by their content."""
+    """All settings on which the token shards depend; files are represented by their checksums."""
 
 
 @dataclass(kw_only=True)
@@ -45,7 +44,7 @@ class GivenSettings(TokeniseSettings):
 
 @dataclass(kw_only=True)
 class ExtendedSettings(TokeniseSettings):
-    """The settings of a corpus whose tokenizer is given, with tokens that are added to it."""
+    """The settings of a corpus whose tokenizer is given and extended by tokens."""
 
     tokenizer_sha256: str
     files: dict[str, str]
@@ -56,19 +55,20 @@ class ExtendedSettings(TokeniseSettings):
 
 
 class Tokenise(Stage):
-    """Turns text into token shards, in steps of its own: a tokenizer must be there first."""
+    """Convert text to token shards, in steps of its own: the tokenizer must exist first."""
 
     name = "tokenise"
     version = 3
 
     def settings(self, config: CorpusConfig) -> TokeniseSettings:
-        """Return all that decides the shards.
+        """Return the settings on which the token shards depend.
 
         Raises:
-            NotFoundError: the chat template's file does not exist.
-            UserError: the tokenizer's folder holds none.
+            NotFoundError: the tokenizer's folder or the chat template's file does not exist.
+            UserError: the tokenizer's folder has no readable tokenizer.json.
         """
-        shard_tokens, library = config.shard_tokens, config.tokenizer.library
+        shard_tokens = config.shard_tokens
+        library = config.tokenizer.library
         chat = replace(config.chat, template=_template_setting(config.chat))
         if config.tokenizer.path is None:
             return TrainedSettings(
@@ -81,10 +81,12 @@ class Tokenise(Stage):
         folder = Path(config.tokenizer.path)
         if not folder.is_dir():
             raise NotFoundError(
-                f"corpus.tokenizer.path {folder} does not exist: give a model folder, or a prepared corpus' tokenizer/"
+                f"corpus.tokenizer.path {folder} does not exist; give a model folder, or the "
+                "folder tokenizer/ of a prepared corpus"
             )
-        files = {name: sha256_file(path) for name in FILES if (path := folder / name).is_file()}
-        sha256, added = tokenizer_digest(folder), config.tokenizer.add_tokens
+        files = {name: sha256_file(folder / name) for name in FILES if (folder / name).is_file()}
+        sha256 = tokenizer_digest(folder)
+        added = config.tokenizer.add_tokens
         if not added:
             return GivenSettings(
                 tokenizer_sha256=sha256, files=files, shard_tokens=shard_tokens, chat=chat, library=library
@@ -100,10 +102,11 @@ class Tokenise(Stage):
 
 
 def _template_setting(chat: ChatConfig) -> str | None:
+    """Return the setting chat.template, with the checksum of a file in place of its path."""
     if chat.template in (None, "default"):
         return chat.template
     if not Path(chat.template).is_file():
         raise NotFoundError(
-            f"corpus.chat.template {chat.template} does not exist: give a Jinja file, or `default`"
+            f"corpus.chat.template {chat.template} does not exist; give a Jinja file, or `default`"
         )
     return sha256_file(Path(chat.template))

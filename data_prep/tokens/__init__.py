@@ -1,2 +1,1 @@
-"""From documents to token shards: the tokenizer, chat templates, rows, and the two steps of a preparation
-that use them."""
+"""Tokenization: the tokenizer, chat templates, rows of tokens, and the steps that use them."""

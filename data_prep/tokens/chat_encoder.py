@@ -1,5 +1,7 @@
-"""Token ids and their places in a rendered conversation, for chat_template.py. Running text has
-encoder.py."""
+"""Encoding of rendered conversations to token ids with character offsets, for chat_template.py.
+
+encoder.py encodes running text.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,22 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, processors
 
-FIRST_PLACEHOLDER, NUM_PLACEHOLDERS = 0xFDD0, 31  # noncharacters, which Unicode keeps out of text
+# Noncharacters, which Unicode reserves for internal use: they do not occur in text.
+FIRST_PLACEHOLDER = 0xFDD0
+NUM_PLACEHOLDERS = 31
 PLACEHOLDERS = re.compile("[\ufdd0-\ufdef]")
 Span = tuple[int, int]
 
 
 @dataclass
 class Tokens:
-    """Tokens with where they stand in the rendered text: [tokens] each. `control` marks added tokens, but
-    those of white space, with which some vocabularies are merely made smaller."""
+    """Tokens of a rendered text; all arrays have the shape [tokens].
+
+    Attributes:
+        start, stop: character offsets in the rendered text.
+        control: marks added tokens, except those of white space, which some vocabularies add to
+            encode indentation in fewer tokens.
+    """
 
     ids: np.ndarray[Any, np.dtype[np.int64]]
     start: np.ndarray[Any, np.dtype[np.int64]]
@@ -29,21 +38,21 @@ class Tokens:
 
 
 class ChatEncoder:
-    """A tokenizer for pieces of a longer text: nothing is put before or after them, and places are exact.
+    """A tokenizer for parts of a longer text, which adds no tokens and has exact offsets.
 
     Args:
         tokenizer_file: tokenizer.json.
     """
 
     def __init__(self, tokenizer_file: Path) -> None:
-        self._with_control, self._as_text = (Tokenizer.from_file(str(tokenizer_file)) for _ in range(2))
+        self._with_control = Tokenizer.from_file(str(tokenizer_file))
+        self._as_text = Tokenizer.from_file(str(tokenizer_file))
         self._as_text.encode_special_tokens = True
         for tokenizer in (self._with_control, self._as_text):
             tokenizer.no_padding()
             tokenizer.no_truncation()
-            tokenizer.post_processor = processors.Sequence(
-                []
-            )  # the usual one takes spaces out of the offsets
+            # The usual post-processor leaves spaces out of the offsets.
+            tokenizer.post_processor = processors.Sequence([])
         added = self._with_control.get_added_tokens_decoder()
         self.special = {token.content for token in added.values() if token.special}
         self.added = {token.content for token in added.values() if token.content.strip()}
@@ -51,60 +60,69 @@ class ChatEncoder:
             [number for number, token in added.items() if token.content in self.added], np.int64
         )
 
-    def first(self, text: str) -> list[int]:
-        """Encode plain text at the beginning of a sequence: control tokens in it are text."""
+    def encode_start(self, text: str) -> list[int]:
+        """Encode plain text at the beginning of a sequence; spelled control tokens are text."""
         return list(self._as_text.encode(text, add_special_tokens=False).ids)
 
-    def following(self, text: str) -> list[int]:
-        """Encode plain text that goes on from other text."""
-        return _in_the_middle(self._as_text, text)[0]
+    def encode_continuation(self, text: str) -> list[int]:
+        """Encode plain text that continues other text; spelled control tokens are text."""
+        return _encode_inside(self._as_text, text)[0]
 
-    def rendered(self, text: str, literal: list[str], cuts: list[int]) -> Tokens:
-        """Encode a rendered conversation, in which control tokens are control tokens.
+    def encode_rendered(self, text: str, literal: list[str], cuts: list[int]) -> Tokens:
+        """Encode a rendered conversation, in which control tokens become single tokens.
 
         Args:
-            literal: what the placeholders stand for, by number: control tokens that a content spells.
-            cuts: places that no token may span.
+            literal: the texts that the placeholders replace, by number: control tokens spelled in
+                contents.
+            cuts: character offsets that no token may span.
         """
         places = [match.start() for match in PLACEHOLDERS.finditer(text)]
         borders = sorted({0, len(text), *cuts, *places, *(place + 1 for place in places)})
-        ids: list[int] = []
-        offsets: list[Span] = []
+        all_ids: list[int] = []
+        all_offsets: list[Span] = []
         for begin, end in pairwise(borders):
             if begin in places:
-                piece = self._spelled(literal[ord(text[begin]) - FIRST_PLACEHOLDER])
-                ids, offsets = ids + piece, offsets + [(begin, end)] * len(piece)
+                ids = self._encode_spelled(literal[ord(text[begin]) - FIRST_PLACEHOLDER])
+                all_ids += ids
+                all_offsets += [(begin, end)] * len(ids)
                 continue
             if begin == 0:
                 encoding = self._with_control.encode(text[:end], add_special_tokens=False)
-                piece, at = encoding.ids, encoding.offsets
+                ids, offsets = encoding.ids, encoding.offsets
             else:
-                piece, at = _in_the_middle(self._with_control, text[begin:end])
-            ids, offsets = ids + piece, offsets + [(start + begin, stop + begin) for start, stop in at]
-        ids_, offsets_ = np.asarray(ids, np.int64), np.asarray(offsets, np.int64).reshape(-1, 2)
-        return Tokens(ids_, offsets_[:, 0], offsets_[:, 1], np.isin(ids_, self._added_ids))
+                ids, offsets = _encode_inside(self._with_control, text[begin:end])
+            all_ids += ids
+            all_offsets += [(start + begin, stop + begin) for start, stop in offsets]
+        id_array = np.asarray(all_ids, np.int64)
+        offset_array = np.asarray(all_offsets, np.int64).reshape(-1, 2)
+        is_control = np.isin(id_array, self._added_ids)
+        return Tokens(id_array, offset_array[:, 0], offset_array[:, 1], is_control)
 
-    def _spelled(self, token: str) -> list[int]:
-        """Encode a control token's characters as text. The library lets only special ones be text; the others
-        are broken up."""
-        return (
-            self.following(token)
-            if token in self.special
-            else self.following(token[0]) + self.following(token[1:])
-        )
+    def _encode_spelled(self, token: str) -> list[int]:
+        """Encode the characters of a control token as text.
+
+        The library can do so for special tokens only; other control tokens are split into two
+        parts.
+        """
+        if token in self.special:
+            return self.encode_continuation(token)
+        return self.encode_continuation(token[0]) + self.encode_continuation(token[1:])
 
 
-def _in_the_middle(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[Span]]:
-    """Encode what stands inside a longer text. SentencePiece's kin put a space before whatever they are
-    given: here it comes before a line break, which is taken off again."""
+def _encode_inside(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[Span]]:
+    """Return ids and offsets of text inside a longer text.
+
+    SentencePiece-like tokenizers add a space at the beginning of each text. So the text is encoded
+    with a line break before it, whose tokens are removed afterwards.
+    """
     newline = tokenizer.encode("\n", add_special_tokens=False).ids
     encoding = tokenizer.encode("\n" + text, add_special_tokens=False)
-    if (
-        newline
-        and encoding.ids[: len(newline)] == newline
-        and all(stop <= 1 for _, stop in encoding.offsets[: len(newline)])
-    ):
-        rest = slice(len(newline), None)
-        return list(encoding.ids[rest]), [(start - 1, stop - 1) for start, stop in encoding.offsets[rest]]
+    num_newline = len(newline)
+    begins_with_newline = encoding.ids[:num_newline] == newline and all(
+        stop <= 1 for _, stop in encoding.offsets[:num_newline]
+    )
+    if newline and begins_with_newline:
+        offsets = [(start - 1, stop - 1) for start, stop in encoding.offsets[num_newline:]]
+        return list(encoding.ids[num_newline:]), offsets
     encoding = tokenizer.encode(text, add_special_tokens=False)
     return list(encoding.ids), list(encoding.offsets)

@@ -1,26 +1,28 @@
-"""Conversations as tokens, with what the model must learn to write marked.
+"""Tokenization of conversations with a chat template, and their target masks.
 
-The model is asked with a prompt: `render(messages[:i], add_generation_prompt=True)`, the conversation so far
-as its chat template renders it. It must then write the rest of `render(messages[:i + 1])`, up to and with the
-token that ends the turn. Exactly that is the target of turn i, whatever else a template shows or marks:
+At inference, the prompt for turn i is `render(messages[:i], add_generation_prompt=True)`: the
+conversation so far, as the chat template renders it. The model must then write the rest of
+`render(messages[:i + 1])`, up to and including the token that ends the turn. That is the target of
+turn i, with these special cases:
 
-- A template without a generation prompt leaves more to the model: the header of the turn, its leading space,
-  its thoughts.
-- A template may show the conversation otherwise once it is answered. Mistral's kind puts the system prompt
-  into the last user turn, and only while that is last; there the answer is found behind the last message that
-  prompt and rendering share.
-- A template may leave the thoughts of an answer out even where it has just been given (DeepSeek-R1). The
-  model writes them all the same, so they are put back from the content.
-- Markers (`{% generation %}`) are a claim by the template's author on what to learn. The prompt decides; a
-  difference is counted.
+- If a template has no generation prompt, the model must write more: the header of the turn, its
+  leading space, its thoughts.
+- A template may render the conversation differently after the answer. Templates like Mistral's put
+  the system prompt into the last user turn only. Then the target begins after the last message that
+  prompt and rendering have in common.
+- A template may leave out the thoughts even of the last answer (DeepSeek-R1). The model must write
+  them all the same, so they are inserted from the content.
+- `{% generation %}` markers show what the template's author regards as the target. The prompt has
+  precedence; differences are counted.
 
-Turns share a row as long as the row holds, character by character, what the model sees and writes at each of
-them. Else, as with Qwen3, which leaves out earlier thoughts, each turn has a row of its own that ends with it
-and in which it alone is a target.
+Turns share a row if the row contains, character by character, the prompt and the target of each
+turn. Otherwise, as with Qwen3, which leaves out earlier thoughts, each turn has its own row, which
+ends with the turn and has no other target.
 
-Control tokens are those of the template. The same characters inside a content are text: they are replaced by
-one placeholder each (a Unicode noncharacter) while the template is rendered, and encoded as plain text
-afterwards. Only the marks around the thoughts that begin an answer stay what they are.
+Control tokens come from the template only. If a content spells a control token, the spelling is
+text: it is replaced by a placeholder (a Unicode noncharacter) while the template is rendered, and
+encoded as plain text afterwards. The only exception are the marks around the thoughts at the
+beginning of an answer.
 """
 
 from __future__ import annotations
@@ -39,9 +41,9 @@ from data_prep.tokens.chat_encoder import FIRST_PLACEHOLDER, NUM_PLACEHOLDERS, P
 from data_prep.tokens.row import Row
 from data_prep.user_error import UserError
 
-# For tokenizers without a template of their own: ChatML's form, with the beginning and end of a sequence
-# around each turn, so that it needs no token that a plain tokenizer lacks, and every program that stops at
-# the end of a sequence stops.
+# For tokenizers without a chat template. It has ChatML's form, but with the tokens for the
+# beginning and end of a sequence around each turn: every tokenizer has them, and every program
+# stops at the end of a sequence.
 DEFAULT_TEMPLATE = """\
 {%- for message in messages -%}
 {{ bos_token + message['role'] + '\\n' + message['content'] + eos_token + '\\n' }}
@@ -51,7 +53,8 @@ DEFAULT_TEMPLATE = """\
 {%- endif -%}
 """
 
-_PROBE = "\ufdef"  # one more of them, in place of an answer
+# A further noncharacter, used as an answer to find out what the template puts around it.
+_PROBE = "\ufdef"
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _THOUGHT_MARKS = (
     ("<think>", "</think>"),
@@ -59,11 +62,11 @@ _THOUGHT_MARKS = (
     ("<thinking>", "</thinking>"),
     ("<seed:think>", "</seed:think>"),
 )
-_LONGEST_LEAD = 200  # characters that a template may put between the prompt and the answer
+_MAX_LEAD = 200  # characters that a template may put between the prompt and the answer
 
 
-class Refused(UserError):
-    """A conversation that the template cannot render, or whose answers cannot be told for certain."""
+class UnusableChat(UserError):
+    """A conversation that the template cannot render, or whose targets cannot be determined."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -72,12 +75,13 @@ class Refused(UserError):
 
 @dataclass(frozen=True)
 class _Ending:
-    """How a template ends the last answer.
+    """The text that a template puts after the last answer.
 
     Attributes:
-        tail: all that it puts behind the answer.
-        written: the part of it that the model must write: up to the token that ends the turn, if any does.
-        token: that token.
+        tail: the whole text.
+        written: the part that the model must write: up to the token that ends the turn, or all of
+            it.
+        token: the token that ends the turn, if any.
     """
 
     tail: str
@@ -87,22 +91,23 @@ class _Ending:
 
 @dataclass(frozen=True)
 class _Content:
-    """An answer's content: the thoughts that begin it, and what is said.
+    """The content of an answer, split into thoughts and the answer proper.
 
     Attributes:
-        marks: around the thoughts; None where there are none.
-        opens: whether the first of these marks is there.
+        full: the unsplit content.
+        marks: the marks before and after the thoughts; None without thoughts.
+        opens: True if the content has the first of these marks. Some data sets leave it out,
+            because the prompt already has it.
     """
 
-    whole: str
+    full: str
     thought: str
     answer: str
     marks: tuple[str, str] | None
     opens: bool
 
     @staticmethod
-    def of(text: str) -> _Content:
-        """Split a content. Where a prompt opens the thoughts, some data sets leave out the opening mark."""
+    def parse(text: str) -> _Content:
         for opening, closing in _THOUGHT_MARKS:
             if closing in text:
                 thought, _, answer = text.partition(closing)
@@ -114,11 +119,15 @@ class _Content:
 
 @dataclass(frozen=True)
 class _Turn:
-    """What the model sees when it is asked for an answer, and what it must then write."""
+    """A target turn: the text of the prompt, and the text that the model must then write.
+
+    Attributes:
+        is_ended: True if a control token ends the turn.
+    """
 
     prompt: str
     written: str
-    ended: bool
+    is_ended: bool
 
     @property
     def text(self) -> str:
@@ -134,126 +143,143 @@ class ChatTemplate:
 
     Args:
         source: the Jinja text.
-        variables: what the template may use beside the messages: the tokenizer's special tokens and the
-            corpus' arguments.
-        name: where the template comes from, for messages.
+        variables: variables of the template other than the messages: the tokenizer's special tokens
+            and the corpus' template_arguments.
+        name: the origin of the template, for error messages.
 
     Attributes:
-        end_of_turn: the token with which the model ends its answers; None where the template has none, so
-            that the end of the sequence stands for it.
+        end_of_turn: the token with which the model ends its answers; None if the template has none,
+            so that the end of the sequence ends them.
 
     Raises:
-        UserError: the template does not even render a question and its answer.
+        UserError: the template cannot render a question and its answer.
     """
 
     def __init__(self, source: str, variables: Mapping[str, object], encoder: ChatEncoder, name: str) -> None:
-        self._source, self._variables, self._encoder = source, variables, encoder
+        self._source = source
+        self._variables = variables
+        self._encoder = encoder
         self._has_markers = bool(_GENERATION.search(source))
-        question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}
+        question = {"role": "user", "content": "?"}
+        answer = {"role": "assistant", "content": "!"}
         try:
             frame = self._render([question], add_generation_prompt=True) + self._render([question, answer])
             shows_answers = _PROBE in self._render([question, {**answer, "content": _PROBE}])
-        except Refused as fault:
-            raise UserError(f"chat template of {name} fails on a question and its answer: {fault}") from None
+        except UnusableChat as fault:
+            raise UserError(
+                f"chat template of {name} fails on a question and its answer; correct the "
+                f"template, or set corpus.chat.template to another one; the error is: {fault}"
+            ) from None
         if not shows_answers:
             raise UserError(
-                f"chat template of {name} does not show an answer that is a string: it is for contents in parts"
+                f"chat template of {name} does not show an answer that is a string, but may "
+                "show lists of parts; set corpus.chat.template to a template for strings"
             )
-        # Tokens that are not called special, but frame turns all the same, are control tokens too.
+        # Tokens around turns are control tokens even if the tokenizer does not declare them
+        # special.
         marks = {mark for pair in _THOUGHT_MARKS for mark in pair}
         control = encoder.special | {token for token in encoder.added - marks if token in frame}
-        self._control = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
+        longest_first = sorted(control, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._ending = self._find_ending([question])
         self.end_of_turn = self._ending.token
 
     def rows(
         self, turns: list[Turn], eos_token_id: int, everything: bool, counts: Counter[str] | None = None
     ) -> list[Row]:
-        """Return a conversation as rows: one, or more where the template rewrites what was said.
+        """Return a conversation as one row, or as several if the template rewrites earlier turns.
 
         Args:
-            everything: one row of the whole conversation, in which every token is a target.
-            counts: counts answers that the template does not show as they are to be learned.
+            everything: return one row, in which every token is a target.
+            counts: increased by the answers whose rendering differs from their target.
 
         Raises:
-            Refused: the template cannot render it, or its answers cannot be told for certain.
+            UnusableChat: the template cannot render the conversation, or its targets cannot be
+                determined.
         """
         literal: list[str] = []
-        messages = [{"role": turn.role, "content": self._protected(turn, literal)} for turn in turns]
+        messages = [{"role": turn.role, "content": self._protect(turn, literal)} for turn in turns]
         if everything:
             text = self._render(messages)
             if counts is not None:
                 counts["answers_learned_as_everything"] += sum(_is_context(turn) for turn in turns)
             return [self._row(text, [(0, len(text))], literal, eos_token_id)]
         counts = Counter() if counts is None else counts
-        wanted = [self._turn(messages, i, counts) for i, turn in enumerate(turns) if turn.target]
+        remaining = [self._target_turn(messages, i, counts) for i, turn in enumerate(turns) if turn.target]
         rows = []
-        while wanted:  # from the last turn backwards: a row holds all turns left that stand in it as written
-            last = wanted[-1]
+        while remaining:  # from the last turn backwards: a row has all turns that it shows unchanged
+            last = remaining[-1]
             inside = [
-                turn for turn in wanted if turn is last or (turn.ended and last.text.startswith(turn.text))
+                turn
+                for turn in remaining
+                if turn is last or (turn.is_ended and last.text.startswith(turn.text))
             ]
             rows.append(self._row(last.text, [turn.span for turn in inside], literal, eos_token_id))
-            wanted = [turn for turn in wanted if turn not in inside]
+            remaining = [turn for turn in remaining if turn not in inside]
         return rows[::-1]
 
-    def _turn(self, messages: list[dict[str, str]], i: int, counts: Counter[str]) -> _Turn:
-        """Turn i as inference has it."""
+    def _target_turn(self, messages: list[dict[str, str]], i: int, counts: Counter[str]) -> _Turn:
+        """Return the prompt of turn i at inference, and the text that the model must write."""
         prompt = self._render(messages[:i], add_generation_prompt=True)
         marked: list[Span] = []
         answered = self._render(messages[: i + 1], spans_into=marked if self._has_markers else None)
-        content, ending = _Content.of(messages[i]["content"]), self._ending
+        content = _Content.parse(messages[i]["content"])
+        ending = self._ending
         if not answered.endswith(ending.tail):
             ending = self._find_ending(messages[:i])
         shown = answered[: len(answered) - len(ending.tail)]
         answer = content.answer.strip()
         if not answered.endswith(ending.tail) or not shown.rstrip().endswith(answer):
             beginning = PLACEHOLDERS.sub("…", answer[:40])
-            raise Refused(
-                "template_changes_answer", f"the template does not show the answer '{beginning}' as it is"
+            raise UnusableChat(
+                "template_changes_answer", f"the template does not show the answer '{beginning}' unchanged"
             )
         if shown.startswith(prompt):
             written: str | None = shown[len(prompt) :]
         else:
-            written = _behind_shared_text(prompt, shown, content, messages[i - 1]["content"] if i else "")
+            asked = messages[i - 1]["content"] if i else ""
+            written = _find_after_shared_text(prompt, shown, content, asked)
         if written is None:
-            written = _behind_prompt(prompt, content, i)
+            written = _continue_prompt(prompt, content, i)
         elif _lacks_thought(prompt, written, content):
-            written = _with_thought(prompt, written, content, i)
+            written = _insert_thought(prompt, written, content, i)
             counts["thoughts_that_the_template_leaves_out"] += 1
         begin = len(shown) - len(written)
         in_marks = "".join(answered[max(start, begin) : stop] for start, stop in marked if stop > begin)
-        is_marked = not self._has_markers or _squeezed(written) in _squeezed(in_marks)
+        is_marked = not self._has_markers or _squeeze(written) in _squeeze(in_marks)
         counts["answers_that_the_template_marks_otherwise"] += not is_marked
         counts["answers_whose_end_is_no_token"] += ending.token is None and bool(ending.tail.strip())
-        return _Turn(prompt, written + ending.written, ended=ending.token is not None)
+        return _Turn(prompt, written + ending.written, is_ended=ending.token is not None)
 
     def _find_ending(self, messages: list[dict[str, str]]) -> _Ending:
-        """Find how the template ends an answer to these messages.
+        """Return the text that the template puts after an answer to these messages.
 
-        A conversation that goes on shows what belongs to the turn: Phi-3 puts a token behind the last turn
-        that ends the whole, and some templates end a turn only where another one follows.
+        A conversation with a further question is rendered too, to find the part that belongs to the
+        turn: Phi-3 puts a token after the last turn that ends the conversation, and some templates
+        end a turn only if another one follows.
         """
-        probe, question = {"role": "assistant", "content": _PROBE}, {"role": "user", "content": "?"}
+        probe = {"role": "assistant", "content": _PROBE}
+        question = {"role": "user", "content": "?"}
         tail = self._render([*messages, probe]).rpartition(_PROBE)[2]
         try:
             before, _, after = self._render([question, probe, question]).partition(_PROBE)
-        except Refused:
-            before, after = "", tail
+        except UnusableChat:
+            before = ""
+            after = tail
         shared = os.path.commonprefix([tail, after])  # noqa: RUF071  # of texts
         ends = [*self._control.finditer(shared)] or self._adjacent_control(tail)
         if ends:
             return _Ending(tail, tail[: ends[-1].end()], ends[-1][0])
-        between, opened = after.rpartition("?")[0], before.rpartition("?")[0]
-        # without the header of the next question
-        between = between[: len(between) - len(_shared_end(between, opened))]
+        between = after.rpartition("?")[0]
+        question_header = _shared_end(between, before.rpartition("?")[0])
+        between = between[: len(between) - len(question_header)]
         ends = self._adjacent_control(between)
         if ends:
             return _Ending(tail, between[: ends[-1].end()], ends[-1][0])
         return _Ending(tail, tail, None)
 
     def _adjacent_control(self, text: str) -> list[re.Match[str]]:
-        """Return the first control token of a text, and those that follow it without anything between."""
+        """Return the first control token of a text, and those that immediately follow it."""
         found: list[re.Match[str]] = []
         for match in self._control.finditer(text):
             if found and match.start() > found[-1].end():
@@ -262,40 +288,49 @@ class ChatTemplate:
         return found
 
     def _row(self, text: str, spans: list[Span], literal: list[str], eos_token_id: int) -> Row:
-        """Return a text with its targets. A turn that no control token ends is ended by the end of the
-        sequence."""
-        tokens = self._encoder.rendered(text, literal, [])
+        """Return a text as a row with its targets.
+
+        If no control token ends the text, the end-of-sequence token is added as a target.
+        """
+        tokens = self._encoder.encode_rendered(text, literal, [])
         borders = [border for span in spans for border in span]
-        if cuts := [b for b in borders if ((tokens.start < b) & (b < tokens.stop) & ~tokens.control).any()]:
-            tokens = self._encoder.rendered(text, literal, cuts)
+        cuts = [b for b in borders if ((tokens.start < b) & (b < tokens.stop) & ~tokens.control).any()]
+        if cuts:
+            tokens = self._encoder.encode_rendered(text, literal, cuts)
         mask = np.zeros(len(tokens.ids), np.int64)
         for start, stop in spans:
             mask |= (tokens.start >= start) & (tokens.start < stop)
-        ids, marks = tokens.ids.tolist(), mask.tolist()
+        ids = tokens.ids.tolist()
+        marks = mask.tolist()
         last = max((match.end() for match in self._control.finditer(text)), default=0)
         if last == 0 or text[last:].strip():
-            ids, marks = [*ids, eos_token_id], [*marks, 1]
+            ids.append(eos_token_id)
+            marks.append(1)
         return Row(ids, marks)
 
-    def _protected(self, turn: Turn, literal: list[str]) -> str:
-        """Return the content with a placeholder for every control token it spells; `literal` grows by what
-        they stand for."""
+    def _protect(self, turn: Turn, literal: list[str]) -> str:
+        """Return the content with a placeholder for each control token that it spells.
+
+        The spelled tokens are appended to `literal`.
+        """
 
         def placeholder(match: re.Match[str]) -> str:
             if match[0] not in literal:
                 literal.append(match[0])
             if len(literal) > NUM_PLACEHOLDERS:
-                raise Refused(
-                    "control_tokens_in_content", f"it spells more than {NUM_PLACEHOLDERS} control tokens"
+                raise UnusableChat(
+                    "control_tokens_in_content",
+                    f"the contents spell more than {NUM_PLACEHOLDERS} different control tokens",
                 )
             return chr(FIRST_PLACEHOLDER + literal.index(match[0]))
 
         text = PLACEHOLDERS.sub("", turn.content)
-        content = _Content.of(text)
+        content = _Content.parse(text)
         if turn.role != "assistant" or content.marks is None:
             return self._control.sub(placeholder, text)
         opening, closing = content.marks
-        thought, answer = (self._control.sub(placeholder, part) for part in (content.thought, content.answer))
+        thought = self._control.sub(placeholder, content.thought)
+        answer = self._control.sub(placeholder, content.answer)
         return f"{opening if content.opens else ''}{thought}{closing}{answer}"
 
     def _render(
@@ -304,10 +339,11 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
         spans_into: list[Span] | None = None,
     ) -> str:
-        try:  # a second to import, and only chats need it
+        """Return the rendered messages; append the spans of `{% generation %}` to `spans_into`."""
+        try:  # the import takes a second, and only conversations need it
             from transformers.utils.chat_template_utils import render_jinja_template
         except ModuleNotFoundError as fault:
-            raise UserError(f"conversations need {fault.name}: pip install 'finetune[prep]'") from None
+            raise UserError(f"conversations need {fault.name}; pip install 'finetune[prep]'") from None
         try:
             (text,), spans = render_jinja_template(
                 [messages],
@@ -325,51 +361,57 @@ class ChatTemplate:
             AttributeError,
             RuntimeError,
         ) as fault:
-            raise Refused("template_refuses", " ".join(str(fault).split()) or type(fault).__name__) from None
+            detail = " ".join(str(fault).split()) or type(fault).__name__
+            raise UnusableChat("template_refuses", detail) from None
         if spans_into is not None:
             spans_into += [(start, stop) for start, stop in spans[0]]
         return str(text)
 
 
 def _is_context(turn: Turn) -> bool:
-    """Return whether a turn is an answer that its record wants as context alone."""
+    """Return whether a turn is an answer that its record marks as context only."""
     return turn.role == "assistant" and not turn.target and bool(turn.content.strip())
 
 
-def _behind_shared_text(prompt: str, shown: str, content: _Content, asked: str) -> str | None:
-    """Return what stands behind the prompt's last message in a rendering that begins otherwise.
+def _find_after_shared_text(prompt: str, shown: str, content: _Content, asked: str) -> str | None:
+    """Return the text after the prompt's last message, in a rendering without the prompt.
 
     Args:
         shown: the rendering up to the end of the answer.
         asked: the content of the prompt's last message.
 
     Returns:
-        None if prompt and rendering do not share that message with all behind it.
+        None if prompt and rendering do not share that message and all text after it.
     """
     end = len(shown.rstrip())
-    whole, answer = content.whole.strip(), content.answer.strip()
-    begin = end - len(whole if shown[:end].endswith(whole) else answer)
-    if content.marks and content.opens and not shown[:end].endswith(whole):
+    full = content.full.strip()
+    shows_full = shown[:end].endswith(full)
+    begin = end - len(full if shows_full else content.answer.strip())
+    if content.marks and content.opens and not shows_full:
         begin = max(shown.rfind(content.marks[0], 0, begin), 0) or begin
-    places = range(max(0, begin - _LONGEST_LEAD), begin + 1)
+    places = range(max(0, begin - _MAX_LEAD), begin + 1)
     best = max(places, key=lambda place: len(_shared_end(prompt, shown[:place])))
     if not asked.strip() or asked.strip() not in _shared_end(prompt, shown[:best]):
         return None
     return shown[best:]
 
 
-def _behind_prompt(prompt: str, content: _Content, i: int) -> str:
-    """Return the content as it goes on from a prompt that no rendering begins with; it may open thoughts."""
+def _continue_prompt(prompt: str, content: _Content, i: int) -> str:
+    """Return the text that the model must write after a prompt that the rendering does not contain.
+
+    The prompt may end with the opening mark of thoughts.
+    """
     opening = next((opening for opening, _ in _THOUGHT_MARKS if prompt.rstrip().endswith(opening)), None)
     if opening is None:
-        return _with_thought(prompt, content.answer.strip(), content, i)
+        return _insert_thought(prompt, content.answer.strip(), content, i)
     if content.marks is None or content.marks[0] != opening:
-        raise Refused(
+        raise UnusableChat(
             "prompt_is_no_prefix",
-            f"turn {i + 1} does not begin with the template's own generation prompt, which opens thoughts ({opening}): give it "
-            f"thoughts, or set corpus.chat.template_arguments or corpus.chat.template so that it is asked for without them",
+            f"the template's generation prompt opens thoughts with {opening}, but turn {i + 1} "
+            "has none with this mark; add thoughts, or set corpus.chat.template_arguments or "
+            "corpus.chat.template so that the prompt does not open them",
         )
-    written = content.whole.strip()
+    written = content.full.strip()
     if content.opens:
         written = written.removeprefix(opening)
         if prompt.endswith("\n"):
@@ -378,36 +420,35 @@ def _behind_prompt(prompt: str, content: _Content, i: int) -> str:
 
 
 def _lacks_thought(prompt: str, written: str, content: _Content) -> bool:
-    """Return whether the template leaves out the thoughts of an answer, or their marks where they are
-    empty."""
+    """Return whether the template leaves out an answer's thoughts, or the marks of empty ones."""
     if content.marks is None:
         return False
-    lead = _lead(written, content)
+    lead = _text_before_answer(written, content)
     if content.thought.strip():
-        return _squeezed(content.thought) not in _squeezed(lead)
+        return _squeeze(content.thought) not in _squeeze(lead)
     return content.marks[1] not in lead and not prompt.rstrip().endswith(content.marks)
 
 
-def _with_thought(prompt: str, written: str, content: _Content, i: int) -> str:
-    """Put the thoughts that the template leaves out back into what the model must write."""
+def _insert_thought(prompt: str, written: str, content: _Content, i: int) -> str:
+    """Return the text that the model must write, with the thoughts that the template leaves out."""
     if content.marks is None:
         return written
-    lead = _lead(written, content)
-    closed = any(closing in lead or prompt.rstrip().endswith(closing) for _, closing in _THOUGHT_MARKS)
-    if closed or not content.opens:
-        raise Refused(
-            "thoughts_do_not_fit", f"turn {i + 1} has thoughts, for which the template leaves no place"
+    lead = _text_before_answer(written, content)
+    is_closed = any(closing in lead or prompt.rstrip().endswith(closing) for _, closing in _THOUGHT_MARKS)
+    if is_closed or not content.opens:
+        raise UnusableChat(
+            "thoughts_do_not_fit", f"turn {i + 1} has thoughts, but the template has no place for them"
         )
-    return lead + content.whole.strip()
+    return lead + content.full.strip()
 
 
-def _lead(written: str, content: _Content) -> str:
-    """Return what stands before the answer in what the model must write."""
+def _text_before_answer(written: str, content: _Content) -> str:
+    """Return the part before the answer proper of the text that the model must write."""
     return written[: len(written.rstrip()) - len(content.answer.strip())]
 
 
-def _squeezed(text: str) -> str:
-    """Return a text without white space and marks of thoughts, which templates set in their own ways."""
+def _squeeze(text: str) -> str:
+    """Return a text without white space and marks of thoughts, which differ between templates."""
     for pair in _THOUGHT_MARKS:
         for mark in pair:
             text = text.replace(mark, "")
@@ -415,7 +456,7 @@ def _squeezed(text: str) -> str:
 
 
 def _shared_end(a: str, b: str) -> str:
-    """Return the longest text with which both end."""
+    """Return the longest common suffix."""
     length = 0
     for ours, theirs in zip(reversed(a), reversed(b), strict=False):
         if ours != theirs:

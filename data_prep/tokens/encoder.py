@@ -1,10 +1,9 @@
-"""Texts to token ids: by gigatoken, where it is installed and gives what tokenizers gives, else by
-tokenizers.
+"""Encoding of running text to token ids, by gigatoken if it is exact, else by tokenizers.
 
-gigatoken (MIT) is some fifty times as fast, and young. So it is never taken at its word: before a corpus is
-tokenised it must give the same ids as tokenizers on a sample of it; texts in which the two could differ
-(special tokens spelt out, scripts and signs of which versions of Unicode know different things) always go to
-tokenizers; and of every batch one text is compared again.
+gigatoken (MIT) is some fifty times as fast as tokenizers, but young, so its output is checked.
+Before a corpus is tokenised, both libraries must give the same ids on a sample of it. Texts in
+which they could differ (spelled special tokens; scripts and signs whose properties differ between
+versions of Unicode) are always encoded by tokenizers. And one text of each batch is compared again.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
-from itertools import islice, pairwise
+from itertools import compress, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,15 @@ from tokenizers import Tokenizer
 
 from data_prep.user_error import UserError
 
-GIGATOKEN, TOKENIZERS = "gigatoken", "tokenizers"
-COMPARED_CHARACTERS = 20_000  # of a text that is compared; longer ones would take tokenizers too long
-COMPARED_AT_ONCE = 100  # texts, by as many threads as there are cores
-RENEWED_AFTER = 100_000_000  # characters: gigatoken remembers each word it has seen, without bounds
-# All but Latin, Greek and Cyrillic letters, punctuation, arrows, mathematical and geometric signs: Unicode
-# has long left them.
-_UNSETTLED = re.compile(
+GIGATOKEN = "gigatoken"
+TOKENIZERS = "tokenizers"
+# Length of the texts on which the libraries are compared; longer ones would take tokenizers too long.
+COMPARED_CHARACTERS = 20_000
+COMPARED_AT_ONCE = 100  # texts that tokenizers encodes together, in parallel
+RELOAD_AFTER = 100_000_000  # characters; gigatoken caches each word that it has seen, without limit
+# All characters except Latin, Greek and Cyrillic letters, punctuation, arrows, mathematical and
+# geometric signs, whose properties have long been stable in Unicode.
+_UNSTABLE = re.compile(
     "[^\t\n -~\u00a0-\u024f\u0370-\u03ff\u0400-\u045f\u2010-\u2027\u202f-\u205e\u2070-\u25ff]"
 )
 
@@ -38,12 +39,14 @@ Ids = NDArray[np.int32]
 
 
 def choose(tokenizer_file: Path, sample: Iterable[str], wanted: str = "auto") -> dict[str, str]:
-    """Choose the library that encodes a corpus with this tokenizer: {"library": …, "version": …, "reason":
-    …}.
+    """Choose the library that encodes a corpus with this tokenizer.
 
     Args:
-        sample: texts of the corpus.
+        sample: texts of the corpus, on which both libraries are compared.
         wanted: `auto`, or `tokenizers`, which needs no comparison.
+
+    Returns:
+        {"library": …, "version": …, "reason": …}
     """
     by_tokenizers = {"library": TOKENIZERS, "version": tokenizers.__version__}
     if wanted == TOKENIZERS:
@@ -53,18 +56,16 @@ def choose(tokenizer_file: Path, sample: Iterable[str], wanted: str = "auto") ->
         encoder = TextEncoder(tokenizer_file, GIGATOKEN)
     except (ImportError, PackageNotFoundError):
         return {**by_tokenizers, "reason": "gigatoken is not installed (pip install 'finetune[fast]')"}
-    except Exception as fault:  # whatever a young library raises at a tokenizer it does not know
-        return {
-            **by_tokenizers,
-            "reason": f"gigatoken cannot read this tokenizer: {' '.join(str(fault).split())[:200]}",
-        }
-    compared = False
-    settled = (text for text in sample if encoder.is_settled(text))
-    while texts := list(islice(settled, COMPARED_AT_ONCE)):
-        compared = True
-        if not all(map(np.array_equal, encoder.fast(texts), encoder.slow(texts))):
+    except Exception as fault:  # an unsupported tokenizer may raise an error of any class
+        detail = " ".join(str(fault).split())[:200]
+        return {**by_tokenizers, "reason": f"gigatoken cannot read this tokenizer: {detail}"}
+    has_compared = False
+    stable = (text for text in sample if encoder.is_stable(text))
+    while texts := list(islice(stable, COMPARED_AT_ONCE)):
+        has_compared = True
+        if not all(map(np.array_equal, encoder.encode_fast(texts), encoder.encode_slow(texts))):
             return {**by_tokenizers, "reason": "gigatoken gave other tokens for a text of the corpus"}
-    if not compared:
+    if not has_compared:
         return {**by_tokenizers, "reason": "no text to compare gigatoken with tokenizers on"}
     return {
         "library": GIGATOKEN,
@@ -74,10 +75,11 @@ def choose(tokenizer_file: Path, sample: Iterable[str], wanted: str = "auto") ->
 
 
 class TextEncoder:
-    """The token ids of texts, with what the tokenizer puts around a sequence (a beginning, an end).
+    """An encoder of running text, which adds the tokens that the tokenizer puts around a sequence.
 
     Attributes:
-        tokenizer: tokenizers' own. It takes the text of a special token ("<s>") for text.
+        tokenizer: the tokenizer of the library tokenizers. It encodes a spelled special token
+            ("<s>") as text.
     """
 
     def __init__(self, tokenizer_file: Path, library: str = TOKENIZERS) -> None:
@@ -87,60 +89,67 @@ class TextEncoder:
         self.tokenizer.no_truncation()
         self.tokenizer.encode_special_tokens = True
         self._gigatoken: Any = None
-        self._seen = 0
+        self._num_characters = 0  # encoded since gigatoken was loaded
         if library == GIGATOKEN:
             body = json.loads(tokenizer_file.read_text(encoding="utf-8"))
             special = [token["content"] for token in body.get("added_tokens") or [] if token.get("special")]
             self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
-            self._before, self._after = (np.array(part, np.int32) for part in self._frame())
+            before, after = self._find_frame()
+            self._before = np.array(before, np.int32)
+            self._after = np.array(after, np.int32)
             self._load()
 
     def __call__(self, texts: list[str]) -> list[Ids]:
         """Return the ids of each text, in order.
 
         Raises:
-            UserError: gigatoken turns out to be wrong. What it gave before may be wrong too.
+            UserError: gigatoken gave wrong ids for a text; earlier ids may be wrong too.
         """
-        is_settled = [self._gigatoken is not None and self.is_settled(text) for text in texts]
-        settled = [text for text, settled in zip(texts, is_settled, strict=True) if settled]
-        if not settled:
-            return self.slow(texts)
-        fast = self.fast(settled)
-        compared = next(
-            (place for place, text in enumerate(settled) if len(text) <= COMPARED_CHARACTERS), None
-        )
-        if compared is not None and not np.array_equal(fast[compared], self.slow([settled[compared]])[0]):
-            raise UserError(
-                "gigatoken gave other tokens than tokenizers for a text, though not for those of the first comparison: set "
-                "corpus.tokenizer.library=tokenizers"
-            )
-        other = iter(
-            self.slow([text for text, settled in zip(texts, is_settled, strict=True) if not settled])
-        )
-        quick = iter(fast)
-        return [next(quick if settled else other) for settled in is_settled]
+        if self._gigatoken is None:
+            return self.encode_slow(texts)
+        is_stable = list(map(self.is_stable, texts))
+        stable = list(compress(texts, is_stable))
+        if not stable:
+            return self.encode_slow(texts)
+        stable_ids = self.encode_fast(stable)
+        self._check_one(stable, stable_ids)
+        other = [text for text, is_fast in zip(texts, is_stable, strict=True) if not is_fast]
+        fast = iter(stable_ids)
+        slow = iter(self.encode_slow(other))
+        return [next(fast if is_fast else slow) for is_fast in is_stable]
 
-    def is_settled(self, text: str) -> bool:
-        """Return whether there is nothing in the text that the two libraries are known to treat
-        differently."""
-        return not _UNSETTLED.search(text) and not self._special.search(text)
+    def _check_one(self, texts: list[str], ids: list[Ids]) -> None:
+        """Compare gigatoken's ids of one text of a batch with those of tokenizers."""
+        for text, found in zip(texts, ids, strict=True):
+            if len(text) <= COMPARED_CHARACTERS:
+                if not np.array_equal(found, self.encode_slow([text])[0]):
+                    raise UserError(
+                        "gigatoken gave other tokens than tokenizers for a text, although the "
+                        "sample agreed; set corpus.tokenizer.library=tokenizers"
+                    )
+                return
 
-    def slow(self, texts: list[str]) -> list[Ids]:
-        return (
-            [np.array(encoding.ids, np.int32) for encoding in self.tokenizer.encode_batch_fast(texts)]
-            if texts
-            else []
-        )
+    def is_stable(self, text: str) -> bool:
+        """Return whether the text has nothing that the two libraries may encode differently."""
+        return not _UNSTABLE.search(text) and not self._special.search(text)
 
-    def fast(self, texts: list[str]) -> list[Ids]:
-        self._seen += sum(map(len, texts))
-        if self._seen > RENEWED_AFTER:
+    def encode_slow(self, texts: list[str]) -> list[Ids]:
+        """Encode texts with tokenizers."""
+        if not texts:
+            return []
+        encodings = self.tokenizer.encode_batch_fast(texts)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def encode_fast(self, texts: list[str]) -> list[Ids]:
+        """Encode texts with gigatoken, in this thread only: each core already has a process."""
+        self._num_characters += sum(map(len, texts))
+        if self._num_characters > RELOAD_AFTER:
             self._load()
-        # In this thread: there is a process for each core already. An awkward array: all ids, and where each
-        # text's begin.
+        # an awkward array: the ids of all texts, and the offsets at which the ids of each text
+        # begin
         found = self._gigatoken.encode_batch(texts, parallel=False).layout
-        ids, begins = found.content.data.astype(np.int32), found.offsets.data.tolist()
-        rows = [ids[begin:end] for begin, end in pairwise(begins)]
+        ids = found.content.data.astype(np.int32)
+        rows = [ids[begin:end] for begin, end in pairwise(found.offsets.data.tolist())]
         if not len(self._before) + len(self._after):
             return rows
         return [np.concatenate([self._before, row, self._after]) for row in rows]
@@ -149,15 +158,17 @@ class TextEncoder:
         import gigatoken
 
         self._gigatoken = gigatoken.Tokenizer.from_json(self._file.read_text(encoding="utf-8")).backend
-        self._seen = 0
+        self._num_characters = 0
 
-    def _frame(self) -> tuple[list[int], list[int]]:
-        """Return what the tokenizer's post-processor puts before and after a text; gigatoken leaves it
-        out."""
-        with_frame, bare = (
-            self.tokenizer.encode("a", add_special_tokens=special).ids for special in (True, False)
-        )
-        for start in range(len(with_frame) - len(bare) + 1):
-            if with_frame[start : start + len(bare)] == bare:
-                return with_frame[:start], with_frame[start + len(bare) :]
-        return [], []  # a frame that changes the text itself: the comparison will tell
+    def _find_frame(self) -> tuple[list[int], list[int]]:
+        """Return the ids that the tokenizer's post-processor adds before and after a text.
+
+        gigatoken does not add them.
+        """
+        framed = self.tokenizer.encode("a", add_special_tokens=True).ids
+        bare = self.tokenizer.encode("a", add_special_tokens=False).ids
+        for start in range(len(framed) - len(bare) + 1):
+            if framed[start : start + len(bare)] == bare:
+                return framed[:start], framed[start + len(bare) :]
+        # The post-processor changes the text itself; the comparison finds the difference.
+        return [], []

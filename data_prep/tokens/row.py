@@ -1,9 +1,8 @@
-"""A row of tokens, and the file in which the rows of a shard lie until they are published. Written by the
-tokenise step.
+"""Rows of tokens, and the files in which the tokenise step stores them until publication.
 
-The tokens of a shard lie in two files of the tokenise stage, `train-<shard>.arrow` and
-`validation-<shard>.arrow`, with the columns of a corpus (see shards.py) and `mask`, null where every token is
-a target.
+A shard has two files in the folder of the tokenise stage, `train-<shard>.arrow` and
+`validation-<shard>.arrow`. They have the columns of a corpus (see shards.py), and the column
+`mask`, which is null if every token is a target.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from data_prep.document import Document
 from data_prep.shards import TEXT_COLUMNS
-from data_prep.stage_files import replacing
+from data_prep.stage_files import replace_file
 
 TOKEN_SCHEMA = pa.schema(
     [
@@ -33,54 +32,58 @@ TOKEN_SCHEMA = pa.schema(
 
 @dataclass
 class Row:
-    """Tokens of a document, or of its beginning up to a turn; `mask` is 1 at targets."""
+    """The tokens of a document, or of its beginning up to a turn; `mask` is 1 at targets."""
 
     input_ids: list[int] | NDArray[np.int32]
     mask: list[int] | NDArray[np.int8]
 
 
 class TokenFile:
-    """Rows on their way into a file of one split; there, whole, once the context ends well."""
+    """A file of rows of one split; as a context manager, it replaces `path` on success."""
 
     def __init__(self, path: Path) -> None:
-        self._replaced = replacing(path)
+        self._replacement = replace_file(path)
         self._rows: list[tuple[Document, str, Row]] = []
 
     def __enter__(self) -> TokenFile:
-        self._stream = pa.ipc.new_stream(str(self._replaced.__enter__()), TOKEN_SCHEMA)
+        self._stream = pa.ipc.new_stream(str(self._replacement.__enter__()), TOKEN_SCHEMA)
         return self
 
     def add(self, document: Document, rows: list[Row]) -> None:
+        """Add the rows of a document; all but the last have "#" and their number after the id."""
         for number, row in enumerate(rows, start=1):
-            self._rows.append(
-                (document, document.id if number == len(rows) else f"{document.id}#{number}", row)
-            )
+            is_last = number == len(rows)
+            self._rows.append((document, document.id if is_last else f"{document.id}#{number}", row))
 
     def flush(self) -> None:
-        if self._rows:
-            columns = [
-                [name if column == "id" else getattr(document, column) for document, name, _ in self._rows]
-                for column in TEXT_COLUMNS
-            ]
-            ids = [np.asarray(row.input_ids, np.int32) for _, _, row in self._rows]
-            masks = [
-                np.asarray(row.mask, np.int8) if document.turns else None for document, _, row in self._rows
-            ]
-            batch = [*map(pa.array, columns), _lists(ids, pa.int32()), _lists(masks, pa.int8())]
-            self._stream.write_batch(pa.RecordBatch.from_arrays(batch, schema=TOKEN_SCHEMA))
-            self._rows = []
+        """Write the rows added since the last flush as one batch."""
+        if not self._rows:
+            return
+        columns: dict[str, list[str]] = {
+            column: [getattr(document, column) for document, _, _ in self._rows] for column in TEXT_COLUMNS
+        }
+        columns["id"] = [name for _, name, _ in self._rows]
+        ids = [np.asarray(row.input_ids, np.int32) for _, _, row in self._rows]
+        masks = [np.asarray(row.mask, np.int8) if document.turns else None for document, _, row in self._rows]
+        arrays = [pa.array(columns[name]) for name in TEXT_COLUMNS]
+        arrays += [_list_array(ids, pa.int32()), _list_array(masks, pa.int8())]
+        self._stream.write_batch(pa.RecordBatch.from_arrays(arrays, schema=TOKEN_SCHEMA))
+        self._rows = []
 
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stream.close()
-        self._replaced.__exit__(kind, fault, trace)
+        self._replacement.__exit__(kind, fault, trace)
 
 
-def _lists(arrays: Sequence[NDArray[Any] | None], kind: pa.DataType) -> pa.ListArray:
+def _list_array(arrays: Sequence[NDArray[Any] | None], kind: pa.DataType) -> pa.ListArray:
+    """Return arrays as a list column; None becomes null."""
     lengths = [0 if array is None else len(array) for array in arrays]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    there = [array for array in arrays if array is not None]
-    values = pa.array(np.concatenate(there) if there else np.zeros(0, np.int8), kind)
-    missing = pa.array([array is None for array in arrays], pa.bool_()) if len(there) < len(arrays) else None
-    return pa.ListArray.from_arrays(pa.array(offsets), values, mask=missing)
+    present = [array for array in arrays if array is not None]
+    values = pa.array(np.concatenate(present) if present else np.zeros(0, np.int8), kind)
+    is_null = None
+    if len(present) < len(arrays):
+        is_null = pa.array([array is None for array in arrays], pa.bool_())
+    return pa.ListArray.from_arrays(pa.array(offsets), values, mask=is_null)

@@ -1,7 +1,6 @@
-"""The steps that make token shards of the last text stage's documents: `tokenizer`, one task, and `tokenise`,
-a task a shard.
+"""The steps that turn the documents of the last text stage into token shards.
 
-execute.py calls them in the processes of a preparation.
+`tokenizer` is one task; `tokenise` has one task for each shard.
 """
 
 from __future__ import annotations
@@ -30,104 +29,107 @@ from data_prep.user_error import UserError
 
 TOKENISE = Tokenise()
 BATCH = 512
-ENCODER = "encoder.json"  # beside the tokenizer: which library encodes, and why
+# File with the library that encodes running text, and the reason for the choice.
+ENCODER = "encoder.json"
 COMPARED_DOCUMENTS = 1000
-TRAINING_CHARACTERS = 200_000_000  # of the sample that a tokenizer is trained on
+TRAINING_CHARACTERS = 200_000_000  # size of the sample on which a tokenizer is trained
 
 logger = logging.getLogger(__name__)
 
 
-# --- the tokenizer ------------------------------------------------------------------------------------------
+# --- the tokenizer -------------------------------------------------------------------------------
 
 
 def place_tokenizer(preparation: Preparation) -> bool:
-    """Train or copy the tokenizer, and choose the library that encodes with it. False if it was done
-    before."""
-    require_documents(preparation.corpus.name, preparation.infos())
-    stage, fingerprint = preparation.stage_folder(TOKENISE.name), _tokenizer_fingerprint(preparation)
-    if stage.done("tokenizer", fingerprint):
+    """Train or copy the tokenizer, and choose the library; return False if already done."""
+    require_documents(preparation.corpus.name, preparation.stage_infos())
+    stage = preparation.stage_folder(TOKENISE.name)
+    fingerprint = _tokenizer_fingerprint(preparation)
+    if stage.read_marker("tokenizer", fingerprint):
         return False
     stage.path.mkdir(parents=True, exist_ok=True)
     folder = stage.path / "tokenizer"
     shutil.rmtree(folder, ignore_errors=True)
-    place_files(preparation.corpus, _sample(preparation), folder)
-    tokeniser = Tokeniser(preparation.corpus, folder)  # refuses what cannot be used
+    settings = preparation.corpus.tokenizer
+    place_files(preparation.corpus, _training_texts(preparation), folder)
+    # Raises an error if the tokenizer cannot be used.
+    tokeniser = Tokeniser(preparation.corpus, folder)
     if tokeniser.overrides:
-        chat, path = preparation.corpus.chat, preparation.corpus.tokenizer.path
         logger.warning(
-            "corpus.chat.template=%s takes the place of the chat template of %s", chat.template, path
+            "corpus.chat.template=%s replaces the chat template of %s",
+            preparation.corpus.chat.template,
+            settings.path,
         )
-    chosen = encoder.choose(
-        folder / "tokenizer.json", _compared(preparation), preparation.corpus.tokenizer.library
-    )
+    chosen = encoder.choose(folder / "tokenizer.json", _texts_to_compare(preparation), settings.library)
     logger.info("running text is encoded by %s: %s", chosen["library"], chosen["reason"])
     write_json(stage.path / ENCODER, chosen)
-    stage.finish(
-        "tokenizer", fingerprint, [*(f"tokenizer/{path.name}" for path in sorted(folder.iterdir())), ENCODER]
-    )
+    files = [f"tokenizer/{path.name}" for path in sorted(folder.iterdir())]
+    stage.write_marker("tokenizer", fingerprint, [*files, ENCODER])
     return True
 
 
 @lru_cache(maxsize=1)
 def _tokenizer_fingerprint(preparation: Preparation) -> str:
-    """Return the fingerprint of the tokenizer: one that is trained depends on all text, one that is given on
-    none."""
-    trained = preparation.corpus.tokenizer.path is None
-    text = [shard.fingerprint for shard in preparation.shards(LAST_TEXT_STAGE)] if trained else []
+    """Return the tokenizer's fingerprint, which depends on the text only if it is trained."""
+    text: list[str] = []
+    if preparation.corpus.tokenizer.path is None:
+        text = [shard.fingerprint for shard in preparation.shards(LAST_TEXT_STAGE)]
     return digest("tokenizer", TOKENISE.version, preparation.settings(TOKENISE), text)
 
 
-def _sample(preparation: Preparation) -> Iterator[str]:
-    """Yield the training texts, or, of very many, those whose ids' hashes are low: the same documents
-    wherever they stand."""
-    available = sum(marker.characters_out for marker in preparation.done(LAST_TEXT_STAGE))
+def _training_texts(preparation: Preparation) -> Iterator[str]:
+    """Yield the texts on which a tokenizer is trained: the training split, or a sample of it.
+
+    The sample consists of the documents whose ids have the lowest hashes, so it does not depend on
+    their order.
+    """
+    available = sum(marker.characters_out for marker in preparation.markers(LAST_TEXT_STAGE))
     share = min(1.0, TRAINING_CHARACTERS / max(available, 1))
     for document in preparation.documents(LAST_TEXT_STAGE, ["id", "source", "text", "turns", "split"]):
-        if document.split == "train" and (share == 1 or _place(document) < share):
+        if document.split == "train" and (share == 1 or _random_order(document) < share):
             yield document.whole_text
 
 
-def _compared(preparation: Preparation) -> Iterator[str]:
-    """Yield texts on which the encoders are compared, not of great length: those whose ids' hashes are
-    lowest."""
-    places = (
-        (_place(document), shard.name, row)
+def _texts_to_compare(preparation: Preparation) -> Iterator[str]:
+    """Yield the beginnings of the texts on which the encoders are compared, a random sample."""
+    stage = preparation.stage_folder(LAST_TEXT_STAGE)
+    candidates = (
+        (_random_order(document), shard.name, row)
         for shard in preparation.shards(LAST_TEXT_STAGE)
-        for row, document in enumerate(
-            preparation.stage_folder(LAST_TEXT_STAGE).documents([shard.name], ["id", "source"])
-        )
+        for row, document in enumerate(stage.documents([shard.name], ["id", "source"]))
     )
     chosen: dict[str, set[int]] = {}
-    for _, shard_name, row in heapq.nsmallest(COMPARED_DOCUMENTS, places):
+    for _, shard_name, row in heapq.nsmallest(COMPARED_DOCUMENTS, candidates):
         chosen.setdefault(shard_name, set()).add(row)
     for shard_name, rows in sorted(chosen.items()):
-        for row, document in enumerate(
-            preparation.stage_folder(LAST_TEXT_STAGE).documents([shard_name], ["text"])
-        ):
+        for row, document in enumerate(stage.documents([shard_name], ["text"])):
             if row in rows and document.text:
                 yield document.text[:COMPARED_CHARACTERS]
 
 
-def _place(document: Document) -> float:
-    """Return a document's place in a random order: from 0 up to, not including, 1."""
+def _random_order(document: Document) -> float:
+    """Return a document's position in a random order, in [0, 1), by source and id."""
     return int(digest(document.source, document.id)[:12], 16) / 16**12
 
 
-# --- tokens, shard by shard ---------------------------------------------------------------------------------
+# --- tokens, shard by shard ----------------------------------------------------------------------
 
 
 def tokenise_shard(preparation: Preparation, number: int) -> bool:
-    """Write the tokens of one shard. False if it was done before."""
-    shard, stage = token_shards(preparation)[number], preparation.stage_folder(TOKENISE.name)
-    before = preparation.marker(LAST_TEXT_STAGE, preparation.shards(LAST_TEXT_STAGE)[number])
-    if stage.done(shard.name, shard.fingerprint):
+    """Write the tokens of one shard. Return False if it was done before."""
+    shard = token_shards(preparation)[number]
+    stage = preparation.stage_folder(TOKENISE.name)
+    input_marker = preparation.marker(LAST_TEXT_STAGE, preparation.shards(LAST_TEXT_STAGE)[number])
+    if stage.read_marker(shard.name, shard.fingerprint):
         return False
-    tokenizer = stage.done("tokenizer", _tokenizer_fingerprint(preparation), verify=False)
+    tokenizer = stage.read_marker("tokenizer", _tokenizer_fingerprint(preparation), verify=False)
     if tokenizer is None:
-        raise UserError("step tokenizer is not done: run it first")
-    began, report, masks = time.perf_counter(), Report(), set[str]()
+        raise UserError("step tokenizer is not done; run it first")
+    began = time.perf_counter()
+    report = Report()
+    masks: set[str] = set()
     has_chats = False
-    tokeniser = _tokeniser(preparation.work, tokenizer.fingerprint)
+    tokeniser = _load_tokeniser(preparation.work, tokenizer.fingerprint)
     documents = preparation.stage_folder(LAST_TEXT_STAGE).documents([shard.name])
     with ExitStack() as stack:
         files = {
@@ -142,13 +144,13 @@ def tokenise_shard(preparation: Preparation, number: int) -> bool:
                 files[document.split].add(document, rows)
             for file in files.values():
                 file.flush()
-    stage.report(
+    stage.write_report(
         shard.name,
         shard.fingerprint,
         report,
         [f"{split}-{shard.name}.arrow" for split in SPLITS],
-        documents_in=before.documents_out,
-        documents_out=before.documents_out - len(report.drops),
+        documents_in=input_marker.documents_out,
+        documents_out=input_marker.documents_out - len(report.drops),
         masks=sorted(masks),
         has_chats=has_chats,
         seconds=round(time.perf_counter() - began, 3),
@@ -159,15 +161,15 @@ def tokenise_shard(preparation: Preparation, number: int) -> bool:
 @lru_cache(maxsize=1)
 def token_shards(preparation: Preparation) -> list[Shard]:
     """Return the shards of the tokenise stage, which depend on the tokenizer too."""
-    setting = preparation.settings(TOKENISE)
-    key = digest(TOKENISE.name, TOKENISE.version, setting, _tokenizer_fingerprint(preparation))
+    settings = preparation.settings(TOKENISE)
+    key = digest(TOKENISE.name, TOKENISE.version, settings, _tokenizer_fingerprint(preparation))
     return [
         Shard(shard.name, digest(key, shard.fingerprint)) for shard in preparation.shards(LAST_TEXT_STAGE)
     ]
 
 
 @lru_cache(maxsize=1)
-def _tokeniser(work: Path, _fingerprint: str) -> Tokeniser:
+def _load_tokeniser(work: Path, _fingerprint: str) -> Tokeniser:
     preparation = Preparation.load(work)
     folder = preparation.stage_folder(TOKENISE.name).path
     return Tokeniser(preparation.corpus, folder / "tokenizer", read_json(folder / ENCODER)["library"])

@@ -1,5 +1,4 @@
-"""The files of a corpus' tokenizer and chat template: trained on its text, or copied from those that are
-given.
+"""The files of a corpus' tokenizer and chat template, which are given or trained on the corpus.
 
 Used by the tokenizer step (step.py), and by stages that count tokens before it.
 """
@@ -23,14 +22,17 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", T
 
 
 def place_files(config: CorpusConfig, train_texts: Iterable[str], folder: Path) -> None:
-    """Put the corpus' tokenizer and chat template into `folder`: those that are given, or one trained on
-    `train_texts`.
+    """Write the corpus' tokenizer and chat template into `folder`.
+
+    Args:
+        train_texts: texts on which the tokenizer is trained if the settings do not give one.
 
     Raises:
-        UserError: the given tokenizer has one of the tokens to add.
+        UserError: the given tokenizer already has one of the tokens to add.
     """
     folder.mkdir(parents=True)
-    given, template = config.tokenizer.path, config.chat.template
+    given = config.tokenizer.path
+    template = config.chat.template
     if given is None:
         train(config.tokenizer.vocab_size, train_texts, folder)
     else:
@@ -45,19 +47,17 @@ def place_files(config: CorpusConfig, train_texts: Iterable[str], folder: Path) 
 
 
 def add_tokens(file: Path, tokens: list[str]) -> None:
-    """Extend a tokenizer.json: each token gets the next free id, and all else stays as it is, down to the
-    last key.
+    """Add tokens to a tokenizer.json, with the next free ids; its other keys are unchanged.
 
     Raises:
-        UserError: it has one of them already.
+        UserError: the tokenizer already has one of the tokens.
     """
     if not tokens:
         return
     vocabulary = Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
-    if known := [token for token in tokens if token in vocabulary]:
-        raise UserError(
-            f"tokenizer.add_tokens names {known[0]!r}, which the tokenizer has already: leave it out"
-        )
+    known = next((token for token in tokens if token in vocabulary), None)
+    if known is not None:
+        raise UserError(f"tokenizer.add_tokens names {known!r}, which the tokenizer already has; remove it")
     body = json.loads(file.read_text(encoding="utf-8"))
     first = max(vocabulary.values()) + 1
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
@@ -69,22 +69,26 @@ def add_tokens(file: Path, tokens: list[str]) -> None:
 
 
 def _decoder_of_added(decoder: dict[str, object] | None, tokens: list[str]) -> dict[str, object] | None:
-    """Return a decoder that prints added tokens whole. A byte-level one takes å for the byte 0xE5 in an added
-    token too and prints half a letter, so added tokens with letters beyond ASCII are first put into its
-    spelling."""
+    """Return a decoder that decodes added tokens correctly.
+
+    A byte-level decoder takes the letter å of an added token for the byte 0xE5, and decodes it to
+    half a character. So added tokens beyond ASCII are first replaced by their byte-level spelling.
+    """
     listed = decoder.get("decoders", [decoder]) if decoder else []
     steps = listed if isinstance(listed, list) else []
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    spelt = {token: byte_level.pre_tokenize_str(token)[0][0] for token in tokens if not token.isascii()}
-    if not spelt or not any(step["type"] == "ByteLevel" for step in steps):
+    spellings = {token: byte_level.pre_tokenize_str(token)[0][0] for token in tokens if not token.isascii()}
+    if not spellings or not any(step["type"] == "ByteLevel" for step in steps):
         return decoder
     replacements = [
-        {"type": "Replace", "pattern": {"String": token}, "content": new} for token, new in spelt.items()
+        {"type": "Replace", "pattern": {"String": token}, "content": spelling}
+        for token, spelling in spellings.items()
     ]
     return {"type": "Sequence", "decoders": [*replacements, *steps]}
 
 
 def train(vocab_size: int, texts: Iterable[str], folder: Path) -> None:
+    """Train a byte-level BPE tokenizer, and save it for transformers."""
     tokenizer = Tokenizer(models.BPE(unk_token=None))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -96,7 +100,7 @@ def train(vocab_size: int, texts: Iterable[str], folder: Path) -> None:
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
-    # The generic class: it reads tokenizer.json as it is, and guesses nothing.
+    # The generic class, which uses tokenizer.json without changes.
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -105,21 +109,23 @@ def train(vocab_size: int, texts: Iterable[str], folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-def template_of(folder: Path) -> str | None:
-    """Return the chat template where transformers looks for it: chat_template.jinja, else
-    tokenizer_config.json, which may hold several by name."""
+def read_chat_template(folder: Path) -> str | None:
+    """Return the chat template of a tokenizer's folder, as transformers finds it.
+
+    It is chat_template.jinja, or the entry in tokenizer_config.json, which may have several by
+    name.
+    """
     if (folder / TEMPLATE_FILE).is_file():
         return (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
-    declared = _json(folder / "tokenizer_config.json").get("chat_template")
+    declared = _read_json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(declared, list):
         declared = {entry["name"]: entry["template"] for entry in declared}.get("default")
     return str(declared) if declared else None
 
 
 def read_special_tokens(folder: Path) -> dict[str, str]:
-    """Return the tokenizer's special tokens by name (bos_token, eos_token …), as chat templates call them
-    too."""
-    declared = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
+    """Return the special tokens by their names in chat templates (bos_token, eos_token …)."""
+    declared = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
     tokens = {
         name: value.get("content") if isinstance(value, dict) else value for name, value in declared.items()
     }
@@ -128,14 +134,20 @@ def read_special_tokens(folder: Path) -> dict[str, str]:
     }
 
 
-def _json(path: Path) -> dict[str, object]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+def _read_json(path: Path) -> dict[str, object]:
+    """Return the content of a JSON file; {} if it does not exist."""
+    if not path.is_file():
+        return {}
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def find_eos_token_id(tokenizer: Tokenizer, special_tokens: dict[str, str]) -> int:
-    token_id = tokenizer.token_to_id(special_tokens["eos_token"]) if "eos_token" in special_tokens else None
+    """Return the id of the end-of-sequence token. Raise UserError if the tokenizer has none."""
+    token = special_tokens.get("eos_token")
+    token_id = None if token is None else tokenizer.token_to_id(token)
     if token_id is None:
         raise UserError(
-            "the tokenizer names no eos_token in tokenizer_config.json: documents could not be told apart in a pack"
+            "tokenizer_config.json names no eos_token that is in the vocabulary; add one, "
+            "because each document must end with it"
         )
     return int(token_id)

@@ -1,4 +1,4 @@
-"""Ranks and the few collectives the rest needs, over torch.distributed (which DeepSpeed initialises)."""
+"""Ranks and collectives, over torch.distributed (which DeepSpeed initialises)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers."""
+    """This process' rank and the number of ranks, with collectives, which also work on one rank."""
 
     rank: int = field(default_factory=lambda: int(os.environ.get("RANK", "0")))
     size: int = field(default_factory=lambda: int(os.environ.get("WORLD_SIZE", "1")))
@@ -30,13 +30,13 @@ class World:
         return torch.device("cpu")
 
     def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the element-wise sum over ranks; in place."""
+        """Return the element-wise sum over ranks; `values` is changed in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def all_gather(self, values: torch.Tensor) -> torch.Tensor:
-        """Return, on every rank, [ranks, n] of the [n] of each rank."""
+        """Return the [n] values of all ranks as [ranks, n], on every rank."""
         if self.size == 1:
             return values[None]
         rows = [torch.empty_like(values) for _ in range(self.size)]
@@ -47,12 +47,12 @@ class World:
         """Return the largest of the ranks' values on every rank."""
         if self.size == 1:
             return value
-        box = torch.tensor([value], device=self.device)
-        dist.all_reduce(box, dist.ReduceOp.MAX)
-        return int(box)
+        tensor = torch.tensor([value], device=self.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return int(tensor)
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """Return each rank's value, in their order, on every rank."""
+        """Return the values of all ranks, in the order of ranks, on every rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -60,7 +60,7 @@ class World:
         return values
 
     def broadcast(self, values: torch.Tensor, source: int) -> torch.Tensor:
-        """Return the tensor of rank `source` on every rank; in place."""
+        """Return the tensor of rank `source` on every rank; `values` is changed in place."""
         if self.size > 1:
             dist.broadcast(values, source)
         return values
@@ -73,20 +73,19 @@ class World:
         """Return rank 0's value on every rank."""
         if self.size == 1:
             return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
 
 
 def configure_logging(world: World) -> None:
-    """Every rank logs to its own stream; below warnings, only rank 0 logs."""
+    """Configure the root logger of a rank: rank 0 logs from INFO on, others from WARNING on."""
     logging.basicConfig(
         level=logging.INFO if world.is_main else logging.WARNING,
         format=f"%(asctime)s rank {world.rank} %(levelname)s %(name)s: %(message)s",
         force=True,
     )
-    for chatty in ("deepspeed", "DeepSpeed", "httpx", "filelock"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    logging.getLogger("liger_kernel").setLevel(
-        logging.ERROR
-    )  # it warns of each kind of device that is not here
+    for name in ("deepspeed", "DeepSpeed", "httpx", "filelock"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # liger_kernel warns of each kind of device that this machine does not have
+    logging.getLogger("liger_kernel").setLevel(logging.ERROR)

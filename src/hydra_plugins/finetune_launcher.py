@@ -141,7 +141,7 @@ class FinetuneLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from finetune.cli.train import run_points
-        from finetune.config.points import Sweep, varying
+        from finetune.config.points import Sweep, find_varying_keys
         from finetune.config.train import from_omegaconf
         from finetune.terminal import track_progress
 
@@ -154,7 +154,7 @@ class FinetuneLauncher(Launcher):
             if self.learns:
                 configs = [replace(config, wait=True) for config in configs]
             else:
-                keys = varying(swept)
+                keys = find_varying_keys(swept)
                 swept = [{key: point[key] for key in keys if key in point} for point in swept]
             sweep = Sweep(self.folder.name, self.name, swept, initial_job_idx)
             losses = run_points(configs, sweep, ignore_failures=self.learns)
@@ -165,7 +165,7 @@ class FinetuneLauncher(Launcher):
 
     def _swept_values(self, overrides: Sequence[str]) -> dict[str, str]:
         """Return a point's values of the settings that are swept over, as they were typed."""
-        from finetune.config.points import as_typed
+        from finetune.config.points import restore_typed_number
 
         point = {}
         for text in overrides:
@@ -176,7 +176,7 @@ class FinetuneLauncher(Launcher):
             value = override.value()
             shown = str(value) if isinstance(value, str) else override.get_value_element_as_str()
             if typed is not None:
-                shown = as_typed(shown, typed.input_line)
+                shown = restore_typed_number(shown, typed.input_line)
             point[override.get_key_element().lstrip("+~")] = shown
         return point
 

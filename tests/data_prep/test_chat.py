@@ -388,7 +388,7 @@ def test_html_can_be_stripped_from_answers(answer: str, expected: str) -> None:
 def test_when_nothing_can_be_read_the_first_reason_is_said(tmp_path: Path) -> None:
     gpt = [MESSAGES[0], {"role": "saksbehandler", "content": TOLD}]
     with pytest.raises(
-        ValueError, match=r"nothing of it can be read; chats.jsonl:1: unknown_role: role is 'saksbehandler'"
+        ValueError, match=r"no document can be read; chats.jsonl:1: unknown_role: role is 'saksbehandler'"
     ):
         prepare(tmp_path, {"chats": [{"messages": gpt}, {"messages": MESSAGES[:1]}]})
 
@@ -599,7 +599,7 @@ def test_the_template_is_the_tokenizers_own_unless_one_is_named(
     other = prepare(tmp_path, records, tokenizer=own, chat=ChatConfig(template="default"))
     assert learned(other) == [f"{TOLD}</s>"]
     assert other.manifest.stages[-1].counts == {"by_another_template_than_the_tokenizers_own": 1}
-    assert "takes the place of the chat template of" in caplog.text
+    assert "replaces the chat template of" in caplog.text
     from transformers import AutoTokenizer
 
     loaded = AutoTokenizer.from_pretrained(other.folder / "tokenizer")
@@ -631,7 +631,7 @@ def test_a_changed_template_makes_the_corpus_again(tmp_path: Path) -> None:
 def test_a_tokenizer_without_a_template_and_a_missing_file_are_one_line(tmp_path: Path, folder: Path) -> None:
     given = TokenizerConfig(path=str(folder))
     with pytest.raises(
-        ValueError, match=r"has no chat template.*set corpus.chat.template to a Jinja file, or to `default`"
+        ValueError, match=r"has no chat template.*set corpus.chat.template to a Jinja file or to `default`"
     ):
         prepare(tmp_path, {"chats": [{"messages": MESSAGES}]}, tokenizer=given)
     assert not (tmp_path / "corpora" / ".mine.tmp").exists()

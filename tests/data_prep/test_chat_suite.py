@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data_prep.document import Turn
 from data_prep.tokens.chat_encoder import ChatEncoder
-from data_prep.tokens.chat_template import ChatTemplate, Refused
+from data_prep.tokens.chat_template import ChatTemplate, UnusableChat
 from data_prep.tokens.row import Row
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -224,7 +224,7 @@ def test_targets_are_what_inference_must_write_and_end_where_it_stops(folder: Pa
     for conversation in CONVERSATIONS:
         expected = oracle.expected(conversation)
         if expected is None:
-            with pytest.raises(Refused):
+            with pytest.raises(UnusableChat):
                 template.rows(conversation.as_turns(), oracle.tokenizer.eos_token_id, False)
             continue
         rows = template.rows(conversation.as_turns(), oracle.tokenizer.eos_token_id, False)

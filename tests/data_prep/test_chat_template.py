@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from data_prep.document import Turn
 from data_prep.tokens.chat_encoder import ChatEncoder
-from data_prep.tokens.chat_template import DEFAULT_TEMPLATE, ChatTemplate, Refused
+from data_prep.tokens.chat_template import DEFAULT_TEMPLATE, ChatTemplate, UnusableChat
 from data_prep.tokens.row import Row
 from tests.data_prep.chat_templates import (
     CHATML,
@@ -334,7 +334,7 @@ UNCLEAR = [
 
 @pytest.mark.parametrize("unclear", UNCLEAR, ids=lambda unclear: unclear.id)
 def test_what_cannot_be_told_for_certain_is_refused(folder: Path, unclear: Unclear) -> None:
-    with pytest.raises(Refused, match=unclear.words) as refused:
+    with pytest.raises(UnusableChat, match=unclear.words) as refused:
         Case(folder, unclear.source).rows(*unclear.turns)
     assert refused.value.reason == unclear.reason
 
@@ -383,5 +383,5 @@ def test_a_tokenizer_that_puts_a_space_first_does_so_once(spaced: Path) -> None:
     case = Case(spaced, MISTRAL)
     assert [text.strip() for text in case.learned(case.row(*CHAT))] == [f"{answer}</s>" for answer in ANSWERS]
     encoder = ChatEncoder(spaced / "tokenizer.json")
-    assert case.tokenizer.id_to_token(encoder.following("ar")[0])[0] == "a"
-    assert case.tokenizer.id_to_token(encoder.first("ar")[0])[0] == "▁"
+    assert case.tokenizer.id_to_token(encoder.encode_continuation("ar")[0])[0] == "a"
+    assert case.tokenizer.id_to_token(encoder.encode_start("ar")[0])[0] == "▁"

@@ -15,7 +15,7 @@ import pytest
 from data_prep.containers.streams import zstd
 from data_prep.document import Turn
 from data_prep.evaluation_sets import texts
-from data_prep.ngrams import ngram_hashes, word_numbers
+from data_prep.ngrams import ngram_hashes, word_hashes
 from data_prep.stage_settings import DecontaminateConfig
 from data_prep.stages.decontaminate import Decontaminate
 from tests.data_prep.documents import config, document, through
@@ -117,7 +117,7 @@ def test_a_set_that_cannot_be_read_is_one_line_and_never_ignored(body: str, tmp_
 
 
 def test_ngram_hashes_are_the_same_for_the_same_words_in_the_same_order_only() -> None:
-    numbers = word_numbers(["a", "b", "c", "d", "a", "b", "c", "e", "c", "b", "a"])
+    numbers = word_hashes(["a", "b", "c", "d", "a", "b", "c", "e", "c", "b", "a"])
     hashes = ngram_hashes(numbers, 3)
     assert len(hashes) == 9
     assert hashes[0] == hashes[4]

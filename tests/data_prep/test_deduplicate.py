@@ -212,7 +212,8 @@ def test_documents_without_words_and_empty_shards() -> None:
 
 def test_the_last_date_counts_however_it_is_written() -> None:
     assert [
-        deduplicate._day(date) for date in ("2024-01-31", "2024", "", "ukjent", "2024-01-31T10:00:00Z")
+        deduplicate._date_number(date)
+        for date in ("2024-01-31", "2024", "", "ukjent", "2024-01-31T10:00:00Z")
     ] == [
         20240131,
         20240000,

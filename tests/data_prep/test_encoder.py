@@ -49,8 +49,8 @@ def test_the_ids_are_those_of_tokenizers_whatever_the_text(file: Path) -> None:
 
 def test_texts_in_which_they_may_differ_are_left_to_tokenizers(file: Path) -> None:
     fast = TextEncoder(file, "gigatoken")
-    assert all(fast.is_settled(text) for text in TEXTS)
-    assert not any(fast.is_settled(text) for text in ODD)
+    assert all(fast.is_stable(text) for text in TEXTS)
+    assert not any(fast.is_stable(text) for text in ODD)
 
 
 def test_the_choice_says_why(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_the_choice_says_why(file: Path, tmp_path: Path, monkeypatch: pytest.Mon
     }
     (tmp_path / "other.json").write_text(json.dumps(other | {"added_tokens": [], "post_processor": None}))
     assert "cannot read" in choose(tmp_path / "other.json", TEXTS)["reason"]
-    monkeypatch.setattr(TextEncoder, "fast", lambda self, texts: [np.array([1, 2]) for _ in texts])
+    monkeypatch.setattr(TextEncoder, "encode_fast", lambda self, texts: [np.array([1, 2]) for _ in texts])
     assert choose(file, TEXTS) | {"version": ""} == {
         "library": "tokenizers",
         "version": "",
@@ -89,7 +89,7 @@ def test_a_later_difference_stops_the_corpus(file: Path) -> None:
 
 
 def test_memory_is_given_back(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder, "RENEWED_AFTER", 50)
+    monkeypatch.setattr(encoder, "RELOAD_AFTER", 50)
     fast = TextEncoder(file, "gigatoken")
     first = fast._gigatoken
     before = [ids.tolist() for ids in fast(TEXTS * 5)]

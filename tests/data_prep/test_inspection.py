@@ -15,11 +15,11 @@ import pytest
 from data_prep import pipeline
 from data_prep.card import CARD
 from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig
-from data_prep.inspection import Inspection, bins, draw_lengths
+from data_prep.inspection import Inspection, bin_lengths, draw_lengths
 from data_prep.stage_files import StageFolder
 from data_prep.stage_settings import DeduplicateConfig, QualityConfig, TokenizerConfig
 from data_prep.stages.deidentify import identity_number_kind
-from data_prep.text_search import pattern_of
+from data_prep.text_search import compile_pattern
 from data_prep.user_error import UserError
 from finetune.cli import main as cli
 from tests.data_prep.sample import sample_config
@@ -97,7 +97,7 @@ def test_lengths_are_counted_and_drawn(seen: Inspection, tmp_path: Path) -> None
     assert sum(len(values) for values in lengths.values()) == sum(
         seen.corpus.manifest.documents(s) for s in ("train", "validation")
     )
-    assert sum(count for _, _, count in bins(lengths["laws"])) == len(lengths["laws"])
+    assert sum(count for _, _, count in bin_lengths(lengths["laws"])) == len(lengths["laws"])
     for suffix, magic in ((".png", b"\x89PNG"), (".svg", b"<?xml")):
         assert draw_lengths(lengths, tmp_path / f"lengths{suffix}").read_bytes().startswith(magic)
 
@@ -238,7 +238,7 @@ def test_find_is_bounded_counts_all_and_knows_our_letters(
         shown = printed(capsys, str(broken), "--find", text, "--sample", "2")
         assert shown.count("read to mixture, kept") == 2
         assert f"30 documents contain '{text}', 2 shown (--sample N)" in shown
-    assert pattern_of("på").search(unicodedata.normalize("NFC", "PA\u030a vei")), (
+    assert compile_pattern("på").search(unicodedata.normalize("NFC", "PA\u030a vei")), (
         "a ring that is a letter of its own"
     )
     assert "1 quarantined record\n" in printed(capsys, str(broken), "--find", "øksfjord")
@@ -266,5 +266,5 @@ def test_a_damaged_file_of_a_stage_is_one_line_that_names_it(tmp_path: Path, fol
     shutil.copytree(folder.with_name(f".{folder.name}.stages"), tmp_path / f".{folder.name}.stages")
     damaged = max((tmp_path / f".{folder.name}.stages").glob("*-quality/drops-*.parquet"))
     damaged.write_bytes(b"PAR1 and no more")
-    with pytest.raises(UserError, match=rf"{damaged.name} is damaged .*: put it back, or remove its folder"):
+    with pytest.raises(UserError, match=rf"{damaged.name} is damaged .*; restore it, or remove its folder"):
         list(StageFolder(damaged.parent).drops())

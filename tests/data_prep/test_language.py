@@ -10,15 +10,16 @@ import pytest
 
 from benchmarks.language import (
     accuracy,
-    confusion,
-    nav_pairs,
+    count_confusion,
+    describe_languages,
+    detect_by_table,
+    read_nav_pairs,
+    read_ud_sentences,
+    read_unambiguous_nav,
     recall,
-    report,
-    table_alone,
-    told_apart,
-    ud_sentences,
 )
 from data_prep.document import Document, Turn
+from data_prep.passages import MAX_STRETCH, split_into_stretches
 from data_prep.stage_settings import LanguageConfig
 from data_prep.stages import language
 from data_prep.stages.language import Language
@@ -60,8 +61,8 @@ def test_said_twice_is_said_the_same_and_both_together_are_mixed() -> None:
 
 def test_stretches_hold_all_of_a_text_in_order() -> None:
     for text in (NOB, TABLE, f"{NOB}\n\n{NNO}\n\nKort.", "a\n\n" * 400, "", "x" * 9000):
-        assert "".join("".join(language.stretches(text)).split()) == "".join(text.split())
-    assert max(map(len, language.stretches(TABLE * 20))) < 2 * language.LONGEST
+        assert "".join("".join(split_into_stretches(text)).split()) == "".join(text.split())
+    assert max(map(len, split_into_stretches(TABLE * 20))) < 2 * MAX_STRETCH
 
 
 def test_what_is_kept_and_counted() -> None:
@@ -226,10 +227,10 @@ def test_unseen_nav_files_and_gold_sentences_reach_the_marks(real_corpora: Path)
     """98.5% on NAV's files that the table was not trained on, and what facts say of sentences that nothing
     was tuned on."""
     file = real_corpora / "nav-pensjonsbrev" / "nav-pensjonsbrev-parallell.jsonl"
-    assert accuracy(confusion(nav_pairs(file), table_alone)) >= 0.985
-    assert accuracy(confusion(told_apart(file), language.detect)) >= 0.985
-    ud = [(code, text) for code, text in ud_sentences(real_corpora / "ud") if len(text) >= 30]
-    counts = confusion(ud, language.detect)
+    assert accuracy(count_confusion(read_nav_pairs(file), detect_by_table)) >= 0.985
+    assert accuracy(count_confusion(read_unambiguous_nav(file), language.detect)) >= 0.985
+    ud = [(code, text) for code, text in read_ud_sentences(real_corpora / "ud") if len(text) >= 30]
+    counts = count_confusion(ud, language.detect)
     assert sum(recall(counts, code) for code in counts) / len(counts) >= 0.979
     assert recall(counts, "nob") >= 0.957
     assert recall(counts, "nno") >= 0.962
@@ -237,6 +238,6 @@ def test_unseen_nav_files_and_gold_sentences_reach_the_marks(real_corpora: Path)
 
 def test_the_benchmark_prints_its_tables() -> None:
     pairs = [("nob", NOB), ("nno", NNO)]
-    body = report([*pairs, ("dan", DAN)], pairs, pairs)
+    body = describe_languages([*pairs, ("dan", DAN)], pairs, pairs)
     assert "| UD, all | 3 |" in body
     assert "| nno | 0 | 1 |" in body

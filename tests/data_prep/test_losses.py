@@ -14,7 +14,7 @@ from data_prep.card import CARD
 from data_prep.config import CorpusConfig, PrepareConfig, SourceConfig
 from data_prep.document import Report
 from data_prep.shards import Loss, Manifest, SourceInfo, StageInfo, TokenizerInfo, _digest
-from data_prep.stage_files import losses
+from data_prep.stage_files import sum_losses
 from data_prep.stage_settings import QualityConfig, SplitConfig, TokenizerConfig
 from finetune.cli.corpus_tables import print_corpus
 from tests.data_prep.documents import document
@@ -76,7 +76,7 @@ def test_drops_and_cuts_are_added_up_by_source_and_reason() -> None:
     report.cut(document("En lang tekst", "c"), "frame", ["En lang"], 8, "of a.example")
     report.cut(document("En lang tekst", "d", source="laws"), "frame", ["tekst"], 5, "of b.example")
     report.cut(document("En lang tekst", "e"), "frame", ["En  lang"], 9, "of a.example")
-    assert losses(report) == [
+    assert sum_losses(report) == [
         Loss(source="laws", reason="frame", cut=1, characters=5),
         Loss(source="letters", reason="frame", cut=2, characters=17),
         Loss(source="letters", reason="too_short", documents=2, characters=15),
@@ -122,11 +122,13 @@ def test_ids_that_are_not_unique_and_sources_without_validation_are_said(
     warnings = prepared.manifest.warnings()
     assert len(warnings) == 2
     assert warnings[0].startswith(
-        "source letters: 5 documents have an id that an earlier one has; none is left out for it"
+        "source letters: 5 documents have an id that an earlier document has; all are kept"
     )
-    assert warnings[1].startswith("source notes: no validation documents: all its documents are one group")
+    assert warnings[1].startswith(
+        "source notes: no validation documents, because all its documents are one group"
+    )
     assert warnings[1].endswith(
-        "corpus.sources.notes.fields.group, or raise corpus.split.validation_share (now 0.2)"
+        "set corpus.sources.notes.fields.group to a finer field, or raise corpus.split.validation_share (now 0.2)"
     )
     assert sum(prepared.manifest.sources["letters"].documents.values()) == 20, "none is lost by its id"
     card = (prepared.folder / CARD).read_text()
@@ -161,7 +163,7 @@ def test_a_source_whose_groups_all_fell_in_training_is_another_case() -> None:
     )
     manifest.stages.append(split)
     (line,) = manifest.warnings()
-    assert "by chance none of its groups was held out; take another corpus.split.seed" in line
+    assert "by chance none of its groups is in the validation split; set another corpus.split.seed" in line
 
 
 def test_a_manifest_from_before_is_read_and_keeps_its_digest(

@@ -49,7 +49,7 @@ def test_plain_text_is_what_no_rule_would_change(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(stage, "_is_plain", lambda text: False)
     rules = stage.Rules()
     for text in plain:
-        assert stage._mend_prose(stage._mend_signs(text, rules), rules) == text
+        assert stage._repair_prose(stage._repair_characters(text, rules), rules) == text
     assert not rules.changes
 
 
@@ -91,7 +91,7 @@ def test_parted_words_are_those_of_one_expression() -> None:
         for _ in range(20_000)
     ]
     for text in [*known, *(text.replace("s", "-\n").replace("\\n", "\n") for text in known), *drawn]:
-        found = stage._parted_replaced(text, lambda first, second: f"<{first}|{second}>")
+        found = stage._replace_divided_words(text, lambda first, second: f"<{first}|{second}>")
         assert found == plain.sub(r"<\1|\2>", text)
 
 

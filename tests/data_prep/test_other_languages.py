@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.language import declarations, other_languages, ud_sentences
+from benchmarks.language import describe_other_languages, read_declarations, read_ud_sentences
 from data_prep.languages import ISO_639_3, NAMES
 from data_prep.other_languages import find
 from data_prep.stage_settings import LanguageConfig
@@ -438,7 +438,7 @@ def test_every_code_of_py3langid_has_a_name() -> None:
 
 
 def test_hardly_any_gold_sentence_of_the_six_is_another_language(real_corpora: Path) -> None:
-    sentences = [(code, text) for code, text in ud_sentences(real_corpora / "ud") if len(text) >= 60]
+    sentences = [(code, text) for code, text in read_ud_sentences(real_corpora / "ud") if len(text) >= 60]
     others = [
         text
         for (_, text), found in zip(sentences, find([t for _, t in sentences]), strict=True)
@@ -451,8 +451,10 @@ def test_the_benchmark_reads_declarations_and_prints_what_is_said_of_them(tmp_pa
     (tmp_path / "pol.html").write_text(
         f"<html><body><p>{PARAGRAPHS['pol']}</p><li>Artykuł &amp; 1</li></body>", encoding="utf-8"
     )
-    assert declarations(tmp_path) == [("pol", PARAGRAPHS["pol"]), ("pol", "Artykuł & 1")]
-    assert "| Polish (pol) | 1 | 100% | 100% | pol 1 |" in other_languages([("pol", PARAGRAPHS["pol"])])
+    assert read_declarations(tmp_path) == [("pol", PARAGRAPHS["pol"]), ("pol", "Artykuł & 1")]
+    assert "| Polish (pol) | 1 | 100% | 100% | pol 1 |" in describe_other_languages(
+        [("pol", PARAGRAPHS["pol"])]
+    )
 
 
 NORWEGIAN_PARAGRAPH = "Kommunen har vedtatt at arbeidet starter i vår, og at {} blir stengt i tre måneder. Beboerne får et brev om dette."

@@ -64,7 +64,7 @@ def end_by(number: int, task: int) -> bool:
 
 def test_a_process_that_was_killed_is_reported_with_its_signal() -> None:
     with (
-        pytest.raises(ValueError, match=r"step look: a process was ended by SIGKILL; run it again"),
+        pytest.raises(ValueError, match=r"step look: a process was killed by SIGKILL; run it again"),
         Workers(2, ["look"]) as workers,
     ):
         workers.run("look", end_by, (signal.SIGKILL,), [1, 1])  # type: ignore[arg-type]
@@ -76,7 +76,7 @@ def test_the_text_is_in_many_shards(expected: dict[str, str], tmp_path: Path) ->
     preparation = Preparation.load(work)
     assert len(preparation.tasks) == 5
     assert len(preparation.shards("read")) >= 30
-    assert [step.name for step in planned if not step.cut] == [
+    assert [step.name for step in planned if not step.parallel] == [
         "boilerplate.decide",
         "deduplicate.decide",
         "deidentify.decide",
@@ -97,7 +97,7 @@ def test_where_shards_end_leaves_no_trace(expected: dict[str, str], tmp_path: Pa
 def test_the_order_in_which_tasks_end_leaves_no_trace(expected: dict[str, str], tmp_path: Path) -> None:
     work, planned = steps(tmp_path)
     for step in planned:
-        shares = list(range(7 if step.cut else 1))
+        shares = list(range(7 if step.parallel else 1))
         random.Random(step.name).shuffle(shares)
         for share in shares:
             pipeline.run_task(work, step.name, share, len(shares))
@@ -109,8 +109,8 @@ def test_an_array_of_four_with_one_killed_midway_goes_on(expected: dict[str, str
     work, planned = steps(tmp_path)
     for step in planned:
         if step.name != "normalise":
-            for share in range(4 if step.cut else 1):
-                pipeline.run_task(work, step.name, share, 4 if step.cut else 1)
+            for share in range(4 if step.parallel else 1):
+                pipeline.run_task(work, step.name, share, 4 if step.parallel else 1)
             continue
         tasks = [python(work, step.name, "--task", str(share), "--of", "4") for share in range(4)]
         await_markers(work / "1-normalise", 1, tasks)
@@ -227,7 +227,7 @@ def test_a_full_disk_is_one_line_and_publishes_nothing(tmp_path: Path) -> None:
         pytest.skip("a small disk cannot be mounted here")
     try:
         line = refused(command(disk, workers=2))
-        assert "No space left on device: free some space" in line
+        assert "No space left on device; free some space" in line
         assert not (disk / "sample").exists()
         assert not list(disk.rglob("*.tmp"))
         subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
@@ -254,24 +254,24 @@ def test_a_folder_that_may_not_be_written_to_is_one_line(tmp_path: Path) -> None
     disk.mkdir()
     if os.geteuid():
         disk.chmod(0o555)
-        assert "can be written to" in refused(command(disk))
+        assert "choose a corpora_dir that is writable" in refused(command(disk))
         return
     if subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk], check=False, capture_output=True
     ).returncode:
         pytest.skip("a disk that cannot be written to cannot be mounted here")
     try:
-        assert "Read-only file system: choose a corpora_dir" in refused(command(disk))
+        assert "Read-only file system; choose a corpora_dir" in refused(command(disk))
     finally:
         subprocess.run(["umount", disk], check=True)
 
 
 def test_a_prepare_and_a_task_do_not_share_a_folder(tmp_path: Path) -> None:
     work, _ = steps(tmp_path)
-    with pipeline._alone(work), pytest.raises(ValueError, match="does the tasks itself"):
+    with pipeline._exclusive_lock(work), pytest.raises(ValueError, match="does these tasks itself"):
         pipeline.run_task(work, "read")
     with (
-        pipeline._beside_others(work),
+        pipeline._shared_lock(work),
         pytest.raises(ValueError, match="another `finetune prepare` is writing"),
     ):
         pipeline.prepare(config(tmp_path))
@@ -281,7 +281,7 @@ def test_a_prepare_and_a_task_do_not_share_a_folder(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["normalise"], "step read: task 0 is not done"),
-        (["clean"], "in step 'clean': tasks count from 0, and the steps are read, normalise"),
+        (["clean"], "in step 'clean'; tasks count from 0, and the steps are read, normalise"),
         (["read", "--task", "4", "--of", "4"], "no task 4 of 4"),
     ],
 )
@@ -310,7 +310,7 @@ def test_what_was_decided_before_a_change_decides_nothing_after_it(tmp_path: Pat
     made.corpus.deduplicate.similarity = 0.9
     pipeline.plan(made)
     work = tmp_path / ".sample.stages"
-    with pytest.raises(ValueError, match=r"step deduplicate\.decide is not done: run it first"):
+    with pytest.raises(ValueError, match=r"step deduplicate\.decide is not done; run it first"):
         pipeline.run_task(work, "deduplicate")
     with pytest.raises(ValueError, match=r"step deduplicate\.collect: shard 00000-000 is not done"):
         pipeline.run_task(work, "deduplicate.decide")
@@ -352,7 +352,7 @@ def test_a_shard_that_cannot_be_written_whole_is_not_there(
     monkeypatch.setattr(stage_files, "_to_table", full)
     with (
         pytest.raises(OSError, match="No space left"),
-        stage_files.shard_file(tmp_path / "part.parquet") as file,
+        stage_files.open_shard_file(tmp_path / "part.parquet") as file,
     ):
         file.add(document("Kort."))
     assert not list(tmp_path.iterdir())

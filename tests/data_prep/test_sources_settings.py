@@ -39,7 +39,7 @@ TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygnin
     ("reader", "settings", "words"),
     [
         ("text", {"options": {"unit": "line"}}, "options.unit: reader text has no options"),
-        ("text", {"fields": {"text": "body"}}, "fields.text: reader text reads no named fields"),
+        ("text", {"fields": {"text": "body"}}, "fields.text: unknown field of reader text; it has no fields"),
         ("stortinget", {"options": {"units": "item"}}, "options.units: reader stortinget has unit"),
         (
             "stortinget",
@@ -62,15 +62,15 @@ TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygnin
         (
             "jsonl",
             {"fields": {"body": "text"}},
-            "fields.body: reader jsonl reads text, id, group, language, title, date, url",
+            "fields.body: unknown field of reader jsonl; its fields are text, id, group, language, title, date, url",
         ),
         (
             "maalfrid",
             {"fields": {"group": "site"}},
-            "fields.group: reader maalfrid reads text, id, language, title, date, url",
+            "fields.group: unknown field of reader maalfrid; its fields are text, id, language, title, date, url",
         ),
-        ("jsonl", {"language": "nb"}, "language is 'nb': give an ISO 639-3 code"),
-        ("jsonl", {"language": "nor"}, "language is 'nor': give an ISO 639-3 code"),
+        ("jsonl", {"language": "nb"}, "language is 'nb'; give an ISO 639-3 code"),
+        ("jsonl", {"language": "nor"}, "language is 'nor'; give an ISO 639-3 code"),
         (
             "huggingface",
             {"options": {"split": "train[:1%]"}},
@@ -212,14 +212,14 @@ def test_more_broken_records_stop_the_stage_in_one_line(tmp_path: Path) -> None:
         == 11
     )
     with pytest.raises(
-        ValueError, match=r"source letters: nothing of it can be read; a.jsonl:line 1: not JSON"
+        ValueError, match=r"source letters: no document can be read; a.jsonl:line 1: not JSON"
     ):
         prepare(tmp_path, good=0, broken=1, max_broken_share=1.0)
 
 
 def test_a_source_that_gives_nothing_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match="source letters: nothing of it can be read: its files hold no document"
+        ValueError, match="source letters: no document can be read; its files hold no document"
     ):
         prepare(tmp_path, good=0, broken=0)
 

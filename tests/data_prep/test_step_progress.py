@@ -23,7 +23,7 @@ def work(number):
     return True
 
 if __name__ == "__main__":
-    step_progress.PLAIN_SECONDS = float(sys.argv[1])
+    step_progress.LOG_SECONDS = float(sys.argv[1])
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     names = [f"step_number_{number}.collect" for number in range(24)]
     with Workers(int(sys.argv[2]), names) as workers:

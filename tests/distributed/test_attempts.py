@@ -129,7 +129,7 @@ def test_a_base_that_changed_between_attempts_is_refused(runs: dict[str, RunFold
     assert runs["moved"].read_json("first.json") == {"state": "interrupted"}
     error = runs["moved"].read_json("outcome.json")["error"]  # type: ignore[index]
     assert error.startswith(
-        f"base {runs['moved'].config().model.path} is not what it was when run moved was submitted"
+        f"base {runs['moved'].config().model.path} has changed since run moved was submitted"
     )
     assert len(steps(runs["moved"])) == 17
 
@@ -140,9 +140,7 @@ def test_a_corpus_that_changed_between_attempts_is_refused_and_resumes_once_it_i
     """The refusal leaves nothing of the other corpus behind, such as its pack plan."""
     run = runs["swapped"]
     error = run.read_json("second.json")["error"]  # type: ignore[index]
-    assert error.startswith(
-        f"corpus {run.config().data.corpus} is not what it was when run swapped was submitted"
-    )
+    assert error.startswith(f"corpus {run.config().data.corpus} has changed since run swapped was submitted")
     assert run.read_json("outcome.json") == {"state": "completed"}
     assert len(steps(run)) == 24
     assert len(list(run.plan.glob("train-*-epoch-000.npy"))) == 1

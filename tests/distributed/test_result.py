@@ -136,5 +136,5 @@ def test_a_kept_checkpoint_is_a_base_by_its_step(runs: dict[str, RunFolder]) -> 
 
 
 def test_a_step_without_a_checkpoint_is_one_line(runs: dict[str, RunFolder]) -> None:
-    with pytest.raises(ValueError, match=f"no checkpoint of step 3: it keeps steps .*{STEPS}"):
+    with pytest.raises(ValueError, match=f"no checkpoint of step 3; its checkpoints: steps .*{STEPS}"):
         base.resolve("run:whole@3", runs["whole"].path.parent)

@@ -142,7 +142,7 @@ def _train_cases(folder: Path) -> None:
     for case in [Case(**fields) for fields in json.loads((folder / "cases.json").read_text())]:
         outcome: dict[str, str] = {}
         stop = StopFlag(case.run.stop_file, case.deadline)
-        stop.listen()
+        stop.install_signal_handlers()
         try:
             with FAULTS[case.fault].planted() if case.fault else nullcontext():
                 outcome["state"] = train(case.run.config(), case.run, world, stop)

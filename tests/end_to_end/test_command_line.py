@@ -271,6 +271,6 @@ def test_a_killed_rank_ends_the_job_and_is_reported(
     _, err = shell.communicate(timeout=120)
     assert shell.returncode == 1
     assert f"resume it: finetune resume {run.id}" in err, "the run has checkpoints"
-    assert "rank 1: killed by SIGKILL, and no log says by whom" in err
+    assert "rank 1: killed by SIGKILL, and its log shows no reason" in err
     assert run.state() == "failed"
     assert not ranks_of(run)

@@ -91,7 +91,7 @@ def refuse(
         (["cluster.qos=gold"], ["Invalid qos"]),
         (
             ["cluster.ranks_per_node=4", "cluster.cpus_per_rank=3"],
-            ["cluster.cpus_per_rank asks for 12", "cores_per_node 8"],
+            ["cluster.cpus_per_rank × ranks_per_node asks for 12", "cores_per_node 8"],
         ),
         (
             ["cluster.ranks_per_node=8", "micro_batch_size=1"],

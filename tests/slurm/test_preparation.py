@@ -78,7 +78,7 @@ def test_two_tasks_a_job_with_one_killed_midway_end_with_the_same_corpus(
     monkeypatch.setenv("FOLDER", str(tmp_path))
     corpora = tmp_path / "array"
     work, steps = corpora / ".sample.stages", pipeline.plan(config(corpora, shard_characters=4_000))
-    run = prepare_jobs.submit("sample", work, [(step.name, step.cut) for step in steps], OF, CLUSTER)
+    run = prepare_jobs.submit("sample", work, [(step.name, step.parallel) for step in steps], OF, CLUSTER)
     details = shell.cluster.slurm("scontrol", "show", "job", run.jobs[STEP])
     assert "ArrayTaskId=0-1" in details, "three tasks in two jobs"
     assert "NumCPUs=2" in details

@@ -396,8 +396,8 @@ def test_a_run_in_an_allocation_ends_at_once_with_all_its_ranks(shell: Shell) ->
     wait_for(lambda: list((shell.folder / "runs").glob("now-*/config.yaml")))
     (run,) = [run for run in RunFolder.all(shell.folder / "runs") if run.id.startswith("now-")]
     wait_for(lambda: steps_done(run.path) > 2)
-    assert len(run.processes()) > 2, "the ranks, and srun"
+    assert len(run.find_ranks()) > 2, "the ranks, and srun"
     shell.finetune("cancel", "--now", run.id)
-    assert not run.processes()
+    assert not run.find_ranks()
     assert run.state() == "cancelled"
     assert attached.wait(120) == 1

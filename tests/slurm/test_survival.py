@@ -104,9 +104,9 @@ def test_a_node_that_fails_its_preflight_is_avoided_and_a_killed_rank_comes_back
         box.on_node("node1", "mount", "-o", "remount,rw", str(local))
     assert endings(run) == ["failed preflight", "died", "completed"]
     first, second, third = attempts.read(run.path)
-    assert "node1 cannot write into" in first.words
+    assert "node1 cannot write into" in first.reason
     assert attempts.excluded_nodes(run.path) == ["node1"]
-    assert re.search(r"rank \d on node\d: killed by SIGKILL", second.words), second.words
+    assert re.search(r"rank \d on node\d: killed by SIGKILL", second.reason), second.reason
     assert second.nodes == third.nodes == ("node2", "node3")
     log = "".join(path.read_text() for path in run.jobs.glob("*_0_log.out"))
     assert f"corpus on the nodes' own disks ({local}" in log

@@ -87,7 +87,7 @@ def _describe_unknown_override(override: str, file: Path, call: Call) -> str:
     group = override.partition("@")[0].rpartition("/")[2]
     meant = group
     if group not in call.files.groups():
-        meant = next(iter(suggestions.closest(group, call.files.groups())), "GROUP")
+        meant = next(iter(suggestions.find_closest(group, call.files.groups())), "GROUP")
     place = f"{shown_path(file)}{line_of(file, group)}"
     return f"{place}: 'override {group}' does not name a group; write '- override /{meant}: NAME'"
 

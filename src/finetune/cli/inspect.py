@@ -85,7 +85,7 @@ def _make_parser() -> Parser:
 
 def _print_views(options: argparse.Namespace) -> None:
     """Print the views that the options select, or an overview."""
-    from data_prep.inspection import Inspection, bins
+    from data_prep.inspection import Inspection, bin_lengths
     from finetune.cli import corpus_tables, document_tables
 
     folder = Path(options.corpus)
@@ -115,7 +115,7 @@ def _print_views(options: argparse.Namespace) -> None:
             inspection.cuts(options.cut or None), options.sample or 0, options.characters
         )
     if options.lengths:
-        histograms = {source: bins(values) for source, values in inspection.lengths().items()}
+        histograms = {source: bin_lengths(values) for source, values in inspection.lengths().items()}
         corpus_tables.print_lengths(histograms)
     if options.picture:
         print(_draw_lengths(inspection, options.picture))

@@ -86,7 +86,7 @@ def _describe_unknown_verb(typed: str) -> str:
     if "=" in typed or typed.startswith("-"):
         return f"'{typed}': a verb comes first, as in `finetune train {typed}`"
     names = verbs.names()
-    meant = verbs.resolve_synonym(typed) or next(iter(suggestions.closest(typed, names)), None)
+    meant = verbs.resolve_synonym(typed) or next(iter(suggestions.find_closest(typed, names)), None)
     question = f"did you mean '{meant}'? " if meant else ""
     return f"unknown verb '{typed}'; {question}the verbs are {', '.join(names)}"
 

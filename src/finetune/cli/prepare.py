@@ -60,7 +60,7 @@ def _prepare_on_slurm(config: Any) -> None:
         print(folder)
         return
     work = folder.with_name(f".{folder.name}.stages")
-    steps = [(step.name, step.cut) for step in planned]
+    steps = [(step.name, step.parallel) for step in planned]
     size = sum(Preparation.load(work).sizes(Step("read")))
     num_tasks = min(cluster.prepare.tasks, 1 + size // BYTES_A_TASK)
     run = prepare_jobs.submit(config.corpus.name, work, steps, num_tasks, cluster)

@@ -68,7 +68,7 @@ def report_dry_run(points: list[TrainConfig], sweep: Sweep | None) -> None:
     if sweep and len(points) > 1:
         print_points(sweep.points, REPORTED_POINTS)
     if points[0].cluster.scheduler == "slurm":
-        print(*points[0].cluster.what_to_know(len(points)), sep="\n", file=sys.stderr)
+        print(*points[0].cluster.describe_submission(len(points)), sep="\n", file=sys.stderr)
     print(
         "dry run: all checks passed; nothing was written or started; leave --dry-run out to start",
         file=sys.stderr,
@@ -155,7 +155,7 @@ def _print_submitted(statuses: list[Observed]) -> None:
     print(
         f"submitted {submitted}",
         f"finetune status {name} --watch    finetune logs {first.id} -f    finetune cancel {name}",
-        *first.config().cluster.what_to_know(len(statuses)),
+        *first.config().cluster.describe_submission(len(statuses)),
         sep="\n  ",
         file=sys.stderr,
     )

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune.cli.next_step import describe_next_step
-from finetune.config.points import short_names, short_values, varying
+from finetune.config.points import find_varying_keys, short_names, short_values
 from finetune.launch.observe import Observed
 from finetune.launch.sweep_files import Point, best_of, read_point, sort_points
 from finetune.runs import attempts
@@ -102,7 +102,7 @@ def _print_details(out: Console, status: Observed, with_advice: bool) -> None:
     if with_advice and not status.alive and status.state != RunState.COMPLETED:
         out.print(Text(f"{run.id}: {describe_next_step(status)}"), soft_wrap=True)
     if status.alive:
-        restart = attempts.last_restart(run.path)
+        restart = attempts.describe_last_restart(run.path)
         if restart:
             out.print(Text(f"{run.id}: {restart}"), soft_wrap=True)
 
@@ -153,7 +153,7 @@ def print_points(points: list[dict[str, str]], most: int) -> None:
     out = console()
     out.print(f"{len(points)} points:")
     columns = [Column("point", [f"{index:03d}" for index in range(len(points))])]
-    for key, name in short_names(varying(points)).items():
+    for key, name in short_names(find_varying_keys(points)).items():
         columns.append(Column(name, short_values([point.get(key, "") for point in points])))
     out.print(_render(columns, min(most, len(points))))
     if len(points) > most:
@@ -174,7 +174,7 @@ def _make_columns(
     """Return the columns of a sweep's table, without those that are empty in all rows shown."""
     ids = [point.id for point in shown]
     columns = [Column("run", ids, narrow=[run_id.removeprefix(f"{sweep}-") for run_id in ids])]
-    for key, name in short_names(varying([point.values for point in points])).items():
+    for key, name in short_names(find_varying_keys([point.values for point in points])).items():
         columns.append(Column(name, short_values([point.values.get(key, "") for point in shown])))
     statuses = [by_id[point.id] for point in shown]
     columns += [

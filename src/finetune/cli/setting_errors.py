@@ -172,11 +172,11 @@ def _suggest_setting(key: str, argument: str, call: Call) -> str | None:
         if by_synonym:
             return by_synonym
     siblings = _names_below(call.schema, section)
-    near = suggestions.closest(name, siblings)
+    near = suggestions.find_closest(name, siblings)
     if near:
         return f"did you mean '{prefix}{near[0]}'?"
     if not section:
-        groups = suggestions.closest(name, call.files.groups())
+        groups = suggestions.find_closest(name, call.files.groups())
         if groups:
             return f"did you mean '{groups[0]}=NAME'?"
     if section and siblings:
@@ -185,7 +185,7 @@ def _suggest_setting(key: str, argument: str, call: Call) -> str | None:
     name = typed.rpartition(".")[2]
     elsewhere = [known for known, _ in iter_keys(call.schema) if not key.startswith(known)]
     exact = [known for known in elsewhere if known.rpartition(".")[2] == name]
-    found = exact or suggestions.closest(typed, elsewhere) or suggestions.closest(name, elsewhere)
+    found = exact or suggestions.find_closest(typed, elsewhere) or suggestions.find_closest(name, elsewhere)
     if not found:
         return None
     return f"did you mean '{found[0]}'?"
@@ -193,11 +193,11 @@ def _suggest_setting(key: str, argument: str, call: Call) -> str | None:
 
 def _suggest_by_synonym(key: str, name: str) -> str | None:
     """Return the suggestion for a name that another trainer uses; None if it is not such a name."""
-    theirs = suggestions.synonym(name)
+    theirs = suggestions.find_synonym(name)
     if not theirs or suggestions.SYNONYMS[theirs] == key:
         return None
-    if theirs in suggestions.INSTEAD:
-        return f"write {suggestions.INSTEAD[theirs]}"
+    if theirs in suggestions.REPLACEMENTS:
+        return f"write {suggestions.REPLACEMENTS[theirs]}"
     return f"did you mean '{suggestions.SYNONYMS[theirs]}'?"
 
 
@@ -220,7 +220,7 @@ def _describe_library_key(key: str, parent: Any, argument: str) -> str:
         return f"{key}: is not in the selected file; write {shell_quote(f'+{argument}')} to add it"
     synonyms = suggestions.ADAPTER_SYNONYMS.get(name, ()) if section == "adapter" else ()
     by_synonym = [ours for ours in synonyms if ours in known]
-    near = by_synonym or suggestions.closest(name, known)
+    near = by_synonym or suggestions.find_closest(name, known)
     if near:
         plus = "" if near[0] in node else "+"
         return f"unknown setting '{key}'; did you mean '{plus}{section}.{near[0]}'?"

@@ -29,7 +29,7 @@ def sync_runs(runs: list[RunFolder], quiet: bool = False) -> int:
     from finetune.launch.observe import observe
     from finetune.tracking import mlflow_sync
 
-    if quiet and extras.missing(("mlflow",)):  # as on a login node; a later sync sends them
+    if quiet and extras.find_missing(("mlflow",)):  # as on a login node; a later sync sends them
         return 0
     extras.check("mlflow", "sending runs to MLflow")
     observe(runs)  # records the end of runs that only Slurm has noticed
@@ -78,4 +78,4 @@ def finish_sweeps(runs: list[RunFolder]) -> None:
     for sweep in {run.sweep() for run in runs} - {None}:
         with contextlib.suppress(Exception):
             points = [run for run in RunFolder.all(runs[0].path.parent) if run.sweep() == sweep]
-            mlflow_sync.finish_sweep(points)
+            mlflow_sync.update_sweep_status(points)

@@ -1,1 +1,1 @@
-"""Every setting of a run and of a site: its meaning, default and checks."""
+"""Settings of runs and of sites: their meanings, defaults and checks."""

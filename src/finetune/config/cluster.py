@@ -1,40 +1,35 @@
-"""Settings of where ranks run: the schema of conf/cluster/*.yaml. A profile holds what a site documents, and
-what a run chooses of it."""
+"""Settings of a cluster profile: the schema of conf/cluster/*.yaml. A profile holds the facts that
+a site documents, and the resources that a run asks for."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
 from data_prep.fields import at_least, one_of, section, setting
 from data_prep.user_error import UserError
 
 SCHEDULERS = ("local", "slurm")
-GPU_REQUESTS = (
-    "gpus-per-node",
-    "gres",
-    "none",
-)  # per task, each rank would see one GPU only, and NCCL no peer
+# no request per task: each rank would then see one GPU only, and NCCL no peer
+GPU_REQUESTS = ("gpus-per-node", "gres", "none")
 ON_INTERRUPT = ("requeue", "resubmit", "stop")
-# options of sbatch that are more than an option here: what a run is counted, charged or found by
+# options of sbatch with a setting of their own, by which a run is counted, charged or found
 OWN_OPTIONS = {
-    "array": "a sweep (-m)", "job-name": "name", "nodes": "cluster.nodes", "ntasks": "cluster.ranks_per_node",
-    "ntasks-per-node": "cluster.ranks_per_node", "cpus-per-task": "cluster.cpus_per_rank", "time": "cluster.timeout_min",
-    "partition": "cluster.partition", "account": "cluster.account", "qos": "cluster.qos", "constraint": "cluster.constraint",
-    "mem": "cluster.memory_per_node", "signal": "cluster.signal_lead_s", "requeue": "cluster.on_interrupt",
-    "no-requeue": "cluster.on_interrupt", "output": "runs_dir", "error": "runs_dir", "dependency": "--after",
-    "chdir": "runs_dir",
+    "array": "a sweep (-m)", "job-name": "name", "nodes": "cluster.nodes",
+    "ntasks": "cluster.ranks_per_node", "ntasks-per-node": "cluster.ranks_per_node",
+    "cpus-per-task": "cluster.cpus_per_rank", "time": "cluster.timeout_min",
+    "partition": "cluster.partition", "account": "cluster.account", "qos": "cluster.qos",
+    "constraint": "cluster.constraint", "mem": "cluster.memory_per_node", "signal": "cluster.signal_lead_s",
+    "requeue": "cluster.on_interrupt", "no-requeue": "cluster.on_interrupt", "output": "runs_dir",
+    "error": "runs_dir", "dependency": "--after", "chdir": "runs_dir",
 }  # fmt: skip
 CONFIDENCES = ("tested", "documented", "community")
 ARCHITECTURES = ("x86_64", "aarch64")
-GPU_TYPES = {
-    "p100": "sm_60",
-    "v100": "sm_70",
-    "a100": "sm_80",
-    "h100": "sm_90",
-}  # types of which sites have several
-CORE_MASKS = ("mask_cpu", "map_cpu")  # srun's --cpu-bind=… by core
-# what sbatch replaces in the paths of logs (also with a width, as %4t), and what submitit does
+# architectures of the GPU types that a request can name, at sites with several types
+GPU_TYPES = {"p100": "sm_60", "v100": "sm_70", "a100": "sm_80", "h100": "sm_90"}
+CORE_MASKS = ("mask_cpu", "map_cpu")  # values of srun's --cpu-bind that name cores
+# patterns in the paths of logs that sbatch (also with a width, as in %4t) and submitit replace
 SLURM_PATTERN = r"%\d*[%AaJjNnstuxb]|\\"
 SUBMITIT_PATTERN = "%[jtaA]"
 
@@ -116,16 +111,18 @@ class SiteConfig:
     def check(self) -> None:
         one_of("cluster.site.confidence", self.confidence, CONFIDENCES)
         for name in ("login_architecture", "compute_architecture"):
-            if (value := getattr(self, name)) is not None:
+            value = getattr(self, name)
+            if value is not None:
                 one_of(f"cluster.site.{name}", value, ARCHITECTURES)
         for source in self.sources:
             one_of("cluster.site.sources.confidence", source.confidence, CONFIDENCES)
 
     @property
     def crosses_architectures(self) -> bool:
-        """Whether jobs run on another architecture than the shell that submits them."""
-        both = (self.login_architecture, self.compute_architecture)
-        return None not in both and both[0] != both[1]
+        """True if compute nodes have another CPU architecture than login nodes."""
+        if self.login_architecture is None or self.compute_architecture is None:
+            return False
+        return self.login_architecture != self.compute_architecture
 
 
 # options of sbatch that have a setting of their own in cluster.prepare
@@ -192,23 +189,19 @@ class PrepareJobs:
         at_least("cluster.prepare.tasks_per_job", self.tasks_per_job, 1)
         if self.architecture is not None:
             one_of("cluster.prepare.architecture", self.architecture, ARCHITECTURES)
-        _gigabytes(self.memory, "cluster.prepare.memory")
-        for option in self.sbatch:
-            if owner := OWN_PREPARE_OPTIONS.get(option.replace("_", "-")):
-                raise UserError(
-                    f"cluster.prepare.sbatch.{option}: that option is set from {owner}; use it instead"
-                )
+        _parse_gigabytes(self.memory, "cluster.prepare.memory")
+        _check_sbatch_options("cluster.prepare.sbatch", self.sbatch, OWN_PREPARE_OPTIONS)
 
-    def tasks_on_a_node(self, site: SiteConfig) -> int:
-        """Return how many tasks a node of the training's partition holds, by its cores and its memory."""
+    def compute_tasks_per_node(self, site: SiteConfig) -> int:
+        """Return how many tasks fit on a node of the site, by its cores and its memory."""
         by_cores = site.cores_per_node or 1
         if site.memory_per_node_gb is None:
             return by_cores
-        gigabytes = _gigabytes(self.memory, "cluster.prepare.memory")
+        gigabytes = _parse_gigabytes(self.memory, "cluster.prepare.memory")
         return max(1, min(by_cores, int(site.memory_per_node_gb // max(gigabytes, 1e-6))))
 
-    def memory_of(self, num_tasks: int) -> str:
-        """Return the memory of so many tasks, as Slurm takes it."""
+    def format_memory(self, num_tasks: int) -> str:
+        """Return the memory of a number of tasks, in sbatch's notation."""
         number = self.memory.rstrip("KMGTkmgt")
         return f"{int(number) * num_tasks}{self.memory.removeprefix(number)}"
 
@@ -296,18 +289,17 @@ class ClusterConfig:
         one_of("cluster.on_interrupt", self.on_interrupt, ON_INTERRUPT)
         self.site.check()
         self.prepare.check()
-        for option in self.sbatch:
-            if owner := OWN_OPTIONS.get(option.replace("_", "-")):
-                raise UserError(f"cluster.sbatch.{option}: that option is set from {owner}: use it instead")
+        _check_sbatch_options("cluster.sbatch", self.sbatch, OWN_OPTIONS)
         if self.scheduler == "local" and self.nodes > 1:
             raise UserError(
-                f"cluster.nodes is {self.nodes}, but cluster={self.name} is this machine alone: choose a Slurm profile"
+                f"cluster.nodes is {self.nodes}, but cluster={self.name} is this machine only; "
+                f"choose a Slurm profile"
             )
         if self.scheduler == "slurm":
             self._check_limits()
 
     def _check_limits(self) -> None:
-        """What the site documents: refused before Slurm is asked."""
+        """Raise UserError if the request exceeds a limit that the site documents."""
         site = self.site
         queue = self.queue_limits()
         gpus = self.ranks_per_node if self.gpu_request != "none" else 0
@@ -316,51 +308,62 @@ class ClusterConfig:
             "nodes": ("max_nodes", queue.max_nodes, self.nodes),
             "nodes × ranks_per_node": ("max_gpus", queue.max_gpus, self.nodes * gpus),
             "ranks_per_node": ("gpus_per_node", site.gpus_per_node, gpus),
-            "cpus_per_rank": (
+            "cpus_per_rank × ranks_per_node": (
                 "cores_per_node",
                 site.cores_per_node,
                 self.cpus_per_rank * self.ranks_per_node,
             ),
         }
-        for key, (limit, most, asked) in limits.items():
-            if most is not None and asked > most:
+        for key, (limit, maximum, requested) in limits.items():
+            if maximum is not None and requested > maximum:
                 raise UserError(
-                    f"cluster.{key} asks for {asked}, but {self.name} has {limit} {most}: ask for less"
+                    f"cluster.{key} asks for {requested}, but {self.name} has {limit} {maximum}; ask for less"
                 )
-        if (
-            self.memory_per_node
-            and site.memory_per_node_gb
-            and _gigabytes(self.memory_per_node) > site.memory_per_node_gb
-        ):
-            raise UserError(
-                f"cluster.memory_per_node asks for {self.memory_per_node}, but {self.name} has "
-                f"cluster.site.memory_per_node_gb {site.memory_per_node_gb:g}: ask for less"
-            )
+        self._check_memory()
         if self.signal_lead_s >= self.timeout_min * 60:
             raise UserError(
-                f"cluster.signal_lead_s is {self.signal_lead_s}, all of a job of {self.timeout_min} minutes: "
-                f"lower it, or raise cluster.timeout_min"
+                f"cluster.signal_lead_s is {self.signal_lead_s} seconds, but a job has only "
+                f"{self.timeout_min} minutes; lower it, or raise cluster.timeout_min"
             )
-        if site.account_pattern and (
-            self.account is None or not re.fullmatch(site.account_pattern, self.account)
-        ):
-            hint = f" ({site.account_hint})" if site.account_hint else ""
-            wanted = site.account_example or site.account_pattern
+        self._check_account()
+
+    def _check_memory(self) -> None:
+        available = self.site.memory_per_node_gb
+        if not self.memory_per_node or not available:
+            return
+        if _parse_gigabytes(self.memory_per_node) > available:
             raise UserError(
-                f"cluster.account is {self.account or 'missing'}: {self.name} wants one like {wanted}{hint}"
+                f"cluster.memory_per_node asks for {self.memory_per_node}, but {self.name} has "
+                f"cluster.site.memory_per_node_gb {available:g}; ask for less"
             )
 
+    def _check_account(self) -> None:
+        site = self.site
+        if not site.account_pattern:
+            return
+        if self.account is not None and re.fullmatch(site.account_pattern, self.account):
+            return
+        example = site.account_example or site.account_pattern
+        hint = f" ({site.account_hint})" if site.account_hint else ""
+        raise UserError(
+            f"cluster.account is {self.account or 'missing'}; "
+            f"set an account of {self.name} such as {example}{hint}"
+        )
+
     def queue_limits(self) -> QueueLimits:
-        """Return the limits that hold for this partition and quality of service: each the most specific one
-        that is known."""
-        site_wide = QueueLimits(max_timeout_min=self.site.max_timeout_min, max_nodes=self.site.max_nodes)
-        found = [
-            site_wide,
-            *(self.site.queues.get(name or "", QueueLimits()) for name in (self.partition, self.qos)),
-        ]
+        """Return the limits for this partition and quality of service.
+
+        A limit of the quality of service holds before one of the partition, and that before the
+        site's.
+        """
+        site = self.site
+        found = [QueueLimits(max_timeout_min=site.max_timeout_min, max_nodes=site.max_nodes)]
+        for queue in (self.partition, self.qos):
+            found.append(site.queues.get(queue or "", QueueLimits()))
         chosen = {}
         for item in fields(QueueLimits):
-            known = [value for limits in found if (value := getattr(limits, item.name)) is not None]
+            values = [getattr(limits, item.name) for limits in found]
+            known = [value for value in values if value is not None]
             chosen[item.name] = known[-1] if known else None
         return QueueLimits(**chosen)
 
@@ -370,30 +373,32 @@ class ClusterConfig:
 
     @property
     def uses_gpus(self) -> bool:
-        """Whether jobs ask for GPUs and do not hide them from torch."""
+        """True if jobs ask for GPUs and do not hide them from torch."""
         return self.gpu_request != "none" and self.env.get("CUDA_VISIBLE_DEVICES") != ""
 
     @property
     def gpu_architecture(self) -> str | None:
-        """The architecture of the GPUs that are asked for: of their type where it is named, else of the
-        site."""
+        """The architecture of the requested GPUs: by gpu_type if it is known, else by the site."""
         return GPU_TYPES.get(self.gpu_type or "", self.site.gpu_architecture)
 
     @property
     def binds_cores(self) -> bool:
-        """Whether srun is told each rank's cores, so that it must not be told their number as well."""
-        return any(
-            option.startswith("--cpu-bind") and mask in option for option in self.srun for mask in CORE_MASKS
-        )
+        """True if the options of srun name each rank's cores; the number of cores must then not be
+        passed to srun."""
+        bindings = [option for option in self.srun if option.startswith("--cpu-bind")]
+        return any(mask in option for option in bindings for mask in CORE_MASKS)
 
-    def what_to_know(self, num_points: int) -> list[str]:
-        """Return the cost of so many runs and the facts about the site that a user must know, a line each."""
-        site, lines = self.site, []
+    def describe_submission(self, num_points: int) -> list[str]:
+        """Return the cost of a number of runs, and the facts about the site that its users must
+        know, one per line."""
+        site = self.site
+        lines = []
         if self.gpu_request != "none":
             lines.append(self._describe_cost(num_points))
             if site.whole_nodes and site.gpus_per_node not in (None, self.ranks_per_node):
                 lines.append(
-                    f"a job gets, and pays for, whole nodes: {self.ranks_per_node} of {site.gpus_per_node} GPUs are used"
+                    f"a job gets, and pays for, whole nodes: "
+                    f"{self.ranks_per_node} of {site.gpus_per_node} GPUs are used"
                 )
         limits = self.queue_limits()
         if limits.max_running is not None and num_points > limits.max_running:
@@ -402,7 +407,8 @@ class ClusterConfig:
             )
         if site.purge_days:
             lines.append(
-                f"{self.name} deletes files in its work area after {site.purge_days} days: keep results elsewhere"
+                f"{self.name} deletes files in its work area after {site.purge_days} days: "
+                f"keep results elsewhere"
             )
         lines += site.notes
         if limits.note:
@@ -412,22 +418,27 @@ class ClusterConfig:
         return lines
 
     def _describe_cost(self, num_points: int) -> str:
-        """Return what the runs are charged if they take all of their time, in the site's unit where it is
-        known."""
+        """Return the cost of the runs if they use all of their time, in the site's billing unit if
+        it is known, else in GPU-hours."""
         site = self.site
-        gpus = site.gpus_per_node if site.whole_nodes and site.gpus_per_node else self.ranks_per_node
-        memory = _gigabytes(self.memory_per_node) if self.memory_per_node else 0.0
-        units_of_a_node = max(
-            gpus * (1.0 if site.billing_per_gpu is None else site.billing_per_gpu),
+        gpus = self.ranks_per_node
+        if site.whole_nodes and site.gpus_per_node:
+            gpus = site.gpus_per_node
+        memory = _parse_gigabytes(self.memory_per_node) if self.memory_per_node else 0.0
+        units_per_gpu = 1.0 if site.billing_per_gpu is None else site.billing_per_gpu
+        units_per_node = max(
+            gpus * units_per_gpu,
             self.cpus_per_rank * self.ranks_per_node * (site.billing_per_core or 0.0),
             memory * (site.billing_per_gib or 0.0),
         )
-        cost = num_points * self.nodes * units_of_a_node * self.timeout_min / 60
+        cost = num_points * self.nodes * units_per_node * self.timeout_min / 60
         unit = "GPU-hours" if site.billing_per_gpu is None else site.billing or "billing units"
-        return f"may use {cost:,.0f} {unit} of {self.account or 'your account'}, if all of its time is needed"
+        account = self.account or "your account"
+        return f"may use {cost:,.0f} {unit} of {account}, if all of its time is needed"
 
     def _describe_confidence(self) -> str:
-        """Return how sure the profile's facts are, and which of them are less sure than the rest."""
+        """Return the confidence in the profile's facts and the dates of their sources; facts of
+        another confidence than the profile's are named."""
         site = self.site
         dates: dict[str, list[str]] = {site.confidence: [site.verified] if site.verified else []}
         facts: dict[str, list[str]] = {}
@@ -444,23 +455,32 @@ class ClusterConfig:
 
 
 def check_log_folder(name: str, folder: str, scheduler: str) -> None:
-    """Raise UserError if Slurm or submitit would read a part of a folder's path, where logs lie, as a
-    pattern."""
+    """Raise UserError if the path of a folder for logs contains a pattern that Slurm or submitit
+    would replace."""
     pattern = f"{SLURM_PATTERN}|{SUBMITIT_PATTERN}" if scheduler == "slurm" else SUBMITIT_PATTERN
     found = re.search(pattern, folder)
     if found:
         raise UserError(
-            f"{name}: {folder} contains '{found[0]}', which has a meaning of its own in the paths of a job's "
-            f"logs; choose another folder with {name}=…"
+            f"{name}: {folder} contains '{found[0]}', which is replaced in the paths of a job's logs; "
+            f"choose another folder with {name}=…"
         )
 
 
-def _gigabytes(text: str, key: str = "cluster.memory_per_node") -> float:
-    """Of a size as Slurm takes it: megabytes, or with K, M, G or T behind it.
+def _check_sbatch_options(key: str, options: Iterable[str], own_options: Mapping[str, str]) -> None:
+    """Raise UserError if an option of sbatch has a setting of its own."""
+    for option in options:
+        owner = own_options.get(option.replace("_", "-"))
+        if owner:
+            raise UserError(f"{key}.{option}: this option is set by {owner}; use that instead")
+
+
+def _parse_gigabytes(text: str, key: str = "cluster.memory_per_node") -> float:
+    """Return the gigabytes in a size in Slurm's notation: megabytes, or a number with K, M, G or T.
 
     Raises:
-        UserError: it is none.
+        UserError: the text is not such a size.
     """
-    if not (found := re.fullmatch(r"(\d+)([KMGT]?)", text.upper())):
-        raise UserError(f"{key} is {text}: give a number with K, M, G or T, as in 440G")
+    found = re.fullmatch(r"(\d+)([KMGT]?)", text.upper())
+    if not found:
+        raise UserError(f"{key} is {text}; write a number with K, M, G or T, such as 440G")
     return int(found[1]) * {"K": 1e-6, "": 1e-3, "M": 1e-3, "G": 1, "T": 1e3}[found[2]]

@@ -1,7 +1,7 @@
-"""Optional packages: which extra of this package brings a missing module, as one line for the user.
+"""Optional packages: checks that they are installed, and messages that name the extra to install.
 
-`pip install finetune` brings the commands that start jobs; `finetune[train]` what a rank imports, and MLflow;
-`finetune[tracking]` MLflow alone.
+`pip install finetune` installs the commands that start jobs; `finetune[train]` adds the packages of
+a rank, and MLflow; `finetune[tracking]` adds MLflow alone.
 """
 
 from __future__ import annotations
@@ -14,46 +14,50 @@ TRAIN = ("torch", "deepspeed", "transformers", "accelerate", "peft", "safetensor
 _EXTRA_OF = {**dict.fromkeys(TRAIN, "train"), "datasets": "train", "mlflow": "tracking"}
 
 
-def missing(packages: tuple[str, ...]) -> list[str]:
-    """Return those of the packages that cannot be imported here."""
+def find_missing(packages: tuple[str, ...]) -> list[str]:
+    """Return those of the packages that this Python cannot import."""
     return [name for name in packages if find_spec(name) is None]
 
 
 def check_can_train(is_job: bool) -> None:
-    """Check that this Python, which a run is to be started with, can train.
+    """Raise UserError if the Python that is to start a run lacks packages of finetune[train].
 
     Args:
-        is_job: Slurm starts the run, so that it can be told to use another Python.
-
-    Raises:
-        UserError: this Python lacks packages of finetune[train].
+        is_job: Slurm starts the run, so that cluster.python can name another Python.
     """
-    if not (lacking := ", ".join(missing(TRAIN))):
+    lacking = ", ".join(find_missing(TRAIN))
+    if not lacking:
         return
     if is_job:
         raise UserError(
-            f"cluster.python is missing: jobs would run with this Python, which lacks {lacking}; set the command of one that "
-            f"has finetune[train], as of a container, or install it here: pip install 'finetune[train]'"
+            f"cluster.python is missing: jobs would run with this Python, which lacks {lacking}; "
+            f"set cluster.python to a Python that has finetune[train], such as a container's, "
+            f"or run pip install 'finetune[train]' here"
         )
     raise UserError(
-        f"cluster=local: this Python lacks {lacking}; pip install 'finetune[train]', or choose a Slurm profile and cluster.python"
+        f"cluster=local: this Python lacks {lacking}; "
+        f"run pip install 'finetune[train]', or choose a Slurm profile and set cluster.python"
     )
 
 
-def check(package: str, what: str) -> None:
-    """Raises UserError if a package that `what` needs is not installed here."""
-    if missing((package,)):
-        raise UserError(_message(package, what))
+def check(package: str, action: str) -> None:
+    """Raise UserError if this Python lacks a package.
+
+    Args:
+        action: the action that needs the package, such as "evaluating a model".
+    """
+    if find_missing((package,)):
+        raise UserError(_describe_missing(package, action))
 
 
 def explain(fault: ModuleNotFoundError) -> str | None:
-    """Return what to install for an import that failed; None if the module is none of our extras'."""
+    """Return the message for a failed import; None if the module is not part of an extra."""
     package = (fault.name or "").partition(".")[0]
-    return _message(package, "this command") if package in _EXTRA_OF else None
+    return _describe_missing(package, "this command") if package in _EXTRA_OF else None
 
 
-def _message(package: str, what: str) -> str:
+def _describe_missing(package: str, action: str) -> str:
     return (
-        f"{what} needs {package}, which this Python lacks: pip install 'finetune[{_EXTRA_OF[package]}]', or run it with the "
-        f"Python that jobs use"
+        f"{action} needs {package}, which this Python lacks; "
+        f"run pip install 'finetune[{_EXTRA_OF[package]}]', or use the Python that jobs use"
     )

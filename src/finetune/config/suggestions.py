@@ -1,4 +1,4 @@
-"""Suggestions for misspelled names: names that look alike, and other trainers' names for the same setting."""
+"""Suggestions for misspelled names: similar names, and other trainers' names of the same setting."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-# Names of Hugging Face's Trainer, TRL, Axolotl, LLaMA-Factory and torchtune -> our setting. An empty name: we
-# have no such setting, and `INSTEAD` says what to do.
+# Names of settings in Hugging Face's Trainer, TRL, Axolotl, LLaMA-Factory and torchtune, and of
+# ours.
 SYNONYMS = {
     "learning_rate": "lr",
     "lr_scheduler_type": "schedule",
@@ -135,11 +135,14 @@ SYNONYMS = {
     "queue": "cluster.partition",
     "project": "cluster.account",
 }
-# What to write where the value is in another unit, or where ours is a choice of several.
-INSTEAD = {
+# The argument to write instead, if the value has another unit in our setting or is one of several
+# choices.
+REPLACEMENTS = {
     "warmup_steps": "warmup_ratio=…, a share of the steps",
     "min_lr": "min_lr_ratio=…, a share of lr",
-    "gradient_accumulation_steps": "global_batch_size=…, packs of an optimizer step over all ranks: accumulation follows from it",
+    "gradient_accumulation_steps": (
+        "global_batch_size=…, packs per optimizer step over all ranks, which determines accumulation"
+    ),
     "bf16": "precision=bf16",
     "load_in_4bit": "adapter=qlora",
     "quantization_bit": "adapter=qlora",
@@ -169,8 +172,8 @@ INSTEAD = {
     "time_limit": "cluster.timeout_min=…, in minutes",
     "walltime": "cluster.timeout_min=…, in minutes",
 }
-# Names of PEFT's methods differ among themselves: LoRA's are lora_alpha and lora_dropout, LoKr's alpha and
-# rank_dropout.
+# Settings of PEFT by other names. PEFT's methods differ: LoRA has lora_alpha and lora_dropout, LoKr
+# has alpha and rank_dropout.
 ADAPTER_SYNONYMS = {
     "rank": ("r",),
     "lora_r": ("r",),
@@ -190,30 +193,28 @@ ADAPTER_SYNONYMS = {
 }
 
 
-def closest(name: str, choices: Iterable[str], at_most: int = 1) -> list[str]:
-    """Return the choices that look most like `name`, best first; none if none does."""
+def find_closest(name: str, choices: Iterable[str], at_most: int = 1) -> list[str]:
+    """Return the choices most similar to `name`, best first; [] if none is similar."""
     by_folded: dict[str, str] = {}
     for choice in choices:
         by_folded.setdefault(_fold(choice), choice)
     wanted = _fold(name)
     found = difflib.get_close_matches(wanted, by_folded, at_most, cutoff=0.65)
-    found += [
-        folded
-        for folded in by_folded
-        if folded not in found and (_is_part(wanted, folded) or _is_part(folded, wanted))
-    ]
+    for folded in by_folded:
+        if folded not in found and (_is_part(wanted, folded) or _is_part(folded, wanted)):
+            found.append(folded)
     return [by_folded[folded] for folded in found[:at_most]]
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Return `; did you mean '…'?` to put behind a message, or nothing."""
-    found = closest(name, choices)
+    """Return `; did you mean '…'?` to append to a message; "" if no choice is similar."""
+    found = find_closest(name, choices)
     return f"; did you mean '{found[0]}'?" if found else ""
 
 
-def synonym(name: str) -> str | None:
-    """Return the key of SYNONYMS that a name is, however its words are joined: learningRate and learning-rate
-    too."""
+def find_synonym(name: str) -> str | None:
+    """Return the key of SYNONYMS that equals a name apart from case, `-` and `_`, such as
+    learning_rate for learningRate; None if there is none."""
     return next((theirs for theirs in SYNONYMS if _squeeze(theirs) == _squeeze(name)), None)
 
 
@@ -222,8 +223,8 @@ def _squeeze(name: str) -> str:
 
 
 def _is_part(part: str, whole: str) -> bool:
-    """Return whether a name is made of whole words of another: attention of model.attention, but not train of
-    constraint."""
+    """Return True if a name consists of whole words of another, as attention in model.attention;
+    train in constraint is not a whole word."""
     return len(part) > 2 and re.search(rf"(^|[\W_]){re.escape(part)}([\W_]|$)", whole) is not None
 
 
@@ -231,14 +232,13 @@ def _fold(name: str) -> str:
     return name.lower().replace("-", "_").replace(" ", "_")
 
 
-# --- keys that belong to a library
-# ------------------------------------------------------------------------------------
+# --- keys of libraries ----------------------------------------------------------------------------
 
 
 @cache
 def adapter_keys(peft_type: str) -> tuple[str, ...]:
-    """Return the keys of a PEFT method's config, read from PEFT's source: importing PEFT takes seconds, and
-    torch."""
+    """Return the keys of a PEFT method's config, read from PEFT's source, since its import takes
+    seconds and needs torch."""
     package = _package("peft")
     if package is None:
         return ()
@@ -246,10 +246,8 @@ def adapter_keys(peft_type: str) -> tuple[str, ...]:
         tree = _parse(path)
         for defined in ast.walk(tree):
             if isinstance(defined, ast.ClassDef) and _sets_peft_type(defined, peft_type):
-                return (
-                    *_fields_of(tree, defined.name),
-                    *_fields(_parse(package / "config.py"), "PeftConfig"),
-                )
+                common = _list_fields(_parse(package / "config.py"), "PeftConfig")
+                return (*_list_all_fields(tree, defined.name), *common)
     return ()
 
 
@@ -259,7 +257,8 @@ def zero_keys() -> tuple[str, ...]:
     package = _package("deepspeed")
     if package is None:
         return ()
-    return tuple(_fields(_parse(package / "runtime" / "zero" / "config.py"), "DeepSpeedZeroConfig"))
+    tree = _parse(package / "runtime" / "zero" / "config.py")
+    return tuple(_list_fields(tree, "DeepSpeedZeroConfig"))
 
 
 @cache
@@ -273,7 +272,7 @@ def model_keys(model_type: str) -> tuple[str, ...]:
         tree = _parse(path)
         for defined in ast.walk(tree):
             if isinstance(defined, ast.ClassDef):
-                keys += _fields(tree, defined.name)
+                keys += _list_fields(tree, defined.name)
     return tuple(dict.fromkeys(keys))
 
 
@@ -285,37 +284,36 @@ def _package(name: str) -> Path | None:
 def _parse(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError):  # another version's layout: then there is nothing to suggest
+    except (OSError, SyntaxError, ValueError):  # another version's files: there are no suggestions
         return ast.Module(body=[], type_ignores=[])
 
 
 def _sets_peft_type(defined: ast.ClassDef, peft_type: str) -> bool:
-    for node in ast.walk(defined):
-        if isinstance(node, ast.Assign) and ast.unparse(node) == f"self.peft_type = PeftType.{peft_type}":
-            return True
-    return False
+    assignment = f"self.peft_type = PeftType.{peft_type}"
+    found = [ast.unparse(node) for node in ast.walk(defined) if isinstance(node, ast.Assign)]
+    return assignment in found
 
 
-def _fields_of(tree: ast.Module, name: str) -> Iterator[str]:
+def _list_all_fields(tree: ast.Module, name: str) -> Iterator[str]:
     """Yield the fields of a class and of its bases in the same file."""
     for defined in ast.walk(tree):
         if isinstance(defined, ast.ClassDef) and defined.name == name:
-            yield from _fields(tree, name)
+            yield from _list_fields(tree, name)
             for base in defined.bases:
-                yield from _fields_of(tree, ast.unparse(base))
+                yield from _list_all_fields(tree, ast.unparse(base))
 
 
-def _fields(tree: ast.Module, name: str) -> Iterator[str]:
+def _list_fields(tree: ast.Module, name: str) -> Iterator[str]:
     for defined in ast.walk(tree):
         if isinstance(defined, ast.ClassDef) and defined.name == name:
             for node in defined.body:
                 if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                    yield _alias(node.value) or node.target.id
+                    yield _find_alias(node.value) or node.target.id
 
 
-def _alias(default: ast.expr | None) -> str | None:
-    """Return the name under which pydantic reads a field, as stage3_max_live_parameters for
-    max_live_parameters."""
+def _find_alias(default: ast.expr | None) -> str | None:
+    """Return the alias by which pydantic reads a field, as stage3_max_live_parameters for
+    max_live_parameters; None without an alias."""
     for keyword in default.keywords if isinstance(default, ast.Call) else []:
         if keyword.arg == "alias" and isinstance(keyword.value, ast.Constant):
             return str(keyword.value.value)

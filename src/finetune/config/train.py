@@ -1,4 +1,4 @@
-"""Settings of a training run: the schema behind conf/, with each setting's meaning, default and checks."""
+"""Settings of a training run, with their meanings, defaults and checks: the schema of conf/."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ SCHEDULES = ("constant", "linear", "cosine", "wsd")
 ATTENTION_IMPLEMENTATIONS = ("auto", "documents", "sdpa", "eager", "flex_attention", "flash_attention_2")
 KERNELS = ("auto", "none", "torch", "liger")
 QUANTIZATIONS = ("nf4",)
-PREPENDING = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT")
+# methods of PEFT that put virtual tokens before a row
+PROMPT_METHODS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT")
 RESULTS = ("best", "last")
 ON_BAD_STEP = ("stop", "rewind")
 LONG_DOCUMENTS = ("auto", "split", "truncate", "drop")
@@ -59,10 +60,11 @@ class ModelConfig:
     def check(self) -> None:
         if (self.path is None) == (not self.from_scratch):
             raise UserError(
-                "model.path and model.from_scratch: give one of the two, e.g. model=run:<run id> or model=/path/to/folder"
+                "model.path and model.from_scratch: exactly one must be set; "
+                "add e.g. model=run:<run id> or model=/path/to/folder"
             )
         if self.from_scratch and "model_type" not in self.from_scratch:
-            raise UserError("model.from_scratch.model_type is missing: name the architecture, e.g. llama")
+            raise UserError("model.from_scratch.model_type is missing; name the architecture, e.g. llama")
         one_of("model.attention", self.attention, ATTENTION_IMPLEMENTATIONS)
         one_of("model.kernels", self.kernels, KERNELS)
         if self.quantization is not None:
@@ -109,15 +111,17 @@ class DataConfig:
         between("data.max_lost_share", self.max_lost_share, 0, 1)
 
     def trains_on(self, source: str) -> bool:
-        return (
-            not self.include_sources or source in self.include_sources
-        ) and source not in self.exclude_sources
+        if source in self.exclude_sources:
+            return False
+        return not self.include_sources or source in self.include_sources
 
     @property
     def corpus_folder(self) -> Path:
-        """`corpus` itself if it is a folder with a manifest, else the name under corpora_dir."""
+        """`corpus` itself if it is a folder with a manifest, else its folder in corpora_dir."""
         folder = Path(self.corpus)
-        return folder if (folder / "manifest.json").is_file() else Path(self.corpora_dir) / self.corpus
+        if (folder / "manifest.json").is_file():
+            return folder
+        return Path(self.corpora_dir) / self.corpus
 
 
 @dataclass(kw_only=True)
@@ -204,21 +208,48 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self.model.check()
+        self._check_follow_mode()
+        self._check_numbers()
+        one_of("precision", self.precision, PRECISIONS)
+        one_of("schedule", self.schedule, SCHEDULES)
+        one_of("result", self.result, RESULTS)
+        one_of("on_bad_step", self.on_bad_step, ON_BAD_STEP)
+        self._check_zero()
+        self._check_adapter()
+        if self.data.stage and not self.cluster.node_local:
+            raise UserError(
+                "data.stage=true needs a folder on each node's own disk; set cluster.node_local=/path"
+            )
+        has_invalid = any(not (character.isalnum() or character in "-_.") for character in self.name)
+        if not self.name or has_invalid or self.name[0] in "-.":
+            raise UserError(
+                f"name is '{self.name}': must consist of letters, digits, '-', '_' and '.', "
+                f"and start with a letter or digit"
+            )
+        per_pass = self.micro_batch_size * self.cluster.world_size
+        if self.global_batch_size % per_pass:
+            fitting = max(1, self.global_batch_size // per_pass) * per_pass
+            raise UserError(
+                f"global_batch_size is {self.global_batch_size}, not a multiple of "
+                f"micro_batch_size × ranks = {self.micro_batch_size} × {self.cluster.world_size}; "
+                f"choose e.g. {fitting}"
+            )
+
+    def _check_follow_mode(self) -> None:
         if self.detach and (self.wait or self.debug):
-            raise UserError("detach=true leaves the run, wait=true and debug=true stay with it: choose one")
+            raise UserError(
+                "detach=true leaves the run in the background, but wait=true and debug=true follow "
+                "it; choose one"
+            )
         if self.debug and self.cluster.world_size > 1:
-            raise UserError("debug=true is for one rank: add cluster.nodes=1 cluster.ranks_per_node=1")
+            raise UserError("debug=true needs one rank; add cluster.nodes=1 cluster.ranks_per_node=1")
+
+    def _check_numbers(self) -> None:
         for name in ("global_batch_size", "micro_batch_size", "keep_checkpoints"):
             at_least(name, getattr(self, name), 1)
-        for name in (
-            "evaluate_every",
-            "checkpoint_every",
-            "weight_decay",
-            "max_grad_norm",
-            "seed",
-            "max_rewinds",
-            "spike_stds",
-        ):
+        for name in ("evaluate_every", "checkpoint_every", "weight_decay", "max_grad_norm"):
+            at_least(name, getattr(self, name), 0)
+        for name in ("seed", "max_rewinds", "spike_stds"):
             at_least(name, getattr(self, name), 0)
         at_least("max_steps", self.max_steps, 1)
         for name in ("lr", "num_epochs", "adam_eps", "hang_timeout_min"):
@@ -229,64 +260,64 @@ class TrainConfig:
             between(name, getattr(self, name), 0, 1)
         for name in ("adam_beta1", "adam_beta2"):
             between(name, getattr(self, name), 0, 1, below_high=True)
-        one_of("precision", self.precision, PRECISIONS)
-        one_of("schedule", self.schedule, SCHEDULES)
-        one_of("result", self.result, RESULTS)
-        one_of("on_bad_step", self.on_bad_step, ON_BAD_STEP)
-        if self.zero.get("stage") not in (0, 1, 2, 3):
-            raise UserError(f"zero.stage is {self.zero.get('stage')}: choose 0, 1, 2 or 3, e.g. zero=stage2")
+
+    def _check_zero(self) -> None:
+        stage = self.zero.get("stage")
+        if stage not in (0, 1, 2, 3):
+            raise UserError(f"zero.stage is {stage}; choose 0, 1, 2 or 3, e.g. zero=stage2")
         for key in ("offload_optimizer", "offload_param"):
             offload = self.zero.get(key) or {}
             if offload.get("device") == "nvme" and not offload.get("nvme_path"):
                 raise UserError(
-                    f"zero.{key}.device is nvme: say where with zero.{key}.nvme_path=/path/on/a/local/disk"
+                    f"zero.{key}.device is nvme, but its folder is not set; "
+                    f"add zero.{key}.nvme_path=/path/on/a/local/disk"
                 )
-        if self.zero["stage"] == 0 and self.precision == "bf16":
+        if stage == 0 and self.precision == "bf16":
             # DeepSpeed 0.19's optimizer for this pair takes a step on zero gradients when it starts
             raise UserError(
-                "zero.stage 0 with precision=bf16 trains differently from every other stage: choose zero=stage1"
+                "zero.stage 0 with precision=bf16 trains differently from every other stage; "
+                "choose zero=stage1"
             )
+
+    def _check_adapter(self) -> None:
+        peft_type = self.adapter.get("peft_type")
         if self.adapter and "peft_type" not in self.adapter:
-            raise UserError("adapter.peft_type is missing: name PEFT's method, e.g. LORA (see adapter=lora)")
-        if self.adapter.get("peft_type") in PREPENDING:
+            raise UserError("adapter.peft_type is missing; name PEFT's method, e.g. LORA (see adapter=lora)")
+        if peft_type in PROMPT_METHODS:
             raise UserError(
-                f"adapter.peft_type {self.adapter['peft_type']} puts virtual tokens before a row, which the documents packed in "
-                f"it cannot share: choose a method that changes layers, e.g. adapter=lora"
+                f"adapter.peft_type {peft_type} puts virtual tokens before a row, "
+                f"which the documents packed in it cannot share; "
+                f"choose a method that changes layers, e.g. adapter=lora"
             )
         if self.model.quantization and (not self.adapter or self.zero["stage"] == 3):
             raise UserError(
-                "model.quantization is for a frozen base that each rank holds whole: choose an adapter, and zero=stage0 to stage2"
+                "model.quantization needs a frozen base that is not partitioned between ranks; "
+                "choose an adapter, and zero=stage0 to stage2"
             )
         if self.adapter and self.model.from_scratch:
             raise UserError(
-                "an adapter on a model from scratch sits on random weights that nobody keeps: add adapter=none"
-            )
-        if self.data.stage and not self.cluster.node_local:
-            raise UserError(
-                "data.stage copies the corpus to each node's own disk: say where with cluster.node_local=/path"
-            )
-        if not self.name or any(not (c.isalnum() or c in "-_.") for c in self.name) or self.name[0] in "-.":
-            raise UserError(
-                f"name is '{self.name}': use letters, digits, '-', '_' and '.', starting with a letter or digit"
-            )
-        per_pass = self.micro_batch_size * self.cluster.world_size
-        if self.global_batch_size % per_pass:
-            fitting = max(1, self.global_batch_size // per_pass) * per_pass
-            raise UserError(
-                f"global_batch_size is {self.global_batch_size}, not a multiple of micro_batch_size × ranks = "
-                f"{self.micro_batch_size} × {self.cluster.world_size}: choose e.g. {fitting}"
+                "adapter: a model from scratch cannot have an adapter, "
+                "since the random weights below it are not saved; add adapter=none"
             )
 
     @property
     def gradient_accumulation_steps(self) -> int:
         return self.global_batch_size // (self.micro_batch_size * self.cluster.world_size)
 
-    def frozen(self) -> TrainConfig:
-        """A copy that means the same from any working directory."""
+    def with_absolute_paths(self) -> TrainConfig:
+        """Return a copy whose relative paths are absolute, so that it is valid in any working
+        directory.
+
+        Raises:
+            UserError: runs_dir contains a pattern that is replaced in the paths of logs.
+        """
         model = self.model
         if model.path:
             prefix = RUN_PREFIX if model.path.startswith(RUN_PREFIX) else ""
-            name, step = split_step(model.path.removeprefix(prefix)) if prefix else (model.path, None)
+            name = model.path.removeprefix(prefix)
+            step = None
+            if prefix:
+                name, step = split_step(name)
             if Path(name).is_dir():
                 at_step = "" if step is None else f"@{step}"
                 model = dataclasses.replace(model, path=f"{prefix}{Path(name).resolve()}{at_step}")
@@ -301,77 +332,99 @@ class TrainConfig:
 
 
 def from_omegaconf(node: Any, schema: type[Any] = TrainConfig) -> Any:
-    """The typed config of a composed OmegaConf node; __post_init__ has checked it."""
-    config = OmegaConf.to_object(OmegaConf.merge(_structured(schema), node))  # type: ignore[arg-type]
-    _refuse_extra(config, "")
+    """Return the typed config of a composed OmegaConf node.
+
+    Raises:
+        UserError: an unknown setting, or a value that __post_init__ refuses.
+    """
+    config = OmegaConf.to_object(OmegaConf.merge(_create_node(schema), node))  # type: ignore[arg-type]
+    _check_unknown_keys(config, "")
     return config
 
 
 @cache
-def _structured(schema: Any) -> Any:
-    """Return the schema as OmegaConf's node. To make it takes as long as all the rest, and a sweep has many
-    points."""
+def _create_node(schema: Any) -> Any:
+    """Return the schema as a node of OmegaConf; cached, since that takes half of the time of
+    from_omegaconf, and a sweep has many points."""
     return OmegaConf.structured(schema)
 
 
-def _refuse_extra(config: Any, prefix: str) -> None:
-    """Hydra lets `+key=value` add any key, and OmegaConf hangs it on the object, where nobody would ever read
-    it."""
+def _check_unknown_keys(config: Any, prefix: str) -> None:
+    """Raise UserError for keys that are not fields of the schema. Hydra lets `+key=value` add any
+    key, and OmegaConf sets it as an attribute, where it would have no effect."""
     known = {item.name for item in dataclasses.fields(config)}
-    if extra := set(vars(config)) - known:
+    extra = set(vars(config)) - known
+    if extra:
         name = min(extra)
-        raise UserError(f"unknown setting '{prefix}{name}', so + cannot add it{did_you_mean(name, known)}")
+        raise UserError(f"unknown setting '{prefix}{name}'{did_you_mean(name, known) or '; remove it'}")
     for name in known:
         if dataclasses.is_dataclass(getattr(config, name)):
-            _refuse_extra(getattr(config, name), f"{prefix}{name}.")
+            _check_unknown_keys(getattr(config, name), f"{prefix}{name}.")
 
 
-# What a resumed run may change: how long it is, how the work is cut and watched, not what is learned from a
-# step.
+# Settings that may change when a run is resumed: its length, resources and checks, and not those
+# that change what the model learns from a step.
 CHANGEABLE = (
-    "cluster", "micro_batch_size", "max_steps", "num_epochs", "evaluate_every", "checkpoint_every", "keep_checkpoints",
-    "result", "on_bad_step", "max_rewinds", "spike_stds", "hang_timeout_min", "detach", "wait", "debug",
-)  # fmt: skip
+    "cluster",
+    "micro_batch_size",
+    "max_steps",
+    "num_epochs",
+    "evaluate_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "result",
+    "on_bad_step",
+    "max_rewinds",
+    "spike_stds",
+    "hang_timeout_min",
+    "detach",
+    "wait",
+    "debug",
+)
 
 
-def changed(config: TrainConfig, overrides: list[str]) -> TrainConfig:
-    """The config of a run that goes on with other settings, given as key=value.
+def apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
+    """Return the config of a run that is resumed with other settings.
+
+    Args:
+        overrides: as key=value.
 
     Raises:
-        UserError: a key that is none, or that may not change within a run.
+        UserError: a key is unknown, or may not change within a run.
     """
     for override in overrides:
         key = override.partition("=")[0]
         if "=" not in override or key.split(".")[0] not in CHANGEABLE:
-            close = did_you_mean(key, CHANGEABLE)
-            raise UserError(
-                f"{override}: a run can go on with another {', '.join(CHANGEABLE)}{close or '; for the rest start a new run'}"
-            )
+            hint = did_you_mean(key, CHANGEABLE) or "; start a new run to change others"
+            raise UserError(f"{override}: a resumed run can change only {', '.join(CHANGEABLE)}{hint}")
         if key == "cluster":
             raise UserError(
-                f"{override}: a run goes on with its own profile; change single settings, as in cluster.nodes=2"
+                f"{override}: a resumed run keeps its cluster profile; "
+                f"change single settings, such as cluster.nodes=2"
             )
-    merged = OmegaConf.merge(OmegaConf.create(dataclasses.asdict(config)), OmegaConf.from_dotlist(overrides))
+    present = OmegaConf.create(dataclasses.asdict(config))
+    merged = OmegaConf.merge(present, OmegaConf.from_dotlist(overrides))
     result: TrainConfig = from_omegaconf(merged)
     return result
 
 
 def split_step(name: str) -> tuple[str, int | None]:
-    """Part ID@STEP, which names a checkpoint of a run, into both; a name without a step is the run's
-    result."""
+    """Return the run id and the step of ID@STEP, which names a checkpoint; the step is None if the
+    name has none and so names the run's result."""
     found = re.fullmatch(r"(.+)@(\d+)", name)
     return (found[1], int(found[2])) if found else (name, None)
 
 
 def save(config: TrainConfig, path: Path) -> None:
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))), encoding="utf-8")
+    node = OmegaConf.create(dataclasses.asdict(config))
+    path.write_text(OmegaConf.to_yaml(node), encoding="utf-8")
 
 
 def load(path: Path) -> TrainConfig:
-    """Read a resolved config that `save` wrote.
+    """Return the resolved config in a file that `save` wrote.
 
     Raises:
-        UserError: the file was edited into something the schema refuses.
+        UserError: the file was edited and is no longer valid.
     """
     try:
         config = from_omegaconf(OmegaConf.load(path))
@@ -382,19 +435,20 @@ def load(path: Path) -> TrainConfig:
 
 
 def describe(fault: OmegaConfBaseException) -> str:
-    """OmegaConf's complaint as one line: the key, then what is wrong with its value."""
+    """Return an error of OmegaConf as one line: the key, then the problem with its value."""
     message = (fault.msg or str(fault)).strip().splitlines()[0]
-    return f"{fault.full_key}: {message}" if fault.full_key and fault.full_key not in message else message
+    if fault.full_key and fault.full_key not in message:
+        return f"{fault.full_key}: {message}"
+    return message
 
 
 def package_dir(name: str) -> str:
-    """Folder of an importable package: how conf/corpus/sample.yaml finds its text wherever it is
-    installed."""
+    """Return the folder of an installed package; conf/corpus/sample.yaml finds its texts by it."""
     file = importlib.import_module(name).__file__
     assert file is not None
     return str(Path(file).parent)
 
 
 def conf_dir() -> Path:
-    """conf/ of the checkout, or its copy in the installed package."""
+    """Return conf/ of the checkout, or its copy in the installed package."""
     return Path(package_dir("finetune.conf"))

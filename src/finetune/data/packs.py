@@ -271,7 +271,7 @@ def _words(counts: dict[str, int]) -> str:
 
 def _save(path: Path, array: NDArray[np.void]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with layout.replacing(path) as temporary, temporary.open("wb") as file:
+    with layout.replace_atomically(path) as temporary, temporary.open("wb") as file:
         np.save(file, array)
 
 

@@ -1,1 +1,1 @@
-"""What a model scores."""
+"""Evaluation of models."""

@@ -1,4 +1,4 @@
-"""The held-out loss of a model on a corpus, over all documents and by source and written standard."""
+"""The held-out loss of a model on a corpus: in total, by source and by written standard."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from finetune.runs.summary import HeldOut
 from finetune.tracking import names
 
 
-def as_metrics(held_out: HeldOut) -> dict[str, float]:
-    """Return the losses by the names of their metrics."""
+def to_metrics(held_out: HeldOut) -> dict[str, float]:
+    """Return the held-out losses by name of the metric."""
     return {
         names.HELD_OUT_LOSS: held_out.loss,
         **{names.HELD_OUT_LOSS_BY_SOURCE.of(name): loss for name, loss in held_out.by_source.items()},
@@ -34,36 +34,38 @@ def as_metrics(held_out: HeldOut) -> dict[str, float]:
     }
 
 
-def held_out_loss(
+def evaluate_held_out_loss(
     packed: PackedModel,
     data: PackedData,
     micro_batch_size: int,
     unigram_loss: float | None,
     world: World,
-    beat: Callable[[], None] = lambda: None,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> HeldOut | None:
-    """Evaluate every document of `data` once; all ranks call it and all get the result. None if the split is
-    empty.
+    """Evaluate every document of `data` once. All ranks must call it.
 
     Args:
-        beat: called after each batch, on all ranks; it may raise to break the evaluation off.
+        unigram_loss: copied into the result.
+        after_batch: called on all ranks after each batch; it may raise to end the evaluation.
+
+    Returns:
+        the losses, on all ranks; None if there are no documents.
     """
     if not data.num_packs:
         return None
     groups = sorted({*zip(data.sources.tolist(), data.languages.tolist(), strict=True)})
-    group_of_document = np.asarray(
-        [groups.index(pair) for pair in zip(data.sources, data.languages, strict=True)]
-    )
+    pairs = zip(data.sources, data.languages, strict=True)
+    group_of_document = np.asarray([groups.index(pair) for pair in pairs])
+    # by group: sum of losses, number of targets
     sums = torch.zeros(len(groups), 2, dtype=torch.float64)
     with torch.no_grad():
         for batch in data.iter_epoch(micro_batch_size):
             losses = packed.losses(batch.to(world.device)).each
-            group = torch.from_numpy(
-                group_of_document[batch.documents.ravel()[batch.target_positions.numpy()]]
-            )
+            documents = batch.documents.ravel()[batch.target_positions.numpy()]
+            group = torch.from_numpy(group_of_document[documents])
             sums[:, 0].index_add_(0, group, losses.double().cpu())
             sums[:, 1].index_add_(0, group, torch.ones(len(group), dtype=torch.float64))
-            beat()
+            after_batch()
     sums = world.all_reduce_sum(sums.to(world.device)).cpu()
     by_source: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
     by_language: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
@@ -83,13 +85,15 @@ def held_out_loss(
 
 
 def evaluate_on_corpus(path: str, config: DataConfig, runs_dir: str) -> HeldOut:
-    """Held-out loss of a finished model in this process, over the GPUs it sees, or on the CPU.
+    """Return the held-out loss of a saved model, computed in this process on its GPUs or on the
+    CPU.
 
     Args:
         path: a model folder, a hub id, run:<run id>, or run:<run id>@<step>.
 
     Raises:
-        NotFoundError, UserError: no such model or corpus, they do not fit, or nothing is held out.
+        NotFoundError, UserError: there is no such model or corpus, their tokenizers differ, or the
+            corpus has no validation documents.
     """
     corpus = Corpus(config.corpus_folder)
     corpus.verify()
@@ -97,10 +101,11 @@ def evaluate_on_corpus(path: str, config: DataConfig, runs_dir: str) -> HeldOut:
 
 
 def evaluate_base(base: Base, corpus: Corpus, config: DataConfig) -> HeldOut:
-    """Return the held-out loss of a model on the validation rows of a corpus, which was verified before.
+    """Return the held-out loss of a model on the validation split of a corpus that was verified
+    before.
 
     Raises:
-        UserError: their tokenizers differ, or nothing is held out.
+        UserError: their tokenizers differ, or the corpus has no validation documents.
     """
     run_inputs.check_tokenizer(base, corpus)
     world = World(rank=0, size=1, local_rank=0)
@@ -119,10 +124,11 @@ def evaluate_base(base: Base, corpus: Corpus, config: DataConfig) -> HeldOut:
             plan_folder=Path(plan),
             world=world,
         )
-        held_out = held_out_loss(packed, data, 4, corpus.manifest.unigram_loss, world)
+        held_out = evaluate_held_out_loss(packed, data, 4, corpus.manifest.unigram_loss, world)
     if held_out is None:
         raise UserError(
-            f"corpus {corpus.folder} has no validation documents: prepare it with split.validation_share above 0"
+            f"corpus {corpus.folder} has no validation documents; "
+            f"prepare it with split.validation_share above 0"
         )
     return held_out
 

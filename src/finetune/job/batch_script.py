@@ -44,7 +44,7 @@ from finetune.runs.records import (
     read_failures,
 )
 from finetune.runs.state import EndingCause, FailureKind, JobState
-from finetune.tracking.spool import training_steps
+from finetune.tracking.spool import read_training_steps
 
 GO, FAILED, DONE, BACK_IN_QUEUE = 0, 1, 64, 75
 SIGNALLED = {128 + number: number.name for number in (signal.SIGTERM, signal.SIGUSR2)}
@@ -182,7 +182,7 @@ def _close_the_last(run: Path, earlier: list[Attempt], job: Job) -> int | None:
     ending = ending_of(run, last, None, job.options.world_size)
     if dead and ending.cause in (EndingCause.DIED, EndingCause.KILLED):
         ending = replace(ending, cause=EndingCause.DEAD_NODE, bad_nodes=dead, detail=_names_dead(dead))
-    before = [a.ending for a in attempts.of_submission(earlier[:-1], last.job) if a.ending]
+    before = [a.ending for a in attempts.filter_by_submission(earlier[:-1], last.job) if a.ending]
     decision = attempts.decide(ending, before, job.options.max_restarts)
     if stays and decision.restart:
         failed = ending.cause != EndingCause.INTERRUPTED
@@ -216,7 +216,7 @@ def guard(run: Path, job: Job) -> int:
             return GO
     last = attempts.read(run)[-1]
     if last.ending is None and job.is_over_time():  # else it was a preemption, a requeue, a cancellation
-        say(f"the time limit strikes while the run is at work: {job.options.on_interrupt}")
+        say(f"{causes.TIME_LIMIT_MESSAGE} while the run was running: {job.options.on_interrupt}")
         without = attempts.excluded_nodes(run)
         if job.options.on_interrupt == "requeue":
             job.requeue(without)
@@ -234,7 +234,7 @@ def end(run: Path, job: Job) -> int:
         raise RuntimeError(f"{run}: no attempt is open")
     last = earlier[-1]
     ending = ending_of(run, last, job.options.code, job.options.world_size)
-    before = [a.ending for a in attempts.of_submission(earlier[:-1], job.id) if a.ending]
+    before = [a.ending for a in attempts.filter_by_submission(earlier[:-1], job.id) if a.ending]
     decision = attempts.decide(ending, before, job.options.max_restarts)
     if not decision.restart:
         attempts.end(run, last.number, ending, decision.reason, time.time())
@@ -335,7 +335,7 @@ def ending_of(run: Path, attempt: Attempt, code: int | None, world_size: int) ->
     def ending(cause: EndingCause, detail: str = "", bad_nodes: tuple[str, ...] = ()) -> Ending:
         return Ending(cause, attempt.from_step, max(reached, attempt.from_step), saved, detail, bad_nodes)
 
-    outcome = Outcome.read_if_whole(run / layout.OUTCOME)
+    outcome = Outcome.read_or_none(run / layout.OUTCOME)
     if outcome is not None and outcome.state in (EndingCause.COMPLETED, EndingCause.STOPPED):
         return ending(EndingCause(outcome.state))
     if outcome is not None and outcome.state == EndingCause.INTERRUPTED:
@@ -356,7 +356,7 @@ def ending_of(run: Path, attempt: Attempt, code: int | None, world_size: int) ->
         return ending(EndingCause.INTERRUPTED, f"{SIGNALLED[code]} while it was starting")
     absent = absent_nodes(run, attempt)
     memory = memory_used(attempt.job) if code == 128 + signal.SIGKILL else ""
-    evidence = causes.gather(run, failures, world_size, code=code, job=attempt.job, memory=memory)
+    evidence = causes.collect_evidence(run, failures, world_size, code=code, job=attempt.job, memory=memory)
     word = causes.explain(evidence) or f"it left no log (exit code {code})"
     if absent:
         word += f"; no rank on {', '.join(absent)} ever reached the shared folder"
@@ -378,7 +378,7 @@ def _stated_cause(
 
 def last_step(run: Path, attempt: Attempt) -> int:
     """Return the last step that an attempt wrote into the run's metrics; 0 if it did none."""
-    steps = training_steps(run)
+    steps = read_training_steps(run)
     return steps[-1].step if steps and steps[-1].time_ms >= attempt.time * 1000 else 0
 
 
@@ -401,7 +401,7 @@ def _names_dead(nodes: tuple[str, ...]) -> str:
 def forget_ending(run: Path) -> None:
     """How the last attempt ended is in attempts.jsonl: its files must not be taken for this one's."""
     present = (run / layout.JOBS / layout.PRESENT).glob("*")
-    for path in (*layout.traces_of_end(run), *present):
+    for path in (*layout.list_attempt_files(run), *present):
         path.unlink(missing_ok=True)
 
 
@@ -413,7 +413,7 @@ def fail(run: Path, words: str) -> None:
 def clean_up(run: Path, num_nodes: int) -> None:
     """Remove what ranks that were killed left on their nodes' own disks (job/staging.py); it may take
     seconds, not more."""
-    staged = Staged.read_if_whole(run / layout.STAGED)
+    staged = Staged.read_or_none(run / layout.STAGED)
     if staged is None or not shutil.which("srun"):
         return
     command = [

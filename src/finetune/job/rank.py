@@ -45,7 +45,7 @@ def run_job(path: str) -> None:
     environment = submitit.JobEnvironment()
     rank = environment.global_rank
     stop = StopFlag(run.stop_file)
-    stop.listen()  # before the imports, which take longer than some schedulers wait
+    stop.install_signal_handlers()  # before the imports, which take longer than some schedulers wait
     faulthandler.enable()  # a crash in native code leaves its signal and stack in the log (causes.py)
     lock = run.lock
     if rank == 0:  # two processes that write one run would ruin it

@@ -29,7 +29,7 @@ from finetune.job.slurm_command import Refused
 from finetune.job.slurm_queue import TOO_MANY, QueuedJob
 from finetune.runs import layout, records
 from finetune.runs.layout import CLAIMED, PAUSED, POINTS, PROBLEM, SCRIPT, SUBMITTED, WAITING
-from finetune.runs.state import JOB_ENDED_BADLY, JobState
+from finetune.runs.state import FAILED_JOB_STATES, JobState
 
 BLIND_POINTS = 2  # that a job submits at its end where no limit is known: its own place, and one more
 NONE = ""
@@ -200,7 +200,7 @@ class SweepSubmission:
     def _equip(self, index: int, task: str, code: str) -> None:
         run = self.run(index)
         jobs = run / layout.JOBS
-        with layout.replacing(jobs / layout.pickle_of(task)) as temporary:
+        with layout.replace_atomically(jobs / layout.pickle_of(task)) as temporary:
             shutil.copyfile(str(jobs / layout.WAITING_PICKLE), str(temporary))
         records.Submission(task, socket.gethostname(), "slurm", code).write(run / layout.SUBMISSION)
 
@@ -228,7 +228,7 @@ class SweepSubmission:
             if task in now or _has_begun(run, task):
                 _rename(self.folder / CLAIMED / task, self.folder / SUBMITTED / task)
             else:
-                records.forget_submission(run)
+                records.remove_submission(run)
                 _rename(self.folder / CLAIMED / task, self.folder / WAITING / str(index_of(task)))
 
     def withdraw_all(self, indices: list[int]) -> list[int]:
@@ -261,7 +261,7 @@ class SweepSubmission:
     def awaits_failed_job(self) -> bool:
         """Return whether the job that the points were to start after has failed."""
         plan = Plan.read(self.folder / (PAUSED if self.is_paused else layout.WAVES))
-        return bool(plan.after and slurm_queue.states_of(plan.after) & JOB_ENDED_BADLY)
+        return bool(plan.after and slurm_queue.states_of(plan.after) & FAILED_JOB_STATES)
 
     def start_without_awaiting(self) -> None:
         """Take the job that the points were to start after out of the plan."""

@@ -20,7 +20,7 @@ from finetune.job import slurm_queue
 from finetune.job.slurm_queue import QueuedJob
 from finetune.job.wave_files import NONE, list_files, open_submissions
 from finetune.runs.layout import ENDING, SWEEPS, WAVES_LOCK
-from finetune.runs.state import JOB_ENDED_BADLY, JobState
+from finetune.runs.state import FAILED_JOB_STATES, JobState
 
 LOCK_SECONDS = 120.0  # that a caller waits for the lock
 LEASE_SECONDS = 300.0  # after which a lock is taken for that of a process that was killed
@@ -61,7 +61,7 @@ def _submit_once(runs_dir: Path, ending: str) -> tuple[int, bool]:
         plan = submission.plan
         count = min(len(submission.waiting()), plan.places(jobs, ending))
         awaited = slurm_queue.states_of(plan.after) if count and plan.after else set()
-        if awaited & JOB_ENDED_BADLY:
+        if awaited & FAILED_JOB_STATES:
             submission.pause(f"job {plan.after}, which was to make the corpus, has failed")
             continue
         if count:

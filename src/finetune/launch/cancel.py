@@ -36,7 +36,7 @@ def cancel(runs: list[RunFolder], now: bool) -> Iterator[tuple[RunFolder, str]]:
     """
     seen = observe(runs)
     for one in seen:
-        if now and one.alive and (host := one.run.elsewhere()):
+        if now and one.alive and (host := one.run.find_other_host()):
             raise UserError(
                 f"run {one.run.id} is at work on {host}: run `finetune cancel --now {one.run.id}` there"
             )
@@ -116,7 +116,7 @@ def _take_from_queue(run: RunFolder, job_id: str) -> bool:
 
 
 def _kill_local(run: RunFolder) -> None:
-    if (process := run.controller()) is not None:
+    if (process := run.find_controller()) is not None:
         owns_ranks = run.config().cluster.scheduler == "local"
         Controller(process, lambda: not process.is_running(), owns_ranks).end()
         try:
@@ -124,7 +124,7 @@ def _kill_local(run: RunFolder) -> None:
         except psutil.TimeoutExpired:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-    for rank in run.processes():
+    for rank in run.find_ranks():
         with contextlib.suppress(psutil.NoSuchProcess):
             rank.kill()
     run.record_outcome(RunState.CANCELLED, reason=str(RunState.CANCELLED))
@@ -144,7 +144,7 @@ def prunable(runs: list[RunFolder], runs_dir: Path, failed: bool) -> Iterator[tu
     every = RunFolder.all(runs_dir)
     bases = {folder for run in every if (folder := _export_used_by(run))}
     for one in observe(runs):
-        if one.alive or one.run.elsewhere():
+        if one.alive or one.run.find_other_host():
             continue
         with contextlib.suppress(Timeout), one.run.lock:  # held while the caller removes what it is given
             if one.run.state() == one.state:  # else somebody has started it since
@@ -171,7 +171,7 @@ def _superfluous(one: Observed, failed: bool, bases: set[Path]) -> list[Path]:
 
 def _checkpoints(run: RunFolder) -> list[Path]:
     """List all checkpoints but the best; their folder if there is no best."""
-    best = checkpoint_files.best(run.checkpoints)
+    best = checkpoint_files.find_best(run.checkpoints)
     return (
         [run.checkpoints]
         if best is None

@@ -151,7 +151,7 @@ def follow(run: RunFolder, controller: Controller, interrupts: Interrupts, place
                     _sync(run, console)
                     synced = time.monotonic()
     _show_warnings(run, console, shown)
-    for rank in run.processes():  # the controller is gone: nothing else would end them
+    for rank in run.find_ranks():  # the controller is gone: nothing else would end them
         _end(rank)
     _sync(run, console)
 

@@ -76,7 +76,7 @@ def pin(points: list[TrainConfig]) -> Pinned:
     inputs = {}
     for key, one in one_of_each.items():
         corpus = None if one.after else run_inputs.open_corpus(one.data)
-        inputs[key] = run_inputs.compute_digests(base_model.of_run(one), corpus)
+        inputs[key] = run_inputs.compute_digests(base_model.resolve_for_run(one), corpus)
     return Pinned(points, [inputs[_key(point)] for point in points])
 
 
@@ -99,7 +99,7 @@ def freeze(points: list[TrainConfig], sweep: Sweep | None) -> list[RunFolder]:
             noted = replace(origin, point=point, scheduler=config.cluster.scheduler)
             noted.write(run.path / layout.PROVENANCE)
             configuration.save(config, run.config_file)
-            run_inputs.note_inputs(run, pinned.inputs[index])
+            run_inputs.record_inputs(run, pinned.inputs[index])
     except BaseException as fault:
         discard(runs)
         if isinstance(fault, OSError):

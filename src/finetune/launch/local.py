@@ -54,7 +54,7 @@ def start_in_turn(runs: list[RunFolder]) -> None:
                     break
     finally:
         for run in runs:
-            run.leave_turn()
+            run.remove_turn()
 
 
 def _note_in_sweep(run: RunFolder) -> None:
@@ -82,8 +82,8 @@ def _put_in_turn(run: RunFolder) -> None:
                 raise _in_use(run)
         else:
             with run.lock:  # held by a rank, perhaps of another machine, for as long as it trains
-                run.begin_attempt()
-        run.join_turn()
+                run.clear_attempt_files()
+        run.record_turn()
 
 
 @contextmanager
@@ -115,7 +115,7 @@ def start(run: RunFolder, interrupts: Interrupts, place: str) -> None:
         if state == RunState.CANCELLED:
             return
         if state == RunState.RUNNING:  # it has lost its shell: see _put_in_turn
-            process = run.controller()
+            process = run.find_controller()
             if process is None:
                 raise _in_use(run)
             controller = Controller(process, lambda: not process.is_running())
@@ -265,7 +265,7 @@ def _debug(run: RunFolder, config: TrainConfig) -> None:
 
 
 def _in_use(run: RunFolder) -> UserError:
-    pids = ", ".join(str(process.pid) for process in run.processes()) or "on another machine"
+    pids = ", ".join(str(process.pid) for process in run.find_ranks()) or "on another machine"
     return UserError(f"run {run.id} is in use: it is still running (processes: {pids})")
 
 

@@ -15,7 +15,14 @@ from finetune.job import wave_files
 from finetune.job.slurm_command import Refused, run_command
 from finetune.runs.folder import RunFolder
 from finetune.runs.records import Started
-from finetune.runs.state import ALIVE_STATES, FAILED_STATES, JOB_AT_WORK, JOB_WAITS, JobState, RunState
+from finetune.runs.state import (
+    ALIVE_STATES,
+    FAILED_STATES,
+    PENDING_JOB_STATES,
+    RUNNING_JOB_STATES,
+    JobState,
+    RunState,
+)
 
 UNKNOWN = ""
 CANCELLED = str(RunState.CANCELLED)  # the reason where Slurm alone knows that a run was cancelled
@@ -101,7 +108,7 @@ def _left_behind(run: RunFolder, jobs: dict[str, Job]) -> str | None:
     or the sweep's."""
     names = {run.id, run.sweep()}
     for job_id, job in list(jobs.items()):
-        if job.name in names and job.state in JOB_WAITS:
+        if job.name in names and job.state in PENDING_JOB_STATES:
             jobs.setdefault(_array(job_id), job)
             return _array(job_id)
     return None
@@ -120,7 +127,12 @@ def states(job_ids: list[str]) -> dict[str, str]:
     found = {}
     for job_id in job_ids:
         tasks = {job.state for key, job in known.items() if _array(key) == job_id}
-        order = (*JOB_AT_WORK, *JOB_WAITS, *sorted(tasks - {JobState.COMPLETED}), JobState.COMPLETED)
+        order = (
+            *RUNNING_JOB_STATES,
+            *PENDING_JOB_STATES,
+            *sorted(tasks - {JobState.COMPLETED}),
+            JobState.COMPLETED,
+        )
         found[job_id] = next((str(state) for state in order if state in tasks), "")
     return found
 
@@ -151,9 +163,9 @@ def _of_slurm(run: RunFolder, job_id: str, jobs: dict[str, Job] | None) -> Obser
         return Observed(
             run, state, alive, "Slurm does not answer: this is what the files say", restarts, "", job_id
         )
-    if job is not None and job.state in JOB_WAITS:
+    if job is not None and job.state in PENDING_JOB_STATES:
         return Observed(run, RunState.QUEUED, True, _why(job), restarts, "", job_id)
-    if job is not None and job.state in JOB_AT_WORK:
+    if job is not None and job.state in RUNNING_JOB_STATES:
         # its ranks have ended, its batch script has not: what the folder says comes true in a moment
         return Observed(run, RunState.RUNNING, True, "", restarts, job.nodes, job_id)
     cancelled = job is not None and job.state == JobState.CANCELLED and state != RunState.COMPLETED

@@ -34,7 +34,7 @@ from finetune.launch.freeze import new_id, snapshot_code, unwritable
 from finetune.launch.job_python import check_line, job_python
 from finetune.launch.prepare_layout import Layout, Share, Steps, num_jobs
 from finetune.runs.layout import write_json
-from finetune.runs.state import JOB_AT_WORK, JOB_WAITS, JobState
+from finetune.runs.state import PENDING_JOB_STATES, RUNNING_JOB_STATES, JobState
 
 PYTHON_SETTING = "cluster.prepare.python"
 FILE = "prepare.json"
@@ -97,7 +97,7 @@ class PrepareRun:
 
     def is_alive(self) -> bool:
         """A step of it runs, or will."""
-        return bool({*self.states().values()} & {*JOB_WAITS, *JOB_AT_WORK})
+        return bool({*self.states().values()} & {*PENDING_JOB_STATES, *RUNNING_JOB_STATES})
 
     def has_published(self) -> bool:
         """It has ended, and well: an older corpus may be there though it failed. Where Slurm has forgotten,
@@ -141,7 +141,7 @@ def _tasks_per_job(cluster: ClusterConfig) -> int | None:
     """Return how many tasks a job is to have; None: one, or more if that makes too many jobs."""
     wanted, site = cluster.prepare, cluster.site
     if wanted.tasks_per_job is None and site.whole_nodes and wanted.partition in (None, cluster.partition):
-        return wanted.tasks_on_a_node(site)
+        return wanted.compute_tasks_per_node(site)
     return wanted.tasks_per_job
 
 
@@ -376,7 +376,7 @@ def _options(folder: Path, group: list[Share], cluster: ClusterConfig, before: l
         "partition": wanted.partition,
         "qos": wanted.qos,
         "constraint": wanted.constraint,
-        "mem": wanted.memory_of(per_job),
+        "mem": wanted.format_memory(per_job),
         "dependency": f"afterok:{before[0]}" if before else None,
         "kill-on-invalid-dep": "yes",
         "open-mode": "append",

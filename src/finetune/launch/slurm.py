@@ -119,7 +119,7 @@ def _submit(
             _write_files(points, folder, name, code, is_array=is_array)
         job_id, count = _submit_held(first / SCRIPT, count, len(runs), after, plan)
         for run in (run for points in blocks.values() for run in points):
-            run.begin_attempt()  # not before Slurm has taken it: what it refuses leaves the run as it was
+            run.clear_attempt_files()  # not before Slurm has taken it: what it refuses leaves the run as it was
         for index, run in enumerate(runs[:count]):
             task = f"{job_id}_{index}" if is_array else job_id
             DelayedSubmission(rank.run_job, str(run.path)).dump(run.jobs / layout.pickle_of(task))

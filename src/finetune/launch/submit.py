@@ -59,7 +59,7 @@ def submit(points: list[TrainConfig], sweep: Sweep | None = None) -> list[RunFol
         UserError, NotFoundError: a point is wrong, or Slurm refuses; nothing was started then, and nothing is
             left.
     """
-    frozen = [point.frozen() for point in points]
+    frozen = [point.with_absolute_paths() for point in points]
     on_slurm, after = _check(frozen)
     runs = freeze(frozen, sweep)
     if sweep:
@@ -86,7 +86,7 @@ def dry_run(points: list[TrainConfig], sweep: Sweep | None = None) -> str:
     Raises:
         UserError, NotFoundError: a point is wrong, or Slurm refuses.
     """
-    frozen = [dataclasses.replace(point.frozen(), dry_run=False) for point in points]
+    frozen = [dataclasses.replace(point.with_absolute_paths(), dry_run=False) for point in points]
     on_slurm, _ = _check(frozen)
     pin(frozen)
     runs_dir = Path(frozen[0].runs_dir)
@@ -125,7 +125,7 @@ def _check(points: list[TrainConfig]) -> tuple[bool, str | None]:
         check_no_secrets(point)
     after = _waits_for(points, on_slurm)
     for point in _one_of_each_input(points):
-        run_inputs.check_inputs(point, corpus_is_there=after is None)
+        run_inputs.check_inputs(point, has_corpus=after is None)
         if after is None:
             rows.check_losses(
                 rows.training_account(run_inputs.open_corpus(point.data), point.data), point.data
@@ -160,7 +160,7 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
             setting may not change.
     """
     (now,) = observe.observe([run])
-    config = configuration.changed(run.config(), overrides)
+    config = configuration.apply_overrides(run.config(), overrides)
     if now.state == RunState.COMPLETED and not _has_more_steps(run, config):
         more = 2 * max(1, _steps_done(run))
         raise UserError(
@@ -179,7 +179,7 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
     for message in _warnings_of_resume(run, config):
         print(f"warning: {message}", file=sys.stderr)  # noqa: T201
     if overrides:
-        with layout.replacing(run.config_file) as temporary:
+        with layout.replace_atomically(run.config_file) as temporary:
             configuration.save(config, temporary)
     _start_again([run])
 
@@ -323,8 +323,9 @@ def _to_slurm(runs: list[RunFolder], sweep: str | None, after: str | None = None
 def _check_inputs(run: RunFolder, config: TrainConfig) -> None:
     """Before a run starts again: what it learns from is whole, and what it was."""
     run_inputs.check_inputs(config)
-    run_inputs.note_inputs(
-        run, run_inputs.compute_digests(base_model.of_run(config), run_inputs.open_corpus(config.data))
+    run_inputs.record_inputs(
+        run,
+        run_inputs.compute_digests(base_model.resolve_for_run(config), run_inputs.open_corpus(config.data)),
     )
 
 

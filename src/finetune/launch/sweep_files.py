@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.config.points import varying
+from finetune.config.points import find_varying_keys
 from finetune.runs import layout
 from finetune.runs.folder import RunFolder
 from finetune.runs.state import ENDED_STATES, RunState
@@ -64,7 +64,7 @@ def best_of(points: list[Point]) -> Point | None:
     """Return the point with the lowest held-out loss; None if fewer than two have one, or they cannot be
     compared."""
     done = [point for point in sort_points(points) if point.loss is not None]
-    if len(done) < 2 or set(varying([point.values for point in points])) & set(INCOMPARABLE):
+    if len(done) < 2 or set(find_varying_keys([point.values for point in points])) & set(INCOMPARABLE):
         return None
     return done[0]
 

@@ -59,7 +59,7 @@ def build(config: TrainConfig, tokenizer: TokenizerInfo, merged_base: Path, is_m
         model = load(base, dtype, partitioner=partitioner, quantization=config.model.quantization)
         if base.adapters and config.adapter:
             _keep_merged(model, base.tokenizer_folder, merged_base, is_main)
-        added = run_inputs.num_added_tokens(base, config.data.corpus_folder)
+        added = run_inputs.count_added_tokens(base, config.data.corpus_folder)
         if added:
             enlarge(model, tokenizer.vocab_size, partitioner)
     _check_sizes(model, tokenizer.vocab_size, config.data.sequence_length)
@@ -90,7 +90,7 @@ def check(config: TrainConfig) -> None:
     assert config.model.path is not None
     base = base_model.resolve(config.model.path, config.runs_dir, config.model.revision)
     vocab_size = run_inputs.open_corpus(config.data).manifest.tokenizer.vocab_size
-    added = run_inputs.num_added_tokens(base, config.data.corpus_folder)
+    added = run_inputs.count_added_tokens(base, config.data.corpus_folder)
     try:
         model = stand_in(AutoConfig.from_pretrained(base.folder))
     except (ValueError, KeyError, OSError) as fault:
@@ -148,7 +148,7 @@ def _keep_merged(model: Model, tokenizer_folder: Path, folder: Path, is_main: bo
     if not world.broadcast_object(folder.exists()):
         digest = _digest(model, tokenizer_folder, is_main)
         if not world.broadcast_object(is_main and shared_bases.link(folder, digest)):
-            temporary = layout.unfinished(folder)
+            temporary = layout.temporary_folder(folder)
             if is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
             save(model, weights(model), temporary, is_main)

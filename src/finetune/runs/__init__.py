@@ -1,1 +1,1 @@
-"""A run on disk, as any process reads it: its files, state, attempts and base model. No torch."""
+"""Runs on disk, for any process: their files, states, attempts and base models. No torch."""

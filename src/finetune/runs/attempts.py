@@ -1,11 +1,11 @@
-"""The attempts of a run, one for each start of its job, and the rule (`decide`) whether it comes back after a
-time limit, a preemption, a death or a dead node.
+"""The attempts of a run, one for each start of its job, and the rule (`decide`) for restarting it
+after a time limit, a preemption, a crash or a dead node.
 
-`attempts.jsonl` in the run folder holds two lines an attempt, `begin` and `end`. One that was killed with its
-batch script, as a power cut does, has no `end`: the next one finds that out and writes it. A second `end`
-knows better: a node was found dead.
+`attempts.jsonl` in the run folder holds two lines per attempt, `begin` and `end`. An attempt whose
+batch script was killed too, as by a power cut, has no `end` line: the next attempt writes it. If an
+attempt has two `end` lines, the second holds: a dead node was found after the first was written.
 
-Only the standard library, from Python 3.8 on: the batch script reads this outside of a container
+Standard library only, Python 3.8 or newer: the batch script runs this outside of a container
 (job/batch_script.py).
 """
 
@@ -19,20 +19,23 @@ from typing import Any
 from finetune.runs import layout
 from finetune.runs.state import EndingCause
 
-REPEATS = 2  # deaths at one step, after which it is the run's own fault
-PREFLIGHTS = 3  # failed ones in a row, after which it is no single node's
+# after so many deaths at one step, the run itself is at fault, not its nodes
+MAX_DEATHS_AT_ONE_STEP = 2
+# after so many failed preflights in a row, no single node is at fault
+MAX_FAILED_PREFLIGHTS = 3
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How an attempt ended.
+    """The end of an attempt.
 
     Attributes:
-        from_step: optimizer steps in the checkpoint it began from; 0: none.
-        last_step: the last step it did; from_step if none.
-        saved_step: steps in the newest checkpoint when it was over.
-        detail: the reason in words.
-        bad_nodes: nodes that caused it.
+        from_step: optimizer steps in the checkpoint that the attempt began from; 0: it began
+            without one.
+        last_step: the last optimizer step that was completed; from_step if there was none.
+        saved_step: optimizer steps in the newest checkpoint after the attempt.
+        detail: the reason, as shown to users.
+        bad_nodes: nodes that caused the end.
     """
 
     cause: EndingCause
@@ -48,8 +51,8 @@ class Ending:
 
     @property
     def uses_a_restart(self) -> bool:
-        """A fault does; so does anything that brought the run no further, or it would go in circles for
-        ever."""
+        """True if the next start counts against cluster.max_restarts: after a fault, and after an
+        attempt that saved no new step, since the run could otherwise restart for ever."""
         if self.cause in (EndingCause.DIED, EndingCause.PREFLIGHT, EndingCause.DEAD_NODE):
             return True
         return self.saved_step <= self.from_step
@@ -57,11 +60,11 @@ class Ending:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether the run is restarted.
+    """The decision to restart a run or to end it.
 
     Attributes:
-        reason: for people.
-        failed: it has ended, and not well.
+        reason: why, as shown to users.
+        failed: the run has ended in failure.
     """
 
     restart: bool
@@ -70,11 +73,13 @@ class Decision:
 
 
 def decide(ending: Ending, earlier: list[Ending], max_restarts: int) -> Decision:
-    """What follows from how an attempt ended, and how those before it did.
+    """Decide whether to restart a run, given how its attempts ended.
 
     Args:
-        earlier: of the same submission, oldest first: a person who submits again grants new restarts.
-        max_restarts: how often the run may come back after a fault, or without having got further.
+        earlier: ends of the earlier attempts of the same submission, oldest first; a new submission
+            starts with the full number of restarts.
+        max_restarts: number of allowed restarts after a fault, or after an attempt without
+            progress.
     """
     if ending.cause == EndingCause.COMPLETED:
         return Decision(restart=False, reason=str(ending.cause))
@@ -83,27 +88,37 @@ def decide(ending: Ending, earlier: list[Ending], max_restarts: int) -> Decision
     if ending.cause == EndingCause.MISTAKE:
         return Decision(restart=False, reason=ending.detail, failed=True)
     if ending.cause == EndingCause.DIED:
-        deaths = 1 + sum(e.cause == EndingCause.DIED and e.died_at == ending.died_at for e in earlier)
-        if deaths >= REPEATS:
-            where = f"at step {ending.died_at}" if ending.last_step else "before the end of its first step"
-            return Decision(
-                restart=False, reason=f"died {deaths} times {where}: {ending.detail}", failed=True
-            )
-    if [e.cause for e in [*earlier, ending][-PREFLIGHTS:]] == [EndingCause.PREFLIGHT] * PREFLIGHTS:
-        reason = f"failed {PREFLIGHTS} preflights in a row: {ending.detail}"
+        earlier_deaths = [one for one in earlier if one.cause == EndingCause.DIED]
+        deaths = 1 + sum(one.died_at == ending.died_at for one in earlier_deaths)
+        if deaths >= MAX_DEATHS_AT_ONE_STEP:
+            step = f"at step {ending.died_at}"
+            when = step if ending.last_step else "before the end of its first step"
+            reason = f"died {deaths} times {when}: {ending.detail}"
+            return Decision(restart=False, reason=reason, failed=True)
+    newest_causes = [e.cause for e in [*earlier, ending][-MAX_FAILED_PREFLIGHTS:]]
+    if newest_causes == [EndingCause.PREFLIGHT] * MAX_FAILED_PREFLIGHTS:
+        reason = f"failed {MAX_FAILED_PREFLIGHTS} preflights in a row: {ending.detail}"
         return Decision(restart=False, reason=reason, failed=True)
     used = sum(e.uses_a_restart for e in [*earlier, ending])
     if used > max_restarts:
         last = f"the last attempt: {ending.cause}, {ending.detail}"
         reason = f"gave up after {max_restarts} restarts (cluster.max_restarts); {last}"
         return Decision(restart=False, reason=reason, failed=True)
-    return Decision(restart=True, reason=f"{ending.cause} after step {ending.last_step}: {ending.detail}")
+    reason = f"{ending.cause} after step {ending.last_step}: {ending.detail}"
+    return Decision(restart=True, reason=reason)
 
 
 @dataclass
 class Attempt:
-    """One start of the job: the `begin` line, and how it ended (None: it runs, or nobody could write it
-    down)."""
+    """One start of the job.
+
+    Attributes:
+        nodes: names of the nodes it ran on.
+        time: seconds since the epoch at its start.
+        ending: None while it runs, or if its end was not recorded.
+        next_job: id of the job that was submitted to continue the run.
+        reason: of the decision at its end (`words` in the file).
+    """
 
     number: int
     job: str
@@ -112,34 +127,33 @@ class Attempt:
     from_step: int
     ending: Ending | None = None
     next_job: str | None = None
-    words: str = ""
+    reason: str = ""
 
 
 def read(run: Path) -> list[Attempt]:
-    """All attempts of the run in this folder, oldest first."""
+    """Return all attempts of the run in a folder, oldest first."""
     attempts: list[Attempt] = []
     for record in layout.read_json_lines(run / layout.ATTEMPTS):
         if record["event"] == "begin":
-            attempts.append(
-                Attempt(
-                    record["attempt"],
-                    record["job"],
-                    tuple(record["nodes"]),
-                    record["time"],
-                    record["from_step"],
-                )
+            attempt = Attempt(
+                record["attempt"],
+                record["job"],
+                tuple(record["nodes"]),
+                record["time"],
+                record["from_step"],
             )
+            attempts.append(attempt)
         elif attempts and attempts[-1].number == record["attempt"]:
             attempts[-1].next_job = record.get("next_job") or attempts[-1].next_job
             if record["event"] == "handed over":
                 continue
-            attempts[-1].ending = _ending_of(record)
-            attempts[-1].words = record["words"]
+            attempts[-1].ending = _parse_ending(record)
+            attempts[-1].reason = record["words"]
     return attempts
 
 
 def begin(run: Path, job: str, nodes: list[str], now: float, from_step: int) -> Attempt:
-    """Note the start of an attempt."""
+    """Record the start of an attempt."""
     attempt = Attempt(len(read(run)) + 1, job, tuple(nodes), now, from_step)
     record = {
         "event": "begin",
@@ -153,22 +167,21 @@ def begin(run: Path, job: str, nodes: list[str], now: float, from_step: int) -> 
     return attempt
 
 
-def end(run: Path, number: int, ending: Ending, words: str, now: float) -> None:
-    """Note how an attempt ended, and what was decided."""
-    record = {"event": "end", "attempt": number, "time": now, **asdict(ending), "words": words}
+def end(run: Path, number: int, ending: Ending, reason: str, now: float) -> None:
+    """Record how an attempt ended, and the reason of the decision that followed."""
+    record = {"event": "end", "attempt": number, "time": now, **asdict(ending), "words": reason}
     layout.append_json_line(run / layout.ATTEMPTS, record)
 
 
 def hand_over(run: Path, number: int, next_job: str, now: float) -> None:
-    """Note the job that was submitted to go on after an attempt, where a site forbids requeue; the attempt
-    has ended, or will."""
+    """Record the job that was submitted to continue after an attempt, at a site that forbids
+    requeue; the attempt may still be running."""
     record = {"event": "handed over", "attempt": number, "time": now, "next_job": next_job}
     layout.append_json_line(run / layout.ATTEMPTS, record)
 
 
-def of_submission(attempts: list[Attempt], job: str) -> list[Attempt]:
-    """Those that a person started at once: the job's own, and those of jobs that were submitted to go on with
-    each other."""
+def filter_by_submission(attempts: list[Attempt], job: str) -> list[Attempt]:
+    """Return the attempts of a submission: those of `job`, and of the jobs that it continues."""
     chain = {job}
     for attempt in reversed(attempts):
         if attempt.job in chain or attempt.next_job in chain:
@@ -177,18 +190,23 @@ def of_submission(attempts: list[Attempt], job: str) -> list[Attempt]:
 
 
 def excluded_nodes(run: Path) -> list[str]:
-    """Nodes that this run avoids from now on, since an attempt failed because of them."""
-    return sorted({node for attempt in read(run) if attempt.ending for node in attempt.ending.bad_nodes})
+    """Return the nodes that the run's next attempts avoid, because an attempt failed on them."""
+    endings = [attempt.ending for attempt in read(run) if attempt.ending]
+    return sorted({node for ending in endings for node in ending.bad_nodes})
 
 
-def last_restart(run: Path) -> str:
-    """Why the run was started anew the last time, and the nodes that it avoids; "" if it never was."""
-    words = [attempt.words for attempt in read(run) if attempt.ending]
+def describe_last_restart(run: Path) -> str:
+    """Return the reason of the last restart and the nodes that the run avoids; "" without one."""
+    reasons = [attempt.reason for attempt in read(run) if attempt.ending]
+    if not reasons:
+        return ""
     avoided = ", ".join(excluded_nodes(run))
-    return f"restarted: {words[-1]}{f' (avoids {avoided})' if avoided else ''}" if words else ""
+    note = f" (avoids {avoided})" if avoided else ""
+    return f"restarted: {reasons[-1]}{note}"
 
 
-def _ending_of(record: Mapping[str, Any]) -> Ending:
-    ending = {key: record[key] for key in Ending.__dataclass_fields__}
-    cause, bad_nodes = EndingCause(ending["cause"]), tuple(ending["bad_nodes"])
-    return Ending(**{**ending, "cause": cause, "bad_nodes": bad_nodes})
+def _parse_ending(record: Mapping[str, Any]) -> Ending:
+    values = {key: record[key] for key in Ending.__dataclass_fields__}
+    values["cause"] = EndingCause(values["cause"])
+    values["bad_nodes"] = tuple(values["bad_nodes"])
+    return Ending(**values)

@@ -1,6 +1,7 @@
-"""Where the base model of a run is on disk: a folder, a hub id in the cache, or another run's result.
+"""The location of a run's base model on disk: a folder, a hub id in the cache, or another run's
+result.
 
-Commands resolve it before a job is queued, ranks when they load it.
+Commands resolve it before a job is queued; ranks resolve it when they load the model.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from data_prep.user_error import NotFoundError, UserError
 from finetune.config import extras
-from finetune.config.suggestions import closest, did_you_mean
+from finetune.config.suggestions import did_you_mean, find_closest
 from finetune.config.train import RUN_PREFIX, TrainConfig, split_step
 from finetune.runs import checkpoint_files, layout
 from finetune.runs.folder import RunFolder
@@ -23,8 +24,12 @@ from finetune.runs.state import RunState
 
 @dataclass(frozen=True)
 class Base:
-    """A base model on disk; `adapters` are merged into it, in this order, before training. `name` is what to
-    call it."""
+    """A base model on disk.
+
+    Attributes:
+        name: shown to users.
+        adapters: merged into the model before training, in this order.
+    """
 
     name: str
     folder: Path
@@ -32,72 +37,81 @@ class Base:
 
     @property
     def tokenizer_folder(self) -> Path:
-        """An adapter brings the tokenizer that it was trained with, which may have more tokens than the
-        base's."""
-        return next((a for a in reversed(self.adapters) if (a / "tokenizer.json").is_file()), self.folder)
+        """The folder of the last adapter that has a tokenizer, else the base's: an adapter's
+        tokenizer may have added tokens."""
+        for adapter in reversed(self.adapters):
+            if (adapter / "tokenizer.json").is_file():
+                return adapter
+        return self.folder
 
 
 def resolve(path: str, runs_dir: str | Path, revision: str | None = None) -> Base:
-    """A model folder, a hub id in the local cache, or the result of run:<run id>: its model, or its adapter
-    merged into its base. run:<run id>@<step> is the checkpoint of that step instead.
+    """Return the base model that a setting names.
+
+    Args:
+        path: a model folder; a hub id in the local cache; run:<run id> for the result of a run (its
+            model, or its base with its adapter); run:<run id>@<step> for the checkpoint of a step.
 
     Raises:
-        NotFoundError: no such run or folder, or a hub id that is not in the cache.
+        NotFoundError: the run or folder does not exist, or the hub id is not in the cache.
         UserError: the run has no result yet, or the folder holds no model.
     """
     if path.startswith(RUN_PREFIX):
         name, step = split_step(path.removeprefix(RUN_PREFIX))
         run = RunFolder.find(name, runs_dir)
         if step is not None and not _is_result(run, step):
-            return _trained(run, _exported(run, step))
+            return _add_to_base(run, _export_checkpoint(run, step))
         if run.state() != RunState.COMPLETED:
             raise UserError(
-                f"run {run.id} is {run.state()} and has no result to start from: finish it with `{run.command('resume')}`"
+                f"run {run.id} is {run.state()} and has no result to start from; "
+                f"finish it with `{run.command('resume')}`"
             )
-        return _trained(run, run.model if run.model.is_dir() else run.adapter)
+        result = run.model if run.model.is_dir() else run.adapter
+        return _add_to_base(run, result)
     folder = Path(path)
     if not folder.is_dir():
         if folder.is_absolute() or path.startswith("."):
-            raise NotFoundError(
-                f"model folder {path} does not exist{_describe_neighbours(folder) or ': check model.path'}"
-            )
-        folder = _cached_snapshot(path, revision)
+            hint = _describe_neighbours(folder) or "; check model.path"
+            raise NotFoundError(f"model folder {path} does not exist{hint}")
+        folder = _find_cached_snapshot(path, revision)
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"model folder {folder} has no config.json: give the folder that transformers' save_pretrained wrote"
+            f"model folder {folder} has no config.json; "
+            f"name a folder that transformers' save_pretrained wrote"
         )
     if not any(folder.glob("*.safetensors")):
         raise UserError(
-            f"model folder {folder} has no weights (*.safetensors): download or convert them first"
+            f"model folder {folder} has no weights (*.safetensors); download or convert them first"
         )
     return Base(path, folder)
 
 
-def of_run(config: TrainConfig) -> Base | None:
-    """Return the base of a run; None from scratch. Raises as resolve."""
+def resolve_for_run(config: TrainConfig) -> Base | None:
+    """Return the base of a run; None if it trains from scratch. Raises as resolve."""
     path = config.model.path
     return None if path is None else resolve(path, config.runs_dir, config.model.revision)
 
 
-def _trained(run: RunFolder, folder: Path) -> Base:
-    """Name what a run wrote: a model, or an adapter with the base that it belongs to."""
+def _add_to_base(run: RunFolder, folder: Path) -> Base:
+    """Return the weights that a run wrote into a folder: a model, or an adapter with its base."""
     config = run.config()
     if not config.adapter:
         return resolve(str(folder), config.runs_dir)
-    assert config.model.path is not None  # config/train.py: an adapter never sits on a model from scratch
+    # config/train.py refuses an adapter on a model from scratch
+    assert config.model.path is not None
     base = resolve(config.model.path, config.runs_dir, config.model.revision)
     return Base(base.name, base.folder, (*base.adapters, folder))
 
 
 def _is_result(run: RunFolder, step: int) -> bool:
-    """Whether the weights of a step are what a completed run saved."""
+    """Return True if the weights of a step are the result that a completed run saved."""
     summary = run.summary()
     return run.state() == RunState.COMPLETED and summary is not None and summary.result_step == step
 
 
-def _exported(run: RunFolder, step: int) -> Path:
-    """Return a checkpoint's weights as a folder, written by training/checkpoint_weights.py when they are
-    first asked for.
+def _export_checkpoint(run: RunFolder, step: int) -> Path:
+    """Return a folder with a checkpoint's weights; training/checkpoint_weights.py writes it on
+    first use.
 
     Raises:
         UserError: there is no checkpoint of this step, or it is damaged.
@@ -107,32 +121,35 @@ def _exported(run: RunFolder, step: int) -> Path:
         if folder.is_dir():
             return folder
         if not checkpoint_files.folder_of(run.checkpoints, step).is_dir():
-            kept = ", ".join(
-                str(layout.step_of(path)) for path in reversed(layout.list_checkpoints(run.checkpoints))
-            )
-            raise UserError(
-                f"run {run.id} has no checkpoint of step {step}: it keeps {f'steps {kept}' if kept else 'none'}"
-            )
+            checkpoints = reversed(layout.list_checkpoints(run.checkpoints))
+            steps = [str(layout.step_of(path)) for path in checkpoints]
+            kept = f"steps {', '.join(steps)}" if steps else "none"
+            raise UserError(f"run {run.id} has no checkpoint of step {step}; its checkpoints: {kept}")
         extras.check("torch", f"exporting run:{run.id}@{step}")
-        alone = {
+        single_process = {
             "RANK": "0",
             "LOCAL_RANK": "0",
             "WORLD_SIZE": "1",
             "CUDA_VISIBLE_DEVICES": "",
             "DS_ACCELERATOR": "cpu",
         }
-        command = [sys.executable, "-m", "finetune.training.checkpoint_weights", str(run.path), str(step)]
-        done = subprocess.run(
-            command, env={**os.environ, **alone}, capture_output=True, text=True, check=False
-        )
+        module = "finetune.training.checkpoint_weights"
+        command = [sys.executable, "-m", module, str(run.path), str(step)]
+        environment = {**os.environ, **single_process}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
-            last = (done.stderr.strip() or f"the process ended with {done.returncode}").splitlines()[-1]
-            raise UserError(f"run {run.id}@{step}: {last}")
+            message = done.stderr.strip() or f"the export ended with exit code {done.returncode}"
+            raise UserError(f"run {run.id}@{step}: {message.splitlines()[-1]}")
     return folder
 
 
-def _cached_snapshot(hub_id: str, revision: str | None) -> Path:
-    """Jobs have no network: what is not in the Hugging Face cache now will not be there later."""
+def _find_cached_snapshot(hub_id: str, revision: str | None) -> Path:
+    """Return the folder of a model in the Hugging Face cache. It must be there before a job is
+    submitted, since jobs have no network.
+
+    Raises:
+        NotFoundError: it is not in the cache.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -140,14 +157,14 @@ def _cached_snapshot(hub_id: str, revision: str | None) -> Path:
         return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         wanted = f"{hub_id} --revision {revision}" if revision else hub_id
-        close = _describe_neighbours(Path(hub_id)) or did_you_mean(hub_id, _cached_models())
+        hint = _describe_neighbours(Path(hub_id)) or did_you_mean(hub_id, _list_cached_models())
         raise NotFoundError(
-            f"model {hub_id} is no folder and not in the Hugging Face cache{f'{close} Jobs' if close else '; jobs'} have no "
-            f"network: `hf download {wanted}` first"
+            f"model {hub_id} is neither a folder nor in the Hugging Face cache{hint or ';'} "
+            f"run `hf download {wanted}` first, since jobs have no network"
         ) from None
 
 
-def _cached_models() -> list[str]:
+def _list_cached_models() -> list[str]:
     """Return the hub ids of the models in the Hugging Face cache."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -156,24 +173,24 @@ def _cached_models() -> list[str]:
 
 
 def _describe_neighbours(folder: Path) -> str:
-    """Return what of a folder's path exists, or which folder beside it may be meant; nothing where nothing
-    looks like it."""
+    """Return a hint for a missing folder: one of a similar name beside it, or the first missing
+    part of its path; "" if there is neither."""
     if folder.parent.is_dir():
         beside = [path.name for path in folder.parent.iterdir() if path.is_dir()]
-        found = closest(folder.name, beside)
+        found = find_closest(folder.name, beside)
         return f"; did you mean '{folder.parent / found[0]}'?" if found else ""
     if not folder.is_absolute():
         return ""
-    there = next(parent for parent in folder.parents if parent.is_dir())
-    missing = folder.relative_to(there).parts[0]
-    return f"; {there} has no folder '{missing}'"
+    existing = next(parent for parent in folder.parents if parent.is_dir())
+    missing = folder.relative_to(existing).parts[0]
+    return f"; {existing} has no folder '{missing}'"
 
 
 def pin_revision(config: TrainConfig) -> TrainConfig:
-    """Return the config with the revision that the cache has now; a later download moves what a branch
-    means."""
+    """Return the config with the revision of a hub model that the cache has now: a later download
+    may move the branch."""
     path = config.model.path
     if path is None or path.startswith(RUN_PREFIX) or Path(path).is_dir():
         return config
-    revision = _cached_snapshot(path, config.model.revision).name
+    revision = _find_cached_snapshot(path, config.model.revision).name
     return dataclasses.replace(config, model=dataclasses.replace(config.model, revision=revision))

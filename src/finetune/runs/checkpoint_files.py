@@ -1,5 +1,4 @@
-"""Checkpoints as files: which there are, whether they are whole, which is the best. No torch here: commands
-read them too."""
+"""Checkpoints on disk: their state, held-out losses and integrity. No torch, for commands."""
 
 from __future__ import annotations
 
@@ -21,38 +20,42 @@ def folder_of(checkpoints: Path, step: int) -> Path:
 
 
 def read_state(checkpoint: Path) -> Json | None:
-    """Return state.json; None if it is gone or broken."""
-    return layout.read_json_if_whole(checkpoint / layout.STATE)
+    """Return the content of state.json; None if the file is missing or unreadable."""
+    return layout.read_json_or_none(checkpoint / layout.STATE)
 
 
-def held_out_loss(checkpoint: Path) -> float | None:
+def read_held_out_loss(checkpoint: Path) -> float | None:
     """Return the held-out loss of the weights in a checkpoint; None if they were not evaluated."""
     state = read_state(checkpoint)
-    loss = state.get("held_out_loss") if state else None
-    if loss is None and state:
-        loss = (layout.read_json_if_whole(checkpoint / layout.HELD_OUT) or {}).get("loss")
+    if not state:
+        return None
+    loss: float | None = state.get("held_out_loss")
+    if loss is None:
+        loss = (layout.read_json_or_none(checkpoint / layout.HELD_OUT) or {}).get("loss")
     return loss
 
 
-def note_held_out_loss(checkpoint: Path, loss: float) -> None:
-    """Add a loss to a published checkpoint, beside the files that its manifest lists."""
+def record_held_out_loss(checkpoint: Path, loss: float) -> None:
+    """Write the held-out loss of a published checkpoint into a file outside of its manifest."""
     layout.write_text(checkpoint / layout.HELD_OUT, json.dumps({"loss": loss}))
 
 
-def by_loss(checkpoints: Path) -> list[tuple[float, Path]]:
-    """Return the trained checkpoints that were evaluated, the best first; of equal ones the earlier."""
-    found = [(held_out_loss(path), path) for path in list_checkpoints(checkpoints) if step_of(path) > 0]
+def rank_by_loss(checkpoints: Path) -> list[tuple[float, Path]]:
+    """Return the evaluated checkpoints after step 0 with their losses, best first; of equal losses,
+    the earlier step first."""
+    trained = [path for path in list_checkpoints(checkpoints) if step_of(path) > 0]
+    found = [(read_held_out_loss(path), path) for path in trained]
     return sorted((loss, path) for loss, path in found if loss is not None and math.isfinite(loss))
 
 
-def best(checkpoints: Path) -> Path | None:
-    """Return the checkpoint with the lowest held-out loss."""
-    return next((path for _, path in by_loss(checkpoints)), None)
+def find_best(checkpoints: Path) -> Path | None:
+    """Return the checkpoint with the lowest held-out loss; None if none was evaluated."""
+    return next((path for _, path in rank_by_loss(checkpoints)), None)
 
 
 def find_fault(checkpoint: Path) -> str | None:
-    """Return what is wrong with the files of a checkpoint, held against its manifest; None if they are
-    whole."""
+    """Check the files of a checkpoint against its manifest and return the first fault; None if
+    there is none."""
     try:
         manifest = json.loads((checkpoint / layout.MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""A run folder: its paths, records and state, read from files alone, by any process, at any time."""
+"""A run folder: its paths, records and state, which any process can read from files at any time."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from finetune.runs.records import (
     Started,
     Submission,
     Turn,
-    forget_submission,
     read_failures,
     read_submission,
+    remove_submission,
 )
 from finetune.runs.state import FailureKind, RunState
 from finetune.runs.summary import Summary
@@ -38,7 +38,7 @@ from finetune.runs.summary import Summary
 if TYPE_CHECKING:
     from finetune.runs.layout import Json
 
-SUBMISSION_SECONDS = 5.0  # that a run may take to be started by another shell
+SUBMISSION_SECONDS = 5.0  # time to wait while another shell starts the run
 
 
 @dataclass(frozen=True)
@@ -49,24 +49,22 @@ class RunFolder:
 
     @classmethod
     def find(cls, run_id: str, runs_dir: str | Path) -> RunFolder:
-        """The run with this id (or its folder's path).
+        """Return the run with an id, or in the folder of that path.
 
         Raises:
-            NotFoundError: there is none.
+            NotFoundError: there is no such run.
         """
         for path in (Path(runs_dir) / run_id, Path(run_id)):
             if (path / layout.CONFIG).is_file():
                 return cls(path.resolve())
         known = [path.parent.name for path in Path(runs_dir).glob(f"*/{layout.CONFIG}")]
         sweeps = [path.name for path in (Path(runs_dir) / layout.SWEEPS).glob("*") if path.is_dir()]
-        close = did_you_mean(run_id, [*known, *sweeps])
-        raise NotFoundError(
-            f"no run '{run_id}' in {runs_dir}{close or ': `finetune status` lists the runs there'}"
-        )
+        hint = did_you_mean(run_id, [*known, *sweeps]) or "; `finetune status` lists the runs"
+        raise NotFoundError(f"no run '{run_id}' in {runs_dir}{hint}")
 
     @classmethod
     def all(cls, runs_dir: str | Path) -> list[RunFolder]:
-        """Oldest first."""
+        """Return all runs in a runs folder, oldest first."""
         found = [cls(path.parent.resolve()) for path in Path(runs_dir).glob(f"*/{layout.CONFIG}")]
         return sorted(found, key=lambda run: ((run.path / layout.PROVENANCE).stat().st_mtime_ns, run.id))
 
@@ -112,7 +110,7 @@ class RunFolder:
 
     @property
     def merged_base(self) -> Path:
-        """The base with adapters merged into it, of a run that trains a further one."""
+        """The base with its adapters merged into it, if the run trains another adapter."""
         return self.path / layout.MERGED_BASE
 
     @property
@@ -121,12 +119,12 @@ class RunFolder:
 
     @property
     def sent(self) -> Path:
-        """How far the metrics are in MLflow."""
+        """The record of how much of the metrics was sent to MLflow."""
         return self.path / layout.SENT
 
     def export(self, step: int) -> Path:
-        """Where the weights of a checkpoint lie as a model or adapter, once somebody has named them
-        (base_model.resolve)."""
+        """Return the folder for a checkpoint's weights as a model or adapter, which
+        base_model.resolve writes on first use."""
         return self.exports / layout.checkpoint_name(step)
 
     @property
@@ -135,24 +133,24 @@ class RunFolder:
 
     @property
     def lock(self) -> FileLock:
-        """Held by rank 0 for as long as the run trains."""
+        """The lock that rank 0 holds while the run trains."""
         return FileLock(self.path / layout.LOCK, timeout=0)
 
     @property
     def submission_lock(self) -> FileLock:
-        """Held for the moment in which the run is started here, or cancelled in the queue."""
+        """The lock held while the run is started on this machine, or cancelled in the queue."""
         return FileLock(self.path / layout.SUBMIT_LOCK, timeout=SUBMISSION_SECONDS)
 
     @property
     def export_lock(self) -> FileLock:
-        """Held while a checkpoint is written as a model or adapter."""
+        """The lock held while a checkpoint is written as a model or adapter."""
         return FileLock(self.path / layout.EXPORT_LOCK)
 
     def config(self) -> TrainConfig:
         return configuration.load(self.config_file)
 
     def summary(self) -> Summary | None:
-        """Return what came of the run; None while it has not ended well."""
+        """Return the result of the run; None if it has not completed."""
         body = self.read_json(layout.SUMMARY)
         return None if body is None else Summary.from_json(body)
 
@@ -160,33 +158,33 @@ class RunFolder:
         return layout.read_json(self.path / name)
 
     def write_json(self, name: str, body: Mapping[str, object]) -> None:
-        """Write a JSON file that is always whole."""
+        """Write a JSON file atomically."""
         layout.write_json(self.path / name, body)
 
     def stacks(self, rank: int) -> Path:
-        """Where a rank that hangs leaves its stack."""
+        """Return the file for the stacks of a rank that hung."""
         return self.jobs / layout.stacks_of(rank)
 
-    def begin_attempt(self) -> None:
-        """Forget how the last attempt ended."""
-        rank_warnings.forget(self.jobs)
-        forget_submission(self.path)
+    def clear_attempt_files(self) -> None:
+        """Remove the files of the last attempt: its submission, warnings and end."""
+        rank_warnings.remove(self.jobs)
+        remove_submission(self.path)
         files = (self.stop_file, self.path / layout.STARTED, self.jobs / layout.EXITS)
-        for path in (*files, *layout.traces_of_end(self.path)):
+        for path in (*files, *layout.list_attempt_files(self.path)):
             path.unlink(missing_ok=True)
 
-    def join_turn(self) -> None:
-        """Note that this process starts the run when those before it have ended."""
-        me = psutil.Process()
-        Turn(socket.gethostname(), me.pid, me.create_time()).write(self.path / layout.TURN)
+    def record_turn(self) -> None:
+        """Record that this process will start the run when those before it have ended."""
+        this_process = psutil.Process()
+        turn = Turn(socket.gethostname(), this_process.pid, this_process.create_time())
+        turn.write(self.path / layout.TURN)
 
-    def leave_turn(self) -> None:
+    def remove_turn(self) -> None:
         (self.path / layout.TURN).unlink(missing_ok=True)
 
     def turn_holder(self) -> str | None:
-        """Return which process is to start this run in its turn, or follows it: `process 123`, or `another
-        process on HOST`; None if nobody is. A process that was killed leaves its note behind, and is not
-        taken for alive."""
+        """Return the process that starts this run when those before it have ended, or follows it:
+        `process 123`, or `another process on HOST`; None if there is none, or it was killed."""
         turn = Turn.read(self.path / layout.TURN)
         if turn is None:
             return None
@@ -194,67 +192,75 @@ class RunFolder:
             return f"another process on {turn.host}"
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             process = psutil.Process(turn.pid)
-            if abs(process.create_time() - turn.started) < 1 and process.status() != psutil.STATUS_ZOMBIE:
+            is_same = abs(process.create_time() - turn.started) < 1  # else the id was reused
+            if is_same and process.status() != psutil.STATUS_ZOMBIE:
                 return f"process {turn.pid}"
         return None
 
     def has_lost_its_shell(self) -> bool:
-        """Whether the run was followed by a process that ended before it, as in a shell that was killed."""
+        """Return True if the process that followed the run was killed before the run ended."""
         return (self.path / layout.TURN).exists() and self.turn_holder() is None
 
     def record_submission(self, job_id: str, scheduler: str = "local", code: str | None = None) -> None:
-        """Note the job that works on the run from now on; its id is Slurm's, or locally that of submitit's
-        controller."""
-        Submission(job_id, socket.gethostname(), scheduler, code).write(self.path / layout.SUBMISSION)
+        """Record the job that executes the run.
+
+        Args:
+            job_id, scheduler, code: as in Submission.
+        """
+        submission = Submission(job_id, socket.gethostname(), scheduler, code)
+        submission.write(self.path / layout.SUBMISSION)
 
     def submission(self) -> Submission | None:
-        """Return the job that works on the run; None before its submission."""
+        """Return the job that executes the run; None before its submission."""
         return read_submission(self.path)
 
     def provenance(self) -> Provenance:
-        """Return where the submission comes from; it is empty where nobody noted that."""
+        """Return the origin of the submission; an empty record if there is none."""
         return Provenance.read(self.path / layout.PROVENANCE) or Provenance()
 
     def started(self) -> Started | None:
-        """Return when rank 0 began; None before."""
+        """Return the record of rank 0's start; None before it."""
         return Started.read(self.path / layout.STARTED)
 
     def outcome(self) -> Outcome | None:
-        """Return how the run ended; None if nobody wrote that down."""
+        """Return the record of the run's end; None if there is none."""
         return Outcome.read(self.path / layout.OUTCOME)
 
     def record_start(self) -> None:
-        """By rank 0, when its job begins, and each time that Slurm starts the job anew; how it ended before
-        is past then."""
+        """Record that rank 0 has started and remove the previous outcome; rank 0 calls it at each
+        start of its job."""
         (self.path / layout.OUTCOME).unlink(missing_ok=True)
-        Started(restart_count(), socket.gethostname(), time.time()).write(self.path / layout.STARTED)
+        started = Started(restart_count(), socket.gethostname(), time.time())
+        started.write(self.path / layout.STARTED)
 
     def record_outcome(self, state: RunState, reason: str | None = None, asked_by: str | None = None) -> None:
-        """Note how the run ended."""
+        """Record the state in which the run ended; `reason` and `asked_by` as in Outcome."""
         Outcome(state, reason, asked_by).write(self.path / layout.OUTCOME)
 
     def record_failure(
         self, rank: int, error: str, kind: str = FailureKind.CRASH, nodes: Sequence[str] = ()
     ) -> None:
-        """Note why a rank failed.
+        """Record why a rank failed.
 
         Args:
+            error: the message, in one line.
             kind: a FailureKind.
-            nodes: those to blame.
+            nodes: names of the nodes at fault.
         """
         failure = Failure(time.time(), rank, error, restart_count(), kind, list(nodes))
         failure.write(self.path / layout.failure_of(rank))
 
     def failure(self) -> str | None:
-        """Why the run failed: its batch script's diagnosis, or what its ranks left (causes.py); None if no
-        rank failed."""
-        if diagnosis := Diagnosis.read(self.path / layout.FAILURE):
+        """Return why the run failed: the batch script's diagnosis, or else the cause of its ranks'
+        failures (causes.py); None if no rank failed."""
+        diagnosis = Diagnosis.read(self.path / layout.FAILURE)
+        if diagnosis:
             return diagnosis.error
         failures = self.failures()
         return self.cause_of_death(failures=failures) if failures else None
 
     def failures(self) -> list[Failure]:
-        """Return what ranks wrote of their failures in the newest start of the job."""
+        """Return the failures that ranks recorded in the newest start of the job."""
         failures = read_failures(self.path)
         started = self.started() or Started()
         newest = max([started.restart, *(failure.restart for failure in failures)])
@@ -265,40 +271,42 @@ class RunFolder:
         return list((self.read_json(layout.SKIPPED) or {"batches": []})["batches"])
 
     def record_skipped_batches(self, batches: Sequence[int]) -> None:
-        """Note the batches that rewinds left out."""
+        """Record the batches that rewinds left out."""
         self.write_json(layout.SKIPPED, {"batches": list(batches)})
 
     def command(self, verb: str, name: str | None = None) -> str:
-        """Return a command on this run, or on `name` beside it, as it can be pasted into this shell."""
-        here, folder = Path.cwd(), self.path.parent
-        shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
-        where = [] if str(shown) == "runs" else ["--runs-dir", str(shown)]
-        return shlex.join(["finetune", verb, *where, name or self.id])
+        """Return a `finetune` command line for this run, or for `name` in the same runs folder, to
+        be pasted into a shell in the current directory."""
+        current = Path.cwd()
+        runs_dir = self.path.parent
+        shown = runs_dir.relative_to(current) if runs_dir.is_relative_to(current) else runs_dir
+        option = [] if str(shown) == "runs" else ["--runs-dir", str(shown)]
+        return shlex.join(["finetune", verb, *option, name or self.id])
 
     def cause_of_death(self, state: str = "", failures: Sequence[Failure] = ()) -> str | None:
-        """Return why the newest attempt died, from its logs and exit statuses; None if it left nothing.
+        """Return why the newest attempt died, by its logs and exit statuses; None if there is no
+        evidence.
 
         Args:
-            state: Slurm's state of the job, if it is known.
-            failures: what its ranks wrote of their failures.
+            state: Slurm's state of the job; "" if it is not known.
+            failures: recorded by its ranks.
         """
-        return causes.explain(
-            causes.gather(self.path, failures, self.config().cluster.world_size, state=state)
-        )
+        world_size = self.config().cluster.world_size
+        return causes.explain(causes.collect_evidence(self.path, failures, world_size, state=state))
 
     def warnings(self) -> list[str]:
-        """Return what its ranks warned of since a person started it, a line each."""
+        """Return the warnings of all ranks since the run was submitted, one per line."""
         return rank_warnings.describe(self.jobs, self.config().cluster.world_size)
 
     def state(self) -> RunState:
-        """Return the state of the run.
+        """Return the state of the run by its files alone.
 
-        Of a Slurm job files alone do not say whether it is in the queue again, or dead: launch.observe asks
-            Slurm too.
+        Files cannot show that a Slurm job was requeued or has died; launch.observe asks Slurm too.
         """
         if self.is_running():
             return RunState.RUNNING
-        if outcome := self.outcome():
+        outcome = self.outcome()
+        if outcome:
             return RunState(outcome.state)
         if self.failure():
             return RunState.FAILED
@@ -307,81 +315,80 @@ class RunFolder:
             return RunState.QUEUED
         if submission.is_on_slurm:
             return RunState.RUNNING if (self.path / layout.STARTED).exists() else RunState.QUEUED
-        return (
-            RunState.RUNNING if self.processes() else RunState.DEAD
-        )  # ranks may outlive submitit's controller
+        # ranks may outlive submitit's controller
+        return RunState.RUNNING if self.find_ranks() else RunState.DEAD
 
     def sweep(self) -> str | None:
-        """Id of the sweep that the run is a point of, if it is."""
+        """Return the id of the sweep that the run belongs to; None without a sweep."""
         return self.provenance().sweep
 
     def point(self) -> dict[str, str]:
-        """Swept settings and this point's values, as they were typed; empty for a run that is no point of a
-        sweep."""
+        """Return the run's values of the swept settings, as they were typed; {} without a sweep."""
         return self.provenance().point or {}
 
     def code(self) -> str | None:
-        """Digest of the code that its job imports (launch/freeze.py); None if it imports what is
-        installed."""
+        """Return the digest of the code snapshot that the job imports (launch/freeze.py); None if
+        it imports the installed code."""
         submission = self.submission()
         return None if submission is None else submission.code
 
     def log(self, rank: int) -> Path | None:
-        """What a rank wrote in the newest job of the run."""
+        """Return a rank's log in the newest job of the run; None if there is none."""
         found = [(path.stat().st_mtime, path) for path in self.jobs.glob(layout.log_of("*", rank))]
         return max(found)[1] if found else None
 
     def scheduler(self) -> str | None:
-        """Who was given the run: local or slurm; None before its submission."""
+        """Return the scheduler of the submission, local or slurm; None before it."""
         submission = self.submission()
         return None if submission is None else submission.scheduler
 
     def planned_scheduler(self) -> str:
-        """Return who was to be given the run: local or slurm. Its config is not read where that can be known
-        without it."""
+        """Return the scheduler that the run was frozen for, local or slurm. The config is read only
+        if the provenance does not name it, since that is slower."""
         return self.provenance().scheduler or self.config().cluster.scheduler
 
     def is_running(self) -> bool:
-        """Of a run without scheduler, from the start of the job's processes to their end. It does not take
-        the run's lock, which a rank may want.
+        """Return True if a local run's processes are running. The run's lock is not tried, since a
+        rank may be about to acquire it.
 
-        A run of another machine counts as running while its metrics were written to in the last ten minutes.
+        A local run on another machine counts as running if its metrics were written to in the last
+        ten minutes.
         """
-        if self.elsewhere() is not None:
+        if self.find_other_host() is not None:
             return self.metrics.exists() and time.time() - self.metrics.stat().st_mtime < 600
-        return self.controller() is not None
+        return self.find_controller() is not None
 
-    def elsewhere(self) -> str | None:
-        """The other machine where the run was started without scheduler, if it has not said its end there: it
-        may be at work, however long it is silent."""
+    def find_other_host(self) -> str | None:
+        """Return the other machine on which this local run was started, if no end is recorded: it
+        may still be running there, even if it has not written for long. None otherwise."""
         submission = self.submission()
         if submission is None or submission.is_on_slurm or submission.host == socket.gethostname():
             return None
         ended = (self.path / layout.OUTCOME).exists() or self.failure() is not None
         return None if ended else submission.host
 
-    def controller(self) -> psutil.Process | None:
-        """The process on this machine that a run without scheduler hangs on (launch/follow.py), if it is
-        there; by its command line, as its id may be another process' by now."""
+    def find_controller(self) -> psutil.Process | None:
+        """Return the process on this machine that controls a local run (launch/follow.py); None if
+        it has ended. Its command line is compared, since its process id may have been reused."""
         submission = self.submission()
         if submission is None or submission.is_on_slurm or submission.host != socket.gethostname():
             return None
         try:
             process = psutil.Process(int(submission.job_id))
-            ours = {
-                str(self.jobs),
-                str(self.jobs / layout.ATTACHED),
-            }  # that script becomes srun (launch/local.py)
-            return process if ours & set(process.cmdline()) else None
+            # within an allocation, the controller is the script that executes srun
+            # (launch/local.py)
+            arguments = {str(self.jobs), str(self.jobs / layout.ATTACHED)}
+            return process if arguments & set(process.cmdline()) else None
         except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
             return None
 
-    def processes(self) -> list[psutil.Process]:
-        """The run's ranks on this machine, found by the folder in their command lines."""
-        found = psutil.process_iter(["cmdline"])
-        return [p for p in found if {"submitit.core._submit", str(self.jobs)} <= set(p.info["cmdline"] or [])]
+    def find_ranks(self) -> list[psutil.Process]:
+        """Return the run's ranks on this machine, found by the folder in their command lines."""
+        arguments = {"submitit.core._submit", str(self.jobs)}
+        processes = psutil.process_iter(["cmdline"])
+        return [process for process in processes if arguments <= set(process.info["cmdline"] or [])]
 
 
 def restart_count() -> int:
-    """How often Slurm has started this job before; 0 outside of Slurm."""
+    """Return the number of earlier starts of this job by Slurm; 0 outside of Slurm."""
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))

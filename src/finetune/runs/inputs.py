@@ -1,7 +1,7 @@
-"""What a run is trained on: its corpus, digests of corpus and base, and whether base and tokenizer fit the
-corpus.
+"""The inputs of a run: its corpus, digests of corpus and base model, and the check that their
+tokenizers match.
 
-Commands check it before a job is queued, ranks when they set the run up; nothing heavy is imported here.
+Commands check them before a job is queued, ranks when they set up the run. No heavy imports.
 """
 
 from __future__ import annotations
@@ -17,190 +17,198 @@ from data_prep.shards import Corpus, tokenizer_digest
 from data_prep.user_error import UserError
 from finetune.config.train import DataConfig, TrainConfig
 from finetune.runs import layout
-from finetune.runs.base_model import Base, resolve
+from finetune.runs.base_model import Base, resolve_for_run
 from finetune.runs.folder import RunFolder
 
-WINDOW = 4096  # bytes of a tensor that its digest reads
+WINDOW = 4096  # bytes in the middle of a tensor that the digest covers
 
 
 def compute_digests(base: Base | None, corpus: Corpus | None) -> dict[str, str | None]:
-    """Return digests of what a run is trained on: corpus (None: still to be made) and base (None: from
-    scratch)."""
-    return {"corpus": corpus.manifest.digest if corpus else None, "base": digest(base) if base else None}
+    """Return the digests of a run's corpus and base model; None for one that it does not have."""
+    return {
+        "corpus": corpus.manifest.digest if corpus else None,
+        "base": compute_base_digest(base) if base else None,
+    }
 
 
-def note_inputs(run: RunFolder, digests: dict[str, str | None]) -> dict[str, str | None]:
-    """Compare what a run is trained on with what its submission, or else its first start, noted.
+def record_inputs(run: RunFolder, digests: dict[str, str | None]) -> dict[str, str | None]:
+    """Compare the digests of a run's inputs with those recorded at its submission (or else at its
+    first start), and record them.
 
     Returns:
-        the digests, which are noted now.
+        the digests.
 
     Raises:
-        UserError: it is another. (The base of a model that is trained whole matters until its first
-            checkpoint.)
+        UserError: an input has changed. In full fine-tuning, the base may change after the first
+        checkpoint.
     """
-    noted = run.read_json(layout.INPUTS) or {}
+    recorded = run.read_json(layout.INPUTS) or {}
     for name, digest in digests.items():
-        if noted.get(name) in (None, digest):
+        if recorded.get(name) in (None, digest):
             continue
         config = run.config()
         if name == "base" and not config.adapter and run.has_checkpoint:
             continue
+        path = config.data.corpus if name == "corpus" else config.model.path
         raise UserError(
-            f"{name} {config.data.corpus if name == 'corpus' else config.model.path} is not what it was when run {run.id} was "
-            f"submitted: its files have changed since; put the old ones back, or start a new run"
+            f"{name} {path} has changed since run {run.id} was submitted; "
+            f"restore its files, or start a new run"
         )
-    if noted != digests:
+    if recorded != digests:
         run.write_json(layout.INPUTS, digests)
     return digests
 
 
-def digest(base: Base) -> str:
-    """sha256 of a base's configs, and of its weight files' names, headers and WINDOW bytes amid each tensor:
-    as cheap for a large model as for a small one.
+def compute_base_digest(base: Base) -> str:
+    """Return a SHA-256 of a base's configs, and of the names, headers and samples of its weight
+    files.
 
-    It tells models, revisions and precisions apart, and weights from the same ones trained further, merged or
-        quantized: that
-    moves numbers all over a tensor. A few numbers edited by hand in a large tensor it can miss.
+    A sample is the WINDOW bytes in the middle of a tensor, so the cost does not grow with the
+    model. The digest distinguishes models, revisions and precisions, and weights before and after
+    training, merging or quantization, which change values all over a tensor. It can miss a manual
+    edit of a few values in a large tensor.
 
     Raises:
         UserError: a weight file is damaged.
     """
     hasher = hashlib.sha256()
+    patterns = ("*.safetensors", "config.json", "adapter_config.json")
     for folder in (base.folder, *base.adapters):
-        for path in sorted(
-            (*folder.glob("*.safetensors"), *folder.glob("config.json"), *folder.glob("adapter_config.json"))
-        ):
+        for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
             hasher.update(f"{path.name}\0{path.stat().st_size}\0".encode())
             if path.suffix == ".json":
                 hasher.update(path.read_bytes())
                 continue
             try:
-                _sample(path, hasher.update)
+                _hash_samples(path, hasher.update)
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
                 raise UserError(
-                    f"the weights in {path} cannot be read ({fault}): get the model again, whole"
+                    f"the weights in {path} cannot be read ({fault}); download or copy the model again"
                 ) from None
     return hasher.hexdigest()
 
 
-def _sample(path: Path, see: Callable[[bytes], None]) -> None:
-    """Header and windows of a file (its format: models/safetensors_io.py)."""
+def _hash_samples(path: Path, update: Callable[[bytes], None]) -> None:
+    """Pass the header of a safetensors file, and a window of each tensor, to a hash (format:
+    models/safetensors_io.py)."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(min(length, path.stat().st_size))
-        see(header)
+        update(header)
         for name, entry in json.loads(header).items():
-            if name != "__metadata__":
-                begin, end = entry["data_offsets"]
-                if 8 + length + end > path.stat().st_size:
-                    raise ValueError("it breaks off")
-                file.seek(8 + length + max(begin, (begin + end - WINDOW) // 2))
-                see(file.read(min(WINDOW, end - begin)))
+            if name == "__metadata__":
+                continue
+            begin, end = entry["data_offsets"]
+            if 8 + length + end > path.stat().st_size:
+                raise ValueError("the file is truncated")
+            file.seek(8 + length + max(begin, (begin + end - WINDOW) // 2))
+            update(file.read(min(WINDOW, end - begin)))
 
 
-def check_inputs(config: TrainConfig, corpus_is_there: bool = True) -> None:
-    """Check what can be checked before a job starts: the corpus and its sources, the base, and its tokenizer.
+def check_inputs(config: TrainConfig, has_corpus: bool = True) -> None:
+    """Check a run's inputs before its job starts: the corpus and its sources, the base and its
+    tokenizer.
 
     Args:
-        corpus_is_there: no, if it is still to be made: then the job itself looks at it (job/rank.py).
+        has_corpus: False if the corpus is not prepared yet; the job itself then checks it
+            (job/rank.py).
 
     Raises:
-        NotFoundError, UserError: one line that names the thing and the remedy.
+        NotFoundError, UserError: an input is missing, damaged or does not match.
     """
-    is_jobs_python = (
-        config.cluster.python is None or "RANK" in os.environ
-    )  # a rank's; else that of a login node
-    if config.model.quantization and is_jobs_python and importlib.util.find_spec("bitsandbytes") is None:
+    # a login node's Python need not have the packages of the job's
+    is_jobs_python = config.cluster.python is None or "RANK" in os.environ
+    quantization = config.model.quantization
+    if quantization and is_jobs_python and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
-            f"model.quantization={config.model.quantization} needs bitsandbytes: pip install 'finetune[qlora]', or adapter=lora"
+            f"model.quantization={quantization} needs bitsandbytes; "
+            f"run pip install 'finetune[qlora]', or choose adapter=lora"
         )
-    model = (
-        None
-        if config.model.path is None
-        else resolve(config.model.path, config.runs_dir, config.model.revision)
-    )
-    if not corpus_is_there:
+    base = resolve_for_run(config)
+    if not has_corpus:
         return
     corpus = open_corpus(config.data)
     corpus.verify()
-    if model is not None:
-        check_tokenizer(model, corpus, may_extend=True)
+    if base is not None:
+        check_tokenizer(base, corpus, may_extend=True)
 
 
 def check_tokenizer(base: Base, corpus: Corpus, may_extend: bool = False) -> None:
-    """The shards' token ids mean to this model what they meant to the tokenizer that made them.
+    """Check that a corpus was tokenised with the tokenizer of a base model.
 
     Args:
-        may_extend: the corpus' tokenizer may have further tokens, for which training enlarges the model.
+        may_extend: the corpus' tokenizer may have added tokens, for which training enlarges the
+            model.
 
     Raises:
-        UserError: they do not.
+        UserError: the tokenizers differ.
     """
     if tokenizer_digest(base.tokenizer_folder) == corpus.manifest.tokenizer.sha256:
         return
-    if may_extend and _extends(base.tokenizer_folder, corpus.folder / "tokenizer"):
+    if may_extend and _is_extended_by(base.tokenizer_folder, corpus.folder / "tokenizer"):
         return
     raise UserError(
-        f"the tokenizer of {base.name} is not the one corpus {corpus.folder} was tokenised with: "
+        f"the tokenizer of {base.name} is not the one corpus {corpus.folder} was tokenised with; "
         f"run `finetune prepare` with corpus.tokenizer.path={base.tokenizer_folder}"
     )
 
 
-def _extends(folder: Path, larger: Path) -> bool:
-    """Return whether the tokenizer in `larger` is the one in `folder` and added tokens, with every old id as
-    it was."""
-    old, new = (json.loads((f / "tokenizer.json").read_text(encoding="utf-8")) for f in (folder, larger))
-    # tokenizer_digest leaves out the same, but the last
+def _is_extended_by(folder: Path, larger: Path) -> bool:
+    """Return True if the tokenizer in `larger` is the one in `folder` with added tokens, and all
+    token ids of `folder` keep their meaning."""
+    old = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    new = json.loads((larger / "tokenizer.json").read_text(encoding="utf-8"))
+    # all but the last are left out of tokenizer_digest too
     may_differ = {"padding", "truncation", "version", "decoder", "added_tokens"}
     if any(old.get(key) != new.get(key) for key in (old.keys() | new.keys()) - may_differ):
         return False
-    before, after = ({t["id"]: t for t in body.get("added_tokens") or []} for body in (old, new))
-    fresh = [token for number, token in after.items() if number not in before]
-    return all(after.get(number) == token for number, token in before.items()) and all(
-        token["id"] >= tokenizer_size(folder) for token in fresh
-    )
+    old_tokens = {token["id"]: token for token in old.get("added_tokens") or []}
+    new_tokens = {token["id"]: token for token in new.get("added_tokens") or []}
+    if any(new_tokens.get(number) != token for number, token in old_tokens.items()):
+        return False
+    added = new_tokens.keys() - old_tokens.keys()
+    return not added or min(added) >= tokenizer_size(folder)
 
 
 def tokenizer_size(folder: Path) -> int:
-    """Token ids of the tokenizer in a folder: one more than its largest."""
+    """Return the number of token ids of the tokenizer in a folder: its largest id plus one."""
     from tokenizers import Tokenizer
 
-    return (
-        max(Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab(with_added_tokens=True).values())
-        + 1
-    )
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
-def num_added_tokens(base: Base, corpus_folder: Path) -> int:
-    """How many tokens a corpus' tokenizer has beyond the base's (which it extends: see check_tokenizer)."""
-    both = [folder / "tokenizer.json" for folder in (base.tokenizer_folder, corpus_folder / "tokenizer")]
-    if not all(path.is_file() for path in both):
+def count_added_tokens(base: Base, corpus_folder: Path) -> int:
+    """Return the number of tokens that a corpus' tokenizer adds to the base's."""
+    folders = [base.tokenizer_folder, corpus_folder / "tokenizer"]
+    if not all((folder / "tokenizer.json").is_file() for folder in folders):
         return 0
-    return max(0, tokenizer_size(both[1].parent) - tokenizer_size(both[0].parent))
+    return max(0, tokenizer_size(folders[1]) - tokenizer_size(folders[0]))
 
 
 def open_corpus(data: DataConfig) -> Corpus:
-    """Open the corpus of a run; sizes are checked, not every byte.
+    """Open the corpus of a run, with a check of its files' sizes (not of their contents).
 
     Raises:
-        NotFoundError, UserError: there is none, it is broken, or include_sources/exclude_sources do not fit
-            it.
+        NotFoundError, UserError: there is no such corpus, it is damaged, or include_sources or
+            exclude_sources name unknown sources or leave none.
     """
     corpus = Corpus(data.corpus_folder)
     sources = corpus.manifest.sources
     for key in ("include_sources", "exclude_sources"):
-        if unknown := set(getattr(data, key)) - set(sources):
+        unknown = set(getattr(data, key)) - set(sources)
+        if unknown:
             raise UserError(
-                f"data.{key} names {', '.join(sorted(unknown))}: corpus {data.corpus} has {', '.join(sources)}"
+                f"data.{key}: unknown source {', '.join(sorted(unknown))}; "
+                f"corpus {data.corpus} has {', '.join(sources)}"
             )
-    if not training_sources(data, corpus):
+    if not select_training_sources(data, corpus):
         raise UserError(
-            "data.include_sources and data.exclude_sources leave no source to train on: drop one of them"
+            "data.include_sources and data.exclude_sources leave no source to train on; remove one of them"
         )
     return corpus
 
 
-def training_sources(data: DataConfig, corpus: Corpus) -> list[str]:
+def select_training_sources(data: DataConfig, corpus: Corpus) -> list[str]:
     """Return the sources of a corpus that a run is trained on."""
     return [source for source in corpus.manifest.sources if data.trains_on(source)]

@@ -1,11 +1,11 @@
-"""The file names of a run folder and of the runs folder around it; how these files are read, and written
-whole.
+"""File names of a run folder and of the runs folder around it, and functions to read and atomically
+write these files.
 
     runs/<run id>/
       config.yaml       the resolved config, frozen at submission
       provenance.json   versions, git revision, git diff
       inputs.json       digests of its corpus and base
-      submission.json   the job that was given the run
+      submission.json   the job that executes the run
       attempts.jsonl    each start of the job, and its end
       outcome.json      the state in which the run ended
       plan/             the pack plan, one file an epoch
@@ -13,12 +13,12 @@ whole.
       metrics.jsonl     every metric of every step, append-only
       summary.json      the result in figures: see summary.py
       model/ | adapter/ the result, for transformers and PEFT
-      merged_base/      the base with adapters merged into it, where there are any
-      exports/          checkpoints named as run:ID@STEP, likewise
+      merged_base/      the base with its adapters merged into it, if it has any
+      exports/          checkpoints that were used as run:ID@STEP, as models or adapters
       jobs/             submitit's files, and the ranks' logs
 
-Every process uses this module: commands, ranks, and the batch script's helper outside of a container. So it
-needs the standard library alone, from Python 3.8 on.
+Commands, ranks and the batch script's helper outside of a container all use this module: standard
+library only, Python 3.8 or newer.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    Json = dict[str, Any]  # the content of a JSON file, until it is a record
+    Json = dict[str, Any]  # the content of a JSON file before it is converted to a Record
 
-# --- files of a run folder ----------------------------------------------------------------------------------
+# --- files of a run folder ------------------------------------------------------------------------
 
 CONFIG = "config.yaml"
 PROVENANCE = "provenance.json"
@@ -52,15 +52,15 @@ SKIPPED = "skipped.json"  # batches that rewinds left out
 SUMMARY = "summary.json"
 
 SUBMISSION = "submission.json"
-EARLIER_SUBMISSION = "attempt.json"  # its name until November 2026
+EARLIER_SUBMISSION = "attempt.json"  # the name of submission.json until November 2026
 STARTED = "started.json"
 OUTCOME = "outcome.json"
 FAILURE = "failure.json"  # the batch script's diagnosis
 ATTEMPTS = "attempts.jsonl"
-STAGED = "staged.json"  # where copies of the corpus lie on the nodes' own disks
+STAGED = "staged.json"  # the folder on the nodes' own disks with copies of the corpus
 TURN = "turn.json"  # the process that starts the run when those before it have ended, or follows it
-STOP = "stop"  # a person asks the run to stop
-SENT = ".sent.json"  # how far the metrics are in MLflow
+STOP = "stop"  # its presence asks the run to stop
+SENT = ".sent.json"  # how much of the metrics was sent to MLflow
 LOCK = ".lock"
 SUBMIT_LOCK = ".submit.lock"
 EXPORT_LOCK = ".export.lock"
@@ -69,18 +69,18 @@ JOBS = "jobs"
 EXITS = "exits.json"  # exit statuses of a local run's ranks
 ATTACHED = "attached.sh"  # the script of a run that was started within an allocation
 CONTROLLER_LOG = "controller.log"
-PRESENT = "present"  # a file for each node whose ranks have reached the run folder
+PRESENT = "present"  # a folder with a file for each node whose ranks can write to the run folder
 PREFLIGHT_TOKEN = "preflight-token"
 SCRIPT = "submit.sh"  # the batch script
-WAITING_PICKLE = "waiting.pkl"  # becomes <job id>_submitted.pkl
+WAITING_PICKLE = "waiting.pkl"  # renamed to <job id>_submitted.pkl at submission
 
-# --- files of a checkpoint ----------------------------------------------------------------------------------
+# --- files of a checkpoint ------------------------------------------------------------------------
 
 STATE = "state.json"
 MANIFEST = "manifest.json"
-HELD_OUT = "held_out.json"  # a loss that was measured after its checkpoint was published
+HELD_OUT = "held_out.json"  # a held-out loss measured after the checkpoint was published
 
-# --- the runs folder ----------------------------------------------------------------------------------------
+# --- the runs folder ------------------------------------------------------------------------------
 
 BASES = ".bases"  # merged bases that runs share
 CODE = ".code"  # the code that jobs import
@@ -90,7 +90,7 @@ MLFLOW_LOCK = ".mlflow.lock"
 SWEEPS = "sweeps"
 POINTS_TABLE = "points.tsv"  # of a sweep
 
-# of a submission of a sweep, sweeps/<id>/<n>/: see job/wave_files.py
+# files of one submission of a sweep, sweeps/<id>/<n>/: see job/wave_files.py
 POINTS = "points"
 WAVES = "waves.json"
 PAUSED = "paused.json"
@@ -99,16 +99,16 @@ WAITING = "waiting"
 CLAIMED = "claimed"
 SUBMITTED = "submitted"
 WAVES_LOCK = ".waves.lock"  # in sweeps/
-ENDING = ".ending"  # in sweeps/: jobs that have had their turn
+ENDING = ".ending"  # in sweeps/: jobs that have submitted their next wave
 
-TAIL_BYTES = 65536  # of a file of JSON lines of which only the newest are wanted
+TAIL_BYTES = 65536  # read from the end of a file of JSON lines if only the newest lines are needed
 
 
-# --- names with a number ------------------------------------------------------------------------------------
+# --- names with a number --------------------------------------------------------------------------
 
 
 def failure_of(rank: int | str) -> str:
-    """Return the name of the file in which a rank leaves its failure."""
+    """Return the name of the file with a rank's failure."""
     return f"failure-rank-{rank}.json"
 
 
@@ -118,22 +118,22 @@ def warnings_of(rank: int | str) -> str:
 
 
 def stacks_of(rank: int | str) -> str:
-    """Return the name of the file in jobs/ in which a rank that hangs leaves its stack."""
+    """Return the name of the file in jobs/ with the stacks of a rank that hung."""
     return f"stacks-rank-{rank}.txt"
 
 
 def rendezvous_of(job: str, restart: int | str) -> str:
-    """Return the name of the file in jobs/ through which the ranks of an attempt find each other."""
+    """Return the name of the file in jobs/ by which the ranks of an attempt find each other."""
     return f"rendezvous-{job}-{restart}"
 
 
 def next_of(job: str) -> str:
-    """Return the name of the lock in jobs/ of who submits the job that goes on after `job`."""
+    """Return the name of the lock in jobs/ for submitting the job that continues after `job`."""
     return f"next-of-{job}"
 
 
 def pickle_of(job: str) -> str:
-    """Return the name of the file in jobs/ in which submitit finds what a job is to do."""
+    """Return the name of the file in jobs/ from which submitit loads a job's function."""
     return f"{job}_submitted.pkl"
 
 
@@ -148,12 +148,12 @@ def pack_plan(split: str, key: str, epoch: int) -> str:
 
 
 def pack_rows(split: str, key: str) -> str:
-    """Return the name of the file in plan/ that lists the rows which packs are made of."""
+    """Return the name of the file in plan/ that lists the corpus rows used for packs."""
     return f"{split}-{key}-rows.npy"
 
 
 def checkpoint_name(step: int) -> str:
-    """Return the name of the checkpoint after so many optimizer steps."""
+    """Return the name of the checkpoint after an optimizer step."""
     return f"step-{step:08d}"
 
 
@@ -173,21 +173,24 @@ def newest_step(run: Path) -> int:
     return max(map(step_of, list_checkpoints(run / CHECKPOINTS)), default=0)
 
 
-def traces_of_end(run: Path) -> list[Path]:
-    """Return the files that tell how the newest attempt ended, or that only its ranks have a use for."""
-    jobs = run / JOBS
+def list_attempt_files(run: Path) -> list[Path]:
+    """Return the files of the newest attempt to remove before the next: its outcome and failures,
+    and the rendezvous and stack files of its ranks."""
     failures = run.glob("failure*.json")
-    return [run / OUTCOME, *failures, *jobs.glob(rendezvous_of("*", "*")), *jobs.glob(stacks_of("*"))]
+    rendezvous = (run / JOBS).glob(rendezvous_of("*", "*"))
+    stacks = (run / JOBS).glob(stacks_of("*"))
+    return [run / OUTCOME, *failures, *rendezvous, *stacks]
 
 
-# --- files that are always whole ----------------------------------------------------------------------------
+# --- files that are replaced atomically -----------------------------------------------------------
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path to write to, which takes the place of `path` at the end.
+def replace_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to, which is renamed to `path` at the end.
 
-    Whoever reads finds the old file or the new one, and others may write the same file at this moment.
+    A reader sees the old file or the new one, never a part; several processes may write at the same
+    time.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -200,26 +203,26 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file that is always whole."""
-    with replacing(path) as temporary:
+    """Write a text file atomically."""
+    with replace_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, body: Mapping[str, object]) -> None:
-    """Write a JSON file that is always whole."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(body, indent=1, ensure_ascii=False) + "\n")
 
 
-def unfinished(folder: Path) -> Path:
-    """Return the name of a folder until it is complete and renamed."""
+def temporary_folder(folder: Path) -> Path:
+    """Return the folder to write to, which is renamed to `folder` when it is complete."""
     return folder.with_name(f".{folder.name}.tmp")
 
 
 def read_json(path: Path) -> Json | None:
-    """Return the content of a JSON file; None if there is none.
+    """Return the content of a JSON file; None if there is no such file.
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: the file is not valid JSON.
     """
     try:
         body: Json = json.loads(path.read_text(encoding="utf-8"))
@@ -228,26 +231,26 @@ def read_json(path: Path) -> Json | None:
     return body
 
 
-def read_json_if_whole(path: Path) -> Json | None:
-    """Return the content of a JSON file; None if there is none, or it is broken."""
+def read_json_or_none(path: Path) -> Json | None:
+    """Return the content of a JSON file; None if it is missing or not valid JSON."""
     try:
         return read_json(path)
     except ValueError:
         return None
 
 
-# --- files of JSON lines ------------------------------------------------------------------------------------
+# --- files of JSON lines --------------------------------------------------------------------------
 
 
 def append_json_line(path: Path, record: Mapping[str, object]) -> None:
-    """Append a line; one that a kill has cut short before does not swallow it."""
-    start = "\n" if is_torn(path) else ""
+    """Append a record as a line of its own, also after a line that a kill left incomplete."""
+    start = "\n" if has_incomplete_last_line(path) else ""
     with path.open("a", encoding="utf-8") as file:
         file.write(start + json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def is_torn(path: Path) -> bool:
-    """Return whether a kill has cut the last line of a file short."""
+def has_incomplete_last_line(path: Path) -> bool:
+    """Return True if the last line of a file has no line end, as after a kill during a write."""
     try:
         with path.open("rb") as file:
             file.seek(0, os.SEEK_END)
@@ -260,10 +263,10 @@ def is_torn(path: Path) -> bool:
 
 
 def read_json_lines(path: Path, tail: int | None = None) -> list[Json]:
-    """Return the records of a file of JSON lines, without those that are cut short; none if there is no file.
+    """Return the records of a file of JSON lines, without incomplete ones; [] if there is no file.
 
     Args:
-        tail: bytes at the end of the file that are read; None: all.
+        tail: number of bytes to read from the end of the file; None: the whole file.
     """
     try:
         with path.open("rb") as file:
@@ -276,8 +279,8 @@ def read_json_lines(path: Path, tail: int | None = None) -> list[Json]:
 
 
 def parse_json_line(line: bytes) -> Json | None:
-    """Return the record of a line; None if the line is incomplete: being written, cut short, or read in
-    part."""
+    """Return the record in a line; None if the line is incomplete, as after a kill during a write,
+    or at the start of a tail."""
     try:
         record = json.loads(line)
     except ValueError:

@@ -1,9 +1,9 @@
-"""Warnings of ranks, where whoever follows a run can read them: `jobs/warnings-rank-<rank>.jsonl` in its
-folder.
+"""Warnings of ranks, in `jobs/warnings-rank-<rank>.jsonl` of the run folder, where any process can
+read them.
 
-`collect` takes in warnings and errors of our own loggers, of the libraries that load and train a model, and
-of Python's warnings that those raise. What repeats is one warning with a count. Only the standard library:
-the shell that reads has no torch.
+`collect` records log messages of level WARNING and above, and Python warnings, from this code base
+and from the libraries that load and train a model. A repeated warning is one record with a count.
+Standard library only: a command that reads them may have no torch.
 """
 
 from __future__ import annotations
@@ -32,20 +32,26 @@ PACKAGES = (
     "bitsandbytes",
     "torch",
 )
-# libraries whose loggers do not hand their records on to the root logger
-APART = ("transformers", "peft", "accelerate", "DeepSpeed", "deepspeed", "bitsandbytes")
-# for developers: of what a user can change nothing
+# libraries whose loggers do not propagate their records to the root logger
+NON_PROPAGATING = ("transformers", "peft", "accelerate", "DeepSpeed", "deepspeed", "bitsandbytes")
+# warnings for developers, which a user cannot act on
 IGNORED = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning, ResourceWarning)
-# a 4-bit kernel for CPUs, which bitsandbytes looks for whenever it is imported
+# a 4-bit kernel for CPUs that bitsandbytes tries to load whenever it is imported
 IGNORED_TEXTS = ("Failed to load CPU gemm_4bit_forward",)
-MOST = 50  # different warnings that a rank writes down
-LONGEST = 500  # characters of one
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")  # the same warning of another step is the same warning
+MAX_WARNINGS = 50  # different warnings recorded per rank
+MAX_CHARACTERS = 500  # recorded of one warning
+# numbers are masked, so that the same warning at another step is not a new one
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 @dataclass
 class RankWarning:
-    """A warning, how often it was logged on its noisiest rank, and the ranks that logged it."""
+    """A warning of one or several ranks.
+
+    Attributes:
+        time: seconds since the epoch at which it was first logged.
+        times: the largest count of any rank.
+    """
 
     text: str
     time: float
@@ -53,20 +59,26 @@ class RankWarning:
     ranks: list[int] = field(default_factory=list)
 
     def describe(self, world_size: int) -> str:
-        """Return the text, with ranks and count where they are not simply rank 0 and once."""
+        """Return the text, with the ranks unless only rank 0 logged it, and the count if above 1."""
         notes = []
         if len(self.ranks) == world_size > 1:
             notes.append(f"all {world_size} ranks")
         elif self.ranks != [0]:
-            notes.append(f"rank {', '.join(map(str, self.ranks[:8]))}{', …' if len(self.ranks) > 8 else ''}")
+            more = ", …" if len(self.ranks) > 8 else ""
+            notes.append(f"rank {', '.join(map(str, self.ranks[:8]))}{more}")
         if self.times > 1:
             notes.append(f"{self.times} times")
         return f"{self.text} [{'; '.join(notes)}]" if notes else self.text
 
 
 @dataclass(frozen=True)
-class Line(Record):
-    """A line of warnings-rank-<rank>.jsonl: a kind of warning, and how often it has been logged by then."""
+class WarningRecord(Record):
+    """A line of warnings-rank-<rank>.jsonl.
+
+    Attributes:
+        kind: identifies equal warnings.
+        times: count of the warning when the line was written.
+    """
 
     kind: str
     text: str
@@ -75,7 +87,8 @@ class Line(Record):
 
 
 class Collector(logging.Handler):
-    """Writes each kind of warning of this rank once, and its count anew whenever it has doubled."""
+    """Logging handler that records each kind of warning of this rank once, and again whenever its
+    count has doubled."""
 
     def __init__(self, jobs: Path, rank: int) -> None:
         super().__init__(logging.WARNING)
@@ -83,7 +96,7 @@ class Collector(logging.Handler):
         self._counts: dict[str, int] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        if getattr(record, "collected", False):  # on its way up from one of the loggers in APART
+        if getattr(record, "collected", False):  # propagated from a logger with this handler
             return
         record.collected = True
         package = record.name.partition(".")[0]
@@ -92,13 +105,15 @@ class Collector(logging.Handler):
             self.add(f"{record.name}: {_NUMBER.sub('#', text)}", text, record.created)
 
     def add(self, kind: str, text: str, when: float) -> None:
-        """Count a warning; a full disk loses it, never the run."""
-        if kind not in self._counts and len(self._counts) >= MOST:
+        """Count a warning. If it cannot be written, as on a full disk, the warning is lost and the
+        run continues."""
+        if kind not in self._counts and len(self._counts) >= MAX_WARNINGS:
             return
-        times = self._counts[kind] = self._counts.get(kind, 0) + 1
-        if times & (times - 1):  # no power of two
+        times = self._counts.get(kind, 0) + 1
+        self._counts[kind] = times
+        if times & (times - 1):  # not a power of two
             return
-        line = Line(kind, _shorten(text), when, times)
+        line = WarningRecord(kind, _shorten(text), when, times)
         try:
             layout.append_json_line(self._path, line.to_json())
         except OSError:
@@ -107,9 +122,9 @@ class Collector(logging.Handler):
 
 @contextmanager
 def collect(jobs: Path, rank: int) -> Iterator[None]:
-    """Write this rank's warnings into the folder meanwhile. They go on to where they went before, too."""
+    """Record this rank's warnings in the folder `jobs` within the context, and still log them."""
     collector = Collector(jobs, rank)
-    loggers = [logging.getLogger(name) for name in ("", *APART)]
+    loggers = [logging.getLogger(name) for name in ("", *NON_PROPAGATING)]
     show = warnings.showwarning
 
     def show_and_collect(
@@ -150,19 +165,19 @@ def read(jobs: Path) -> list[RankWarning]:
 
 
 def describe(jobs: Path, world_size: int) -> list[str]:
-    """Return the warnings of a run as lines for people."""
+    """Return the warnings of a run as lines of text for users."""
     return [warning.describe(world_size) for warning in read(jobs)]
 
 
-def forget(jobs: Path) -> None:
-    """Remove those of a run that is started again."""
+def remove(jobs: Path) -> None:
+    """Remove the recorded warnings of a run, before it is started again."""
     for path in jobs.glob(layout.warnings_of("*")):
         path.unlink(missing_ok=True)
 
 
-def _read_lines(path: Path) -> list[Line]:
+def _read_lines(path: Path) -> list[WarningRecord]:
     try:
-        return [Line.from_json(record) for record in layout.read_json_lines(path)]
+        return [WarningRecord.from_json(record) for record in layout.read_json_lines(path)]
     except OSError:
         return []
 
@@ -172,14 +187,14 @@ def _rank_of(path: Path) -> int:
 
 
 def _package_of(filename: str) -> str:
-    """Return the package that a source file is of: what follows site-packages, or our own."""
+    """Return the package of a source file: the folder in site-packages, finetune or data_prep."""
     parts = Path(filename).parts
     own = [part for part in parts if part in ("finetune", "data_prep")]
     if "site-packages" in parts:
         return parts[parts.index("site-packages") + 1]
-    return own[-1] if own else ""
+    return next(reversed(own), "")
 
 
 def _shorten(text: str) -> str:
     one_line = re.sub(r"\s+", " ", text).strip()
-    return one_line if len(one_line) <= LONGEST else f"{one_line[:LONGEST]} …"
+    return one_line if len(one_line) <= MAX_CHARACTERS else f"{one_line[:MAX_CHARACTERS]} …"

@@ -1,7 +1,7 @@
-"""The records in the JSON files of a run folder: its job, when it started, how it ended, why it failed.
+"""The records in the JSON files of a run folder: submission, start, outcome, failures and others.
 
-Every process reads or writes some of them, also the batch script's helper outside of a container: the
-standard library alone, from Python 3.8 on.
+Every process reads or writes some of them, also the batch script's helper outside of a container:
+standard library only, Python 3.8 or newer.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ R = TypeVar("R", bound="Record")
 
 
 class Record:
-    """A JSON object of known keys.
+    """A JSON object with known keys; subclasses are dataclasses with a field per key.
 
     Attributes:
-        OMITTED: keys that are left out of the file where they have no value.
+        OMITTED: keys that are left out of the file if their value is None.
     """
 
     OMITTED: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def from_json(cls: type[R], body: Mapping[str, object]) -> R:
-        """Return the record of a JSON object; keys that another version wrote are dropped.
+        """Return the record in a JSON object. Unknown keys, of another version, are dropped.
 
         Raises:
-            ValueError: it is no object, or lacks a key.
+            ValueError: it is not an object, or lacks a key.
         """
         if not isinstance(body, dict):
             raise ValueError(f"not a JSON object with the keys of {cls.__name__}")
@@ -44,10 +44,10 @@ class Record:
 
     @classmethod
     def read(cls: type[R], path: Path) -> R | None:
-        """Return the record in a file; None if there is none.
+        """Return the record in a file; None if there is no such file.
 
         Raises:
-            ValueError: the file is broken.
+            ValueError: the file is not valid JSON, or lacks a key.
         """
         body = layout.read_json(path)
         if body is None:
@@ -58,8 +58,8 @@ class Record:
             raise ValueError(f"{path}: {fault}") from None
 
     @classmethod
-    def read_if_whole(cls: type[R], path: Path) -> R | None:
-        """Return the record in a file; None if there is none, or it is broken."""
+    def read_or_none(cls: type[R], path: Path) -> R | None:
+        """Return the record in a file; None if the file is missing or invalid."""
         try:
             return cls.read(path)
         except ValueError:
@@ -69,21 +69,23 @@ class Record:
         layout.write_json(path, self.to_json())
 
     def to_json(self) -> Mapping[str, object]:
-        """Return the object that is written; its values are not copied."""
+        """Return the JSON object; its values are not copied."""
         names = [one.name for one in fields(self)]  # type: ignore[arg-type]
         body = {name: getattr(self, name) for name in names}
-        return {key: value for key, value in body.items() if value is not None or key not in self.OMITTED}
+        omitted = [name for name in self.OMITTED if body[name] is None]
+        return {key: value for key, value in body.items() if key not in omitted}
 
 
 @dataclass(frozen=True)
 class Submission(Record):
-    """submission.json: the job that works on the run.
+    """submission.json: the job that executes the run.
 
     Attributes:
-        job_id: Slurm's; of a run on this machine the process id of submitit's controller.
-        host: where it was submitted.
+        job_id: Slurm's job id; for a local run, the process id of submitit's controller.
+        host: the machine on which it was submitted.
         scheduler: local or slurm.
-        code: digest of the code that the job imports (launch/freeze.py); None: what is installed.
+        code: digest of the code snapshot that the job imports (launch/freeze.py); None: the
+            installed code.
     """
 
     job_id: str
@@ -98,7 +100,12 @@ class Submission(Record):
 
 @dataclass(frozen=True)
 class Started(Record):
-    """started.json: when and where rank 0 began, and how often Slurm has started the job before."""
+    """started.json: the start of rank 0.
+
+    Attributes:
+        restart: number of earlier starts of the job by Slurm.
+        time: seconds since the epoch.
+    """
 
     restart: int = 0
     host: str = ""
@@ -107,11 +114,11 @@ class Started(Record):
 
 @dataclass(frozen=True)
 class Outcome(Record):
-    """outcome.json: how the run ended.
+    """outcome.json: the state in which the run ended.
 
     Attributes:
-        reason: for people, where somebody else than the ranks wrote it.
-        asked_by: what asked the ranks to leave; "": nothing.
+        reason: as shown to users; None if the ranks wrote the file.
+        asked_by: the cause of an early stop, such as a signal or a stop file; "": none.
     """
 
     OMITTED: ClassVar[tuple[str, ...]] = ("reason", "asked_by")
@@ -123,13 +130,14 @@ class Outcome(Record):
 
 @dataclass(frozen=True)
 class Failure(Record):
-    """failure-rank-<rank>.json: why a rank failed.
+    """failure-rank-<rank>.json: the failure of a rank.
 
     Attributes:
+        time: seconds since the epoch.
         error: the message, in one line.
-        restart: how often Slurm had started the job before.
-        kind: what it means for the run: state.FailureKind.
-        nodes: those to blame.
+        restart: number of earlier starts of the job by Slurm.
+        kind: a state.FailureKind.
+        nodes: names of the nodes at fault.
     """
 
     time: float = 0.0
@@ -142,7 +150,7 @@ class Failure(Record):
 
 @dataclass(frozen=True)
 class Diagnosis(Record):
-    """failure.json: why the run has ended for good, as its batch script found."""
+    """failure.json: the batch script's diagnosis of why the run failed and is not restarted."""
 
     time: float
     error: str
@@ -150,7 +158,11 @@ class Diagnosis(Record):
 
 @dataclass(frozen=True)
 class Turn(Record):
-    """turn.json: the process that starts the run in its turn, or follows it."""
+    """turn.json: the process that starts the run when those before it have ended, or follows it.
+
+    Attributes:
+        started: start time of the process, in seconds since the epoch.
+    """
 
     host: str
     pid: int
@@ -159,19 +171,20 @@ class Turn(Record):
 
 @dataclass(frozen=True)
 class Staged(Record):
-    """staged.json: the folder with copies of the corpus on the nodes' own disks."""
+    """staged.json: the folder on the nodes' own disks with copies of the corpus."""
 
     folder: str
 
 
 @dataclass(frozen=True)
 class Provenance(Record):
-    """provenance.json: where a submission comes from.
+    """provenance.json: the origin of a submission.
 
     Attributes:
-        packages: their versions; None for one that is not installed where the run was submitted.
-        sweep: id of the sweep that the run is a point of.
-        point: its swept settings, as they were typed.
+        packages: version by package; None for one that was not installed where the run was
+            submitted.
+        sweep: id of the sweep that the run belongs to.
+        point: the run's values of the swept settings, as they were typed.
         scheduler: local or slurm.
     """
 
@@ -190,11 +203,12 @@ class Provenance(Record):
 
 @dataclass(frozen=True)
 class Exits(Record):
-    """exits.json: the exit status of a local run's ranks, in the order of their ends.
+    """exits.json: the exit statuses of a local run's ranks.
 
     Attributes:
-        ranks: status by rank, as subprocess gives it: -9 is SIGKILL.
-        oom_kills: processes that the kernel ended in the run's memory cgroup meanwhile.
+        ranks: status by rank, in the order in which they ended; as in subprocess, -9 is SIGKILL.
+        oom_kills: number of processes in the run's memory cgroup that the kernel killed during the
+            run.
     """
 
     ranks: Mapping[int, int] = field(default_factory=dict)
@@ -203,7 +217,7 @@ class Exits(Record):
 
 @dataclass(frozen=True)
 class Metrics(Record):
-    """A line of metrics.jsonl: what was measured after so many optimizer steps."""
+    """A line of metrics.jsonl: values after an optimizer step, and a time in ms since the epoch."""
 
     step: int
     time_ms: int
@@ -211,51 +225,50 @@ class Metrics(Record):
 
 
 def read_submission(run: Path) -> Submission | None:
-    """Return the job that works on a run, also where an earlier version submitted it; None before its
+    """Return the job that executes a run, also if an earlier version submitted it; None before its
     submission.
 
-    A job that was queued with the code of an earlier version writes the earlier name when it resubmits
-        itself: the newer file
-    of the two holds.
+    A job that was queued with the code of an earlier version writes the file's earlier name when it
+    resubmits itself, so the newer of the two files holds.
 
     Raises:
-        ValueError: the file is broken.
+        ValueError: a file is not valid JSON, or lacks a key.
     """
     earlier = Submission.read(run / layout.EARLIER_SUBMISSION)
     submission = Submission.read(run / layout.SUBMISSION)
     if submission is None or earlier is None:
         return submission or earlier
-    newer, older = (
-        (run / name).stat().st_mtime_ns for name in (layout.EARLIER_SUBMISSION, layout.SUBMISSION)
-    )
-    return replace(submission, job_id=earlier.job_id) if newer > older else submission
+    earlier_time = (run / layout.EARLIER_SUBMISSION).stat().st_mtime_ns
+    time = (run / layout.SUBMISSION).stat().st_mtime_ns
+    return replace(submission, job_id=earlier.job_id) if earlier_time > time else submission
 
 
 def move_submission(run: Path, job: str, host: str) -> None:
-    """Note that another Slurm job goes on with the run."""
+    """Record that another Slurm job continues the run."""
     known = None
-    with suppress(ValueError):  # a broken note is replaced
+    with suppress(ValueError):  # an invalid file is replaced
         known = read_submission(run)
-    submission = replace(known, job_id=job) if known else Submission(job, host, scheduler="slurm")
-    submission.write(run / layout.SUBMISSION)
+    known = known or Submission(job, host, scheduler="slurm")
+    replace(known, job_id=job).write(run / layout.SUBMISSION)
 
 
-def forget_submission(run: Path) -> None:
-    """Remove the note of the job that worked on the run."""
+def remove_submission(run: Path) -> None:
+    """Remove the record of the job that executed the run."""
     for name in (layout.SUBMISSION, layout.EARLIER_SUBMISSION):
         (run / name).unlink(missing_ok=True)
 
 
 def read_exits(path: Path) -> Exits:
-    """Return the exit statuses in a file; none if it cannot be read."""
+    """Return the exit statuses in a file; an empty record if it cannot be read."""
     try:
         found = Exits.read(path) or Exits()
     except (OSError, ValueError):
         return Exits()
-    return Exits({int(rank): int(status) for rank, status in found.ranks.items()}, int(found.oom_kills))
+    ranks = {int(rank): int(status) for rank, status in found.ranks.items()}
+    return Exits(ranks, int(found.oom_kills))
 
 
 def read_failures(run: Path) -> list[Failure]:
-    """Return what ranks wrote of their failures, in all starts of the job; broken files are left out."""
-    found = (Failure.read_if_whole(path) for path in sorted(run.glob(layout.failure_of("*"))))
+    """Return the recorded failures of all ranks in all starts of the job, without invalid files."""
+    found = (Failure.read_or_none(path) for path in sorted(run.glob(layout.failure_of("*"))))
     return [failure for failure in found if failure is not None]

@@ -1,8 +1,9 @@
-"""Merged bases that runs share: runs/.bases/<digest of the content>/, with hard links to its files in each
+"""Merged bases shared between runs: runs/.bases/<digest>/, with hard links to its files in each
 run's merged_base/.
 
-The digest is of the merged weights, their settings and the tokenizer, so an entry cannot be out of date. A
-run that is copied or moved takes whole files along; an entry whose files no run links to any more can go.
+The digest covers the merged weights, their settings and the tokenizer, so an entry cannot be out of
+date. A run that is copied or moved takes the files along; `prune` may remove an entry whose files
+no run links to.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ from finetune.runs import layout
 
 
 def link(folder: Path, digest: str) -> bool:
-    """Make `folder` (in a run's) of an entry's files; False if there is none, or the file system has no hard
-    links."""
-    entry, temporary = _entry(folder, digest), layout.unfinished(folder)
+    """Create `folder`, the merged_base/ of a run, with hard links to the entry of a digest.
+
+    Returns:
+        False if there is no such entry, or the file system has no hard links.
+    """
+    entry = _entry(folder, digest)
     if not entry.is_dir():
         return False
+    temporary = layout.temporary_folder(folder)
     try:
         _link_all(entry, temporary)
     except OSError:
@@ -32,12 +37,12 @@ def link(folder: Path, digest: str) -> bool:
 
 
 def publish(folder: Path, digest: str) -> None:
-    """Make an entry of a finished folder, unless another run was first, or the file system has no hard
-    links."""
+    """Create the entry of a digest from a finished folder, unless another run has created it, or
+    the file system has no hard links."""
     entry = _entry(folder, digest)
     temporary = entry.with_name(f".{digest}.{secrets.token_hex(4)}")
     for path in folder.iterdir():
-        path.chmod(0o444)  # an edit in one run would be an edit in all
+        path.chmod(0o444)  # an edit in one run would change the file in all
     try:
         _link_all(folder, temporary)
         temporary.rename(entry)
@@ -46,7 +51,7 @@ def publish(folder: Path, digest: str) -> None:
 
 
 def find_unused(runs_dir: Path) -> Iterator[Path]:
-    """Yield the entries whose files belong to no run."""
+    """Yield the entries whose files no run links to."""
     for entry in sorted((runs_dir / layout.BASES).glob("*")):
         if all(path.stat().st_nlink == 1 for path in entry.iterdir()):
             yield entry

@@ -1,9 +1,9 @@
-"""The words for states of runs, reasons to stop, endings of attempts, kinds of failures, Slurm's job states
-and MLflow's statuses. Which of them holds is found by folder.py (from files) and launch/observe.py (with
-Slurm).
+"""States of runs, stop reasons, endings of attempts, kinds of failure, Slurm's job states and
+MLflow's statuses: the only module that spells their names.
 
-The only module that spells them. Every process uses it, also the batch script's helper outside of a
-container: the standard library alone, from Python 3.8 on.
+folder.py finds the state of a run from files, launch/observe.py with the help of Slurm. Standard
+library only, Python 3.8 or newer: the batch script's helper uses this module outside of a
+container.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ from __future__ import annotations
 from enum import Enum, IntEnum
 
 
-class Word(str, Enum):  # noqa: UP042 (StrEnum is of Python 3.11)
-    """A member of a closed set of words, which is its word wherever text is wanted."""
+class StrEnum(str, Enum):  # noqa: UP042 (the standard library has StrEnum from Python 3.11 on)
+    """A closed set of strings; each member is a str and formats as its value."""
 
     def __str__(self) -> str:
         return str(self.value)
 
 
-class RunState(Word):
-    """The state of a run, as `finetune status` shows it and outcome.json holds it."""
+class RunState(StrEnum):
+    """The state of a run, as shown by `finetune status` and stored in outcome.json."""
 
-    QUEUED = "queued"  # submitted, or waits for its turn; its ranks have not begun
+    QUEUED = "queued"  # submitted, or waiting for its turn; its ranks have not started
     RUNNING = "running"
     COMPLETED = "completed"  # all steps are done and the result is saved
-    STOPPED = "stopped"  # a person asked for it: a checkpoint is saved
-    INTERRUPTED = "interrupted"  # by a scheduler's signal or its time's end: a checkpoint is saved
+    STOPPED = "stopped"  # by a user's request, with a checkpoint
+    INTERRUPTED = "interrupted"  # by a scheduler's signal or a time limit, with a checkpoint
     FAILED = "failed"  # a rank failed, or Slurm ended the job
-    DEAD = "dead"  # its processes are gone, and nothing tells why
-    CANCELLED = "cancelled"  # taken out of the queue, or ended at once
+    DEAD = "dead"  # its processes are gone without a recorded reason
+    CANCELLED = "cancelled"  # removed from the queue, or ended without a checkpoint
 
 
 ALIVE_STATES = (RunState.QUEUED, RunState.RUNNING)
-# a run leaves them only when somebody starts it again; from COMPLETED it can only be given more steps
+# a run leaves these only if a user starts it again; a completed run can only be given more steps
 ENDED_STATES = (
     RunState.COMPLETED,
     RunState.FAILED,
@@ -41,7 +41,8 @@ ENDED_STATES = (
     RunState.STOPPED,
     RunState.INTERRUPTED,
 )
-# what `finetune retry` starts again; QUEUED without a live job is never started otherwise
+# states that `finetune retry` starts again; a queued run whose job is gone would never start
+# otherwise
 RETRIED_STATES = (
     RunState.FAILED,
     RunState.DEAD,
@@ -50,21 +51,23 @@ RETRIED_STATES = (
     RunState.INTERRUPTED,
     RunState.QUEUED,
 )
-FAILED_STATES = (RunState.FAILED, RunState.DEAD)  # whose reason is reported
-PRUNED_STATES = (RunState.FAILED, RunState.DEAD, RunState.CANCELLED)  # whose folders `prune --failed` removes
+# states whose reason is reported
+FAILED_STATES = (RunState.FAILED, RunState.DEAD)
+# states in which `prune --failed` removes the run folder
+PRUNED_STATES = (RunState.FAILED, RunState.DEAD, RunState.CANCELLED)
 
 
 class StopReason(IntEnum):
-    """Why ranks stop training early, in order of weight: where ranks disagree, the highest holds (an
-    all-reduce)."""
+    """The reason why ranks stop training early. If ranks differ, the highest value holds (an
+    all-reduce with max)."""
 
     NONE = 0
-    INTERRUPTED = 1  # by a signal, or its time's end
-    STOPPED = 2  # a person asked for it
+    INTERRUPTED = 1  # by a signal or a deadline
+    STOPPED = 2  # by a user's request
 
     @property
     def state(self) -> RunState:
-        """The state of a run that left its loop for this reason."""
+        """The state of a run whose training loop ended for this reason."""
         return {
             StopReason.NONE: RunState.COMPLETED,
             StopReason.INTERRUPTED: RunState.INTERRUPTED,
@@ -72,30 +75,31 @@ class StopReason(IntEnum):
         }[self]
 
 
-class EndingCause(Word):
-    """How an attempt, one start of a run's job, ended. After the first three the run is never restarted."""
+class EndingCause(StrEnum):
+    """The way in which an attempt, one start of a run's job, ended. After the first three, the run
+    is never restarted."""
 
     COMPLETED = "completed"
     STOPPED = "stopped"
-    MISTAKE = "mistake"  # the user's: it would come again however often the job does
-    INTERRUPTED = "interrupted"  # time limit, preemption, requeue: all ranks saved and left
-    KILLED = "killed from outside"  # it was given no time to save
+    MISTAKE = "mistake"  # the user's: every restart would fail in the same way
+    INTERRUPTED = "interrupted"  # time limit, preemption or requeue: all ranks saved and exited
+    KILLED = "killed from outside"  # without time to save
     DIED = "died"  # a rank crashed, hung or was killed
     PREFLIGHT = "failed preflight"
     DEAD_NODE = "dead node"
 
 
-class FailureKind(Word):
-    """What a rank's failure means for its run: see job/batch_script.py."""
+class FailureKind(StrEnum):
+    """The kind of a rank's failure, by which job/batch_script.py decides about a restart."""
 
-    MISTAKE = "mistake"
-    PREFLIGHT = "preflight"
-    HANG = "hang"
+    MISTAKE = "mistake"  # the user's
+    PREFLIGHT = "preflight"  # a node failed its checks before training
+    HANG = "hang"  # no progress for hang_timeout_min
     CRASH = "crash"
 
 
-class JobState(Word):
-    """Slurm's states of a job. Slurm may have more of them: what it answers is compared, not converted."""
+class JobState(StrEnum):
+    """Slurm's job states. Compare Slurm's answers with them, do not convert: Slurm may have more."""
 
     PENDING = "PENDING"
     REQUEUED = "REQUEUED"
@@ -105,7 +109,7 @@ class JobState(Word):
     SPECIAL_EXIT = "SPECIAL_EXIT"
     RUNNING = "RUNNING"
     CONFIGURING = "CONFIGURING"
-    COMPLETING = "COMPLETING"  # Slurm ends it, its batch script may be at work
+    COMPLETING = "COMPLETING"  # Slurm is ending it; its batch script may still be running
     SIGNALING = "SIGNALING"
     STAGE_OUT = "STAGE_OUT"
     STOPPED = "STOPPED"
@@ -123,7 +127,7 @@ class JobState(Word):
     TIMEOUT = "TIMEOUT"
 
 
-JOB_WAITS = (
+PENDING_JOB_STATES = (
     JobState.PENDING,
     JobState.REQUEUED,
     JobState.REQUEUE_HOLD,
@@ -131,7 +135,7 @@ JOB_WAITS = (
     JobState.RESV_DEL_HOLD,
     JobState.SPECIAL_EXIT,
 )
-JOB_AT_WORK = (
+RUNNING_JOB_STATES = (
     JobState.RUNNING,
     JobState.CONFIGURING,
     JobState.COMPLETING,
@@ -141,7 +145,7 @@ JOB_AT_WORK = (
     JobState.SUSPENDED,
     JobState.RESIZING,
 )
-JOB_ENDED_BADLY = frozenset(
+FAILED_JOB_STATES = frozenset(
     [
         JobState.BOOT_FAIL,
         JobState.CANCELLED,
@@ -156,7 +160,7 @@ JOB_ENDED_BADLY = frozenset(
 )
 
 
-class MlflowStatus(Word):
+class MlflowStatus(StrEnum):
     """MLflow's statuses of a run."""
 
     SCHEDULED = "SCHEDULED"

@@ -1,9 +1,9 @@
-"""Whether a rank is asked to stop training early: by a signal (time limit, preemption, requeue), a deadline
-or a stop file.
+"""Requests to stop training early: by a signal (time limit, preemption, requeue), a deadline or a
+stop file.
 
-No torch in here: signals may come while it is being imported.
-The ranks agree on what to do, together, at the next step, batch of an evaluation or stage of loading: see
-training/.
+No torch here: signals may arrive while it is being imported. A flag is local to its rank; all ranks
+agree on the stop reason at the next optimizer step, evaluation batch or stage of loading
+(training/).
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from finetune.runs.state import StopReason
 
 
 class StopTraining(Exception):
-    """All ranks leave training at once, from the place where it is raised."""
+    """Ends training on all ranks, which raise it at the same place.
+
+    Args:
+        reason: why training stops.
+    """
 
     def __init__(self, reason: StopReason) -> None:
         super().__init__(str(reason.state))
@@ -25,20 +29,21 @@ class StopTraining(Exception):
 
 
 class StopFlag:
-    """Set by SIGTERM or SIGUSR2 (a scheduler's time limit, preemption or requeue), by a deadline, or by a
-    stop file (a person).
+    """A rank's flag that asks it to stop. It is set by SIGTERM or SIGUSR2 (a scheduler's time
+    limit, preemption or requeue), by a deadline, or by a stop file (a user's request).
 
     Args:
-        file: the person's wish.
-        deadline: seconds since the epoch, of this machine's clock; None: the job has no end.
+        file: the stop file.
+        deadline: seconds since the epoch, by this machine's clock; None: no deadline.
     """
 
     def __init__(self, file: Path, deadline: float | None = None) -> None:
-        self._file, self.deadline = file, deadline
+        self._file = file
+        self.deadline = deadline
         self._signal: str | None = None
 
-    def listen(self) -> None:
-        """From now on the two signals only set the flag."""
+    def install_signal_handlers(self) -> None:
+        """Let SIGTERM and SIGUSR2 set the flag instead of ending the process."""
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, self._on_signal)
 
@@ -46,16 +51,20 @@ class StopFlag:
         self._signal = signal.Signals(number).name
 
     def reason(self) -> StopReason:
-        """Return why this rank should leave, as far as it is asked to."""
+        """Return why this rank is asked to stop; StopReason.NONE if it is not."""
         if self._file.exists():
             return StopReason.STOPPED
-        return StopReason.INTERRUPTED if self._signal or self._is_late() else StopReason.NONE
+        if self._signal or self._is_past_deadline():
+            return StopReason.INTERRUPTED
+        return StopReason.NONE
 
     def describe(self) -> str:
-        """What set this rank's flag, in words; "" if it is not set."""
+        """Return what set this rank's flag, as text for users; "" if it is not set."""
         if self._file.exists():
             return "a stop file"
-        return self._signal or ("the job's time was nearly up" if self._is_late() else "")
+        if self._signal:
+            return self._signal
+        return "the job's time was nearly up" if self._is_past_deadline() else ""
 
-    def _is_late(self) -> bool:
+    def _is_past_deadline(self) -> bool:
         return self.deadline is not None and time.time() >= self.deadline

@@ -1,5 +1,4 @@
-"""summary.json of a run: written by rank 0 when the run is completed, read by every command that shows what
-came of it."""
+"""The result of a run, summary.json: rank 0 writes it when the run completes; commands read it."""
 
 from __future__ import annotations
 
@@ -10,18 +9,20 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def _read(kind: type[T], body: Mapping[str, Any]) -> T:
-    """Make a dataclass of plain data; keys that it does not have are left out."""
+def _from_dict(kind: type[T], body: Mapping[str, Any]) -> T:
+    """Return a dataclass built from a JSON object, without the keys that it does not have."""
     known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in body.items() if name in known})
 
 
 @dataclass(kw_only=True)
 class HeldOut:
-    """Mean loss in nats per supervised token, and the tokens it was measured on, over all and by group.
+    """The held-out loss: mean nats per supervised token, and the number of those tokens, over all
+    documents, by source, and by language (its written standard).
 
     Attributes:
-        unigram_loss: what the training split's token frequencies alone would score on the same documents.
+        unigram_loss: loss on the same documents of a unigram model of the training split's token
+            frequencies.
     """
 
     loss: float
@@ -35,7 +36,7 @@ class HeldOut:
 
 @dataclass(kw_only=True)
 class StepLoss:
-    """A step whose weights were evaluated, and their held-out loss."""
+    """An optimizer step, and the held-out loss of the weights after it."""
 
     step: int
     loss: float
@@ -43,7 +44,7 @@ class StepLoss:
 
 @dataclass(kw_only=True)
 class UsedGroup:
-    """Rows and tokens of one source and written standard, and the tokens of them that are used."""
+    """Documents, tokens and used tokens of one source and written standard."""
 
     source: str
     language: str
@@ -54,8 +55,12 @@ class UsedGroup:
 
 @dataclass(kw_only=True)
 class LostTokens:
-    """Tokens of one source and written standard that are not used: the reason, and the setting that changes
-    it."""
+    """Tokens of one source and written standard that are not used.
+
+    Attributes:
+        fate: the way in which they were lost, e.g. truncated or dropped.
+        setting: the setting that changes it.
+    """
 
     source: str
     language: str
@@ -68,7 +73,7 @@ class LostTokens:
 
 @dataclass(kw_only=True)
 class TokenUse:
-    """Tokens of a split, those of them that training or evaluation used, and what was lost by reason."""
+    """Tokens of a split, those that training or evaluation used, and the lost ones by reason."""
 
     tokens: int
     used: int
@@ -78,28 +83,37 @@ class TokenUse:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> TokenUse:
-        groups = [_read(UsedGroup, group) for group in body["groups"]]
-        losses = [_read(LostTokens, loss) for loss in body["losses"]]
-        return cls(tokens=body["tokens"], used=body["used"], lost=body["lost"], groups=groups, losses=losses)
+        groups = [_from_dict(UsedGroup, group) for group in body["groups"]]
+        losses = [_from_dict(LostTokens, loss) for loss in body["losses"]]
+        return cls(
+            tokens=body["tokens"],
+            used=body["used"],
+            lost=body["lost"],
+            groups=groups,
+            losses=losses,
+        )
 
 
 @dataclass(kw_only=True)
 class Summary:
-    """What came of a run.
+    """The result of a run in figures.
 
     Attributes:
-        steps: optimizer steps taken; `result_step` the one whose weights were saved.
-        data: documents of the pack plan, and those split, cut or left out.
+        steps: optimizer steps taken.
+        result_step: the optimizer step whose weights were saved.
+        data: number of documents in the pack plan, and of those split, cut or left out.
         token_use: by split.
-        tokens, supervised_tokens: trained on, over all attempts.
-        tokens_per_second: None if no step was left to take. mfu: None where no formula holds.
-        peak_memory_bytes: of rank 0.
-        seconds: of rank 0, by phase, over all attempts; `total` is their sum.
-        skipped_batches: left out after rewinds.
-        before, after: held-out loss of the untrained model and of the result; None without validation
+        tokens, supervised_tokens: number trained on, over all attempts.
+        tokens_per_second: None if the last attempt took no step.
+        mfu: model FLOPs utilisation; None if there is no formula for the model.
+        peak_flops_origin: the source of peak_flops_per_rank.
+        peak_memory_bytes: allocated by rank 0.
+        seconds: time of rank 0 by phase, over all attempts; `total` is the sum.
+        skipped_batches: batches left out after rewinds.
+        before, after: held-out loss of the base model and of the result; None without validation
             documents.
-        best, last: the checkpoint with the best held-out loss; the last step.
-        new_stop: the token that ends a turn, if generation stops there now and did not before.
+        best, last: the optimizer step with the lowest held-out loss, and the last one.
+        new_stop: the end-of-turn token, if it was added to the tokens that stop generation.
         result: folder of the saved model or adapter.
     """
 
@@ -130,16 +144,17 @@ class Summary:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Summary:
-        """Read what `to_json` gave; earlier versions wrote fewer keys, later ones may write more."""
+        """Return the summary in a JSON object; keys that are missing get defaults and unknown ones
+        are dropped, since other versions write other keys."""
         read = dict(body)
-        for name, kind in (("before", HeldOut), ("after", HeldOut), ("best", StepLoss), ("last", StepLoss)):
+        nested = {"before": HeldOut, "after": HeldOut, "best": StepLoss, "last": StepLoss}
+        for name, kind in nested.items():
             if body.get(name):
-                read[name] = _read(kind, body[name])
-        read["token_use"] = {
-            split: TokenUse.from_json(use) for split, use in (body.get("token_use") or {}).items()
-        }
-        return _read(cls, read)
+                read[name] = _from_dict(kind, body[name])
+        token_use = body.get("token_use") or {}
+        read["token_use"] = {split: TokenUse.from_json(use) for split, use in token_use.items()}
+        return _from_dict(cls, read)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the summary as plain data."""
+        """Return the summary as a JSON object."""
         return asdict(self)

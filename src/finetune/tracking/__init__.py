@@ -1,1 +1,1 @@
-"""Metrics: the spool that a rank writes, and MLflow, which one writer outside of jobs fills."""
+"""Metrics: the spool that rank 0 writes, and MLflow, which a process outside of jobs fills."""

@@ -1,9 +1,10 @@
-"""`sync`: fill MLflow from the spools of runs. Idempotent: our run id, a tag, is a run's identity, and each
-step is sent once.
+"""Synchronisation of MLflow with the spools of runs. It is idempotent: an MLflow run is found by a
+tag with the run id, and each step is sent once.
 
-A resumed run repeats the steps since its last checkpoint, exactly: those already sent are skipped. Where we
-stopped reading is kept beside the spool; if that note is lost with the process, the same lines are sent again
-with the same timestamps, which MLflow stores once.
+A resumed run repeats the steps since its last checkpoint exactly, so steps that were already sent
+are skipped. The offset reached in the spool is saved beside it; if a process ends before it saves
+the offset, the next one sends the same lines with the same timestamps again, and MLflow stores them
+once.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ PARAMS_PER_BATCH = 100
 
 @dataclass
 class Sent:
-    """.sent.json: how much of a run's metrics an MLflow run has.
+    """.sent.json: the amount of a run's metrics that was sent to an MLflow run.
 
     Attributes:
-        offset: bytes of the metrics that were read.
-        last_step: of each metric.
+        offset: number of bytes of metrics.jsonl that were read.
+        last_step: the last step that was sent, by metric.
     """
 
     mlflow_run_id: str
@@ -49,71 +50,74 @@ def default_uri(runs_dir: str | Path) -> str:
 
 
 def sync(run: RunFolder) -> None:
-    """Send what the run has said since the last time. One writer at a time a runs folder: SQLite takes no
-    more."""
+    """Send the run's new metrics and its status to MLflow. A lock on the runs folder admits one
+    writer at a time, which is all that SQLite supports."""
     config = run.config()
     with FileLock(run.path.parent / layout.MLFLOW_LOCK, timeout=60):
-        client = _client(config.tracking_uri or default_uri(run.path.parent))
-        mlflow_run = _get_or_create(client, run, config.experiment)
+        client = _create_client(config.tracking_uri or default_uri(run.path.parent))
+        mlflow_run = _get_or_create_run(client, run, config.experiment)
         sent = _read_sent(run, mlflow_run.info.run_id)
-        for batch, offset in _batches(run.metrics, sent):
+        for batch, offset in _read_batches(run.metrics, sent):
             client.log_batch(mlflow_run.info.run_id, metrics=batch)
             sent.offset = offset
             layout.write_text(run.sent, json.dumps(asdict(sent)))
-        _finish(client, mlflow_run, run)
+        _update_status(client, mlflow_run, run)
 
 
-def _client(uri: str) -> Any:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # every byte stays inside the cluster
+def _create_client(uri: str) -> Any:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # no data may leave the cluster
     os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
     from mlflow.tracking import MlflowClient
 
-    for chatty in ("mlflow", "alembic"):  # after the import, which sets them up
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for name in ("mlflow", "alembic"):  # after the import, which configures these loggers
+        logging.getLogger(name).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri)
 
 
-def _get_or_create(client: Any, run: RunFolder, experiment_name: str) -> Any:
-    experiment_id = _experiment(client, run.path.parent, experiment_name)
-    found = _find(client, experiment_id, RUN_ID_TAG, run.id)
+def _get_or_create_run(client: Any, run: RunFolder, experiment_name: str) -> Any:
+    experiment_id = _get_or_create_experiment(client, run.path.parent, experiment_name)
+    found = _find_run(client, experiment_id, RUN_ID_TAG, run.id)
     if found and found.data.params:
         return found
     from mlflow.entities import Param
 
     tags = {RUN_ID_TAG: run.id, "finetune.folder": str(run.path)}
-    if sweep := run.sweep():
-        parent = _find(client, experiment_id, SWEEP_TAG, sweep) or client.create_run(
-            experiment_id, run_name=sweep, tags={SWEEP_TAG: sweep}
-        )
+    sweep = run.sweep()
+    if sweep:
+        parent = _find_run(client, experiment_id, SWEEP_TAG, sweep)
+        if parent is None:
+            parent = client.create_run(experiment_id, run_name=sweep, tags={SWEEP_TAG: sweep})
         tags["mlflow.parentRunId"] = parent.info.run_id
-    created = found or client.create_run(experiment_id, run_name=describe(run.point()) or run.id, tags=tags)
-    params = [Param(key, value[:6000]) for key, value in _flatten(run) if key != "cluster.site.sources"]
+    name = describe(run.point()) or run.id
+    created = found or client.create_run(experiment_id, run_name=name, tags=tags)
+    settings = [(key, value) for key, value in _flatten(run) if key != "cluster.site.sources"]
+    params = [Param(key, value[:6000]) for key, value in settings]  # 6000: MLflow's limit
     for first in range(0, len(params), PARAMS_PER_BATCH):
         client.log_batch(created.info.run_id, params=params[first : first + PARAMS_PER_BATCH])
     client.log_artifact(created.info.run_id, str(run.config_file))
     return created
 
 
-def _experiment(client: Any, runs_dir: Path, name: str) -> str:
+def _get_or_create_experiment(client: Any, runs_dir: Path, name: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is not None:
         return str(experiment.experiment_id)
-    return str(
-        client.create_experiment(name, artifact_location=(runs_dir / layout.MLFLOW_ARTIFACTS).as_uri())
-    )
+    artifacts = (runs_dir / layout.MLFLOW_ARTIFACTS).as_uri()
+    return str(client.create_experiment(name, artifact_location=artifacts))
 
 
-def _find(client: Any, experiment_id: str, tag: str, value: str) -> Any | None:
-    found = client.search_runs([experiment_id], filter_string=f"tags.`{tag}` = '{value}'", max_results=1)
-    return found[0] if found else None
+def _find_run(client: Any, experiment_id: str, tag: str, value: str) -> Any | None:
+    has_tag = f"tags.`{tag}` = '{value}'"
+    found = client.search_runs([experiment_id], filter_string=has_tag, max_results=1)
+    return next(iter(found), None)
 
 
-def finish_sweep(points: list[RunFolder]) -> None:
-    """Say of a sweep's parent run how it stands: RUNNING while a point is queued or runs, FAILED if one did
-    not complete.
+def update_sweep_status(points: list[RunFolder]) -> None:
+    """Set the status of a sweep's parent run: RUNNING while a point is queued or running, then
+    FINISHED if all points completed, else FAILED.
 
     Args:
-        points: all runs of the sweep, each of which has been synced.
+        points: all runs of the sweep, after `sync` of each.
     """
     run = points[0]
     statuses = {MLFLOW_STATUS[point.state()] for point in points}
@@ -124,13 +128,13 @@ def finish_sweep(points: list[RunFolder]) -> None:
     else:
         status = MlflowStatus.FAILED
     configs = [point.config() for point in points]
-    places = {(config.tracking_uri or default_uri(run.path.parent), config.experiment) for config in configs}
+    default = default_uri(run.path.parent)
+    places = {(config.tracking_uri or default, config.experiment) for config in configs}
     with FileLock(run.path.parent / layout.MLFLOW_LOCK, timeout=60):
         for uri, experiment in sorted(places):  # a sweep over experiments has a parent in each
-            client = _client(uri)
-            parent = _find(
-                client, _experiment(client, run.path.parent, experiment), SWEEP_TAG, str(run.sweep())
-            )
+            client = _create_client(uri)
+            experiment_id = _get_or_create_experiment(client, run.path.parent, experiment)
+            parent = _find_run(client, experiment_id, SWEEP_TAG, str(run.sweep()))
             if parent is not None and parent.info.status != status:
                 if status == MlflowStatus.RUNNING:
                     client.update_run(parent.info.run_id, str(status))
@@ -139,7 +143,7 @@ def finish_sweep(points: list[RunFolder]) -> None:
 
 
 def _flatten(run: RunFolder) -> Iterator[tuple[str, str]]:
-    """The run's config as dotted keys."""
+    """Return the settings of a run's config with their dotted keys."""
 
     def walk(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
         if isinstance(value, dict) and value:
@@ -151,20 +155,23 @@ def _flatten(run: RunFolder) -> Iterator[tuple[str, str]]:
     return walk("", asdict(run.config()))
 
 
-def _batches(spool: Path, sent: Sent) -> Iterator[tuple[list[Any], int]]:
-    """Yield unsent metrics in batches, each with the offset in the spool after it; updates sent.last_step."""
+def _read_batches(spool: Path, sent: Sent) -> Iterator[tuple[list[Any], int]]:
+    """Yield unsent metrics in batches, each with the offset in the spool after it, and update
+    sent.last_step."""
     from mlflow.entities import Metric
 
     if not spool.exists():
         return
-    last_step, batch, offset = sent.last_step, [], sent.offset
+    last_step = sent.last_step
+    offset = sent.offset
+    batch = []
     with spool.open("rb") as file:
         file.seek(offset)
         for line in file:
             if not line.endswith(b"\n"):
-                break  # still being written, or cut off by a kill: read again next time
+                break  # incomplete: it is being written, or a kill interrupted it
             offset += len(line)
-            record = _parse(line)
+            record = _parse_line(line)
             for key, value in record.values.items():
                 if record.step > last_step.get(key, -1):
                     last_step[key] = record.step
@@ -176,22 +183,24 @@ def _batches(spool: Path, sent: Sent) -> Iterator[tuple[list[Any], int]]:
         yield batch, offset
 
 
-def _parse(line: bytes) -> Metrics:
-    """Return the record of a spool's line; an empty one for a line that a kill cut short in the middle of the
-    file."""
+def _parse_line(line: bytes) -> Metrics:
+    """Return the record in a line of a spool; one without values if the line is incomplete."""
     record = layout.parse_json_line(line)
-    return Metrics(step=0, time_ms=0, values={}) if record is None else Metrics.from_json(record)
+    if record is None:
+        return Metrics(step=0, time_ms=0, values={})
+    return Metrics.from_json(record)
 
 
 def _read_sent(run: RunFolder, mlflow_run_id: str) -> Sent:
-    """Return how much that MLflow run has; nothing if it is another one, as after a deletion or a move."""
+    """Return how much was sent to an MLflow run; nothing if .sent.json is of another MLflow run, as
+    after a deletion in MLflow or a move of the folder."""
     body = layout.read_json(run.sent)
     if body is not None and body["mlflow_run_id"] == mlflow_run_id:
         return Sent(**body)
     return Sent(mlflow_run_id)
 
 
-def _finish(client: Any, mlflow_run: Any, run: RunFolder) -> None:
+def _update_status(client: Any, mlflow_run: Any, run: RunFolder) -> None:
     status = MLFLOW_STATUS[run.state()]
     if mlflow_run.info.status == status:
         return

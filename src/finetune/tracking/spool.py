@@ -1,6 +1,8 @@
-"""The spool, metrics.jsonl: rank 0 appends one JSON line a step, and any process reads how far a run is.
+"""The spool, metrics.jsonl: rank 0 appends a JSON line per step, and any process reads a run's
+progress.
 
-Standard library only: the batch script's helper reads it outside of a container (job/batch_script.py).
+Standard library only: the batch script's helper reads it outside of a container
+(job/batch_script.py).
 """
 
 from __future__ import annotations
@@ -20,19 +22,28 @@ logger = logging.getLogger(__name__)
 
 
 class Spool:
-    """Appends metrics of one run. Only rank 0 holds an enabled one. A full disk loses metrics, never the
-    run."""
+    """Writer of a run's metrics. If it cannot write, as on a full disk, metrics are lost and the
+    run continues.
+
+    Args:
+        enabled: True on rank 0; on other ranks, nothing is written.
+    """
 
     def __init__(self, path: Path, enabled: bool) -> None:
         self._file = None
         if enabled:
-            torn = layout.is_torn(path)
+            is_incomplete = layout.has_incomplete_last_line(path)
             self._file = path.open("a", encoding="utf-8")
-            if torn:  # a kill cut the last line short: it must not swallow the next one
+            if is_incomplete:  # as after a kill: the next record needs a line of its own
                 self._file.write("\n")
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """`step` counts optimizer steps done: 0 is before the first."""
+        """Write the metrics of a step.
+
+        Args:
+            step: number of completed optimizer steps; 0 is before the first.
+            values: by name of the metric.
+        """
         if self._file is None:
             return
         line = json.dumps(Metrics(step, int(time.time() * 1000), values).to_json())
@@ -60,8 +71,10 @@ class LastStep:
     """The newest training step of a run.
 
     Attributes:
-        step: optimizer steps done.
-        seconds_per_step: over the last steps since the job began; None before the second of them.
+        step: number of completed optimizer steps.
+        num_steps: total number of steps of the run.
+        seconds_per_step: mean over the last steps since the start of the job; None with fewer than
+            two steps.
     """
 
     step: int
@@ -71,7 +84,7 @@ class LastStep:
     seconds_per_step: float | None
 
 
-def training_steps(run: Path) -> list[Metrics]:
+def read_training_steps(run: Path) -> list[Metrics]:
     """Return the metrics of the newest training steps of the run in a folder, oldest first."""
     lines = layout.read_json_lines(run / layout.METRICS, tail=layout.TAIL_BYTES)
     return [Metrics.from_json(line) for line in lines if names.TRAIN_LOSS in line["values"]]
@@ -79,12 +92,12 @@ def training_steps(run: Path) -> list[Metrics]:
 
 def last_step(run: Path) -> LastStep | None:
     """Return the newest training step of the run in a folder; None before the first."""
-    steps = training_steps(run)
+    steps = read_training_steps(run)
     if not steps:
         return None
     last = steps[-1]
-    since = 1000 * (Started.read(run / layout.STARTED) or Started()).time
-    first = next((step for step in steps if step.time_ms >= since), last)
+    started = Started.read(run / layout.STARTED) or Started()
+    first = next((step for step in steps if step.time_ms >= 1000 * started.time), last)
     seconds = None
     if last.step > first.step:
         seconds = (last.time_ms - first.time_ms) / 1000 / (last.step - first.step)
@@ -98,6 +111,6 @@ def last_step(run: Path) -> LastStep | None:
 
 
 def steps_done(run: Path) -> int:
-    """Return the optimizer steps that the run in a folder has logged; 0 before the first."""
-    steps = training_steps(run)
+    """Return the number of optimizer steps that a run has logged; 0 before the first."""
+    steps = read_training_steps(run)
     return steps[-1].step if steps else 0

@@ -115,7 +115,7 @@ class Checkpoints:
             held_out_loss: of the weights saved, if they were evaluated; decides which checkpoint is the best.
         """
         began = time.monotonic()
-        temporary = layout.unfinished(checkpoint_files.folder_of(self.folder, step))
+        temporary = layout.temporary_folder(checkpoint_files.folder_of(self.folder, step))
         if self.world.is_main:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -177,7 +177,7 @@ class Checkpoints:
 
     def is_best(self, loss: float) -> bool:
         """Whether a held-out loss is below those of all checkpoints; the same answer on all ranks."""
-        known = checkpoint_files.by_loss(self.folder) if self.world.is_main else []
+        known = checkpoint_files.rank_by_loss(self.folder) if self.world.is_main else []
         return bool(self.world.broadcast_object(not known or loss < known[0][0]))
 
     def loss_of(self, step: int) -> float:
@@ -185,13 +185,13 @@ class Checkpoints:
         folder = checkpoint_files.folder_of(self.folder, step)
         return float(
             self.world.broadcast_object(
-                checkpoint_files.held_out_loss(folder) if self.world.is_main else None
+                checkpoint_files.read_held_out_loss(folder) if self.world.is_main else None
             )
         )
 
     def best_loss(self) -> StepLoss | None:
         """Return the step and held-out loss of the best checkpoint; None if none was evaluated."""
-        found = checkpoint_files.by_loss(self.folder)
+        found = checkpoint_files.rank_by_loss(self.folder)
         if not found:
             return None
         loss, folder = found[0]
@@ -200,7 +200,7 @@ class Checkpoints:
     def _best_whole(self, current: int) -> Path | None:
         """The best checkpoint whose files verify; those of step `current` are in memory and need not be
         read."""
-        for _, folder in checkpoint_files.by_loss(self.folder):
+        for _, folder in checkpoint_files.rank_by_loss(self.folder):
             fault = None if layout.step_of(folder) == current else checkpoint_files.find_fault(folder)
             if fault is None:
                 return folder
@@ -231,14 +231,14 @@ class Checkpoints:
         """Whether the weights of this checkpoint were evaluated; the same answer on all ranks."""
         known = (
             self.world.is_main
-            and checkpoint_files.held_out_loss(checkpoint_files.folder_of(self.folder, step)) is not None
+            and checkpoint_files.read_held_out_loss(checkpoint_files.folder_of(self.folder, step)) is not None
         )
         return bool(self.world.broadcast_object(known))
 
     def note_held_out_loss(self, step: int, loss: float) -> None:
         """Add the loss of weights that were evaluated after their checkpoint was published."""
         if self.world.is_main:
-            checkpoint_files.note_held_out_loss(checkpoint_files.folder_of(self.folder, step), loss)
+            checkpoint_files.record_held_out_loss(checkpoint_files.folder_of(self.folder, step), loss)
 
     def newest(self) -> Path | None:
         """The newest checkpoint that verifies; broken ones are named, set aside and passed over.
@@ -279,7 +279,7 @@ class Checkpoints:
         it."""
         published = layout.list_checkpoints(self.folder)
         readable = [path for path in published if checkpoint_files.read_state(path)]
-        kept = (*readable[: self.keep], checkpoint_files.best(self.folder))
+        kept = (*readable[: self.keep], checkpoint_files.find_best(self.folder))
         return [path for path in published if path not in kept]
 
     def _sweep(self) -> None:

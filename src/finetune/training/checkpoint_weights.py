@@ -58,7 +58,7 @@ def export(run: RunFolder, step: int) -> Path:
         for name in wanted
     }
     folder = run.export(step)
-    temporary = layout.unfinished(folder)
+    temporary = layout.temporary_folder(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     save.save(skeleton, state.items(), temporary)
     checks.check_saved(temporary, state, at_start=None)

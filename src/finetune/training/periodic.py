@@ -7,7 +7,7 @@ import logging
 import math
 from dataclasses import asdict
 
-from finetune.evaluation.held_out import as_metrics, held_out_loss
+from finetune.evaluation.held_out import evaluate_held_out_loss, to_metrics
 from finetune.models.checks import GuardError, check_isolation
 from finetune.runs import layout
 from finetune.runs.stop import StopTraining
@@ -72,7 +72,7 @@ def log_held_out(run: Run, step: int) -> HeldOut | None:
             raise GuardError(
                 f"the held-out loss after step {step} is {held_out.loss}: lower lr, or look at the base"
             )
-        run.spool.log(step, as_metrics(held_out))
+        run.spool.log(step, to_metrics(held_out))
         if step == 0 and run.world.is_main:
             run.folder.write_json(layout.BEFORE, asdict(held_out))
     check_isolation(run.engine.packed.logits, run.vocab_size, run.world.device)
@@ -87,7 +87,7 @@ def evaluate(run: Run) -> HeldOut | None:
     """
     run.engine.set_eval_mode()
     with run.clock.waiting("evaluation"):
-        return held_out_loss(
+        return evaluate_held_out_loss(
             run.engine.packed,
             run.validation,
             run.config.micro_batch_size,

@@ -86,7 +86,7 @@ def save_result(run: Run) -> None:
     trained, is_main = run.engine.model, run.world.is_main
     adapter = save.is_adapter(trained)
     final = run.folder.adapter if adapter else run.folder.model
-    temporary = layout.unfinished(final)
+    temporary = layout.temporary_folder(final)
     if is_main:
         shutil.rmtree(temporary, ignore_errors=True)  # of an attempt that was killed here
     written: dict[str, torch.Tensor] = {}

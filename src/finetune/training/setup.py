@@ -46,7 +46,7 @@ def set_up_run(
     losses."""
     stop_point = partial(stop_if_asked, watchdog, world, stop)
     corpus = run_inputs.open_corpus(config.data)
-    base = base_model.of_run(config)
+    base = base_model.resolve_for_run(config)
     identity = _note_inputs(
         base, corpus, folder, world
     )  # before packs are planned: of another corpus none may be left behind
@@ -127,7 +127,7 @@ def _plan_packs(
         plan_folder=folder.plan,
         world=world,
     )
-    data = pack("train", sources=run_inputs.training_sources(settings, corpus), shuffle_seed=seed)
+    data = pack("train", sources=run_inputs.select_training_sources(settings, corpus), shuffle_seed=seed)
     validation = pack("validation", sources=list(corpus.manifest.sources), shuffle_seed=None)
     if folder.has_checkpoint:
         data.check_plan()
@@ -142,7 +142,7 @@ def _note_inputs(base: Base | None, corpus: Corpus, folder: RunFolder, world: Wo
     digests = run_inputs.compute_digests(
         base, corpus
     )  # on every rank, so that all of them raise what is wrong with the files
-    noted = run_inputs.note_inputs(folder, digests) if world.is_main else None
+    noted = run_inputs.record_inputs(folder, digests) if world.is_main else None
     return dict(world.broadcast_object(noted))
 
 
