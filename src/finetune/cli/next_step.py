@@ -56,7 +56,7 @@ def _advise_after_mistake(run: RunFolder, reason: str) -> str:
     found = _KEY.search(reason)
     if found and found[1] != "cluster":
         return f"resume with another {found[1]}: {run.command('resume')} {found[1]}={found[2] or '…'}"
-    signs_of_a_file = ("No such file", "does not exist", "have changed since", "cannot be read")
+    signs_of_a_file = ("No such file", "does not exist", "changed since", "cannot be read")
     if any(sign in reason for sign in signs_of_a_file):
         return f"after correcting that, start it again: {run.command('retry')}"
     return f"correct the setting and start a new run: {_original_command(run)}"
