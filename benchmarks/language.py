@@ -28,11 +28,10 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from data_prep.languages import NAMES
-from data_prep.languages import name as language_name
+from data_prep.languages import NAMES, language_name
 from data_prep.stages import language
-from data_prep.written_standard.table import shipped_table, words
-from data_prep.written_standard.train import is_test, nav_records
+from data_prep.written_standard.table import load_shipped_table, words
+from data_prep.written_standard.train import is_test_file, read_nav_records
 
 UD_FILES = {"nob": "no_bokmaal", "nno": "no_nynorsk", "dan": "da_", "swe": "sv_", "eng": "en_", "sme": "sme_"}
 LENGTHS = (0, 30, 60)
@@ -108,8 +107,8 @@ def read_nav_pairs(file: Path) -> list[tuple[str, str]]:
     """Return (standard, text) for both texts of each parallel pair of the test letters, without
     pairs of two equal texts."""
     pairs = []
-    for record in nav_records(file):
-        is_pair = is_test(record["path"]) and record.get("nob") and record.get("nno")
+    for record in read_nav_records(file):
+        is_pair = is_test_file(record["path"]) and record.get("nob") and record.get("nno")
         if is_pair and record["nob"] != record["nno"]:
             pairs += [(code, record[code]) for code in ("nob", "nno")]
     return pairs
@@ -119,7 +118,7 @@ def read_unambiguous_nav(file: Path) -> list[tuple[str, str]]:
     """Return the texts of read_nav_pairs that are in one standard only: without those whose words
     another text of NAV has in the other standard, since both predictions would be correct."""
     used: dict[str, set[tuple[str, ...]]] = {code: set() for code in ("nob", "nno")}
-    for record in nav_records(file):
+    for record in read_nav_records(file):
         for code, seen in used.items():
             seen.add(tuple(words(record.get(code) or "")))
     ambiguous = used["nob"] & used["nno"]
@@ -143,7 +142,7 @@ def recall(counts: Confusion, code: str) -> float:
 
 
 def detect_by_table(text: str) -> str:
-    return "nno" if shipped_table().score(words(text)) > 0 else "nob"
+    return "nno" if load_shipped_table().score(words(text)) > 0 else "nob"
 
 
 def detect_by_py3langid(text: str) -> str:

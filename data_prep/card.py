@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.languages import NAMES
-from data_prep.languages import name as language_name
+from data_prep.languages import language_name
 from data_prep.shards import Manifest
 
 CARD = "README.md"

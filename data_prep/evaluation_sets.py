@@ -59,7 +59,9 @@ def texts(path: str) -> Iterator[str]:
     for file in files(path):
         report = Report()
         try:
-            for member in archives.members(file, Place("", str(file)), _is_wanted, LimitsConfig(), report):
+            for member in archives.iter_members(
+                file, Place("", str(file)), _is_wanted, LimitsConfig(), report
+            ):
                 yield from _texts(member)
             if report.broken:
                 raise ValueError(report.broken[0].error)
@@ -77,7 +79,7 @@ def _is_wanted(name: str) -> bool:
 def _texts(member: Member) -> Iterator[str]:
     name = member.name.lower()
     if name.endswith((".parquet", ".arrow")):
-        with member.seekable() as file:
+        with member.open_seekable() as file:
             is_parquet = name.endswith(".parquet")
             batches = pq.ParquetFile(file).iter_batches(256) if is_parquet else pa.ipc.open_stream(file)
             for batch in batches:

@@ -1,13 +1,13 @@
-"""Languages by name and by the codes that sources and py3langid use for them.
+"""Names of languages, and the codes that sources and py3langid use for them.
 
-One line a language: ISO 639-3, its English name, and the other codes it goes by (ISO 639-1, ISO 639-2/B,
-macrolanguages and variants that py3langid or sources tell apart and we do not).
+Each line of the table is a language: its ISO 639-3 code, its English name, and its other codes (ISO
+639-1, ISO 639-2/B, and macrolanguages and variants that only sources or py3langid distinguish).
 """
 
 from __future__ import annotations
 
-UNDETERMINED = "und"  # ISO 639-3 for a language that is not known
-MIXED = "nor"  # both written standards of Norwegian
+UNDETERMINED = "und"  # ISO 639-3's code for an unknown language
+MIXED = "nor"  # text with both written standards of Norwegian
 
 _TABLE = """
 nob Bokmål: nb no
@@ -166,6 +166,6 @@ for _line in _TABLE.split("\n"):
 NAMES[UNDETERMINED] = "another language"
 
 
-def name(code: str) -> str:
-    """Return a language's English name, or its code if it has none here."""
+def language_name(code: str) -> str:
+    """Return a language's English name, or its code if it is not in the table."""
     return NAMES.get(code, code)

@@ -1,10 +1,10 @@
-"""Repair UTF-8 that was read as Windows-1252 or Latin-1, sign by sign: `mÃ¥` is `må`, also beside a right «.
-For stage normalise.
+"""Repair of UTF-8 decoded as Windows-1252 or Latin-1: `mÃ¥` is `må`. Used by stage normalise.
 
-The bytes of a letter in UTF-8 look like two or three signs: `Ã¥`, `â€™`. Some of these pairs are right text
-too (`IRMÃ»` ends a quotation in Portuguese, `Å²` is a unit). So a pair is surely broken, perhaps broken, or
-right, by the signs beside it; what is perhaps broken is repaired only in a text that holds something surely
-broken.
+A letter's bytes in UTF-8 become two or three characters, here a pair: `Ã¥`, `â€™`. Some pairs are
+correct text too: `IRMÃ»` ends a quotation in Portuguese, `Å²` is a unit; and a text may have broken
+letters beside correct ones. Each pair is therefore judged by its neighbours: surely broken, perhaps
+broken, or right. Pairs that are perhaps broken are repaired only if the text has a pair that is
+surely broken.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ _CONTINUATION = "[" + "".join(re.escape(sign) for sign, code in _BYTE_OF.items()
 PAIR = re.compile(
     f"[\u00c2-\u00df]{_CONTINUATION}|[\u00e2\u00ef]{_CONTINUATION}{{2}}|\u00f0{_CONTINUATION}{{3}}"
 )
-# Signs that often stand behind a letter in right text, and those of them that do so between letters.
+# Characters that often follow a letter in correct text; and those of them that do so between two
+# letters.
 _COMMON = frozenset("«»“”‘’–—…•‹›™°·§©®²³¹±½¼¾€´×\u00a0\u00ad")
 _BETWEEN_LETTERS = frozenset("’‘´·\u00a0\u00ad")
 _CLOSING = frozenset("»”’›…–—™€\u00a0\u00ad")
 _OPENING = frozenset("«“‘‹\"'(")
 _ENDS_PHRASE = frozenset(".,;:!?)%")
 _EXTENDED = frozenset("čČđĐŋŊšŠŧŦžŽœŒāĀēĒīĪōŌūŪąĄćĆęĘłŁńŃśŚźŹżŻěĚřŘůŮťŤďĎňŇőŐűŰğĞıİşŞŸ")
-_BEFORE_A_VERB = re.compile(r" [^\W\d_]{2}")  # å stands alone before an infinitive
-_SCRIPTS = ("ÐÑ", "ÎÏ", "ØÙÚÛ")  # what letters of Cyrillic, Greek and Arabic begin with
-_RUN = 3  # pairs of such a script in a row
+_BEFORE_A_VERB = re.compile(r" [^\W\d_]{2}")  # å is a word of its own before an infinitive
+_SCRIPTS = ("ÐÑ", "ÎÏ", "ØÙÚÛ")  # first characters of broken letters of Cyrillic, Greek and Arabic
+_MIN_RUN = 3  # consecutive pairs of such a script, from which they are surely broken
 
 
 class Judgement(IntEnum):
-    """How sure it is that a pair of signs is one broken sign."""
+    """Certainty that a pair of characters is one broken character."""
 
     RIGHT = 0
     PERHAPS = 1
@@ -44,114 +45,138 @@ class Judgement(IntEnum):
 
 @dataclass
 class _Pair:
+    """A pair of characters that may be one broken character.
+
+    Attributes:
+        original: the character that it was before it was decoded wrongly.
+    """
+
     start: int
     end: int
-    signs: str
-    meant: str
+    characters: str
+    original: str
 
 
-def repair(text: str, quoted: Sequence[tuple[int, int]] = ()) -> str:
-    """Return `text` with what is broken repaired.
+def repair(text: str, verbatim: Sequence[tuple[int, int]] = ()) -> str:
+    """Return `text` with broken pairs repaired.
 
     Args:
-        quoted: parts, in order, that are no evidence of a broken text: code may be about such signs.
+        verbatim: spans of code, in order, whose pairs are not evidence that the text is broken:
+            code may be about such pairs.
     """
-    pairs = _pairs(text)
+    pairs = _find_pairs(text)
     if not pairs:
         return text
-    judged = [_judge(text, pairs, number) for number in range(len(pairs))]
-    in_prose = _outside(pairs, quoted)
-    if not any(one is Judgement.SURELY and prose for one, prose in zip(judged, in_prose, strict=True)):
+    judgements = [_judge(text, pairs, number) for number in range(len(pairs))]
+    in_prose = _are_outside(pairs, verbatim)
+    evidence = zip(judgements, in_prose, strict=True)
+    if not any(judgement is Judgement.SURELY and is_prose for judgement, is_prose in evidence):
         return text
     pieces: list[str] = []
-    done = 0
-    for pair, one in zip(pairs, judged, strict=True):
-        if one is not Judgement.RIGHT:
-            pieces += [text[done : pair.start], pair.meant]
-            done = pair.end
-    return "".join([*pieces, text[done:]])
+    end = 0  # of the last repaired pair
+    for pair, judgement in zip(pairs, judgements, strict=True):
+        if judgement is not Judgement.RIGHT:
+            pieces += [text[end : pair.start], pair.original]
+            end = pair.end
+    return "".join([*pieces, text[end:]])
 
 
-def _pairs(text: str) -> list[_Pair]:
+def _find_pairs(text: str) -> list[_Pair]:
     found = []
     for match in PAIR.finditer(text):
-        meant = bytes(_BYTE_OF[sign] for sign in match[0]).decode("utf-8", "ignore")
-        if len(meant) == 1:
-            if "\x80" <= meant <= "\x9f":  # of Windows-1252 written as UTF-8 by way of Latin-1
-                meant = meant.encode("latin-1").decode("cp1252", "ignore") or meant
-            found.append(_Pair(match.start(), match.end(), match[0], meant))
+        original = bytes(_BYTE_OF[character] for character in match[0]).decode("utf-8", "ignore")
+        if len(original) == 1:
+            if "\x80" <= original <= "\x9f":  # Windows-1252, read as Latin-1 before it was written as UTF-8
+                original = original.encode("latin-1").decode("cp1252", "ignore") or original
+            found.append(_Pair(match.start(), match.end(), match[0], original))
     return found
 
 
-def _outside(pairs: list[_Pair], quoted: Sequence[tuple[int, int]]) -> list[bool]:
+def _are_outside(pairs: list[_Pair], spans: Sequence[tuple[int, int]]) -> list[bool]:
+    """Return for each pair whether it is outside all spans."""
     outside = []
-    place = 0
+    index = 0
     for pair in pairs:
-        while place < len(quoted) and quoted[place][1] <= pair.start:
-            place += 1
-        outside.append(place == len(quoted) or pair.start < quoted[place][0])
+        while index < len(spans) and spans[index][1] <= pair.start:
+            index += 1
+        outside.append(index == len(spans) or pair.start < spans[index][0])
     return outside
 
 
 def _judge(text: str, pairs: list[_Pair], number: int) -> Judgement:
     pair = pairs[number]
-    lead, second = pair.signs[0], pair.signs[1]
+    lead = pair.characters[0]
+    second = pair.characters[1]
     before, after = _neighbours(text, pairs, number)
     if lead == "Ã":
-        if pair.meant in "åÅ" and not before.strip() and _BEFORE_A_VERB.match(text, pair.end):
+        if pair.original in "åÅ" and not before.strip() and _BEFORE_A_VERB.match(text, pair.end):
             return Judgement.SURELY
-        return _judge_letter(pair.meant, second, before, after, text[max(0, pair.start - 2) : pair.start - 1])
+        second_before = text[max(0, pair.start - 2) : pair.start - 1]
+        return _judge_letter(pair.original, second, before, after, second_before)
     if lead == "Â":
         return _judge_sign(second, before)
     if lead == "â":
-        is_symbol = "\u2000" <= pair.meant < "\u2500" or "\u25a0" <= pair.meant < "\u2c00"
-        sure = Judgement.SURELY if second == "€" or second not in _COMMON else Judgement.PERHAPS
-        return sure if is_symbol else Judgement.RIGHT
-    if lead == "ï":
-        known = (
-            pair.meant in "\ufeff\ufffd"
-            or "\ufb00" <= pair.meant <= "\ufb06"
-            or "\uf000" <= pair.meant <= "\uf0ff"
-        )
-        return Judgement.SURELY if known else Judgement.RIGHT
-    if lead == "ð":
-        return Judgement.SURELY if pair.meant >= "\U0001f000" else Judgement.RIGHT
+        return _judge_symbol(pair.original, second)
     if lead in "ÄÅ":
-        return _judge_extended(pair.meant, second, before, after)
-    return Judgement.SURELY if _in_run(pairs, number) else Judgement.RIGHT
+        return _judge_extended(pair.original, second, before, after)
+    if lead == "ï":
+        is_broken = _is_special(pair.original)
+    elif lead == "ð":
+        is_broken = pair.original >= "\U0001f000"
+    else:
+        is_broken = _is_in_run(pairs, number)
+    return Judgement.SURELY if is_broken else Judgement.RIGHT
+
+
+def _is_special(character: str) -> bool:
+    """Return whether this is a byte-order mark, U+FFFD, a ligature, or in a symbol font."""
+    if character in "\ufeff\ufffd":
+        return True
+    return "\ufb00" <= character <= "\ufb06" or "\uf000" <= character <= "\uf0ff"
 
 
 def _neighbours(text: str, pairs: list[_Pair], number: int) -> tuple[str, str]:
-    """Return the signs before and behind a pair, as they are meant."""
+    """Return the characters before and after a pair, repaired if they are pairs too."""
     pair = pairs[number]
-    before, after = text[pair.start - 1 : pair.start], text[pair.end : pair.end + 1]
+    before = text[pair.start - 1 : pair.start]
+    after = text[pair.end : pair.end + 1]
     if number and pairs[number - 1].end == pair.start:
-        before = pairs[number - 1].meant
+        before = pairs[number - 1].original
     if number + 1 < len(pairs) and pairs[number + 1].start == pair.end:
-        after = pairs[number + 1].meant
+        after = pairs[number + 1].original
     return before, after
 
 
-def _judge_letter(meant: str, second: str, before: str, after: str, before_that: str) -> Judgement:
-    """Judge `Ã` and a sign: æ, ø, å, é and their kin. Right are capitals at the end of a word: `MAÇÃ»`."""
+def _judge_letter(original: str, second: str, before: str, after: str, second_before: str) -> Judgement:
+    """Judge a pair with `Ã`: æ, ø, å, é …. It is right at the end of capitals: `MAÇÃ»`."""
     is_odd = second not in _COMMON
     if before.islower():
         return Judgement.SURELY
-    if not meant.isalpha():
+    if not original.isalpha():
         return Judgement.PERHAPS
     if after.isalpha():
-        fits = after.islower() or meant.isupper()
-        return Judgement.SURELY if fits and (is_odd or second not in _BETWEEN_LETTERS) else Judgement.PERHAPS
-    if before.isupper():
-        in_capitals = before_that.isalpha()
-        if meant.islower() and in_capitals:
-            return Judgement.RIGHT
-        return Judgement.SURELY if is_odd else Judgement.PERHAPS
+        fits = after.islower() or original.isupper()
+        if fits and (is_odd or second not in _BETWEEN_LETTERS):
+            return Judgement.SURELY
+        return Judgement.PERHAPS
+    if not before.isupper():
+        return Judgement.PERHAPS
+    if original.islower() and second_before.isalpha():  # at the end of a word in capitals
+        return Judgement.RIGHT
+    return Judgement.SURELY if is_odd else Judgement.PERHAPS
+
+
+def _judge_symbol(original: str, second: str) -> Judgement:
+    """Judge a pair with `â`: quotation marks, dashes, arrows and other symbols."""
+    if not ("\u2000" <= original < "\u2500" or "\u25a0" <= original < "\u2c00"):
+        return Judgement.RIGHT
+    if second == "€" or second not in _COMMON:
+        return Judgement.SURELY
     return Judgement.PERHAPS
 
 
 def _judge_sign(second: str, before: str) -> Judgement:
-    """Judge `Â` and a sign, which is meant: `Â§` is `§`. Right is the letter as a quotation: `«Â»`."""
+    """Judge a pair with `Â`, which is its second character: `Â§` is `§`. `«Â»` is right."""
     if before.islower() or before.isdigit() or before in _ENDS_PHRASE:
         return Judgement.SURELY
     if before in _OPENING and second in _CLOSING:
@@ -161,28 +186,30 @@ def _judge_sign(second: str, before: str) -> Judgement:
     return Judgement.SURELY
 
 
-def _judge_extended(meant: str, second: str, before: str, after: str) -> Judgement:
-    """Judge `Ä` or `Å` and a sign: č, đ, ŋ, š, ŧ, ž of Sámi and their kin. Right are `«BLÅ»` and `Å²`."""
-    if meant not in _EXTENDED:
+def _judge_extended(original: str, second: str, before: str, after: str) -> Judgement:
+    """Judge a pair with `Ä` or `Å`: Sámi's č, đ, ŋ, š, ŧ, ž …. `«BLÅ»` and `Å²` are right."""
+    if original not in _EXTENDED:
         return Judgement.RIGHT
+    if before.islower() and after.islower():
+        return Judgement.SURELY
     if second in _COMMON:
-        return Judgement.SURELY if before.islower() and after.islower() else Judgement.RIGHT
+        return Judgement.RIGHT
     return Judgement.SURELY if before.islower() or after.islower() else Judgement.PERHAPS
 
 
-def _in_run(pairs: list[_Pair], number: int) -> bool:
-    """Return whether a pair stands in a row of pairs that all begin as letters of one script do."""
-    script = next((leads for leads in _SCRIPTS if pairs[number].signs[0] in leads), "")
+def _is_in_run(pairs: list[_Pair], number: int) -> bool:
+    """Return whether a pair is in a run of adjacent pairs that are letters of one script."""
+    script = next((leads for leads in _SCRIPTS if pairs[number].characters[0] in leads), "")
     if not script:
         return False
     length = 1
     for step in (-1, 1):
-        place = number
-        while 0 <= place + step < len(pairs) and length < _RUN:
-            here, there = sorted((place, place + step))
-            touches = pairs[here].end == pairs[there].start
-            if not touches or pairs[place + step].signs[0] not in script:
+        index = number
+        while 0 <= index + step < len(pairs) and length < _MIN_RUN:
+            left, right = sorted((index, index + step))
+            is_adjacent = pairs[left].end == pairs[right].start
+            if not is_adjacent or pairs[index + step].characters[0] not in script:
                 break
             length += 1
-            place += step
-    return length >= _RUN
+            index += step
+    return length >= _MIN_RUN

@@ -1,9 +1,10 @@
-"""Detection of languages that are far from Norwegian: all but Danish and Swedish. For stage language.
+"""Detection of languages other than Norwegian, Danish and Swedish. Used by stage language.
 
-In three steps: the script of the letters; py3langid's whole set of languages, where one of them leads the six
-beyond doubt; and, where neither knows the language, common small words of the six that are missing. Only
-words in running text are looked at: names, addresses and codes are removed before
-(written_standard/names.py), since they keep their language in Norwegian text too.
+"The six" are Bokmål, Nynorsk, Danish, Swedish, English and North Sámi. Another language is detected
+in three steps: by the script of the letters; by py3langid's scores for all its languages, if one
+scores clearly better than the six; and else by the lack of the six languages' small words. Names,
+addresses and codes are removed first (written_standard/names.py), as they keep their language in
+Norwegian text too.
 """
 
 from __future__ import annotations
@@ -19,59 +20,72 @@ from numpy.typing import NDArray
 
 from data_prep.language_identifier import LanguageIdentifier
 from data_prep.languages import ISO_639_3, UNDETERMINED
-from data_prep.written_standard.names import without_codes, without_names
-from data_prep.written_standard.table import shipped_table, words
+from data_prep.written_standard.names import remove_codes, remove_names
+from data_prep.written_standard.table import load_shipped_table, words
 
-LOOK = 600  # characters of a text that py3langid sees
-# In nats a byte of running text, by which the best of all other languages leads the best of the six. Of
-# running text in 60 languages, UDHR's articles, the least is 0.27 (Low German) and 19 in 20 have more than
-# 0.8; of Norwegian, Danish, Swedish and North Sámi sentences the most is -0.36, of English -0.3
+MAX_CHARACTERS = 600  # of a text, on which py3langid is run
+
+# Leads of py3langid's best other language over the best of the six, in nats a byte of running text.
+# From this lead on, the text is in the other language. In 60 languages, the articles of the
+# Universal Declaration of Human Rights (UDHR) have 0.27 (Low German) or more, 19 in 20 more than
+# 0.8. Norwegian, Danish, Swedish and North Sámi sentences have -0.36 or less, English -0.3 or less
 # (written_standard/README.md).
-RATE = 0.3
-# Nats a byte by which it leads the next other language before it is named; known ones lead by 0.24 and more …
-NAMED = 0.2
-NAMED_IN_SCRIPT = 0.1  # the same among the languages of another script
-# Below which one of the four Scandinavian languages leads without doubt; South Sámi has more
+MIN_LEAD = 0.3
+# Between this lead and MIN_LEAD, the six languages' small words decide.
+UNSURE_LEAD = -0.3
+# Below this lead, a text whose best language is a Scandinavian one surely is; South Sámi has more.
 SURELY_SCANDINAVIAN = -0.7
-UNSURE = -0.3  # … and below which one of the six leads clearly: between this and RATE small words decide
-LETTERS_OF_SCRIPT = 15  # of another script, before it counts
-WORDS = 6  # of running text; fewer tell nothing
-FEW_WORDS = 3  # the same in a sentence of many capitals, if py3langid's lead is twice as great
-# Share of a text's words that are in lower case and no codes; German prose has half, tables and programs less
-RUNNING = 0.4
-WORDS_UNKNOWN = 12  # the same, where nothing but missing small words speaks against the six
-# Share of the different longer words whose first four letters begin words that the tables know
-BEGINNINGS = 0.35
-# The same, from which on a text looks Norwegian; UDHR's articles have 0.69, English and Swedish 0.3
+# Below this lead, a text whose best language is North Sámi surely is: so are 99% of North Sámi
+# sentences in Universal Dependencies (UD), but 30% of Lule Sámi ones and no Inari Sámi ones.
+_SURELY_NORTH_SAMI = -1.15
+
+# Leads of the best other language over the second best, in nats a byte, from which it is named;
+# languages that py3langid covers have 0.24 or more.
+MIN_LEAD_OF_SECOND = 0.2
+MIN_LEAD_IN_SCRIPT = 0.1  # the same between the languages of one script other than Latin
+
+LETTERS_OF_SCRIPT = 15  # minimum of another script's letters
+MIN_WORDS = 6  # different words of running text; fewer are not enough to judge by
+MIN_LOWERCASE_WORDS = 3  # the same in a sentence of many capitals, if py3langid's lead is twice as great
+MIN_WORDS_UNKNOWN = 12  # the same, if only the lack of small words indicates another language
+# Share of a text's words that are lower-case and not codes, from which it is running text: German
+# prose has half, tables and programs less than this.
+RUNNING_SHARE = 0.4
+# Shares of a text's longer words (counted once) whose first four letters begin words of the tables:
+# below the first, the words are unknown; from the second on, a text looks Norwegian (UDHR's
+# articles have 0.69, English and Swedish 0.3); from the third on, a text with half of KNOWN_SHARE
+# is surely not in another language.
+MIN_BEGINNINGS = 0.35
 NORWEGIAN_BEGINNINGS = 0.5
-# The same, from which on a text with half as many small words as KNOWN is surely no other language
 SURE_BEGINNINGS = 0.65
-SMALL_WORDS = 0.08  # share of the words that are the six languages' small words; less is unknown
-# Share of the words that are Norwegian's own small words from which on a text is surely no other language …
-KNOWN = 0.2
-FAMILIAR = 0.5  # … and that are words of the table of Bokmål and Nynorsk
+SMALL_WORDS_SHARE = 0.08  # share of the six languages' small words, below which the language is unknown
+# Shares of a text's words from which it is surely not in another language: Norwegian small words,
+# and words of the table of Bokmål and Nynorsk.
+KNOWN_SHARE = 0.2
+FAMILIAR_SHARE = 0.5
 
 _SCANDINAVIAN = ("nob", "nno", "dan", "swe")
 _FAR = ("eng", "sme")
 
-# Small words that Norwegian has and Dutch, German, French, Faroese … do not have, or seldom
+# Small words of Norwegian that are rare or unknown in Dutch, German, French, Faroese and others.
 _NORWEGIAN_WORDS = """
-    og ikke ikkje på av er som til med det å har skal vil eller ved fra frå også kan for eit dei vi du jeg
-    eg han hun ho seg sin være vere var blir bli ble vart etter når dersom hvis denne dette disse desse må
-    bør
+    og ikke ikkje på av er som til med det å har skal vil eller ved fra frå også kan for eit dei
+    vi du jeg eg han hun ho seg sin være vere var blir bli ble vart etter når dersom hvis denne
+    dette disse desse må bør
 """
 _OTHER_WORDS = """
-    i en et den de at om af och att är inte från det som för på the of and to in is that with be or for by
-    are was not this which shall it as on from ja lea leat ahte dan go ii eai mii maid dat lei son dahje
-    maiddái leamaš
+    i en et den de at om af och att är inte från det som för på the of and to in is that with be
+    or for by are was not this which shall it as on from ja lea leat ahte dan go ii eai mii maid
+    dat lei son dahje maiddái leamaš
 """
 _NORWEGIAN = frozenset(_NORWEGIAN_WORDS.split())
 _SIX = _NORWEGIAN.union(_OTHER_WORDS.split())
-# Small words of one of these languages alone, of which py3langid knows North Sámi and Finnish only:
-# 15 to 25% of running text
+# Small words that only one of these languages has, 15 to 25% of its running text. py3langid covers
+# only North Sámi and Finnish of them.
 _MARKS = {
     "sme": (
-        "leat go ii ahte gal lei mu nu dahje maid eai leamaš maiddái son mun don buot sii ledje lean oažžut dušše maŋŋel"
+        "leat go ii ahte gal lei mu nu dahje maid eai leamaš maiddái son mun don buot sii ledje lean "
+        "oažžut dušše maŋŋel"
     ),
     "smj": (
         "le sáme gå li aj la jali galggá valla gånnå sån ietjá baktu majt vaj milta ájnas biejve gåktu "
@@ -86,8 +100,8 @@ _MARKS = {
     "fkv": ("oon ette kans het mie sie net tet tahi sitte kväänin ko jälkhiin saattaa niinko olheet"),
 }
 _MARKED = {word: code for code, text in _MARKS.items() for word in text.split()}
-_MARKED_SHARE = 0.06
-# Letters that North Sámi and Finnish do not have, and the language that has them
+_MARKED_SHARE = 0.06  # share of such words from which a text is in their language
+# Letters of languages near North Sámi and Finnish that these two do not have.
 _SPELLINGS = {
     "sms": re.compile(r"[ǩǧǥǯʹʼʒ]"),
     "smn": re.compile("â"),
@@ -95,21 +109,15 @@ _SPELLINGS = {
     "smj": re.compile("å"),
     "fkv": re.compile("[kpt]h[aeiouyäö]|đ"),
 }
-_SPELT_SHARE = 0.08
-_NEAR = {
-    "sme": ("sms", "smn", "sma", "smj"),
-    "est": ("sms",),
-    "fin": ("fkv",),
-}  # what py3langid takes for one of these
-# In nats a byte by which North Sámi leads all other languages: 99% of UD's sentences have more, 70% of Lule
-# and all of Inari less
-_SURELY_NORTH_SAMI = -1.15
+_SPELT_SHARE = 0.08  # share of words with such letters from which a text is in their language
+# By py3langid's language: languages that it takes for this one.
+_NEAR = {"sme": ("sms", "smn", "sma", "smj"), "est": ("sms",), "fin": ("fkv",)}
 
 _LATIN = re.compile(r"[A-Za-zªºÀ-ÖØ-öø-ʸˠ-ˤḀ-ỿⱠ-ⱿꜢ-ꟿﬀ-ﬆＡ-Ｚａ-ｚ]")
 _OTHER_SCRIPT = re.compile(r"[^\W\d_A-Za-zªºÀ-ÖØ-öø-ʸˠ-ˤḀ-ỿⱠ-Ɀꜣ-ꟿﬀ-ﬆＡ-Ｚａ-ｚ]")
 _FOREIGN_LETTER = re.compile(r"[^\W\d_A-Za-zÆØÅæøåÉéÈèÊêÓóÒòÔôÄäÖöÜüÀà]")
-# that Norwegian does not have, from which on the text may be in another language: Faroese has small words of
-# it
+# Letters that Norwegian does not have, from which Norwegian small words prove nothing: Faroese has
+# them too.
 FOREIGN_LETTERS = 3
 _SENTENCE = re.compile(r"\w[.!?:]$|[^\W\d_]{3}[.!?:] |,$")
 _SCRIPTS = {
@@ -145,7 +153,7 @@ _SCRIPTS = {
     "Tifinagh": r"\u2d30-\u2d7f",
 }
 _OF_SCRIPT = {name: re.compile(f"[{letters}]") for name, letters in _SCRIPTS.items()}
-# Which of py3langid's languages are written in a script; a script of one language names it
+# py3langid's languages by their script.
 _LANGUAGES_OF = {
     "Greek": "ell",
     "Cyrillic": "rus ukr bel bul srp mkd kaz kir mon tgk tat bak",
@@ -173,17 +181,15 @@ _LANGUAGES_OF = {
     "Kana": "jpn",
     "Han": "zho",
 }
-# Letters of a language that py3langid takes for another: (script, letters, language)
+# Letters of languages that py3langid takes for others: (script, letters, language).
 _LETTERS_OF = (
     ("Ethiopic", re.compile("[ኣኦሕዕሓኽኹቕኾ]"), "tir"),
     ("Arabic", re.compile("[ێۆڕڵ]"), "ckb"),
     ("Hebrew", re.compile("[װױײ]|אַ|אָ"), "yid"),
 )
-_AS_ONE = {
-    "hbs": {"bos", "hrv", "srp"},
-    "msa": {"ind", "msa"},
-}  # that no program tells apart well, and ISO 639-3's code for all
-_MARKS_A_LANGUAGE = 0.02  # share of the script's letters that these are
+_MIN_LETTERS_SHARE = 0.02  # share of the script's letters that these must have
+# Languages that cannot be distinguished well, by ISO 639-3's code for all of them.
+_GROUPS = {"hbs": {"bos", "hrv", "srp"}, "msa": {"ind", "msa"}}
 
 
 @dataclass(frozen=True)
@@ -191,9 +197,10 @@ class Finding:
     """The language of a text that is not Scandinavian.
 
     Attributes:
-        code: ISO 639-3, or `und` where the language is not known.
-        detail: what is known of a language without a name.
-        is_certain: whether another language leads beyond doubt; else only small words speak against the six.
+        code: ISO 639-3 code, or `und` if the language is unknown.
+        detail: description of an unknown language, as "Cyrillic script".
+        is_certain: true if py3langid or the script shows another language; false if only the lack
+            of the six languages' small words does.
     """
 
     code: str
@@ -202,62 +209,72 @@ class Finding:
 
 
 def is_surely_scandinavian(text: str) -> bool:
-    """Return whether so many of a text's words are Norwegian that no language far from it need be
-    considered."""
-    head = text[: LOOK // 2]
+    """Return whether enough words are Norwegian to rule out non-Scandinavian languages."""
+    head = text[: MAX_CHARACTERS // 2]
     if len(_FOREIGN_LETTER.findall(head)) >= FOREIGN_LETTERS:
         return False
     found = head.lower().split()
-    small = sum(map(_NORWEGIAN.__contains__, found))
-    if small >= KNOWN * len(found) > 0:
+    num_small = sum(map(_NORWEGIAN.__contains__, found))
+    if num_small >= KNOWN_SHARE * len(found) > 0:
         return True
-    if sum(map(_known().__contains__, found)) >= FAMILIAR * len(found) > 0:
+    if sum(map(_familiar_words().__contains__, found)) >= FAMILIAR_SHARE * len(found) > 0:
         return True
-    return small >= KNOWN / 2 * len(found) and _share_of_beginnings(found) >= SURE_BEGINNINGS
+    return num_small >= KNOWN_SHARE / 2 * len(found) and _share_of_beginnings(found) >= SURE_BEGINNINGS
 
 
 def looks_norwegian(text: str) -> bool:
-    """Return whether a text holds Norwegian small words, or longer words that begin as Norwegian ones do."""
-    found = words(text[:LOOK])
+    """Return whether a text has Norwegian small words, or beginnings of Norwegian words."""
+    found = words(text[:MAX_CHARACTERS])
     return is_surely_scandinavian(text) or _share_of_beginnings(found) >= NORWEGIAN_BEGINNINGS
 
 
-def find(texts: Sequence[str]) -> list[Finding | None]:
-    """Return the language of each text that is not Scandinavian; None where it is, or is too short or no
-    running text."""
+def find_other_languages(texts: Sequence[str]) -> list[Finding | None]:
+    """Return the language of each text that is not Scandinavian; None for any other text.
+
+    Texts that are too short or not running text are None too.
+    """
     findings: list[Finding | None] = [find_by_script(text) for text in texts]
-    running = [
-        _running_text(text) if found is None else "" for text, found in zip(texts, findings, strict=True)
-    ]
-    doubtful = [number for number, text in enumerate(running) if text]
-    for number, ranking in zip(doubtful, _rankings([running[number] for number in doubtful]), strict=True):
-        findings[number] = _by_ranking(running[number], ranking)
+    running: list[str] = []
+    for text, finding in zip(texts, findings, strict=True):
+        running.append(_running_text(text) if finding is None else "")
+    ranked = [number for number, text in enumerate(running) if text]
+    rankings = _rank_languages([running[number] for number in ranked])
+    for number, ranking in zip(ranked, rankings, strict=True):
+        findings[number] = _find_by_ranking(running[number], ranking)
     short = [number for number, text in enumerate(running) if findings[number] is None and not text]
-    for number, finding in zip(short, _of_capitals([texts[number] for number in short]), strict=True):
+    findings_of_short = _find_in_capitals([texts[number] for number in short])
+    for number, finding in zip(short, findings_of_short, strict=True):
         findings[number] = finding
     return findings
 
 
-def _of_capitals(texts: Sequence[str]) -> list[Finding | None]:
-    """The languages of sentences that are mostly capitalised words, as in German: the few others must be of
-    the same."""
+def _find_in_capitals(texts: Sequence[str]) -> list[Finding | None]:
+    """Return the languages of sentences of mostly capitalized words, as in German.
+
+    The few other words of a sentence must be in the same language.
+    """
     findings: list[Finding | None] = [None] * len(texts)
-    whole = [" ".join(without_codes(text[: 2 * LOOK]).split())[:LOOK] for text in texts]
-    few = [" ".join(word for word in text.split() if word[0].islower()) for text in whole]
-    able = [
-        n for n, text in enumerate(few) if len(set(text.split())) >= FEW_WORDS and _SENTENCE.search(whole[n])
+    sentences = [
+        " ".join(remove_codes(text[: 2 * MAX_CHARACTERS]).split())[:MAX_CHARACTERS] for text in texts
     ]
-    rankings = zip(_rankings([whole[n] for n in able]), _rankings([few[n] for n in able]), strict=True)
-    for number, (of_whole, of_few) in zip(able, rankings, strict=True):
-        size = len(whole[number].encode())
-        if of_whole.code == of_few.code and of_whole.lead >= 2 * RATE * size and of_few.lead > 0:
-            findings[number] = _named(of_whole.code, of_whole.second, of_whole.lead_of_second / size)
+    lowercase = [" ".join(word for word in text.split() if word[0].islower()) for text in sentences]
+    numbers = [
+        number
+        for number, text in enumerate(lowercase)
+        if len(set(text.split())) >= MIN_LOWERCASE_WORDS and _SENTENCE.search(sentences[number])
+    ]
+    rankings = _rank_languages([sentences[number] for number in numbers])
+    rankings_of_lowercase = _rank_languages([lowercase[number] for number in numbers])
+    for number, ranking, of_lowercase in zip(numbers, rankings, rankings_of_lowercase, strict=True):
+        size = len(sentences[number].encode())
+        is_same = ranking.code == of_lowercase.code
+        if is_same and ranking.lead >= 2 * MIN_LEAD * size and of_lowercase.lead > 0:
+            findings[number] = _name_language(ranking, size)
     return findings
 
 
 def find_by_script(text: str) -> Finding | None:
-    """Return the language of a text of which most letters are of another script than Latin, however short it
-    is."""
+    """Return the language of a text whose letters are mostly not Latin; None of any other."""
     if text.isascii():
         return None
     others = _OTHER_SCRIPT.findall(text)
@@ -267,37 +284,40 @@ def find_by_script(text: str) -> Finding | None:
     counts = {name: len(pattern.findall(letters)) for name, pattern in _OF_SCRIPT.items()}
     script = max(counts, key=lambda name: counts[name])
     if not counts[script]:
-        return Finding(UNDETERMINED, "a script without a name here")
+        return Finding(UNDETERMINED, "unknown script")
     if script == "Han" and counts["Kana"] > 0.05 * counts["Han"]:
         script = "Kana"
-    return _of_script(text, script, counts[script])
+    return _find_in_script(text, script, counts[script])
 
 
-def _of_script(text: str, script: str, letters: int) -> Finding:
-    for of, pattern, code in _LETTERS_OF:
-        if of == script and len(pattern.findall(text)) > _MARKS_A_LANGUAGE * letters:
+def _find_in_script(text: str, script: str, num_letters: int) -> Finding:
+    """Return the language of a text by its script and its number of letters in it."""
+    for letters_script, letters, code in _LETTERS_OF:
+        if letters_script == script and len(letters.findall(text)) > _MIN_LETTERS_SHARE * num_letters:
             return Finding(code)
     candidates = _LANGUAGES_OF.get(script, "").split()
     if len(candidates) == 1:
         return Finding(candidates[0])
-    codes = _columns()[2]
-    scores = dict(zip(codes, _by_language([text[:LOOK]])[0].tolist(), strict=True))
+    head = text[:MAX_CHARACTERS]
+    scores = dict(zip(_columns().codes, _score_languages([head])[0].tolist(), strict=True))
     ranked = sorted((scores[code], code) for code in candidates if code in scores)
-    if not ranked or (len(ranked) > 1 and ranked[-1][0] - ranked[-2][0] < NAMED_IN_SCRIPT * len(text[:LOOK])):
+    if not ranked:
+        return Finding(UNDETERMINED, f"{script} script")
+    if len(ranked) > 1 and ranked[-1][0] - ranked[-2][0] < MIN_LEAD_IN_SCRIPT * len(head):
         return Finding(UNDETERMINED, f"{script} script")
     return Finding(ranked[-1][1])
 
 
 @dataclass(frozen=True)
 class _Ranking:
-    """The best languages by py3langid's scores; the six apart from the others, and leads in nats.
+    """The best languages of a text by py3langid, with the six and the others ranked separately.
 
     Attributes:
-        code, second: the two best of the others.
-        lead: of the best of the others against the best of the six.
-        lead_of_second: of the best of the others against the next of them.
+        code, second: the best and second best of the other languages.
+        lead: of `code` over the best of the six, in nats.
+        lead_of_second: of `code` over `second`, in nats.
         of_six: the score of each of the six.
-        is_language: whether py3langid takes it for a language at all, and for no code.
+        is_language: true if py3langid takes the text for a natural language, not for code.
     """
 
     code: str
@@ -308,134 +328,159 @@ class _Ranking:
     is_language: bool
 
 
-def _rankings(texts: Sequence[str]) -> list[_Ranking]:
-    six, others, codes = _columns()
+def _rank_languages(texts: Sequence[str]) -> list[_Ranking]:
     if not texts:
         return []
-    scores = _by_language(texts)
+    columns = _columns()
+    codes = columns.codes
+    scores = _score_languages(texts)
+    best_two = np.argsort(-scores[:, columns.others], axis=1)[:, :2]
     rankings = []
-    for row, best in zip(scores, np.argsort(-scores[:, others], axis=1)[:, :2], strict=True):
-        first, second = others[best[0]], others[best[1]]
-        of_six = {codes[column]: float(row[column]) for column in six}
+    for row, best in zip(scores, best_two, strict=True):
+        first = columns.others[best[0]]
+        second = columns.others[best[1]]
+        of_six = {codes[column]: float(row[column]) for column in columns.six}
         highest = max(of_six.values())
-        is_language = row[codes.index("")] <= max(highest, row[first])
-        lead, lead_of_second = float(row[first]) - highest, float(row[first] - row[second])
         rankings.append(
-            _Ranking(codes[first], codes[second], lead, lead_of_second, of_six, bool(is_language))
+            _Ranking(
+                code=codes[first],
+                second=codes[second],
+                lead=float(row[first]) - highest,
+                lead_of_second=float(row[first] - row[second]),
+                of_six=of_six,
+                is_language=bool(row[codes.index("")] <= max(highest, row[first])),
+            )
         )
     return rankings
 
 
-def _by_ranking(text: str, ranking: _Ranking) -> Finding | None:
-    """The language of running text in Latin letters."""
+def _find_by_ranking(text: str, ranking: _Ranking) -> Finding | None:
+    """Return the language of running text in Latin letters; None if it may be Scandinavian."""
     size = len(text.encode())
-    of_six, rate = ranking.of_six, ranking.lead / size
+    of_six = ranking.of_six
+    lead = ranking.lead / size
     if not ranking.is_language:
         return None
     first_of_six = max(of_six, key=lambda code: of_six[code])
-    if rate < SURELY_SCANDINAVIAN and first_of_six in _SCANDINAVIAN:
+    if lead < SURELY_SCANDINAVIAN and first_of_six in _SCANDINAVIAN:
         return None
     found = words(text)
-    if near := _near(found, ranking.code if rate > 0 else first_of_six):
+    near = _find_near_language(found, ranking.code if lead > 0 else first_of_six)
+    if near:
         return Finding(near)
-    if rate >= RATE and ranking.code == "lat" and not _SENTENCE.search(text):
-        return None  # names of species and of laws stand in Norwegian lists
-    if rate >= RATE:
-        return _named(ranking.code, ranking.second, ranking.lead_of_second / size)
+    if lead >= MIN_LEAD:
+        if ranking.code == "lat" and not _SENTENCE.search(text):
+            return None  # a list of names of species, or of laws
+        return _name_language(ranking, size)
     if first_of_six == "sme":
-        unknown = rate > _SURELY_NORTH_SAMI and _marks(found)["sme"] < 2
+        is_unknown = lead > _SURELY_NORTH_SAMI and _count_marks(found)["sme"] < 2
     else:
-        unknown = rate > UNSURE and _knows_hardly_any(found)
-    if unknown and len(set(found)) >= WORDS_UNKNOWN:
-        return Finding(UNDETERMINED, "words that no table knows", is_certain=False)
-    if (
-        first_of_six in _FAR
-        and of_six[first_of_six] - max(of_six[code] for code in _SCANDINAVIAN) >= RATE * size
-    ):
+        is_unknown = lead > UNSURE_LEAD and _are_unknown(found)
+    if is_unknown and len(set(found)) >= MIN_WORDS_UNKNOWN:
+        return Finding(UNDETERMINED, "words of no known language", is_certain=False)
+    lead_over_scandinavian = of_six[first_of_six] - max(of_six[code] for code in _SCANDINAVIAN)
+    if first_of_six in _FAR and lead_over_scandinavian >= MIN_LEAD * size:
         return Finding(first_of_six)
     return None
 
 
-def _knows_hardly_any(found: Sequence[str]) -> bool:
-    """Return whether neither small words of the six nor beginnings of Norwegian words are among these."""
-    if sum(map(_SIX.__contains__, found)) >= SMALL_WORDS * len(found):
+def _are_unknown(found: Sequence[str]) -> bool:
+    """Return whether few words are small words of the six, or have Norwegian beginnings."""
+    if sum(map(_SIX.__contains__, found)) >= SMALL_WORDS_SHARE * len(found):
         return False
-    return _share_of_beginnings(found) < BEGINNINGS
+    return _share_of_beginnings(found) < MIN_BEGINNINGS
 
 
 def _share_of_beginnings(found: Sequence[str]) -> float:
-    """Of the different longer words, those whose first four letters begin words that the tables know."""
+    """Return the share of the longer words, each counted once, with beginnings in the table."""
     longer = {word for word in found if len(word) > 4}
-    return sum(f"{word[:4]}-" in shipped_table().weights for word in longer) / max(1, len(longer))
+    return sum(f"{word[:4]}-" in load_shipped_table().weights for word in longer) / max(1, len(longer))
 
 
-def _named(best: str, second: str, lead: float) -> Finding:
-    if lead >= NAMED:
-        return Finding(best)
-    for code, members in _AS_ONE.items():
-        if {best, second} <= members:
+def _name_language(ranking: _Ranking, size: int) -> Finding:
+    """Return the best other language for `size` bytes, or `und` if the second is too near."""
+    if ranking.lead_of_second / size >= MIN_LEAD_OF_SECOND:
+        return Finding(ranking.code)
+    for code, members in _GROUPS.items():
+        if {ranking.code, ranking.second} <= members:
             return Finding(code)
-    return Finding(UNDETERMINED, f"near to {best} and {second}")
+    return Finding(UNDETERMINED, f"near to {ranking.code} and {ranking.second}")
 
 
-def _marks(found: Sequence[str]) -> Counter[str]:
+def _count_marks(found: Sequence[str]) -> Counter[str]:
     return Counter(_MARKED[word] for word in found if word in _MARKED)
 
 
-def _near(found: Sequence[str], code: str) -> str:
-    """Return the language near `code` that py3langid does not know, if these words are of it; else ""."""
-    counts = _marks(found)
+def _find_near_language(found: Sequence[str], code: str) -> str:
+    """Return the words' language if py3langid does not cover it and takes it for `code`; else ""."""
+    counts = _count_marks(found)
     near = _NEAR.get(code, ())
-    for candidate in ("sma", *near):  # South Sámi is like no other: py3langid guesses
-        marked = counts[candidate] > counts[code] and counts[candidate] >= max(2, _MARKED_SHARE * len(found))
-        spelt = sum(_SPELLINGS[candidate].search(word) is not None for word in found)
-        is_enough = candidate in near or counts[candidate] > 2
-        if (marked and is_enough) or spelt >= max(2, _SPELT_SHARE * len(found)):
+    for candidate in ("sma", *near):  # South Sámi resembles no other language: py3langid guesses at random
+        count = counts[candidate]
+        has_marks = count > counts[code] and count >= max(2, _MARKED_SHARE * len(found))
+        is_enough = candidate in near or count > 2
+        num_spelt = sum(_SPELLINGS[candidate].search(word) is not None for word in found)
+        if (has_marks and is_enough) or num_spelt >= max(2, _SPELT_SHARE * len(found)):
             return candidate
     return ""
 
 
 def _running_text(text: str) -> str:
-    """The head of a text without names and codes; "" if it is no running text."""
-    head = text[: 2 * LOOK]
+    """Return the beginning of a text without names and codes; "" if it is not running text."""
+    head = text[: 2 * MAX_CHARACTERS]
     tokens = head.split()
-    if len(tokens) < WORDS:
+    if len(tokens) < MIN_WORDS:
         return ""
-    left = without_names(without_codes(head)).split()
-    running = [word for word in left if len(word) > 1 and word[0].islower()]
-    if len(set(running)) < WORDS or len(running) < RUNNING * len(tokens):
+    kept = remove_names(remove_codes(head)).split()
+    running = [word for word in kept if len(word) > 1 and word[0].islower()]
+    if len(set(running)) < MIN_WORDS or len(running) < RUNNING_SHARE * len(tokens):
         return ""
-    return " ".join(left)[:LOOK]
+    return " ".join(kept)[:MAX_CHARACTERS]
 
 
-def _by_language(texts: Sequence[str]) -> NDArray[np.float64]:
-    """The best score of each language, of shape (texts, languages), in the order of `_columns`."""
-    scores = _whole_set().scores(texts)
-    codes = [ISO_639_3.get(code, "") for code in _whole_set().codes]
-    return np.stack(
-        [scores[:, [n for n, of in enumerate(codes) if of == code]].max(1) for code in _columns()[2]], axis=1
-    )
+def _score_languages(texts: Sequence[str]) -> NDArray[np.float64]:
+    """Return the best score of each language, of shape (texts, languages), by `_columns`."""
+    scores = _all_languages().compute_scores(texts)
+    codes = [ISO_639_3.get(code, "") for code in _all_languages().codes]
+    best = []
+    for language in _columns().codes:
+        variants = [number for number, code in enumerate(codes) if code == language]
+        best.append(scores[:, variants].max(1))
+    return np.stack(best, axis=1)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Columns of `_score_languages`.
+
+    Attributes:
+        codes: the language of each column; "" for scores of code.
+        six, others: indices of the six languages, and of all others.
+    """
+
+    codes: list[str]
+    six: list[int]
+    others: list[int]
 
 
 @cache
-def _columns() -> tuple[list[int], list[int], list[str]]:
-    """Where `_by_language` has the six and the others, and the languages of all its columns; "" is no
-    language."""
-    codes = sorted({ISO_639_3.get(code, "") for code in _whole_set().codes})
+def _columns() -> _Columns:
+    codes = sorted({ISO_639_3.get(code, "") for code in _all_languages().codes})
     six = [codes.index(code) for code in (*_SCANDINAVIAN, *_FAR)]
-    return six, [n for n, code in enumerate(codes) if code and n not in six], codes
+    others = [number for number, code in enumerate(codes) if code and number not in six]
+    return _Columns(codes, six, others)
 
 
 @cache
-def _whole_set() -> LanguageIdentifier:
-    """py3langid with all its languages."""
+def _all_languages() -> LanguageIdentifier:
     return LanguageIdentifier(())
 
 
 @cache
-def _known() -> frozenset[str]:
-    """The words of the table of Bokmål and Nynorsk that are long enough to be no other language's by
-    chance."""
-    return (
-        frozenset(word for word in shipped_table().weights if len(word) > 3 and "-" not in word) | _NORWEGIAN
-    )
+def _familiar_words() -> frozenset[str]:
+    """Return Norwegian small words, and the words of 4 or more letters in the table.
+
+    Shorter words of the table may be words of other languages by chance.
+    """
+    longer = (word for word in load_shipped_table().weights if len(word) > 3 and "-" not in word)
+    return frozenset(longer) | _NORWEGIAN

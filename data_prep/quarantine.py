@@ -71,7 +71,7 @@ def _read(path: Path, place: Place, wanted: list[Broken], work: Path) -> dict[tu
     members = {record.member for record in wanted}
     found: dict[tuple[str, str], str] = {}
     try:
-        for member in archives.members(path, place, lambda name: True, limits, Report()):
+        for member in archives.iter_members(path, place, lambda name: True, limits, Report()):
             if member.place.member in members:
                 places = [record.at for record in wanted if record.member == member.place.member]
                 found.update({(member.place.member, at): text for at, text in _texts(member, places)})

@@ -25,7 +25,7 @@ def files(source: SourceConfig) -> list[Path]:
         NotFoundError: the path does not exist, or holds no file for this reader.
         UserError: the reader does not have one of the options or fields.
     """
-    return _reader(source).files(source)  # type: ignore[no-any-return]
+    return _reader(source).list_files(source)  # type: ignore[no-any-return]
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
@@ -107,7 +107,7 @@ def _reader(source: SourceConfig) -> ModuleType:
     if source.options and options is None:
         raise UserError(f"options.{next(iter(source.options))}: reader {source.reader} has no options")
     if options is not None:
-        claims.options(source, options)
+        claims.parse_options(source, options)
     known = fields_of(source.reader)
     unknown = next((field for field in source.fields if field not in known), None)
     if unknown is not None:

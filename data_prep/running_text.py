@@ -1,9 +1,9 @@
-"""What of a text is running text, for the rules of stage quality that judge texts by their words.
+"""Selection of a text's sentences, for the rules of stage quality about words.
 
-Forms, laws, letters and documentation hold more than sentences: lines to fill in, merge fields, tables,
-addresses, examples of code. None of that says that a document is no text, so rules that measure words and
-characters look at the sentences alone, if there are enough of them. A text without any (a table, a program, a
-list of addresses) is judged as it stands.
+Forms, laws, letters and documentation contain more than sentences: lines to fill in, merge fields,
+tables, addresses, examples of code. These do not make a document a bad one, so the rules are
+applied to its sentences only, if there are enough of them. Other texts (a table, a program, a list
+of addresses) are judged whole.
 """
 
 from __future__ import annotations
@@ -11,49 +11,42 @@ from __future__ import annotations
 import re
 
 LONGEST_FIELD = 60  # characters between the braces of a merge field
-FEWEST_WORDS, FEWEST_FUNCTION_WORDS = (
-    20,
-    4,
-)  # of sentences; they also have as many words as the lines of code beside them
+# Sentences are enough if they have at least so many words, and not fewer words than the lines of
+# code.
+MIN_WORDS = 20
+MIN_FUNCTION_WORDS = 4
 
-# dots, ellipses, lines and spaced dots to write on or that lead to a page number
+# Dots, ellipses and lines to write on, or that lead to a page number.
 _LEADER = re.compile(
     r"[.·_‥\u2024]{4,}|[…⋯]{2,}[.…]*|(?:[.…·_⋯][ \t]){3,}[.…·_⋯]?|-{5,}|_{2,}|[.]{3}(?=[ \t]*\d+$)",
     re.MULTILINE,
 )
-_NAME = rf"[^\W\d_][\w .:/-]{{0,{LONGEST_FIELD}}}"  # of a field: words, perhaps with dots between them
+_NAME = rf"[^\W\d_][\w .:/-]{{0,{LONGEST_FIELD}}}"  # a field's name: words, also joined by dots
 _HTML = (
-    "a|abbr|article|aside|b|blockquote|body|br|button|code|dd|div|dl|dt|em|footer|form|h[1-6]|head|header|hr|html|i|img|input|label|"
-    "li|link|main|meta|nav|ol|option|p|pre|script|section|select|small|span|strong|style|sub|sup|svg|table|tbody|td|textarea|th|"
-    "thead|title|tr|u|ul|xml"
+    "a|abbr|article|aside|b|blockquote|body|br|button|code|dd|div|dl|dt|em|footer|form|h[1-6]|head|header"
+    "|hr|html|i|img|input|label|li|link|main|meta|nav|ol|option|p|pre|script|section|select|small|span"
+    "|strong|style|sub|sup|svg|table|tbody|td|textarea|th|thead|title|tr|u|ul|xml"
 )
-# {felt}, {{ felt }}, ${felt}, {0}, <felt>, [felt], [ ] and %felt%, but neither y[i] = {x: 1}; nor <div>;
-# also [12] and <kari@example.no>
+# Merge fields {felt}, {{ felt }}, ${felt}, {0}, <felt>, [felt], [ ] and %felt%, references [12] and
+# addresses <kari@example.no>; but not code such as y[i] = {x: 1}; or <div>.
 _FIELD = re.compile(
-    rf"(?<![=)\]])\$?\{{{{?[#/^]?[ ]?(?:{_NAME}|(?<![\w^_]\{{)\d{{1,2}})[ ]?(?:\\[^{{}}\n]{{0,60}})?\}}}}?(?![ ]*[\{{:;=])"
+    rf"(?<![=)\]])\$?\{{{{?[#/^]?[ ]?(?:{_NAME}|(?<![\w^_]\{{)\d{{1,2}})[ ]?"
+    rf"(?:\\[^{{}}\n]{{0,60}})?\}}}}?(?![ ]*[\{{:;=])"
     rf"|(?<![\w)\]])\[\[?[ ]?(?:{_NAME}|[xX]?)[ ]?\]\]?(?!\(|[ ]*[=\[{{])|%{_NAME}%"
     rf"|<<?(?!(?:{_HTML})\b){_NAME}>>?(?!.{{0,200}}</)"
     rf"|\[\d{{1,3}}(?:[,–-][ ]?\d{{1,3}})*\]|<[^<>\s]+@[^<>\s]+>|<https?://[^<>\s]+>"
 )
-_LINK = re.compile(r"\[([^\[\]\n]{1,300})\]\([^()\s]*\)")  # of Markdown: its words stay
+_LINK = re.compile(r"\[([^\[\]\n]{1,300})\]\([^()\s]*\)")  # Markdown's [text](address)
 _ADDRESS = re.compile(r"(?:https?://|www\.)\S+|\b[\w.+-]+@[\w-]+\.[\w.-]+")
 _FENCE = re.compile(r"^[ \t]*(```|~~~).*?^[ \t]*\1[ \t]*$", re.MULTILINE | re.DOTALL)
 _CODE = '{}<>\\;=$^~`[]"'
 _IS_WORD = re.compile(r"[^\W\d_]{2,}")
+_LEADER_PARTS = ("..", "…", "__", ". .", "--", "··", "_ _")  # one of them is in any text that has a leader
 
 
-def without_blanks(text: str, field: str = "felt") -> str:
-    """Return a text without lines to write on, and with `field` for each merge field and reference in
-    brackets."""
-    if (
-        ".." in text
-        or "…" in text
-        or "__" in text
-        or ". ." in text
-        or "--" in text
-        or "··" in text
-        or "_ _" in text
-    ):
+def replace_blanks(text: str, field: str = "felt") -> str:
+    """Return a text without lines to write on, and with `field` for each merge field."""
+    if any(part in text for part in _LEADER_PARTS):
         text = _LEADER.sub(" ", text)
     if any(sign in text for sign in "{[<%"):
         text = _LINK.sub(r"\1", text)
@@ -61,36 +54,37 @@ def without_blanks(text: str, field: str = "felt") -> str:
     return text
 
 
-def without_examples(text: str) -> str:
+def remove_code_blocks(text: str) -> str:
     """Return a text without the blocks that Markdown marks as code."""
-    return _FENCE.sub("\n", text) if "```" in text or "~~~" in text else text
+    if "```" not in text and "~~~" not in text:
+        return text
+    return _FENCE.sub("\n", text)
 
 
-def sentences(text: str, function_words: frozenset[str]) -> str:
-    """Return the running text of a text without blanks, or all of it where that is too little to be judged
-    by."""
-    kept, code_words = [], 0
-    for line in without_examples(text).split("\n"):
+def select_sentences(text: str, function_words: frozenset[str]) -> str:
+    """Return the sentences of a text without blanks; the whole text if they are too few."""
+    kept = []
+    num_code_words = 0
+    for line in remove_code_blocks(text).split("\n"):
         if _is_row(line):
             continue
         if _is_code(line):
-            code_words += len(line.split())
+            num_code_words += len(line.split())
         else:
             kept.append(line)
     running = "\n".join(kept)
     if "://" in running or "@" in running or "www." in running:
         running = _ADDRESS.sub(" ", running)
-    words = [word.strip(".,;:!?()").lower() for word in running.split()]
-    full = [word for word in words if _IS_WORD.fullmatch(word)]
-    enough = (
-        len(full) >= max(FEWEST_WORDS, code_words)
-        and len(function_words.intersection(words)) >= FEWEST_FUNCTION_WORDS
-    )
-    return running if enough else text
+    tokens = [token.strip(".,;:!?()").lower() for token in running.split()]
+    num_words = sum(_IS_WORD.fullmatch(token) is not None for token in tokens)
+    num_function_words = len(function_words.intersection(tokens))
+    if num_words < max(MIN_WORDS, num_code_words) or num_function_words < MIN_FUNCTION_WORDS:
+        return text
+    return running
 
 
 def _is_row(line: str) -> bool:
-    """True of a row of a table: more of its cells are numbers or signs than words."""
+    """Return whether a line is a row of a table: fewer than half of its cells are words."""
     cells = line.replace("|", " ").split()
     if len(cells) < 3:
         return line.count("|") >= 2
@@ -98,6 +92,6 @@ def _is_row(line: str) -> bool:
 
 
 def _is_code(line: str) -> bool:
-    """True of a line of a program or of data: JSON, XML, commands."""
+    """Return whether a line is code or data: a program, JSON, XML, commands."""
     signs = sum(map(line.count, _CODE))
     return signs >= 2 and signs > 0.08 * len(line)

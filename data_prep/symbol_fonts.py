@@ -1,14 +1,13 @@
-"""Characters of Microsoft's Symbol and Wingdings fonts, which Word files and PDFs hold as private use, U+F020
-to U+F0FF. For stage normalise.
+"""Replacement of the private-use characters of Symbol and Wingdings fonts. Used by stage normalise.
 
-The two fonts use the same code points, and plain text does not name the font. So the place decides: at the
-start of a line such a character is a bullet, else it is read as Symbol's, or as the one of Wingdings that
-Word writes in text (arrows, check marks, boxes and faces). A letter of Symbol counts only where text or a
-number follows or touches it: alone at the end of a line it may be an icon of a web font. What is in neither
-table stays as it is.
+Word files and PDFs contain them as U+F020 to U+F0FF. The two fonts use the same code points, and
+plain text does not name the font, so a character is interpreted by its position. At the start of a
+line it is a bullet. Elsewhere it is one that Word inserts from Wingdings (arrows, check marks,
+boxes, faces), else one of Symbol. A letter of Symbol by itself at the end of a line is kept, as it
+may be an icon of a web font. Characters in neither table are kept.
 
-The tables are those of Unicode (Public/MAPPINGS/VENDORS/ADOBE/symbol.txt) and of the Wingdings fonts
-(Unicode's L2/11-052).
+The tables are those of Unicode (Public/MAPPINGS/VENDORS/ADOBE/symbol.txt) and of the Wingdings
+fonts (Unicode's L2/11-052).
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-# from U+F020 on; a space where Symbol has no character, or one that is a part of a large bracket
+# The characters from U+F020 on; a space where Symbol has none, or a part of a large bracket.
 _SYMBOL = (
     " !∀#∃%&∋()∗+,−./0123456789:;<=>?"
     "≅ΑΒΧΔΕΦΓΗΙϑΚΛΜΝΟΠΘΡΣΤΥςΩΞΨΖ[∴]⊥_"
@@ -27,15 +26,15 @@ _SYMBOL = (
     "◊〈®©™∑          〉∫              "
 )
 SYMBOL = {chr(0xF020 + place): sign for place, sign in enumerate(_SYMBOL) if sign != " "}
-# of Wingdings, what stands in text: Word turns --> and :) into these; the others are check marks and boxes of
-# forms
+# Characters of Wingdings that occur in text: Word replaces --> and :) by some; others are check
+# marks and boxes of forms.
 WINGDINGS = {
     "\uf04a": "☺", "\uf04b": "😐", "\uf04c": "☹", "\uf0a7": "▪", "\uf0a8": "☐", "\uf0d8": "➢",
     "\uf0df": "←", "\uf0e0": "→", "\uf0e1": "↑", "\uf0e2": "↓", "\uf0e7": "⬅", "\uf0e8": "➔",
     "\uf0ef": "⇦", "\uf0f0": "⇨", "\uf0f1": "⇧", "\uf0f2": "⇩", "\uf0f3": "⬄", "\uf0fb": "✗", "\uf0fc": "✓",
     "\uf0fd": "☒", "\uf0fe": "☑",
 }  # fmt: skip
-# at the start of a line: not a bullet, but what somebody marked or is to mark
+# Characters that are boxes and check marks of forms at the start of a line, not bullets.
 MARKS = {
     "\uf06f": "☐", "\uf071": "☐", "\uf072": "☐", "\uf078": "☒", "\uf0a8": "☐", "\uf0fb": "✗", "\uf0fc": "✓",
     "\uf0fd": "☒", "\uf0fe": "☑",
@@ -43,13 +42,13 @@ MARKS = {
 BULLET = "•"
 
 _SIGN = re.compile("[\uf020-\uf0ff]")
-# Wingdings' and Symbol's bullets, arrowheads, stars, flowers, hands and pens; not the letters and digits of
-# Symbol's text
+# Bullets, arrowheads, stars, flowers, hands and pens of both fonts; not Symbol's letters and
+# digits.
 _BULLETS = "\uf02d\uf0b7\uf09e\uf09f\uf06c-\uf078\uf0a0-\uf0a2\uf0a4-\uf0a8\uf0aa-\uf0af\uf0b2\uf0b5\uf0b6"
 _ARROWS_AND_MARKS = "\uf0d5-\uf0f3\uf0fb-\uf0fe"
 _HANDS = "\uf021\uf03f\uf043-\uf049\uf07b\uf07c\uf0c4"
-# A bullet that stands on a line of its own, as in the text of a PDF, belongs to the line below; a letter of a
-# formula is none.
+# A bullet on a line of its own, as in the text of a PDF, belongs to the next line; a letter of a
+# formula is not a bullet.
 _AT_START = re.compile(
     f"^([ \t]*)([{_BULLETS}{_ARROWS_AND_MARKS}{_HANDS}])"
     "(?=\\s|$|[^\\W_])(?![ \t]*[=<>≤≥+*/)])(?:[ \t]*\n(?=[ \t]*[^\\W_])|[ \t]*)",
@@ -57,47 +56,52 @@ _AT_START = re.compile(
 )
 _LETTER = re.compile("[\uf041-\uf05a\uf061-\uf07a]")
 _ICON = re.compile(r"(?:^|(?<=\s))[\uf020-\uf0ff](?=[ \t]*$)", re.MULTILINE)
-
-
-# A private-use character of any other font that begins the words of several lines is a bullet there.
+# A private-use character of any other font at the beginning of several lines of text is a bullet.
 _OTHER_BULLET = re.compile("^([ \t]*)([\ue000-\uf01f\uf100-\uf8ff])[ \t]+(?=[^\\W_])", re.MULTILINE)
-ITEMS = 2  # lines that make a list
+MIN_ITEMS = 2  # lines from which such lines are a list
 
 
-def mend(text: str) -> str:
-    """Return the text with characters of these fonts as what they show; mending twice is mending once."""
+def repair(text: str) -> str:
+    """Return a text with characters of these fonts replaced by the ones they show; idempotent."""
     if not text.isascii():
-        text = _mend_bullets_of_other_fonts(text)
+        text = _repair_other_bullets(text)
     if not _SIGN.search(text):
         return text
-    text = _AT_START.sub(lambda found: f"{found[1]}{MARKS.get(found[2], BULLET)} ", text)
+    text = _AT_START.sub(lambda match: f"{match[1]}{MARKS.get(match[2], BULLET)} ", text)
     icons = {
-        found.start()
-        for found in _ICON.finditer(text)
-        if found[0] not in WINGDINGS and _LETTER.match(found[0])
+        match.start()
+        for match in _ICON.finditer(text)
+        if match[0] not in WINGDINGS and _LETTER.match(match[0])
     }
-    return _SIGN.sub(lambda found: found[0] if found.start() in icons else _in_text(found[0]), text)
+
+    def replace(match: re.Match[str]) -> str:
+        sign = match[0]
+        if match.start() in icons:
+            return sign
+        return WINGDINGS.get(sign) or SYMBOL.get(sign, sign)
+
+    return _SIGN.sub(replace, text)
 
 
-def count(text: str) -> int:
-    """Return how many characters of these fonts are in a text."""
-    return len(_SIGN.findall(text)) + sum(_bullets_of_other_fonts(text).values()) if not text.isascii() else 0
+def count_characters(text: str) -> int:
+    """Return the number of characters of these fonts in a text."""
+    if text.isascii():
+        return 0
+    return len(_SIGN.findall(text)) + sum(_count_other_bullets(text).values())
 
 
-def _mend_bullets_of_other_fonts(text: str) -> str:
-    signs = _bullets_of_other_fonts(text)
-    return (
-        _OTHER_BULLET.sub(lambda found: f"{found[1]}{BULLET} " if found[2] in signs else found[0], text)
-        if signs
-        else text
-    )
+def _repair_other_bullets(text: str) -> str:
+    signs = _count_other_bullets(text)
+    if not signs:
+        return text
+
+    def replace(match: re.Match[str]) -> str:
+        return f"{match[1]}{BULLET} " if match[2] in signs else match[0]
+
+    return _OTHER_BULLET.sub(replace, text)
 
 
-def _bullets_of_other_fonts(text: str) -> Counter[str]:
-    """Count the characters that begin lines of a list, by character."""
-    counts = Counter(found[2] for found in _OTHER_BULLET.finditer(text))
-    return Counter({sign: count for sign, count in counts.items() if count >= ITEMS})
-
-
-def _in_text(sign: str) -> str:
-    return WINGDINGS.get(sign) or SYMBOL.get(sign, sign)
+def _count_other_bullets(text: str) -> Counter[str]:
+    """Count the bullets of other fonts, by character."""
+    counts = Counter(match[2] for match in _OTHER_BULLET.finditer(text))
+    return Counter({sign: count for sign, count in counts.items() if count >= MIN_ITEMS})

@@ -1,5 +1,4 @@
-"""Find the parts of a text that mean what is written in them, sign by sign: code and URLs. Stage normalise
-leaves them alone."""
+"""Detection of code and URLs in a text, which stage normalise does not change."""
 
 from __future__ import annotations
 
@@ -11,10 +10,11 @@ Span = tuple[int, int]
 
 _OPENING = re.compile(r"(?<!\w)`+|://|www\.")
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{1,20}\Z")
-# A code span on one line, closed by as many marks as opened it; a URL up to what ends one in prose.
+# A code span on one line, which closes with as many backticks as it opens with; a URL up to its end
+# in prose.
 _CODE = re.compile(r"(`{1,20}+)(?!`)[^\n]{1,2000}?(?<!`)\1(?!`)")
 _URL = re.compile(r"(?:(?!&(?:[lg]t|quot|nbsp|[rl]aquo|[rl]dquo);)[^\s<>\"«»“”`]){1,4000}")
-_NOT_IN_URL = ".,;:!?)]}'’…*_\u00ad\u200b\u2060\ufeff"  # at its end
+_NOT_IN_URL = ".,;:!?)]}'’…*_\u00ad\u200b\u2060\ufeff"  # characters that do not end a URL
 _FENCE = re.compile(r"[ \t]*(`{3,}(?![^\n]*`)|~{3,})")
 _INDENTED = re.compile(r"(?: {4}|\t)[ \t]*\S")
 _CODE_SIGN = re.compile(r"[{}<>\\]|&#?\w+;|\s[=:!+*-]?=\s|\w\(\S*\)|\)\s*;$|^\s*(?:[$#>]\s|//|/\*|\w+=\S)")
@@ -22,74 +22,82 @@ _BLOCK_SIGNS = ("```", "~~~", "\n    ", "\n\t")
 _INLINE_SIGNS = ("`", "://", "www.")
 
 
-def spans(text: str) -> list[Span]:
-    """Return where `text` is code or a URL, in order: fenced and indented blocks, code spans, URLs."""
+def find_spans(text: str) -> list[Span]:
+    """Return the spans of `text` that are fenced or indented code, code spans or URLs, in order."""
     has_inline = any(sign in text for sign in _INLINE_SIGNS)
     has_blocks = text.startswith(("    ", "\t")) or any(sign in text for sign in _BLOCK_SIGNS)
-    blocks = list(_blocks(text)) if has_blocks else []
+    blocks = list(_iter_blocks(text)) if has_blocks else []
     if not has_inline:
         return blocks
     found: list[Span] = []
     start = 0
     for block in [*blocks, (len(text), len(text))]:
-        found += _inline(text, start, block[0])
+        found += _iter_inline(text, start, block[0])
         found.append(block)
         start = block[1]
     return found[:-1]
 
 
 def split(text: str) -> list[str]:
-    """Return `text` in pieces: running text, code or URL, running text, and so on, by turns."""
-    found = spans(text)
+    """Return `text` in alternating pieces: running text, code or a URL, running text …."""
+    found = find_spans(text)
     if not found:
         return [text]
     edges = [0, *(edge for span in found for edge in span), len(text)]
     return [text[start:end] for start, end in pairwise(edges)]
 
 
-def _inline(text: str, start: int, end: int) -> Iterator[Span]:
-    """Find code spans and URLs between two places."""
-    done = start
+def _iter_inline(text: str, start: int, end: int) -> Iterator[Span]:
+    """Yield the code spans and URLs between two positions."""
+    last_end = start  # of the last span
     while opening := _OPENING.search(text, start, end):
         start = opening.end()
-        span = _code(opening, end) if opening[0][0] == "`" else _url(opening, end)
-        if span and span[0] >= done:
+        find = _find_code if opening[0][0] == "`" else _find_url
+        span = find(opening, end)
+        if span and span[0] >= last_end:
             yield span
-            start = done = span[1]
+            start = span[1]
+            last_end = start
 
 
-def _code(opening: re.Match[str], end: int) -> Span | None:
+def _find_code(opening: re.Match[str], end: int) -> Span | None:
     match = _CODE.match(opening.string, opening.start(), end)
     return match.span() if match else None
 
 
-def _url(opening: re.Match[str], end: int) -> Span | None:
-    text, start = opening.string, opening.start()
+def _find_url(opening: re.Match[str], end: int) -> Span | None:
+    text = opening.string
+    start = opening.start()
     if opening[0] == "://":
         scheme = _SCHEME.search(text[max(0, start - 21) : start])
-        start -= len(scheme[0]) if scheme else 0
+        if scheme is None:
+            return None
+        start -= len(scheme[0])
+    elif text[start - 1 : start].isalnum():
+        return None
     body = _URL.match(text, opening.end(), end)
-    if body is None or (
-        start == opening.start() and (opening[0] == "://" or text[start - 1 : start].isalnum())
-    ):
+    if body is None:
         return None
     return start, opening.end() + len(body[0].rstrip(_NOT_IN_URL))
 
 
-def _blocks(text: str) -> Iterator[Span]:
-    """Find fenced code, and indented paragraphs that look like code: lines without the last line end."""
+def _iter_blocks(text: str) -> Iterator[Span]:
+    """Yield the spans of fenced code, and of indented paragraphs that look like code.
+
+    A span consists of whole lines without the last line end.
+    """
     lines = text.split("\n")
     starts = [0]
     for line in lines:
         starts.append(starts[-1] + len(line) + 1)
-    tildes_close = True
+    may_tildes_close = True  # false once a fence of tildes is unclosed: all later ones are too
     number = 0
     while number < len(lines):
         end = number
         fence = _FENCE.match(lines[number])
-        if fence and (fence[1][0] == "`" or tildes_close):
+        if fence and (fence[1][0] == "`" or may_tildes_close):
             end = _end_of_fence(lines, number, fence[1])
-            tildes_close = end > number
+            may_tildes_close = end > number
         elif _INDENTED.match(lines[number]) and (not number or not lines[number - 1].strip()):
             end = _end_of_indented(lines, number)
         if end > number:
@@ -98,8 +106,10 @@ def _blocks(text: str) -> Iterator[Span]:
 
 
 def _end_of_fence(lines: list[str], first: int, mark: str) -> int:
-    """Return the number of the line behind a fence; if it never closes, the end for backticks, else
-    `first`."""
+    """Return the index of the line after a fenced block.
+
+    If the fence never closes, that is the end of the text for backticks, and `first` for tildes.
+    """
     for number in range(first + 1, len(lines)):
         line = lines[number].strip()
         if line.startswith(mark) and not line.strip(mark[0]):
@@ -108,7 +118,7 @@ def _end_of_fence(lines: list[str], first: int, mark: str) -> int:
 
 
 def _end_of_indented(lines: list[str], first: int) -> int:
-    """Return the number of the line behind an indented paragraph; `first` if it does not look like code."""
+    """Return the index of the line after an indented paragraph; `first` if it is not code."""
     end = first
     while end < len(lines) and lines[end].strip():
         if not _INDENTED.match(lines[end]):

@@ -257,7 +257,7 @@ def test_an_empty_corpus_is_reported_with_the_reasons_of_the_drops(
 @pytest.mark.parametrize(
     ("source", "parts"),
     [
-        ({"reader": "jsonl", "path": "/none", "license": "CC0-1.0"}, ["/none does not exist"]),
+        ({"reader": "jsonl", "path": "/none", "license": "CC0-1.0"}, ["source path /none: does not exist"]),
         (
             {"reader": "docx", "path": "/none", "license": "CC0-1.0"},
             ["sources.letters.reader is 'docx'", "lovdata"],
@@ -324,7 +324,7 @@ def test_a_truncated_archive_is_named(refuse: Callable[..., str], tmp_path: Path
             laws={"reader": "lovdata", "path": str(tmp_path / "laws.tar.bz2"), "license": "NLOD-2.0"},
         )
     )
-    assert "source laws: no document can be read; laws.tar.bz2: bzip2 breaks off or is broken" in line
+    assert "source laws: no document can be read; laws.tar.bz2: bzip2 data is truncated or corrupt" in line
 
 
 def test_a_folder_that_is_not_a_corpus_is_not_replaced(refuse: Callable[..., str], tmp_path: Path) -> None:
@@ -342,7 +342,10 @@ def test_a_truncated_gzip_file_is_named(refuse: Callable[..., str], tmp_path: Pa
 
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n')[:14])
     line = refuse(*corpus_yaml(tmp_path, letters=jsonl(tmp_path / "a.jsonl.gz")))
-    assert "source letters: no document can be read; a.jsonl.gz:line 1: gzip breaks off or is broken" in line
+    assert (
+        "source letters: no document can be read; a.jsonl.gz:line 1: gzip data is truncated or corrupt"
+        in line
+    )
 
 
 def test_two_preparations_do_not_share_a_folder(refuse: Callable[..., str], tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_the_reader_of_the_guide_reads_documents_and_quarantines_the_rest(
         (folder / f"{name}.case").write_text(text, "utf-8")
     source = SourceConfig(reader="guide", path=str(folder), license="CC0-1.0", options={"closed_only": True})
     report = Report()
-    (document,) = reader.read("cases", source, report, reader.files(source))
+    (document,) = reader.read("cases", source, report, reader.list_files(source))
     assert (document.id, document.group, document.title) == ("7", "12/3", "Naust")
     assert (document.date, document.language) == ("2014-02-13", "nno")
     assert document.text == "Kommunen seier ja."

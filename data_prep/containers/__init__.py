@@ -1,6 +1,5 @@
-"""Files from outside as streams of named members, whatever they are packed in: gzip, zstd, bzip2, xz, tar,
-zip, in each other.
+"""Source files read as streams of named members: gzip, zstd, bzip2, xz, tar and zip, also nested.
 
-archives.py opens them, streams.py reads them within limits, sniff.py says what a file is by its first bytes
-or its name.
+archives.py opens files, streams.py reads their content within limits, sniff.py recognizes a file's
+kind by its first bytes or its name.
 """

@@ -1,11 +1,10 @@
-"""Open a file from outside: yield its members, in order, whatever it is packed in. Called by the readers in
-`finetune prepare`.
+"""Unpacking of source files: their members in order, decompressed. Used by all readers.
 
-What a file is, its first bytes say, not its name. Nothing is unpacked to disk under a name of the archive's
-choosing, and nothing is held in memory but one record. Whatever cannot be read, or should not be, goes into
-the report's quarantine with its place, and reading goes on with what is left: members before a break are
-kept, links, devices and names that leave the archive are refused, and a file that unpacks to more than the
-limits allow ends there.
+A file's kind is recognized by its first bytes, not by its name. Nothing is unpacked to disk under a
+name that the archive chooses, and at most one record is held in memory. A file or member that
+cannot or must not be read is quarantined in the report with its place, and reading continues with
+the rest: members before a truncation are kept; links, devices and names that point outside the
+archive are refused; a file that unpacks to more than the limits allow ends there.
 """
 
 from __future__ import annotations
@@ -27,34 +26,43 @@ from data_prep.config import LimitsConfig
 from data_prep.containers import sniff
 from data_prep.containers.streams import (
     CHUNK,
+    BoundedReader,
     Budget,
-    Guarded,
+    CountingReader,
     Inflater,
+    LimitedStream,
     Member,
     Readable,
-    Tally,
-    Window,
-    as_utf8,
-    break_off,
-    raise_of_machine,
-    size_of,
-    spooled,
+    copy_to_seekable,
+    format_size,
+    quarantine_rest,
+    reraise_machine_error,
+    transcode_to_utf8,
     zstd,
 )
 from data_prep.document import Place, Report, Unreadable
 
-MAX_NAME_BYTES = 2**20  # of a tar header that extends a name; tarfile would read any size at once
+# Upper bound for the tar headers that hold long names; tarfile reads them at once, whatever their
+# size.
+MAX_NAME_BYTES = 2**20
+
+_ZIP_DIRECTORY_ERRORS = (
+    zipfile.BadZipFile, struct.error, ValueError, OSError, NotImplementedError, UnicodeError,
+)  # fmt: skip
+_ZIP_MEMBER_ERRORS = (
+    zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError, ValueError,
+)  # fmt: skip
 
 Wanted = Callable[[str], bool]
 
 
-def members(
+def iter_members(
     path: Path, file: Place, wanted: Wanted, limits: LimitsConfig, report: Report
 ) -> Iterator[Member]:
-    """Yield what `path` holds, in its order. Members of archives whose unpacked name is not `wanted` are left
-    out and counted.
+    """Yield the members of the file at `path` in order; a plain file is its only member.
 
-    A member must be read before the next one is asked for.
+    Members of archives are skipped and counted unless `wanted` accepts their name without
+    compression suffixes. Each member must be read before the next one is requested.
     """
     found = False
     with path.open("rb") as raw:
@@ -63,136 +71,132 @@ def members(
                 found = True
                 yield member
         except Unreadable as fault:
-            break_off(report, file, fault)
+            quarantine_rest(report, file, fault)
             return
-    if not found and not any(
-        broken.file == file.file and broken.source == file.source for broken in report.broken[-1000:]
-    ):
-        report.quarantine(file, "an archive without any file of the kind that this reader reads")
+    if not found:
+        recent = report.broken[-1000:]
+        if not any(broken.file == file.file and broken.source == file.source for broken in recent):
+            report.quarantine(file, "the archive contains no file of a kind that this reader accepts")
 
 
 class _Container:
     def __init__(self, wanted: Wanted, limits: LimitsConfig, report: Report) -> None:
-        self.wanted, self.limits, self.report = wanted, limits, report
+        self.wanted = wanted
+        self.limits = limits
+        self.report = report
         self.budget = Budget(limits)
 
     def open(self, raw: BinaryIO, place: Place, depth: int, path: Path | None = None) -> Iterator[Member]:
-        """Yield the members of what `raw` reads.
+        """Yield the members of the stream `raw`; a plain stream is its only member.
 
         Raises:
-            Unreadable: it breaks off.
+            Unreadable: the stream is truncated or corrupt.
         """
-        stream = (
-            raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, raw), CHUNK)
-        )
-        head = stream.peek(512)[:512]
-        packed, is_zip, is_tar = sniff.packed_by(head), sniff.is_zip(head), sniff.is_tar(head)
-        if (packed or is_zip or is_tar) and depth >= self.limits.max_depth:
-            raise Unreadable(
-                f"more than limits.max_depth={self.limits.max_depth} archives or compressed files in each other"
-            )
-        if packed:
-            yield from self.open(self._unpacked(stream, packed), place, depth + 1)
-        elif is_tar:
-            yield from self._tar(stream, place, depth + 1)
-        elif is_zip:
-            yield from self._zip(path.open("rb") if path else spooled(stream, self.limits), place, depth + 1)
+        if isinstance(raw, io.BufferedReader):
+            stream = raw
         else:
-            text = as_utf8(stream, head)
-            yield Member(place, text, self.report, self.limits, path if text is stream else None)
+            stream = io.BufferedReader(cast(io.RawIOBase, raw), CHUNK)
+        head = stream.peek(512)[:512]
+        compression = sniff.compression_of(head)
+        is_tar = sniff.is_tar(head)
+        is_zip = sniff.is_zip(head)
+        if (compression or is_zip or is_tar) and depth >= self.limits.max_depth:
+            raise Unreadable(
+                f"archives or compressed files nested deeper than limits.max_depth={self.limits.max_depth}"
+            )
+        if compression:
+            yield from self.open(self._decompress(stream, compression), place, depth + 1)
+        elif is_tar:
+            yield from self._iter_tar(stream, place, depth + 1)
+        elif is_zip:
+            seekable = path.open("rb") if path else copy_to_seekable(stream, self.limits)
+            yield from self._iter_zip(seekable, place, depth + 1)
+        else:
+            text = transcode_to_utf8(stream, head)
+            if text is not stream:
+                path = None  # the file itself is not UTF-8
+            yield Member(place, text, self.report, self.limits, path)
 
-    def _unpacked(self, stream: io.BufferedReader, kind: str) -> BinaryIO:
-        tally = Tally(stream)
-        source = cast(BinaryIO, tally)
-        opener: Any = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open, "zstd": zstd.open}[kind]
-        return cast(BinaryIO, Guarded(opener(source), self.budget, tally, kind))
+    def _decompress(self, stream: io.BufferedReader, compression: str) -> BinaryIO:
+        counting = CountingReader(stream)
+        openers: Any = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open, "zstd": zstd.open}
+        decompressed = openers[compression](cast(BinaryIO, counting))
+        return cast(BinaryIO, LimitedStream(decompressed, self.budget, counting, compression))
 
-    def _member(self, raw: BinaryIO, outer: Place, name: str, depth: int) -> Iterator[Member]:
-        """Yield one member of an archive, or its members if it is one. Its faults are its own: the next one
-        is read all the same."""
-        place = replace(outer, member=f"{outer.member}!{name}" if outer.member else name)
+    def _iter_member(self, raw: BinaryIO, outer: Place, name: str, depth: int) -> Iterator[Member]:
+        """Yield one member of an archive, or the members in it if it is an archive itself.
+
+        A fault in it is quarantined and does not stop the reading of the archive's next member.
+        """
+        place = _place_in(outer, name)
         if sniff.is_unsafe(name):
-            self.report.quarantine(place, "its name leaves the archive")
-        elif sniff.is_litter(name) or not (
-            self.wanted(sniff.unpacked_name(name)) or sniff.is_archive_name(name)
-        ):
+            self.report.quarantine(place, "the member's name points outside the archive")
+        elif self._is_skipped(name):
             self.report.counts["members_of_other_kinds"] += 1
         else:
             try:
                 yield from self.open(raw, place, depth)
             except Unreadable as fault:
-                break_off(self.report, place, fault)
+                quarantine_rest(self.report, place, fault)
 
-    def _tar(self, stream: io.BufferedReader, place: Place, depth: int) -> Iterator[Member]:
+    def _is_skipped(self, name: str) -> bool:
+        if sniff.is_macos_metadata(name):
+            return True
+        return not self.wanted(sniff.unpacked_name(name)) and not sniff.is_archive_name(name)
+
+    def _iter_tar(self, stream: io.BufferedReader, place: Place, depth: int) -> Iterator[Member]:
         try:
             with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK, tarinfo=_TarInfo) as archive:
                 for info in archive:
-                    info.name = sniff.as_text(info.name)
-                    outer = replace(
-                        place, member=f"{place.member}!{info.name}" if place.member else info.name
-                    )
+                    info.name = sniff.decode_name(info.name)
                     if info.isdir():
                         continue
                     if not info.isreg() or info.issparse():
-                        self.report.quarantine(outer, "a link, a device or a sparse file, not a plain one")
+                        member_place = _place_in(place, info.name)
+                        self.report.quarantine(
+                            member_place, "a link, a device or a sparse file, not a regular file"
+                        )
                         continue
                     data = archive.extractfile(info)
                     assert data is not None  # isreg() above
-                    guarded = Guarded(cast(Readable, data), self.budget, None, "tar")
-                    yield from self._member(cast(BinaryIO, guarded), place, info.name, depth)
-                    if guarded.fault:
-                        return  # the stream under it is at its end, and the member's place has been noted
+                    limited = LimitedStream(cast(Readable, data), self.budget, None, "tar")
+                    yield from self._iter_member(cast(BinaryIO, limited), place, info.name, depth)
+                    if limited.fault:
+                        return  # the tar stream ends here too, and the member is quarantined already
+        except Unreadable:
+            raise
         except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-            raise_of_machine(error)
-            raise (
-                error if isinstance(error, Unreadable) else Unreadable(f"not a whole tar archive: {error}")
-            ) from None
+            reraise_machine_error(error)
+            raise Unreadable(f"the tar archive is truncated or corrupt: {error}") from None
 
-    def _zip(self, raw: BinaryIO, place: Place, depth: int) -> Iterator[Member]:
+    def _iter_zip(self, raw: BinaryIO, place: Place, depth: int) -> Iterator[Member]:
         with raw:
             try:
                 archive = zipfile.ZipFile(raw)
-            except (
-                zipfile.BadZipFile,
-                struct.error,
-                ValueError,
-                OSError,
-                NotImplementedError,
-                UnicodeError,
-            ) as error:
-                raise_of_machine(error)
-                yield from self._zip_without_directory(raw, place, depth)
+            except _ZIP_DIRECTORY_ERRORS as error:
+                reraise_machine_error(error)
+                yield from self._iter_zip_without_directory(raw, place, depth)
                 raise Unreadable(f"the zip archive's directory cannot be read: {error}") from None
             with archive:
                 for info in archive.infolist():
-                    where = replace(
-                        place, member=f"{place.member}!{info.filename}" if place.member else info.filename
-                    )
                     if info.is_dir():
                         continue
+                    member_place = _place_in(place, info.filename)
                     if (info.external_attr >> 16) & 0o170000 not in (0, 0o100000):
-                        self.report.quarantine(where, "a link or a device, not a plain file")
+                        self.report.quarantine(member_place, "a link or a device, not a regular file")
                         continue
                     try:
                         data = archive.open(info)
-                    except (
-                        zipfile.BadZipFile,
-                        RuntimeError,
-                        NotImplementedError,
-                        OSError,
-                        EOFError,
-                        ValueError,
-                    ) as error:
-                        raise_of_machine(error)
-                        self.report.quarantine(where, f"cannot be unpacked: {error}")
+                    except _ZIP_MEMBER_ERRORS as error:
+                        reraise_machine_error(error)
+                        self.report.quarantine(member_place, f"cannot be unpacked: {error}")
                         continue
                     with closing(data):
-                        guarded = Guarded(cast(Readable, data), self.budget, info.compress_size, "zip")
-                        yield from self._member(cast(BinaryIO, guarded), place, info.filename, depth)
+                        limited = LimitedStream(cast(Readable, data), self.budget, info.compress_size, "zip")
+                        yield from self._iter_member(cast(BinaryIO, limited), place, info.filename, depth)
 
-    def _zip_without_directory(self, raw: BinaryIO, place: Place, depth: int) -> Iterator[Member]:
-        """Yield the whole members of a zip archive that breaks off: each stands behind a header with its name
-        and size."""
+    def _iter_zip_without_directory(self, raw: BinaryIO, place: Place, depth: int) -> Iterator[Member]:
+        """Yield the complete members of a truncated zip archive, by their local headers."""
         offset = 0
         while True:
             raw.seek(offset)
@@ -201,34 +205,41 @@ class _Container:
                 return
             flags, method = struct.unpack("<HH", header[6:10])
             size, _, name_length, extra_length = struct.unpack("<IIHH", header[18:30])
-            name = raw.read(name_length).decode("utf-8" if flags & 0x800 else "cp437", "replace")
+            is_utf8 = bool(flags & 0x800)
+            name = raw.read(name_length).decode("utf-8" if is_utf8 else "cp437", "replace")
             offset += 30 + name_length + extra_length + size
-            if flags & 0x9 or method not in (
-                0,
-                8,
-            ):  # encrypted, or the size stands behind the data, where nothing leads to it
+            # Stop at an encrypted member, and at one whose size is written behind its data, where
+            # it cannot be found.
+            if flags & 0x9 or method not in (0, 8):
                 return
             raw.seek(offset - size)
             if len(raw.read(1)) < min(size, 1) or raw.seek(0, io.SEEK_END) < offset:
                 return
             raw.seek(offset - size)
-            data: Readable = Window(raw, size)
+            data: Readable = BoundedReader(raw, size)
             if method == 8:
                 data = Inflater(data)
             if not name.endswith("/"):
-                guarded = Guarded(data, self.budget, size, "zip")
-                yield from self._member(cast(BinaryIO, guarded), place, name, depth)
+                limited = LimitedStream(data, self.budget, size, "zip")
+                yield from self._iter_member(cast(BinaryIO, limited), place, name, depth)
+
+
+def _place_in(archive: Place, name: str) -> Place:
+    return replace(archive, member=f"{archive.member}!{name}" if archive.member else name)
 
 
 class _TarInfo(tarfile.TarInfo):
-    """tarfile takes a broken header in mid-archive for its end, in silence, and a long name's size for
-    granted."""
+    """A tar header that raises Unreadable where tarfile alone is too lenient.
+
+    tarfile silently takes a broken header in mid-archive for the end of the archive, and reads a
+    long name of any size into memory.
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _TarInfo:
         info = super().frombuf(buf, encoding, errors)
         if info.type in (b"x", b"g", b"X", b"L", b"K") and info.size > MAX_NAME_BYTES:
-            raise Unreadable(f"a name of {size_of(info.size)} in a tar archive")
+            raise Unreadable(f"the tar archive contains a member name of {format_size(info.size)}")
         return info
 
     @classmethod
@@ -238,4 +249,4 @@ class _TarInfo(tarfile.TarInfo):
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.HeaderError as error:
-            raise Unreadable(f"the tar archive breaks off: {error}") from None
+            raise Unreadable(f"the tar archive is truncated or corrupt: {error}") from None

@@ -1,12 +1,12 @@
-"""What a file is, by its first bytes or by its name, and whether a name can be trusted. Opens nothing."""
+"""Recognition of a file's kind by its first bytes or its name, and of unsafe names."""
 
 from __future__ import annotations
 
 import codecs
 
-PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")
-BINARY = {
+BINARY_KINDS = {
     b"%PDF-": "a PDF",
     b"PAR1": "a Parquet file",
     b"ARROW1": "an Arrow file",
@@ -20,7 +20,7 @@ BINARY = {
     b"\xd0\xcf\x11\xe0": "an old Office document",
     b"SQLite format 3": "an SQLite database",
 }
-WIDE = (
+BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -28,9 +28,9 @@ WIDE = (
 )
 
 
-def packed_by(head: bytes) -> str | None:
-    """Return what a file is compressed by: gzip, bzip2, xz or zstd; None if it is not."""
-    return next((kind for magic, kind in PACKED.items() if head.startswith(magic)), None)
+def compression_of(head: bytes) -> str | None:
+    """Return a file's compression format: gzip, bzip2, xz or zstd; None if it is not compressed."""
+    return next((kind for magic, kind in COMPRESSIONS.items() if head.startswith(magic)), None)
 
 
 def is_zip(head: bytes) -> bool:
@@ -41,27 +41,31 @@ def is_tar(head: bytes) -> bool:
     return head[257:262] == b"ustar"
 
 
-def kind_of(head: bytes) -> str | None:
-    """Return what a file is by its first bytes, if that is not text: "a PDF", "a PNG picture" …"""
-    return next((kind for magic, kind in BINARY.items() if head.startswith(magic)), None)
+def binary_kind(head: bytes) -> str | None:
+    """Return a binary file's kind by its first bytes ("a PDF", "a PNG picture"); None of text."""
+    return next((kind for magic, kind in BINARY_KINDS.items() if head.startswith(magic)), None)
 
 
 def wide_encoding(head: bytes) -> str | None:
-    """Return the encoding of a text in UTF-16 or UTF-32; None of any other."""
-    marked = next((name for bom, name in WIDE if head.startswith(bom)), None)
-    if marked is not None or len(head) < 4 or kind_of(head) is not None:
+    """Return the encoding of a text in UTF-16 or UTF-32; None of any other file."""
+    marked = next((name for bom, name in BYTE_ORDER_MARKS if head.startswith(bom)), None)
+    if marked is not None or len(head) < 4 or binary_kind(head) is not None:
         return marked
-    # Without a mark: of most letters of Latin scripts, every other byte is zero.
-    even, odd = head[0:64:2], head[1:64:2]
+    # Without a byte order mark: in UTF-16, every other byte of most Latin letters is zero.
+    even = head[0:64:2]
+    odd = head[1:64:2]
     if all(even) and odd.count(0) > 0.7 * len(odd):
         return "utf-16-le"
-    return "utf-16-be" if all(odd) and even.count(0) > 0.7 * len(even) else None
+    if all(odd) and even.count(0) > 0.7 * len(even):
+        return "utf-16-be"
+    return None
 
 
 def unpacked_name(name: str) -> str:
-    """Return a name without the endings that say what it is packed by."""
-    for ending in (".gz", ".zst", ".bz2", ".xz"):
-        name = name[: -len(ending)] if name.lower().endswith(ending) else name
+    """Return a file's name without its compression suffixes."""
+    for suffix in (".gz", ".zst", ".bz2", ".xz"):
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
     return name
 
 
@@ -74,14 +78,13 @@ def is_unsafe(name: str) -> bool:
     return name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0] or "\0" in name
 
 
-def is_litter(name: str) -> bool:
-    """Return whether a file is one that macOS puts beside others."""
+def is_macos_metadata(name: str) -> bool:
+    """Return whether a member is one that macOS adds to archives, as resource forks are."""
     return name.startswith("__MACOSX/") or name.rpartition("/")[2].startswith("._")
 
 
-def as_text(name: str) -> str:
-    """Return a file's name that may be no UTF-8, as in old archives: its stray bytes are taken for
-    Windows-1252."""
+def decode_name(name: str) -> str:
+    """Return a file's name, with bytes that are not UTF-8 (in old archives) as Windows-1252."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "cp1252")
 
 

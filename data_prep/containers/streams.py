@@ -1,6 +1,7 @@
-"""Streams of what is packed, read piece by piece within limits, and with every fault turned into Unreadable.
+"""Streams of compressed data, read within limits; faults in the data raise Unreadable.
 
-Used by archives.py, and by readers for the members that it yields. Nothing is held in memory but one record.
+Used by archives.py, and by readers for the members that it yields. At most one record is held in
+memory.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import codecs
 import errno
 import io
+import itertools
 import logging
 import lzma
 import sys
@@ -30,7 +32,13 @@ else:
     from backports import zstd as zstd
 
 CHUNK = 2**16
-RATIO_FROM = 16 * 2**20  # unpacked bytes from which the ratio is looked at: small files may well be all alike
+# Unpacked bytes from which limits.max_ratio applies: a small file may well repeat a single line.
+RATIO_FROM = 16 * 2**20
+
+_DATA_ERRORS = (
+    EOFError, OSError, zlib.error, lzma.LZMAError, zstd.ZstdError, zipfile.BadZipFile,
+    tarfile.TarError,
+)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -40,53 +48,61 @@ class Readable(Protocol):
 
 
 class Member:
-    """A file that is packed in nothing any more: `stream` reads its bytes, and raises Unreadable where it
-    breaks off."""
+    """An unpacked file, or a member of an archive.
+
+    `stream` reads its bytes, and raises Unreadable where the data is truncated or corrupt.
+    """
 
     def __init__(
         self, place: Place, stream: io.BufferedReader, report: Report, limits: LimitsConfig, path: Path | None
     ) -> None:
-        self.place, self.stream = place, stream
-        self._report, self._limits, self._path = report, limits, path
+        self.place = place
+        self.stream = stream
+        self._report = report
+        self._limits = limits
+        self._path = path
 
     @property
     def name(self) -> str:
-        """Return the innermost name, without what it was packed by."""
+        """Innermost name, without compression suffixes."""
         return unpacked_name((self.place.member or self.place.file).rpartition("!")[2])
 
-    def whole(self) -> bytes:
-        """Return all of it.
+    def read_all(self) -> bytes:
+        """Return the whole content.
 
         Raises:
-            Unreadable: it breaks off, or is larger than a record may be.
+            Unreadable: the data is truncated or corrupt, or larger than limits.max_record_bytes.
         """
-        data = self.stream.read(self._limits.max_record_bytes + 1)
-        if len(data) > self._limits.max_record_bytes:
+        limit = self._limits.max_record_bytes
+        data = self.stream.read(limit + 1)
+        if len(data) > limit:
             raise Unreadable(
-                f"over {size_of(self._limits.max_record_bytes)}: raise limits.max_record_bytes if this is no fault"
+                f"larger than {format_size(limit)}; raise limits.max_record_bytes if this is intended"
             )
         return data
 
-    def lines(self) -> Iterator[tuple[Place, bytes]]:
-        """Yield its lines and their places. One that is too long is quarantined and stepped over; a break
-        ends them."""
-        limit, number = self._limits.max_record_bytes, 0
-        while True:
-            number += 1
-            where = replace(self.place, at=f"line {number}")
+    def iter_lines(self) -> Iterator[tuple[Place, bytes]]:
+        """Yield the lines with their places.
+
+        A line that is too long is quarantined and skipped; lines end where the data is truncated.
+        """
+        limit = self._limits.max_record_bytes
+        for number in itertools.count(1):
+            place = replace(self.place, at=f"line {number}")
             try:
                 line = self.stream.readline(limit)
                 if len(line) == limit and not line.endswith(b"\n"):
-                    size = limit + self._skip_line()
-                    too_long = f"a line of {size_of(size)}: raise limits.max_record_bytes if this is no fault"
-                    self._report.quarantine(where, too_long)
+                    size = format_size(limit + self._skip_line())
+                    self._report.quarantine(
+                        place, f"a line of {size}; raise limits.max_record_bytes if this is intended"
+                    )
                     continue
             except Unreadable as fault:
-                break_off(self._report, where, fault)
+                quarantine_rest(self._report, place, fault)
                 return
             if not line:
                 return
-            yield where, line
+            yield place, line
 
     def _skip_line(self) -> int:
         size = 0
@@ -96,27 +112,27 @@ class Member:
                 break
         return size
 
-    def seekable(self) -> BinaryIO:
-        """Open the same bytes for a format that must be read back and forth: the file itself, or a copy
-        without a name on disk."""
+    def open_seekable(self) -> BinaryIO:
+        """Return the content as a seekable stream: the file itself, or a temporary copy."""
         if self._path is not None:
             return self._path.open("rb")
-        return spooled(self.stream, self._limits)
+        return copy_to_seekable(self.stream, self._limits)
 
 
 @dataclass
 class Budget:
-    """What may be unpacked of one file, with all that is packed in it, and what was so far."""
+    """Limits for one source file and everything nested in it, and the bytes unpacked so far."""
 
     limits: LimitsConfig
     unpacked: int = 0
 
 
-class Tally:
-    """Counts what a decompressor takes from the stream under it."""
+class CountingReader:
+    """A stream that counts the compressed bytes which a decompressor reads from it."""
 
     def __init__(self, stream: io.BufferedReader) -> None:
-        self._stream, self.count = stream, 0
+        self._stream = stream
+        self.count = 0
 
     def read(self, size: int = -1) -> bytes:
         data = self._stream.read1(size if size > 0 else CHUNK)
@@ -133,13 +149,26 @@ class Tally:
         pass
 
 
-class Guarded(io.RawIOBase):
-    """A stream whose every fault is Unreadable, raised once all before it has been read, and which ends at
-    the limits."""
+class LimitedStream(io.RawIOBase):
+    """A stream of unpacked bytes that raises Unreadable for any fault and when a limit is exceeded.
 
-    def __init__(self, inner: Readable, budget: Budget, packed: Tally | int | None, kind: str) -> None:
-        self._inner, self._budget = inner, budget
-        self._packed, self._kind = packed, kind
+    The bytes before a fault are delivered first.
+
+    Args:
+        inner: the unpacked bytes.
+        budget: of the source file; shared by all streams of it.
+        packed: the compressed size for limits.max_ratio: known beforehand, or counted while
+            reading; None where nothing is compressed.
+        kind: name of the format for messages.
+    """
+
+    def __init__(
+        self, inner: Readable, budget: Budget, packed: CountingReader | int | None, kind: str
+    ) -> None:
+        self._inner = inner
+        self._budget = budget
+        self._packed = packed
+        self._kind = kind
         self._count = 0
         self.fault: Unreadable | None = None
 
@@ -158,17 +187,9 @@ class Guarded(io.RawIOBase):
                 self._check(len(piece))
             except Unreadable as fault:
                 self.fault = fault
-            except (
-                EOFError,
-                OSError,
-                zlib.error,
-                lzma.LZMAError,
-                zstd.ZstdError,
-                zipfile.BadZipFile,
-                tarfile.TarError,
-            ) as error:
-                raise_of_machine(error)
-                self.fault = Unreadable(f"{self._kind} breaks off or is broken: {error}")
+            except _DATA_ERRORS as error:
+                reraise_machine_error(error)
+                self.fault = Unreadable(f"{self._kind} data is truncated or corrupt: {error}")
         if not filled and self.fault is not None:
             raise self.fault
         return filled
@@ -179,24 +200,24 @@ class Guarded(io.RawIOBase):
         self._budget.unpacked += new
         if self._budget.unpacked > limits.max_unpacked_bytes:
             raise Unreadable(
-                f"unpacks to more than limits.max_unpacked_bytes={size_of(limits.max_unpacked_bytes)}"
+                f"unpacks to more than limits.max_unpacked_bytes={format_size(limits.max_unpacked_bytes)}"
             )
-        packed = self._packed.count if isinstance(self._packed, Tally) else self._packed
-        if (
-            packed is not None
-            and self._count > RATIO_FROM
-            and self._count > limits.max_ratio * max(packed, 1)
-        ):
+        packed = self._packed.count if isinstance(self._packed, CountingReader) else self._packed
+        if packed is None or self._count <= RATIO_FROM:
+            return
+        if self._count > limits.max_ratio * max(packed, 1):
             raise Unreadable(
-                f"unpacks to over limits.max_ratio={limits.max_ratio:g} times its size, like a decompression bomb"
+                f"unpacks to more than limits.max_ratio={limits.max_ratio:g} times its size, "
+                "as a decompression bomb does"
             )
 
 
-class Window:
-    """The next `size` bytes of a file."""
+class BoundedReader:
+    """A stream of the next `size` bytes of a file."""
 
     def __init__(self, raw: BinaryIO, size: int) -> None:
-        self._raw, self._left = raw, size
+        self._raw = raw
+        self._left = size
 
     def read1(self, size: int = -1) -> bytes:
         data = self._raw.read(min(size if size > 0 else CHUNK, self._left))
@@ -205,10 +226,11 @@ class Window:
 
 
 class Inflater:
-    """Raw deflate data, unpacked in bounded pieces."""
+    """A stream that decompresses raw deflate data in bounded chunks."""
 
     def __init__(self, inner: Readable) -> None:
-        self._inner, self._inflate = inner, zlib.decompressobj(-15)
+        self._inner = inner
+        self._inflate = zlib.decompressobj(-15)
 
     def read1(self, size: int = -1) -> bytes:
         while not self._inflate.eof:
@@ -222,10 +244,11 @@ class Inflater:
 
 
 class _Transcoded(io.RawIOBase):
-    """UTF-16 or UTF-32 as UTF-8, so that lines end where they should."""
+    """A UTF-16 or UTF-32 stream as UTF-8, so that it can be split at line breaks."""
 
     def __init__(self, stream: io.BufferedReader, encoding: str) -> None:
-        self._stream, self._decoder = stream, codecs.getincrementaldecoder(encoding)("replace")
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder(encoding)("replace")
         self._rest = b""
 
     def readable(self) -> bool:
@@ -237,47 +260,55 @@ class _Transcoded(io.RawIOBase):
             self._rest = self._decoder.decode(raw, final=not raw).encode()
             if not raw:
                 break
-        piece, self._rest = self._rest[: len(buffer)], self._rest[len(buffer) :]
+        piece = self._rest[: len(buffer)]
+        self._rest = self._rest[len(buffer) :]
         buffer[: len(piece)] = piece
         return len(piece)
 
 
-def as_utf8(stream: io.BufferedReader, head: bytes) -> io.BufferedReader:
-    """Return a stream of UTF-8 where this one is UTF-16 or UTF-32, by its first bytes; else the stream
-    itself."""
+def transcode_to_utf8(stream: io.BufferedReader, head: bytes) -> io.BufferedReader:
+    """Return a stream in UTF-8, if its first bytes are UTF-16 or UTF-32; else the same stream."""
     encoding = wide_encoding(head)
-    return io.BufferedReader(_Transcoded(stream, encoding), CHUNK) if encoding else stream
+    if encoding is None:
+        return stream
+    return io.BufferedReader(_Transcoded(stream, encoding), CHUNK)
 
 
-def spooled(stream: BinaryIO, limits: LimitsConfig) -> BinaryIO:
-    """Return a copy that can be read back and forth: in memory, or without a name on disk where it is
-    large."""
+def copy_to_seekable(stream: BinaryIO, limits: LimitsConfig) -> BinaryIO:
+    """Return a seekable copy of a stream: in memory, or a temporary file if it is large."""
     copy = tempfile.SpooledTemporaryFile(max_size=limits.max_record_bytes)  # noqa: SIM115
     while piece := stream.read(CHUNK):
         try:
             copy.write(piece)
-        except OSError as error:  # it does not say which disk is full
+        except OSError as error:  # the error alone does not name the full disk
             raise OSError(error.errno, error.strerror, tempfile.gettempdir()) from None
     copy.seek(0)
     return cast(BinaryIO, copy)
 
 
-def raise_of_machine(error: Exception) -> None:
-    """Raise an error that is the machine's and not the data's (a disk that fails or is full, a server that
-    does not answer): what is well there must not be given up as broken. Decompressors' errors have no number,
-    and a seek to where a file's own bytes point has EINVAL."""
+def reraise_machine_error(error: Exception) -> None:
+    """Raise `error` if the machine caused it, not the data, as a disk that fails or is full does.
+
+    Intact data must not be quarantined for such an error. Errors of decompressors have no errno,
+    and a seek to an offset that corrupt data names has EINVAL: these return.
+    """
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
         raise error
 
 
-def break_off(report: Report, place: Place, fault: Exception) -> None:
-    """Quarantine a place behind which an unknown number of records is lost: one broken record, with a
-    warning."""
+def quarantine_rest(report: Report, place: Place, fault: Exception) -> None:
+    """Quarantine everything from `place` on as one broken record, and log a warning.
+
+    The number of records that are lost is unknown.
+    """
     report.quarantine(place, fault)
     report.counts["broken_off"] += 1
-    logger.warning("%s: %s breaks off: %s; what came before is kept", place.source, place, fault)
+    message = "%s: %s cannot be read to its end: %s; records before it are kept"
+    logger.warning(message, place.source, place, fault)
 
 
-def size_of(number: float) -> str:
-    """Return a number of bytes in words."""
-    return f"{number / 2**20:.1f} MiB" if number >= 2**20 else f"{number:.0f} bytes"
+def format_size(size: float) -> str:
+    """Return a number of bytes for messages, as "1.5 MiB" or "300 bytes"."""
+    if size >= 2**20:
+        return f"{size / 2**20:.1f} MiB"
+    return f"{size:.0f} bytes"

@@ -1,14 +1,15 @@
-"""Readers of raw files, one file a format: each lists a source's files and yields its documents.
+"""Readers of source files, one module a format.
 
-A reader has
+A reader module has
 
-    files(source)                        the raw files of a source, in a fixed order
-    read(name, source, report, paths)    the documents of those of the files, in order; what is no document
-    goes into the report
+    list_files(source)                   return the source's files in a fixed order
+    read(name, source, report, paths)    yield the documents of some of these files in order, and note
+                                         records that are not documents in the report
 
-and may have FIELDS, what a corpus file's `fields` may map, and a dataclass Options, its own settings, which
-`finetune prepare --help` lists.
+It may also have FIELDS, the names that a corpus file's `fields` may map, and a dataclass Options of
+its own settings, which `finetune prepare --help` lists.
 
-Reading is cut into tasks by file, a large file alone or some small ones together, so `read` may keep nothing
-from one file to the next, and what it says of a file must not depend on which others are read with it.
+Files are read in parallel tasks: one large file, or several small ones, each. `read` must therefore
+keep no state from one file to the next, and its report about a file must not depend on the other
+files of the task.
 """

@@ -1,8 +1,7 @@
-"""The text of a part of an HTML page as Markdown: headings, lists, tables, quotations and code; links reduced
-to their text.
+"""Conversion of a part of an HTML page to Markdown: headings, lists, tables, quotations and code.
 
-All that stands in it and is no furniture arrives: lists in table cells, fact boxes, definitions, captions,
-what can be unfolded.
+Links are reduced to their text. Everything except furniture is kept: lists in table cells, fact
+boxes, definitions, captions, foldable sections.
 """
 
 from __future__ import annotations
@@ -18,56 +17,17 @@ from data_prep.sources.furniture import HEADINGS
 from data_prep.sources.markup import local_name
 
 _BLOCKS = HEADINGS | {
-    "html",
-    "body",
-    "main",
-    "section",
-    "article",
-    "div",
-    "p",
-    "ul",
-    "ol",
-    "li",
-    "table",
-    "tbody",
-    "thead",
-    "tfoot",
-    "tr",
-    "td",
-    "th",
-    "caption",
-    "blockquote",
-    "dl",
-    "dt",
-    "dd",
-    "figure",
-    "figcaption",
-    "header",
-    "footer",
-    "aside",
-    "pre",
-    "address",
-    "details",
-    "summary",
-    "fieldset",
-    "legend",
-    "form",
-    "hr",
-    "center",
-    "hgroup",
-    "menu",
-    "dir",
-    "nav",
-    "search",
-    "dialog",
+    "html", "body", "main", "section", "article", "div", "p", "ul", "ol", "li", "table", "tbody",
+    "thead", "tfoot", "tr", "td", "th", "caption", "blockquote", "dl", "dt", "dd", "figure",
+    "figcaption", "header", "footer", "aside", "pre", "address", "details", "summary", "fieldset",
+    "legend", "form", "hr", "center", "hgroup", "menu", "dir", "nav", "search", "dialog",
     "button",
-}
+}  # fmt: skip
 _PERMALINKS = {"¶", "#", "🔗", "§"}
 
 
 class Kind(StrEnum):
-    """What a block is: those of one kind in LIST and TABLE stand on lines of their own without a blank line
-    between."""
+    """Kind of a block. Consecutive blocks of one kind in _CLOSE have no blank line between them."""
 
     TEXT = "text"
     HEADING = "heading"
@@ -82,12 +42,13 @@ _CLOSE = {Kind.ITEM, Kind.ROW, Kind.DEFINITION}
 
 @dataclass(slots=True)
 class Block:
-    """A block of text, and the element that it stands in.
+    """A block of text, and the element that contains it.
 
     Attributes:
         element: the innermost block element.
-        text: as Markdown has it.
-        opens: whether it begins a list, a table or the like, and so stands apart from one before it.
+        text: in Markdown.
+        opens: true if it begins a list, a table or the like, and so is separated from one before
+            it.
     """
 
     element: html.HtmlElement
@@ -97,21 +58,21 @@ class Block:
 
 
 def read_blocks(root: html.HtmlElement, skips: Callable[[html.HtmlElement], bool]) -> list[Block]:
-    """Return the blocks of an element in document order, but for those that `skips` leaves out."""
+    """Return the blocks of an element in document order, without elements that `skips` rejects."""
     writer = _Writer(skips)
     writer.walk(root, root)
     writer.flush(root)
     return writer.blocks
 
 
-def join(blocks: list[Block]) -> str:
-    """Return blocks as one text: a blank line between them, but for items of one list and rows of one
-    table."""
+def join_blocks(blocks: list[Block]) -> str:
+    """Return blocks as one text, with blank lines except within lists and tables."""
     pieces: list[str] = []
-    for number, block in enumerate(blocks):
-        before = blocks[number - 1].kind if number else None
-        close = block.kind in _CLOSE and before == block.kind and not block.opens
-        pieces.append(("\n" if close else "\n\n") + block.text)
+    last_kind: Kind | None = None
+    for block in blocks:
+        is_close = block.kind in _CLOSE and last_kind == block.kind and not block.opens
+        pieces.append(("\n" if is_close else "\n\n") + block.text)
+        last_kind = block.kind
     return "".join(pieces).strip("\n")
 
 
@@ -121,13 +82,13 @@ class _Writer:
         self._skips = skips
         self._inline: list[str] = []
         self._kind = Kind.TEXT
-        self._marker = ""  # of a list item that has no text yet
+        self._marker = ""  # of the current list item, until its first text is written
         self._indent = ""
         self._quotes = ""
         self._opens = False
 
     def walk(self, element: html.HtmlElement, block: html.HtmlElement) -> None:
-        """Write what stands in an element; `block` is the block that its text belongs to."""
+        """Write an element; `block` is the innermost block element around it."""
         name = local_name(element).lower()
         if name not in _BLOCKS:
             self._write_inline(element, block, name)
@@ -143,7 +104,7 @@ class _Writer:
             self._write_block(element, name)
 
     def flush(self, block: html.HtmlElement) -> None:
-        """End the block that is being written."""
+        """End the current block."""
         lines = [" ".join(line.split()) for line in "".join(self._inline).split("\n")]
         self._inline.clear()
         if local_name(block).lower() in HEADINGS or self._kind == Kind.HEADING:
@@ -154,12 +115,15 @@ class _Writer:
 
     def _append(self, block: html.HtmlElement, kind: Kind, text: str) -> None:
         if self._marker or self._indent:
-            kind = Kind.ITEM if kind in (Kind.TEXT, Kind.HEADING, Kind.DEFINITION) else kind
+            if kind in (Kind.TEXT, Kind.HEADING, Kind.DEFINITION):
+                kind = Kind.ITEM
             lead = self._marker or self._indent
             text = lead + text.replace("\n", "\n" + " " * len(lead))
             self._marker = ""
-        elif kind == Kind.HEADING and (name := local_name(_heading_of(block)).lower()) in HEADINGS:
-            text = f"{'#' * int(name[1])} {text}"
+        elif kind == Kind.HEADING:
+            name = local_name(_heading_of(block)).lower()
+            if name in HEADINGS:
+                text = f"{'#' * int(name[1])} {text}"
         if self._quotes:
             text = self._quotes + text.replace("\n", "\n" + self._quotes)
         self.blocks.append(Block(block, kind, text, self._opens))
@@ -168,37 +132,36 @@ class _Writer:
     def _write_inline(self, element: html.HtmlElement, block: html.HtmlElement, name: str) -> None:
         if name == "br":
             self._inline.append("\n")
-        elif (
-            name == "a"
-            and "".join(element.itertext()).strip() in _PERMALINKS
-            and (element.get("href") or "").startswith("#")
-        ):
             return
-        elif (
-            name in ("code", "kbd", "samp")
-            and (code := " ".join("".join(element.itertext()).split()))
-            and "`" not in code
-        ):
-            self._inline.append(f"`{code}`" if name == "code" else code)
-        else:
-            self._children(element, block)
+        is_anchor = name == "a" and (element.get("href") or "").startswith("#")
+        if is_anchor and "".join(element.itertext()).strip() in _PERMALINKS:
+            return
+        if name in ("code", "kbd", "samp"):
+            code = " ".join("".join(element.itertext()).split())
+            if code and "`" not in code:
+                self._inline.append(f"`{code}`" if name == "code" else code)
+                return
+        self._write_children(element, block)
 
-    def _children(self, element: html.HtmlElement, block: html.HtmlElement) -> None:
-        self._inline.append(_spaced(element.text))
+    def _write_children(self, element: html.HtmlElement, block: html.HtmlElement) -> None:
+        self._inline.append(_without_line_breaks(element.text))
         for child in element:
             if local_name(child) and not self._skips(child):
                 self.walk(child, block)
-            self._inline.append(_spaced(child.tail))
+            self._inline.append(_without_line_breaks(child.tail))
 
     def _write_block(self, element: html.HtmlElement, name: str) -> None:
-        kind, quotes, self._kind = self._kind, self._quotes, self._kind_of(name)
+        outer_kind = self._kind
+        outer_quotes = self._quotes
+        self._kind = self._kind_of(name)
         if name == "dl":
             self._opens = True
         if name == "blockquote":
             self._quotes += "> "
-        self._children(element, element)
+        self._write_children(element, element)
         self.flush(element)
-        self._kind, self._quotes = kind, quotes
+        self._kind = outer_kind
+        self._quotes = outer_quotes
 
     def _kind_of(self, name: str) -> Kind:
         if name in HEADINGS:
@@ -208,10 +171,13 @@ class _Writer:
         return self._kind
 
     def _write_list(self, element: html.HtmlElement, name: str) -> None:
-        kind, indent, marker, self._kind = self._kind, self._indent, self._marker, Kind.TEXT
-        if not indent and not marker:
+        outer_kind = self._kind
+        outer_indent = self._indent
+        outer_marker = self._marker
+        self._kind = Kind.TEXT
+        if not outer_indent and not outer_marker:
             self._opens = True
-        number = _number(element.get("start"))
+        number = _parse_number(element.get("start"))
         for child in element:
             child_name = local_name(child).lower()
             if not child_name or self._skips(child):
@@ -220,15 +186,18 @@ class _Writer:
                 self.walk(child, element)
                 self.flush(element)
                 continue
-            own = f"{_number(child.get('value'), number)}. " if name == "ol" else "- "
-            self._indent = (indent or " " * len(marker)) + " " * len(own)
-            self._marker = self._indent[: -len(own)] + own
-            self._children(child, child)
+            number = _parse_number(child.get("value"), number)
+            marker = f"{number}. " if name == "ol" else "- "
+            lead = outer_indent or " " * len(outer_marker)
+            self._indent = lead + " " * len(marker)
+            self._marker = lead + marker
+            self._write_children(child, child)
             self.flush(child)
-            number = _number(child.get("value"), number) + 1
+            number += 1
             self._marker = ""
-            self._indent = indent
-        self._kind, self._indent = kind, indent
+            self._indent = outer_indent
+        self._kind = outer_kind
+        self._indent = outer_indent
 
     def _write_code(self, element: html.HtmlElement) -> None:
         for line_break in element.iter("br"):
@@ -241,35 +210,34 @@ class _Writer:
         for caption in table.iterchildren("caption"):
             if not self._skips(caption):
                 self.walk(caption, table)
-        rows = [
-            row
-            for row in table.iter("tr")
-            if next(row.iterancestors("table"), None) is table and not self._skips(row)
-        ]
-        cells = [[self._cell(cell) for cell in row.iterchildren("td", "th")] for row in rows]
-        written = [(row, texts) for row, texts in zip(rows, cells, strict=True) if any(texts)]
+        rows: list[tuple[html.HtmlElement, list[str]]] = []
+        for row in table.iter("tr"):
+            if next(row.iterancestors("table"), None) is table and not self._skips(row):
+                cells = [self._cell_text(cell) for cell in row.iterchildren("td", "th")]
+                if any(cells):
+                    rows.append((row, cells))
         self._opens = True
-        for number, (row, texts) in enumerate(written):
-            self._append(row, Kind.ROW, f"| {' | '.join(texts)} |")
-            if not number and len(written) > 1 and not self._indent:
-                self._append(row, Kind.ROW, f"|{'---|' * len(texts)}")
+        for number, (row, cells) in enumerate(rows):
+            self._append(row, Kind.ROW, f"| {' | '.join(cells)} |")
+            if number == 0 and len(rows) > 1 and not self._indent:
+                self._append(row, Kind.ROW, f"|{'---|' * len(cells)}")
 
-    def _cell(self, cell: html.HtmlElement) -> str:
-        """Return a cell as one line: a list in it has its items marked with bullets, or its numbers."""
+    def _cell_text(self, cell: html.HtmlElement) -> str:
+        """Return a cell as one line; the items of a list in it have bullets or their numbers."""
         if self._skips(cell):
             return ""
         inner = _Writer(self._skips)
-        inner._children(cell, cell)
+        inner._write_children(cell, cell)
         inner.flush(cell)
         lines = [re.sub(r"^#+ |^(?:> )+", "", block.text.strip()) for block in inner.blocks]
         return " ".join(re.sub(r"^- ", "• ", " ".join(line.split())) for line in lines)
 
 
 def _is_layout(table: html.HtmlElement) -> bool:
-    """Return whether a table only places what stands in it: nested tables, headings, or one cell a row."""
-    if (table.get("role") or "").lower() in ("presentation", "none") or next(
-        table.iterdescendants("table"), None
-    ) is not None:
+    """Return whether a table is layout: it has nested tables, headings, or one cell a row."""
+    if (table.get("role") or "").lower() in ("presentation", "none"):
+        return True
+    if next(table.iterdescendants("table"), None) is not None:
         return True
     if any(True for cell in table.iter("td") for _ in cell.iter(*HEADINGS)):
         return True
@@ -282,9 +250,11 @@ def _heading_of(block: html.HtmlElement) -> html.HtmlElement:
     return next(block.iterancestors(*HEADINGS), block)
 
 
-def _spaced(text: str | None) -> str:
+def _without_line_breaks(text: str | None) -> str:
     return (text or "").replace("\n", " ")
 
 
-def _number(value: str | None, otherwise: int = 1) -> int:
-    return int(value) if value and value.isdecimal() and len(value) < 6 else otherwise
+def _parse_number(value: str | None, default: int = 1) -> int:
+    if value and value.isdecimal() and len(value) < 6:
+        return int(value)
+    return default

@@ -1,23 +1,25 @@
 """Reader of conversations and instructions, as JSON lines or a JSON array.
 
-A record is one of
+A record has one of these forms:
 
-    messages: [{role, content}, …]                          the model learns the assistant's turns
-    conversations: [{from, value}, …]                       the same in ShareGPT's words (human, gpt, system)
-    prompt, completion: two strings, or two such lists       it learns the completion (of lists, the
-                                                            assistant's turns in it)
-    instruction, input (may be empty or absent), output      Alpaca's names: a question by the user, and the
-                                                            answer to learn
+    messages: [{role, content}, …]                        the assistant's turns are trained on
+    conversations: [{from, value}, …]                     the same with ShareGPT's names (human, gpt, system)
+    prompt, completion: two strings, or two lists         the completion is trained on; of lists of messages,
+                                                          the assistant's turns in it
+    instruction, input (may be empty or absent), output   Alpaca's names: the user's question, and the answer,
+                                                          which is trained on
 
-Beside each of them may stand `system`, the text of a system turn; beside the last two `history`, earlier
-questions and answers as [[question, answer], …], which are learned too, as where the format comes from
-(LLaMA-Factory). `fields` maps other keys; `id`, `group`, `language`, `title` and `date` are read as in
-`jsonl`. A content is a string or a list of text parts; null is empty.
+Each form may have `system`, the text of a system turn. The last two may have `history`, earlier
+questions and answers as [[question, answer], …], whose answers are trained on too, as in
+LLaMA-Factory, which defined this format. `fields` maps other keys; `id`, `group`, `language`,
+`title` and `date` are read as by reader `jsonl`. A content is a string or a list of text parts;
+null is empty.
 
-A turn of the assistant is learned unless one of its flags (`loss`, `train`, `trainable`, `training`,
-`weight`) is false or 0. Keys that would change what is learned, and are not followed here (REFUSED,
-REFUSED_IN_TURNS, and flags in other spellings, as `compute_loss`), make a record unsupported: it is dropped,
-with their names. All other keys are counted by name.
+A turn of the assistant is trained on unless one of its flags (`loss`, `train`, `trainable`,
+`training`, `weight`, `loss_weight`) is false or 0. Some keys would change which tokens are trained
+on, and are not implemented: REFUSED, REFUSED_IN_TURNS, and flags in other spellings, as
+`compute_loss`. A record that has one is dropped as unsupported, with the names of these keys. All
+other keys are counted by name.
 """
 
 from __future__ import annotations
@@ -38,32 +40,39 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 FORMS = (("messages",), ("prompt", "completion"), ("instruction", "output"))
 FIELDS = (*(name for form in FORMS for name in form), "input", "system", "history", *jsonl.OPTIONAL)
 SHAREGPT_LISTS = ("conversations", "conversation")
-SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
-                  "observation": "tool", "tool": "tool"}  # fmt: skip
-FLAGS = (
-    "loss",
-    "train",
-    "trainable",
-    "training",
-    "weight",
-    "loss_weight",
-)  # of a turn: whether it is learned
-# Keys that would change what is learned, unless they are empty …
-REFUSED = ("tools", "functions", "images", "videos", "audios", "documents", "chat_template_kwargs", "enable_thinking", "rejected",
-           "chosen", "mask_history", "loss_mask")  # fmt: skip
-REFUSED_IN_TURNS = (
-    "tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "prefix", "images", "videos", "audios", "audio",
-    "train_detail", "training_detail", "masked", "ignore", "ignore_loss",
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "observation": "tool",
+    "tool": "tool",
+}
+# Keys of a turn that set whether it is trained on.
+FLAGS = ("loss", "train", "trainable", "training", "weight", "loss_weight")
+# Keys of a record or a turn that are refused unless they are empty: they would change which tokens
+# are trained on, or what the model reads.
+REFUSED = (
+    "tools", "functions", "images", "videos", "audios", "documents", "chat_template_kwargs",
+    "enable_thinking", "rejected", "chosen", "mask_history", "loss_mask",
 )  # fmt: skip
-AMBIGUOUS_IN_TURNS = ("mask", "loss_mask", "labels", "label")  # 0 may mean either
-# … and of a whole record, unless they are true or 1. KTO's `label` and `kto_tag`: false is an answer to
-# avoid.
+REFUSED_IN_TURNS = (
+    "tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "prefix",
+    "images", "videos", "audios", "audio", "train_detail", "training_detail", "masked", "ignore",
+    "ignore_loss",
+)  # fmt: skip
+# Refused unless they are null: a 0 means "train on it" in some data sets, and the opposite in
+# others.
+AMBIGUOUS_IN_TURNS = ("mask", "loss_mask", "labels", "label")
+# Keys of a record that are refused unless they are true or 1. A false `kto_tag`, like KTO's
+# `label`, marks an answer to avoid.
 REFUSED_UNLESS_TRUE = (*FLAGS, "sample_weight", "kto_tag")
-# Other spellings of such flags, as compute_loss, isTrainable and no_loss. They may mean either, so none is
-# followed.
+# Other spellings of such flags, as compute_loss, isTrainable and no_loss. Their meaning is
+# ambiguous, so none is implemented.
 _FLAG_WORDS = re.compile(r"(?:^|_)(?:loss|train|learn|supervis|unsupervis|mask|ignore|weight)")
 _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
-MAX_NAMES = 20  # of unknown keys that are counted by name in one file
+MAX_NAMES = 20  # distinct unknown keys that are counted by name in one file
 
 _NAME = re.compile(r"[\w.-]{1,40}")
 _TAGS = (
@@ -106,10 +115,14 @@ class ConversationOptions:
     def __post_init__(self) -> None:
         for name, role in self.roles.items():
             if role not in ROLES:
-                raise UserError(f"options.roles maps '{name}' to '{role}': choose one of {', '.join(ROLES)}")
+                raise UserError(
+                    f"options.roles: '{name}' is mapped to the unknown role '{role}'; "
+                    f"use one of {', '.join(ROLES)}"
+                )
         if self.prompt_template and self.prompt_template.count("{prompt}") != 1:
             raise UserError(
-                f'options.prompt_template is {self.prompt_template!r}: it must hold {{prompt}} once, as "{{prompt}}\\n\\n"'
+                "options.prompt_template: must contain {prompt} exactly once, "
+                f'as "{{prompt}}\\n\\n", not {self.prompt_template!r}'
             )
 
 
@@ -123,117 +136,126 @@ class Options(ConversationOptions, jsonl.Options):
 
 
 class Malformed(UserError):
-    """A record that is none of the forms; `reason` is what it is counted under."""
+    """A record without a known form, or an unsupported one; it is counted under `reason`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
 
 
-def files(source: SourceConfig) -> list[Path]:
-    claims.options(source, Options)
-    return jsonl.files(source)
+def list_files(source: SourceConfig) -> list[Path]:
+    claims.parse_options(source, Options)
+    return jsonl.list_files(source)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    reader = ConversationReader(source, claims.options(source, Options), report)
-    for where, record in jsonl.records(name, source, report, paths):
-        with report.quarantining(where):
-            if (document := reader.document(record, where)) is not None:
+    reader = ConversationReader(source, claims.parse_options(source, Options), report)
+    for place, record in jsonl.iter_records(name, source, report, paths):
+        with report.quarantining(place):
+            document = reader.build_document(record, place)
+            if document is not None:
                 yield document
 
 
 class ConversationReader:
-    """Makes documents of records, and counts in the report what it does not use of them."""
+    """Converter of records to documents; counts dropped records and unknown keys in the report."""
 
     def __init__(self, source: SourceConfig, options: ConversationOptions, report: Report) -> None:
-        self._source, self._options, self._report = source, options, report
+        self._source = source
+        self._options = options
+        self._report = report
         self._keys = {ours: source.fields.get(ours, ours) for ours in FIELDS}
-        described = {self._keys[name] for name in ("system", "history", *jsonl.OPTIONAL)}
-        self._known = {*described, *REFUSED, *REFUSED_UNLESS_TRUE}
-        # Whoever names a preferred answer as the completion leaves the other one out.
-        chosen = set(source.fields.values())
-        self._may_be_there = chosen | ({"rejected"} if "chosen" in chosen else set())
-        self._names: set[str] = set()  # of unknown keys so far
+        description_keys = {self._keys[name] for name in ("system", "history", *jsonl.OPTIONAL)}
+        self._known = {*description_keys, *REFUSED, *REFUSED_UNLESS_TRUE}
+        # Refused keys that `fields` maps are allowed. A source that maps the preferred answer of a
+        # pair as its completion leaves the other answer out.
+        self._allowed = set(source.fields.values())
+        if "chosen" in self._allowed:
+            self._allowed.add("rejected")
+        self._unknown_names: set[str] = set()
 
-    def document(self, record: dict[str, object], where: Place) -> Document | None:
-        """Return a record as a conversation; None, and a drop, if it is one that cannot be learned from.
+    def build_document(self, record: dict[str, object], place: Place) -> Document | None:
+        """Return a record as a conversation; None, and a drop, if it cannot be trained on.
 
         Raises:
-            Unreadable: it is none of the forms.
+            Unreadable: the record has none of the forms.
         """
         try:
-            turns, mask = self._conversation(record)
+            turns, mask = self._parse_conversation(record)
         except Malformed as fault:
             if fault.reason == "unreadable_record":
                 raise Unreadable(str(fault)) from None
-            self._report.drops.append(Drop(str(where), where.source, fault.reason, str(fault)))
+            self._report.drops.append(Drop(str(place), place.source, fault.reason, str(fault)))
             return None
         if not any(turn.target for turn in turns):
             self._report.drops.append(
-                Drop(str(where), where.source, "no_answer", "no turn of the assistant to learn")
+                Drop(str(place), place.source, "no_answer", "no turn of the assistant to train on")
             )
             return None
-        return jsonl.described(record, where, self._source).document(turns=turns, mask=mask)
+        return jsonl.describe(record, place, self._source).build_document(turns=turns, mask=mask)
 
-    def _conversation(self, record: dict[str, object]) -> tuple[list[Turn], str]:
-        """Return the turns of a record, and the name of the mask it calls for."""
-        _refuse({name: value for name, value in record.items() if name not in self._may_be_there})
-        form, keys = self._form(record)
-        system = self._text(record, "system")
-        history = self._history(record)
+    def _parse_conversation(self, record: dict[str, object]) -> tuple[list[Turn], str]:
+        """Return the turns of a record, and the name of its mask column."""
+        _refuse({name: value for name, value in record.items() if name not in self._allowed})
+        form, keys = self._find_form(record)
+        system = self._get_text(record, "system")
+        history = self._parse_history(record)
         values = [record[key] for key in keys]
         if form == "messages":
             if history:
-                raise Malformed("unsupported_record", f"has '{self._keys['history']}' beside its messages")
-            turns, mask = self._messages(values[0], learn=True), "assistant_masks"
+                raise Malformed(
+                    "unsupported_record", f"has '{self._keys['history']}' in addition to its messages"
+                )
+            turns = self._parse_messages(values[0], learn=True)
         elif form == "prompt" and all(isinstance(value, list) for value in values):
-            turns = self._messages(values[0], learn=False) + self._messages(values[1], learn=True)
-            turns, mask = history + turns, "completion_mask"
+            prompt = self._parse_messages(values[0], learn=False)
+            turns = [*history, *prompt, *self._parse_messages(values[1], learn=True)]
         else:
-            question = _string(values[0], keys[0])
+            question = _as_string(values[0], keys[0])
             if form == "instruction":
-                question = "\n\n".join(part for part in (question, self._text(record, "input")) if part)
-            answer = Turn(role="assistant", content=self._answer(values[1], keys[1]), target=True)
-            turns, mask = (
-                [*history, Turn(role="user", content=question, target=False), answer],
-                "completion_mask",
-            )
+                parts = [question, self._get_text(record, "input")]
+                question = "\n\n".join(part for part in parts if part)
+            answer = Turn(role="assistant", content=self._parse_answer(values[1], keys[1]), target=True)
+            turns = [*history, Turn(role="user", content=question, target=False), answer]
             if self._options.prompt_template:
-                turns = self._plain(turns, system)
-        used = {*keys, self._keys["input"]} if form == "instruction" else {*keys}
+                turns = self._apply_prompt_template(turns, system)
+        used = set(keys)
+        if form == "instruction":
+            used.add(self._keys["input"])
         self._count_unknown(record, self._known | used, "unknown_key_")
-        return _with_system(turns, system), mask
+        mask = "assistant_masks" if form == "messages" else "completion_mask"
+        return _prepend_system(turns, system), mask
 
-    def _form(self, record: dict[str, object]) -> tuple[str, list[str]]:
-        """Return the form of a record by its first field, and its keys in the record. An answer may be
-        null."""
+    def _find_form(self, record: dict[str, object]) -> tuple[str, list[str]]:
+        """Return a record's form, named by its first field, and its keys in the record.
+
+        A record whose answer is null has a form too, but others are tried first.
+        """
         forms = [[self._keys[name] for name in form] for form in FORMS]
         if self._keys["messages"] == "messages":
             forms[1:1] = [[name] for name in SHAREGPT_LISTS]
-        whole = [keys for keys in forms if all(record.get(key) is not None for key in keys)]
+        complete = [keys for keys in forms if all(record.get(key) is not None for key in keys)]
         unanswered = [keys for keys in forms if record.get(keys[0]) is not None and keys[-1] in record]
-        for keys in [*whole, *unanswered]:
-            return next((form[0] for form in FORMS if self._keys[form[0]] == keys[0]), "messages"), keys
-        wanted = ", or ".join(" and ".join(f"'{self._keys[name]}'" for name in form) for form in FORMS)
-        raise Malformed("unreadable_record", f"no {wanted}")
+        for keys in [*complete, *unanswered]:
+            names = (form[0] for form in FORMS if self._keys[form[0]] == keys[0])
+            return next(names, "messages"), keys
+        expected = ", or ".join(" and ".join(f"'{self._keys[name]}'" for name in form) for form in FORMS)
+        raise Malformed("unreadable_record", f"has no {expected}")
 
-    def _messages(self, value: object, learn: bool) -> list[Turn]:
+    def _parse_messages(self, value: object, learn: bool) -> list[Turn]:
         if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
             raise Malformed("unreadable_record", "messages are not a list of objects")
-        return [self._message(message, learn) for message in value]
+        return [self._parse_message(message, learn) for message in value]
 
-    def _message(self, message: dict[str, object], learn: bool) -> Turn:
-        extra = [name for name in REFUSED_IN_TURNS if not _is_empty(message.get(name))]
-        extra += [name for name in AMBIGUOUS_IN_TURNS if message.get(name) is not None]
-        followed = {*FLAGS, *REFUSED_IN_TURNS, *AMBIGUOUS_IN_TURNS}
-        extra += [
-            name for name, value in message.items() if name not in followed and _is_other_flag(name, value)
-        ]
-        if extra:
-            raise Malformed("unsupported_record", f"a message with {', '.join(extra)}")
-        role_key, content_key = self._turn_keys(message)
-        role, wanted = self._role(message, role_key), _flag(message)
+    def _parse_message(self, message: dict[str, object], learn: bool) -> Turn:
+        refused = [name for name in REFUSED_IN_TURNS if not _is_empty(message.get(name))]
+        refused += [name for name in AMBIGUOUS_IN_TURNS if message.get(name) is not None]
+        refused += _find_other_flags(message, {*FLAGS, *REFUSED_IN_TURNS, *AMBIGUOUS_IN_TURNS})
+        if refused:
+            raise Malformed("unsupported_record", f"a message with unsupported keys: {', '.join(refused)}")
+        role_key, content_key = self._get_turn_keys(message)
+        role = self._parse_role(message, role_key)
+        flag = _parse_flag(message)
         if content_key not in message:
             raise Malformed(
                 "unreadable_record",
@@ -242,138 +264,142 @@ class ConversationReader:
         content = message[content_key]
         if isinstance(content, list):
             if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-                raise Malformed("unsupported_record", f"a content of the {role} that is not all text")
-            content = "".join(_string(part.get("text"), "text") for part in content)
-        self._count_unknown(
-            message, {role_key, content_key, *FLAGS, *REFUSED_IN_TURNS}, "unknown_key_of_a_turn_"
-        )
-        if role != "assistant":
-            if wanted:
-                raise Malformed("unsupported_record", f"a turn of the {role} that is to be learned")
-            return Turn(role=role, content=_string(content, content_key), target=False)
-        return Turn(
-            role=role, content=self._answer(content, content_key), target=learn and wanted is not False
-        )
+                raise Malformed("unsupported_record", f"content of the {role} with parts that are not text")
+            content = "".join(_as_string(part.get("text"), "text") for part in content)
+        known = {role_key, content_key, *FLAGS, *REFUSED_IN_TURNS}
+        self._count_unknown(message, known, "unknown_key_of_a_turn_")
+        if role == "assistant":
+            is_target = learn and flag is not False
+            return Turn(role=role, content=self._parse_answer(content, content_key), target=is_target)
+        if flag:
+            raise Malformed("unsupported_record", f"a turn of the {role} that is marked for training")
+        return Turn(role=role, content=_as_string(content, content_key), target=False)
 
-    def _turn_keys(self, message: dict[str, object]) -> tuple[str, str]:
-        sharegpt = "from" in message and "role" not in message
-        role, content = ("from", "value") if sharegpt else ("role", "content")
-        return self._options.role_key or role, self._options.content_key or content
+    def _get_turn_keys(self, message: dict[str, object]) -> tuple[str, str]:
+        defaults = ("role", "content")
+        if "from" in message and "role" not in message:  # ShareGPT's form
+            defaults = ("from", "value")
+        return self._options.role_key or defaults[0], self._options.content_key or defaults[1]
 
-    def _role(self, message: dict[str, object], key: str) -> str:
+    def _parse_role(self, message: dict[str, object], key: str) -> str:
         if key not in message:
             names = ", ".join(sorted(name for name in message if _NAME.fullmatch(name))[:5])
             raise Malformed(
                 "unknown_role", f"a message without '{key}'; options.role_key can name another key ({names})"
             )
-        said = message[key]
-        if isinstance(said, str):
-            role = self._options.roles.get(said, SHAREGPT_ROLES.get(said, said) if key == "from" else said)
+        name = message[key]
+        if isinstance(name, str):
+            default = SHAREGPT_ROLES.get(name, name) if key == "from" else name
+            role = self._options.roles.get(name, default)
             if role in ROLES:
                 return role
-        if said == "function_call":
+        if name == "function_call":
             raise Malformed("unsupported_record", "a message with function_call")
         known = ", ".join([*self._options.roles, *ROLES])
         raise Malformed(
-            "unknown_role", f"{key} is {said!r:.60}, not one of {known}; options.roles can name more"
+            "unknown_role", f"{key} is {name!r:.60}, not one of {known}; options.roles can map it to a role"
         )
 
-    def _history(self, record: dict[str, object]) -> list[Turn]:
+    def _parse_history(self, record: dict[str, object]) -> list[Turn]:
         key = self._keys["history"]
         pairs = record.get(key) or []
-        if not isinstance(pairs, list) or not all(
-            isinstance(pair, list) and len(pair) == 2 for pair in pairs
-        ):
-            raise Malformed("unreadable_record", f"'{key}' is not a list of questions with answers")
+        if not isinstance(pairs, list) or not all(map(_is_pair, pairs)):
+            raise Malformed("unreadable_record", f"'{key}' is not a list of [question, answer] pairs")
         turns = []
         for question, answer in pairs:
-            turns.append(Turn(role="user", content=_string(question, key), target=False))
-            turns.append(
-                Turn(role="assistant", content=self._answer(answer, key), target=self._options.learn_history)
-            )
+            turns.append(Turn(role="user", content=_as_string(question, key), target=False))
+            content = self._parse_answer(answer, key)
+            turns.append(Turn(role="assistant", content=content, target=self._options.learn_history))
         return turns
 
-    def _plain(self, turns: list[Turn], system: str) -> list[Turn]:
-        """Return a question and its answer as plain text in the form that the options name."""
+    def _apply_prompt_template(self, turns: list[Turn], system: str) -> list[Turn]:
+        """Return a question and its answer as plain text by options.prompt_template."""
         if len(turns) != 2 or system:
             raise Malformed(
                 "unsupported_record", "has a system or history, for which prompt_template has no place"
             )
-        # A command line passes the two characters of an escaped line break on.
-        form = self._options.prompt_template.replace("\\n", "\n")
-        prompt = form.replace("{prompt}", turns[0].content)
+        # From a command line, a line break arrives as the two characters \n.
+        template = self._options.prompt_template.replace("\\n", "\n")
+        prompt = template.replace("{prompt}", turns[0].content)
         return [
             Turn(role="", content=prompt, target=False),
             Turn(role="", content=turns[1].content, target=True),
         ]
 
-    def _answer(self, value: object, name: str) -> str:
-        text = _string(value, name)
+    def _parse_answer(self, value: object, name: str) -> str:
+        text = _as_string(value, name)
         if not self._options.strip_html:
             return text
-        stripped = without_html(text)
+        stripped = strip_html(text)
         self._report.counts["answers_with_html_stripped"] += stripped != text
         return stripped
 
-    def _text(self, record: dict[str, object], field_name: str) -> str:
+    def _get_text(self, record: dict[str, object], field_name: str) -> str:
         key = self._keys[field_name]
-        return _string(record.get(key), key)
+        return _as_string(record.get(key), key)
 
     def _count_unknown(self, keys: dict[str, object], known: set[str], prefix: str) -> None:
         for name in keys:
             if name in known or keys[name] is None:
                 continue
-            counted = prefix + (name if _NAME.fullmatch(name) else "(no plain name)")
-            if counted not in self._names and len(self._names) >= MAX_NAMES:
+            shown = name if _NAME.fullmatch(name) else "(no plain name)"
+            counted = f"{prefix}{shown}"
+            if counted not in self._unknown_names and len(self._unknown_names) >= MAX_NAMES:
                 counted = "unknown_keys_of_other_names"
             else:
-                self._names.add(counted)
+                self._unknown_names.add(counted)
             self._report.counts[counted] += 1
 
 
-def without_html(text: str) -> str:
-    """Return a text without HTML's tags: blocks become lines, items a list, entities their characters. What
-    has the form of a tag but is none of HTML's, as <think>, stays."""
+def strip_html(text: str) -> str:
+    """Return a text without HTML tags; blocks become lines, items a list, entities characters.
+
+    A tag that is not one of HTML's, as <think>, is kept.
+    """
     lines = _LINE.sub("\n", _PARAGRAPH.sub("\n\n", _NO_TEXT.sub("", text)))
     plain = html.unescape(_TAG.sub("", _CELL.sub("\t", _ITEM.sub("\n- ", lines))))
-    return text if plain == text else _BLANK_LINES.sub("\n\n", plain).strip()
+    if plain == text:
+        return text
+    return _BLANK_LINES.sub("\n\n", plain).strip()
 
 
-def _with_system(turns: list[Turn], system: str) -> list[Turn]:
-    """Put the text that a record has under `system` before its turns."""
+def _prepend_system(turns: list[Turn], system: str) -> list[Turn]:
+    """Return the turns with the record's `system` text as the first, unless they begin with it."""
     if not system.strip() or (turns and turns[0].role == "system" and turns[0].content == system):
         return turns
     if any(turn.role in ("system", "developer") for turn in turns):
-        raise Malformed("unsupported_record", "has a system beside that of its messages")
+        raise Malformed("unsupported_record", "has a system that differs from that of its messages")
     return [Turn(role="system", content=system, target=False), *turns]
 
 
 def _refuse(record: dict[str, object]) -> None:
-    """Raise Malformed if a record has keys that would change what is learned of it."""
-    extra = [name for name in REFUSED if not _is_empty(record.get(name))]
-    extra += [name for name in REFUSED_UNLESS_TRUE if record.get(name) not in (None, True)]
-    extra += ["label"] * (record.get("label") is False)
-    followed = {*REFUSED, *REFUSED_UNLESS_TRUE}
-    extra += [name for name, value in record.items() if name not in followed and _is_other_flag(name, value)]
-    if extra:
-        raise Malformed("unsupported_record", f"has {', '.join(extra)}")
+    """Raise Malformed if a record has keys that would change which of its tokens are trained on."""
+    refused = [name for name in REFUSED if not _is_empty(record.get(name))]
+    refused += [name for name in REFUSED_UNLESS_TRUE if record.get(name) not in (None, True)]
+    if record.get("label") is False:
+        refused.append("label")
+    refused += _find_other_flags(record, {*REFUSED, *REFUSED_UNLESS_TRUE})
+    if refused:
+        raise Malformed("unsupported_record", f"has unsupported keys: {', '.join(refused)}")
 
 
-def _flag(message: dict[str, object]) -> bool | None:
-    """Return whether a turn is to be learned, by its own word; None if it says nothing."""
+def _parse_flag(message: dict[str, object]) -> bool | None:
+    """Return whether a turn's own flags mark it for training; None if it has no flag."""
     flags = {name: message[name] for name in FLAGS if message.get(name) is not None}
-    odd = [name for name, value in flags.items() if not isinstance(value, int | float) or value not in (0, 1)]
-    if odd:
-        raise Malformed(
-            "unsupported_record", f"a message with {odd[0]} {flags[odd[0]]!r}, neither true nor false"
-        )
+    for name, value in flags.items():
+        if not isinstance(value, int | float) or value not in (0, 1):
+            raise Malformed("unsupported_record", f"a message with {name} {value!r}, neither true nor false")
     if len({bool(value) for value in flags.values()}) > 1:
         raise Malformed("unsupported_record", f"a message whose {' and '.join(flags)} disagree")
     return bool(next(iter(flags.values()))) if flags else None
 
 
+def _find_other_flags(record: dict[str, object], known: set[str]) -> list[str]:
+    return [name for name, value in record.items() if name not in known and _is_other_flag(name, value)]
+
+
 def _is_other_flag(name: str, value: object) -> bool:
-    """Whether a key of another spelling seems to say what is learned; a text or null under it is no flag."""
+    """Return whether a key seems to be a training flag in another spelling; free text is not."""
     if not _FLAG_WORDS.search(_CAPITAL.sub("_", name).replace("-", "_").lower()):
         return False
     if isinstance(value, str):
@@ -385,9 +411,13 @@ def _is_empty(value: object) -> bool:
     return value in (None, "", False, [], {}) or value in ("[]", "{}", "null")
 
 
-def _string(value: object, name: str) -> str:
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2
+
+
+def _as_string(value: object, name: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
         raise Malformed("unreadable_record", f"'{name}' is a {type(value).__name__}, not a string")
-    return jsonl.clean(value)
+    return jsonl.to_valid_text(value)

@@ -1,4 +1,4 @@
-"""What sources claim about their documents, in our words: languages, dates, and a reader's own options."""
+"""Languages and dates as sources write them, in normal form; a reader's options, checked."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ if TYPE_CHECKING:
 
     Options = TypeVar("Options", bound=DataclassInstance)
 
-_NAMES = {
-    "bokmål": "nob",
-    "nor": "nob",
-    "nynorsk": "nno",
-}  # what sources write beside codes; "nor" says no more than Norwegian
+# Names that sources write instead of codes. "nor" is Norwegian without a written standard: taken as
+# Bokmål.
+_NAMES = {"bokmål": "nob", "nor": "nob", "nynorsk": "nno"}
 _MONTHS = (
-    "januar", "februar", "mars", "april", "mai", "juni", "juli", "august", "september", "oktober", "november", "desember",
+    "januar", "februar", "mars", "april", "mai", "juni",
+    "juli", "august", "september", "oktober", "november", "desember",
 )  # fmt: skip
 _ISO = re.compile(r"\b(1[5-9]\d\d|20\d\d)-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])")
 _WRITTEN = re.compile(rf"\b(\d{{1,2}})\.?\s+({'|'.join(_MONTHS)})\s+(1[5-9]\d\d|20\d\d)", re.IGNORECASE)
@@ -29,9 +28,8 @@ _DOTTED = re.compile(r"\b(\d{1,2})\.(\d{1,2})\.(1[5-9]\d\d|20\d\d)\b")
 _YEAR = re.compile(r"\b(1[5-9]\d\d|20\d\d)\b")
 
 
-def language(claim: object) -> str:
-    """Return the ISO 639-3 code of what a source calls a language, or "" if it is not known: nb, NN, no,
-    en-GB, pl, ukr …"""
+def parse_language(claim: object) -> str:
+    """Return the ISO 639-3 code of a language by its name in a source (nb, NN); "" if unknown."""
     name = str(claim or "").strip().lower().replace("_", "-")
     if name in ("no-nn", "nor-nn", "nor-nno", "no-nno"):
         return "nno"
@@ -42,34 +40,45 @@ def _code(name: str) -> str:
     return _NAMES.get(name) or ISO_639_3.get(name, "")
 
 
-def date(claim: object) -> str:
-    """The first date in a text as 2014-02-13, or its year, or "": 2014-02-13T10:00, 13. februar 2014,
-    13.2.2014, 2014."""
+def parse_date(claim: object) -> str:
+    """Return the first date in a text as YYYY-MM-DD, its first year if there is no date, or "".
+
+    Dates are recognized as 2014-02-13T10:00, 13. februar 2014 and 13.2.2014.
+    """
     text = str(claim or "")
-    if match := _ISO.search(text):
-        return match[0]
-    if match := _WRITTEN.search(text):
-        return f"{match[3]}-{_MONTHS.index(match[2].lower()) + 1:02d}-{int(match[1]):02d}"
-    if (match := _DOTTED.search(text)) and int(match[2]) <= 12:
-        return f"{match[3]}-{int(match[2]):02d}-{int(match[1]):02d}"
-    return match[0] if (match := _YEAR.search(text)) else ""
+    iso = _ISO.search(text)
+    if iso:
+        return iso[0]
+    written = _WRITTEN.search(text)
+    if written:
+        month = _MONTHS.index(written[2].lower()) + 1
+        return f"{written[3]}-{month:02d}-{int(written[1]):02d}"
+    dotted = _DOTTED.search(text)
+    if dotted and int(dotted[2]) <= 12:
+        return f"{dotted[3]}-{int(dotted[2]):02d}-{int(dotted[1]):02d}"
+    year = _YEAR.search(text)
+    return year[0] if year else ""
 
 
-def options(source: SourceConfig, kind: type[Options]) -> Options:
-    """The source's options as the reader's dataclass.
+def parse_options(source: SourceConfig, kind: type[Options]) -> Options:
+    """Return the source's options as an instance of `kind`, the reader's dataclass of options.
 
     Raises:
-        UserError: one is not among them, or has a value that it cannot have.
+        UserError: an option is unknown, or its value has the wrong type or is not allowed.
     """
-    known = {field.name: field for field in fields(kind)}
-    if unknown := sorted(set(source.options) - set(known)):
+    known = [field.name for field in fields(kind)]
+    unknown = sorted(set(source.options) - set(known))
+    if unknown:
         raise UserError(
-            f"options.{unknown[0]}: reader {source.reader} has {', '.join(known) or 'no options'}"
+            f"options.{unknown[0]}: unknown option of reader {source.reader}; its options are "
+            f"{', '.join(known)}"
         )
     for name, value in source.options.items():
         default = getattr(kind(), name)
-        if type(value) is not type(default) and not (isinstance(default, float) and isinstance(value, int)):
+        is_int_for_float = isinstance(default, float) and isinstance(value, int)
+        if type(value) is not type(default) and not is_int_for_float:
             raise UserError(
-                f"options.{name} is {value!r}: reader {source.reader} takes a {type(default).__name__} there"
+                f"options.{name}: must be a {type(default).__name__} for reader {source.reader}, "
+                f"not {value!r}"
             )
     return kind(**source.options)

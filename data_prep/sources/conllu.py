@@ -1,92 +1,115 @@
-"""Universal Dependencies (CoNLL-U): for evaluation, as treebanks are small. One document a sentence, or what
-`# newdoc` begins.
+"""Reader of Universal Dependencies treebanks (CoNLL-U): for evaluation, as they are small.
 
-The text is the treebank's own (`# text = `), not its words put together. The language is that of the file's
-name (no_bokmaal-ud-dev.conllu) unless the corpus file says another.
+A sentence is a document, unless `# newdoc` lines mark larger ones. The text is taken from the
+comment `# text = …`, not rebuilt from the tokens. The language is that of the file's name
+(no_bokmaal-ud-dev.conllu) unless the corpus file names another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.config import SourceConfig
 from data_prep.containers.streams import Member
 from data_prep.document import Document, Place, Report
 from data_prep.sources import claims
-from data_prep.sources.files import decode, find, members, stem
+from data_prep.sources.files import decode, find_files, id_from_place, iter_members
 
 SUFFIXES = (".conllu",)
 TREEBANKS = {"no_bokmaal": "nob", "no_nynorsk": "nno", "no_nynorsklia": "nno"}
 
 
-def files(source: SourceConfig) -> list[Path]:
-    return find(source, SUFFIXES)
+def list_files(source: SourceConfig) -> list[Path]:
+    return find_files(source, SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    for member in members(name, source, report, paths, SUFFIXES):
+    def document(identity: str, texts: list[str], language: str) -> Document:
+        return Document(
+            id=identity,
+            text=" ".join(texts),
+            source=name,
+            license=source.license,
+            group=identity,
+            language=language,
+        )
+
+    for member in iter_members(name, source, report, paths, SUFFIXES):
         treebank = member.name.rpartition("/")[2].partition("-ud")[0]
-        language = TREEBANKS.get(treebank) or claims.language(treebank.partition("_")[0])
-        base, document, texts = stem(member.place), "", list[str]()
-        for place, newdoc, sent_id, text in _sentences(member, report):
-            if newdoc or not document:
+        language = TREEBANKS.get(treebank) or claims.parse_language(treebank.partition("_")[0])
+        file_id = id_from_place(member.place)
+        document_id = ""
+        texts: list[str] = []
+        for sentence in _iter_sentences(member, report):
+            if sentence.newdoc or not document_id:
                 if texts:
-                    yield _document(f"{base}:{document}", texts, language, source, name)
-                document, texts = newdoc, []
-            if document:
-                texts.append(text)
+                    yield document(f"{file_id}:{document_id}", texts, language)
+                document_id = sentence.newdoc
+                texts = []
+            if document_id:
+                texts.append(sentence.text)
             else:
-                yield _document(
-                    f"{base}:{sent_id or place.at.rpartition(' ')[2]}", [text], language, source, name
-                )
+                sentence_id = sentence.sent_id or _line_number(sentence.place)
+                yield document(f"{file_id}:{sentence_id}", [sentence.text], language)
         if texts:
-            yield _document(f"{base}:{document}", texts, language, source, name)
+            yield document(f"{file_id}:{document_id}", texts, language)
 
 
-def _document(identity: str, texts: list[str], language: str, source: SourceConfig, name: str) -> Document:
-    return Document(
-        id=identity,
-        text=" ".join(texts),
-        source=name,
-        license=source.license,
-        group=identity,
-        language=language,
-    )
+@dataclass(frozen=True)
+class _Sentence:
+    """A sentence of a treebank.
+
+    Attributes:
+        newdoc: id of the document that begins with this sentence; "" if none does.
+        sent_id: the treebank's id of the sentence, or "".
+    """
+
+    place: Place
+    newdoc: str
+    sent_id: str
+    text: str
 
 
-def _sentences(member: Member, report: Report) -> Iterator[tuple[Place, str, str, str]]:
-    """Place, id of the document that begins here, id of the sentence, its text. Words without a text are
-    quarantined.
+def _iter_sentences(member: Member, report: Report) -> Iterator[_Sentence]:
+    """Yield the sentences of a file; one without a `# text` comment is quarantined.
 
-    A document that is given no id is called by its line; one whose first sentence has no text begins with the
-    next.
+    A document without an id is named by its line number. One whose first sentence is quarantined
+    begins with its next sentence.
     """
     comments: dict[str, str] = {}
-    start, newdoc, has_words = member.place, "", False
+    start = member.place
+    newdoc = ""
+    has_tokens = False
 
-    def closed() -> Iterator[tuple[Place, str, str, str]]:
+    def finish_sentence() -> Iterator[_Sentence]:
         nonlocal newdoc
         if "newdoc id" in comments or "newdoc" in comments:
-            newdoc = comments.get("newdoc id") or start.at.rpartition(" ")[2]
+            newdoc = comments.get("newdoc id") or _line_number(start)
         if comments.get("text"):
-            yield start, newdoc, comments.get("sent_id", ""), comments["text"]
+            yield _Sentence(start, newdoc, comments.get("sent_id", ""), comments["text"])
             newdoc = ""
         else:
             report.quarantine(start, "a sentence without its text (# text = …)")
 
-    for where, line in member.lines():
-        with report.quarantining(where):
+    for place, line in member.iter_lines():
+        with report.quarantining(place):
             text = decode(line, report).rstrip("\r\n")
-            if text and not (comments or has_words):
-                start = where
+            if text and not (comments or has_tokens):
+                start = place
             if text.startswith("#"):
                 key, _, value = text[1:].partition("=")
                 comments[key.strip()] = value.strip()
             elif text:
-                has_words = True
-            elif has_words:
-                yield from closed()
-                comments, has_words = {}, False
-    if has_words:
-        yield from closed()
+                has_tokens = True
+            elif has_tokens:
+                yield from finish_sentence()
+                comments = {}
+                has_tokens = False
+    if has_tokens:
+        yield from finish_sentence()
+
+
+def _line_number(place: Place) -> str:
+    return place.at.rpartition(" ")[2]

@@ -1,18 +1,20 @@
-"""Journals and meetings as agencies deliver them to eInnsyn: Noark 5 XML, and JSON-LD with the same terms;
-and the two journals of a Noark 5 archive, `offentligJournal.xml` and `loependeJournal.xml`, which have a case
-and an entry a row.
+"""Reader of journals and meetings of public agencies (eInnsyn), as Noark 5 XML or JSON-LD.
 
-One document is one case (saksmappe) or meeting (moetemappe) with its entries: titles, dates and kinds of
-documents, and by what law something is withheld. Entries whose case is in another file are documents of their
-own, in the case's group.
+The two journals of a Noark 5 archive, `offentligJournal.xml` and `loependeJournal.xml`, are read
+too; each of their rows has a case and an entry.
 
-Nothing that is withheld is ever read, in either format, as only the terms below are looked at. JSON-LD marks
-it: `*_SENSITIV` (and `*_LIST`, which is cut from it) holds the whole title, `offentligTittel` and a
-document's `tittel` the public one. Noark 5 has no such mark: `tittel` there is the whole title, and only
-`offentligTittel` the public one. A document within an entry has no `offentligTittel`; its `tittel` is read
-only where nothing around it is withheld and the entry's two titles are the same. Of the two journals,
-`tittel` is never read: that of a class may be a person's name. Names of persons (correspondents, officers,
-participants) are left out in all."""
+A document is a case (saksmappe) or a meeting (moetemappe) with its entries: titles, dates and kinds
+of documents, and the law by which something is withheld. Entries whose case is in another file are
+documents of their own, in the case's group.
+
+Withheld information is never read, as only the terms listed in this module are. In JSON-LD, terms
+named `*_SENSITIV` (and `*_LIST`, which is derived from them) hold the full title;
+`offentligTittel`, and a document's `tittel`, hold the public one. In Noark 5, `tittel` is the full
+title, and only `offentligTittel` is public. A document within an entry has no `offentligTittel`;
+its `tittel` is read only if nothing around it is withheld and the entry's two titles are equal. In
+the two journals `tittel` is never read, as a class may be titled by a person's name. Names of
+persons (correspondents, officers, participants) are never read.
+"""
 
 from __future__ import annotations
 
@@ -27,26 +29,46 @@ from lxml import etree
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Unreadable
 from data_prep.sources import claims
-from data_prep.sources.files import contents, decode, find, stem
+from data_prep.sources.files import decode, find_files, id_from_place, iter_contents
 from data_prep.sources.json_stream import parse
-from data_prep.sources.jsonl import clean
+from data_prep.sources.jsonl import to_valid_text
 from data_prep.sources.markup import local_name, parse_xml, squeeze
 
 SUFFIXES = (".xml", ".jsonld", ".json")
 NOARK = "http://www.arkivverket.no/standarder/noark5/arkivstruktur/"
 FOLDERS = {"saksmappe": "Sak", "moetemappe": "Møte"}
 ENTRIES = {
-    "journalpost": "Journalpost", "moetesaksregistrering": "Møtesak", "moetedokumentregistrering": "Møtedokument",
-    "basisregistrering": "Registrering", "registrering": "Registrering",
-}  # fmt: skip
+    "journalpost": "Journalpost",
+    "moetesaksregistrering": "Møtesak",
+    "moetedokumentregistrering": "Møtedokument",
+    "basisregistrering": "Registrering",
+    "registrering": "Registrering",
+}
 TYPES = ("journalposttype", "moetesakstype", "moetedokumentregistreringstype")
-KIND_WORDS = re.compile(r"(?<=[a-zæøå])(?=[A-ZÆØÅ])")
+JOURNALS = ("offentligJournal", "loependeJournal")
+_TERMS = {
+    "saksaar", "sakssekvensnummer", "moetenummer", "moetested", "utvalg", "administrativEnhet",
+    "journalpostnummer", "journaldato", "dokumentetsDato", "moetesaksaar",
+    "moetesakssekvensnummer",
+}  # fmt: skip
+_DATES = ("moetedato", "saksdato")
+_WITHHELD = ("tilgangsrestriksjon", "skjermingshjemmel", "skjermingMetadata", "grad", "gradering")
+_SHIELD = ("tilgangsrestriksjon", "skjermingshjemmel")
+_DOCUMENT = ("tittel", "dokumentnummer", "tilknyttetRegistreringSom")
+_CAMEL_CASE = re.compile(r"(?<=[a-zæøå])(?=[A-ZÆØÅ])")
+_SPELLINGS = str.maketrans({"ø": "oe", "å": "aa"})
 
 
 @dataclass
 class Node:
-    """A folder, an entry or a document. `terms` holds public terms alone; `is_withheld` that a part of it is
-    not public."""
+    """A folder or an entry.
+
+    Attributes:
+        parent: id of the folder that an entry belongs to, or "".
+        terms: its public terms only.
+        documents: number, role and title of each of an entry's documents.
+        is_withheld: true if a part of it is not public.
+    """
 
     id: str
     kind: str
@@ -56,114 +78,110 @@ class Node:
     is_withheld: bool = False
 
 
-def files(source: SourceConfig) -> list[Path]:
-    return find(source, SUFFIXES)
+def list_files(source: SourceConfig) -> list[Path]:
+    return find_files(source, SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    for where, raw in contents(name, source, report, paths, SUFFIXES):
-        with report.quarantining(where):
+    for place, raw in iter_contents(name, source, report, paths, SUFFIXES):
+        with report.quarantining(place):
             if raw.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
                 try:
-                    nodes = list(_of_json_ld(parse(decode(raw, report))))
+                    nodes = list(_read_json_ld(parse(decode(raw, report))))
                 except RecursionError:
-                    raise Unreadable("objects nested too deep in each other") from None
+                    raise Unreadable("objects are nested too deep") from None
             else:
-                nodes = list(_of_noark(parse_xml(raw, report)))
+                nodes = list(_read_noark(parse_xml(raw, report)))
             if not nodes:
                 report.counts["files_without_entries"] += 1
-            yield from _documents(nodes, where, source, report)
+            yield from _documents(nodes, place, source, report)
 
 
-def _documents(nodes: list[Node], where: Place, source: SourceConfig, report: Report) -> Iterator[Document]:
+def _documents(nodes: list[Node], place: Place, source: SourceConfig, report: Report) -> Iterator[Document]:
     folders = {node.id: node for node in nodes if node.kind in FOLDERS}
     entries: dict[str, list[Node]] = {}
     for node in nodes:
         if node.kind in ENTRIES:
-            entries.setdefault(node.parent if node.parent in folders else node.id, []).append(node)
+            head_id = node.parent if node.parent in folders else node.id
+            entries.setdefault(head_id, []).append(node)
     loose = [node for node in nodes if node.kind in ENTRIES and node.parent not in folders]
     for head in [*folders.values(), *loose]:
-        lines = [_folder_line(head)] if head.kind in FOLDERS else []
-        lines += [_entry_lines(entry) for entry in entries.get(head.id, [])]
-        if not any(node.terms.get("title") or node.documents for node in (head, *entries.get(head.id, []))):
+        own_entries = entries.get(head.id, [])
+        if not any(node.terms.get("title") or node.documents for node in (head, *own_entries)):
             report.counts["without_public_titles"] += 1
-        else:
-            text = "\n\n".join(line for line in lines if line)
-            yield Document(
-                id=f"{stem(where)}:{head.id}",
-                text=text,
-                source=where.source,
-                license=source.license,
-                group=head.parent if head.kind in ENTRIES and head.parent else head.id,
-                title=head.terms.get("title", ""),
-                date=next(
-                    (
-                        d
-                        for d in (
-                            claims.date(head.terms.get(key)) for key in ("date", "journaldato", "saksaar")
-                        )
-                        if d
-                    ),
-                    "",
-                ),
-            )
+            continue
+        paragraphs = []
+        group = head.id
+        if head.kind in FOLDERS:
+            paragraphs.append(_describe_folder(head))
+        elif head.parent:
+            group = head.parent
+        paragraphs += [_describe_entry(entry) for entry in own_entries]
+        yield Document(
+            id=f"{id_from_place(place)}:{head.id}",
+            text="\n\n".join(paragraph for paragraph in paragraphs if paragraph),
+            source=place.source,
+            license=source.license,
+            group=group,
+            title=head.terms.get("title", ""),
+            date=_first_date(head.terms, ("date", "journaldato", "saksaar")),
+        )
 
 
-def _folder_line(node: Node) -> str:
+def _first_date(terms: Mapping[str, str], keys: Sequence[str]) -> str:
+    dates = (claims.parse_date(terms.get(key)) for key in keys)
+    return next((date for date in dates if date), "")
+
+
+def _join_terms(terms: Mapping[str, str], keys: Sequence[str]) -> str:
+    return "/".join(terms[key] for key in keys if terms.get(key))
+
+
+def _describe_folder(node: Node) -> str:
     terms = node.terms
-    number = "/".join(terms[key] for key in ("saksaar", "sakssekvensnummer") if terms.get(key)) or terms.get(
-        "moetenummer", ""
-    )
-    number = number if any(map(str.isdigit, number)) else ""
-    name = f"{FOLDERS[node.kind]} {number}".strip()
-    where = [terms[key] for key in ("utvalg", "administrativEnhet", "moetested") if terms.get(key)]
-    when = claims.date(terms.get("date"))
-    lines = [
-        f"{name}: {terms['title']}" if terms.get("title") else name,
-        ", ".join([*where, *([when] if when else [])]),
-    ]
-    return "\n".join(line for line in lines if line)
+    number = _join_terms(terms, ("saksaar", "sakssekvensnummer")) or terms.get("moetenummer", "")
+    if not any(map(str.isdigit, number)):
+        number = ""
+    first_line = _with_title(f"{FOLDERS[node.kind]} {number}".strip(), terms)
+    details = [terms[key] for key in ("utvalg", "administrativEnhet", "moetested") if terms.get(key)]
+    date = claims.parse_date(terms.get("date"))
+    if date:
+        details.append(date)
+    return "\n".join(line for line in (first_line, ", ".join(details)) if line)
 
 
-def _entry_lines(node: Node) -> str:
+def _describe_entry(node: Node) -> str:
     terms = node.terms
     kind = terms.get("type") or ENTRIES[node.kind]
-    number = terms.get("journalpostnummer") or "/".join(
-        terms[key] for key in ("moetesaksaar", "moetesakssekvensnummer") if terms.get(key)
-    )
-    date = claims.date(terms.get("dokumentetsDato")) or claims.date(terms.get("journaldato"))
-    head = " ".join(part for part in (kind, number, f"({date})" if date else "") if part)
-    lines = [f"{head}: {terms['title']}" if terms.get("title") else head]
+    number = terms.get("journalpostnummer") or _join_terms(terms, ("moetesaksaar", "moetesakssekvensnummer"))
+    date = _first_date(terms, ("dokumentetsDato", "journaldato"))
+    shown_date = f"({date})" if date else ""
+    lines = [_with_title(" ".join(part for part in (kind, number, shown_date) if part), terms)]
     lines += [f"{role}: {title}" for _, role, title in sorted(node.documents) if title != terms.get("title")]
-    if node.is_withheld and (terms.get("tilgangsrestriksjon") or terms.get("skjermingshjemmel")):
-        parts = (terms.get("tilgangsrestriksjon"), terms.get("skjermingshjemmel"))
-        lines.append(": ".join(part for part in parts if part))
-    return "\n".join(lines) if terms.get("title") or len(lines) > 1 else ""
+    shield = [terms[key] for key in _SHIELD if terms.get(key)]
+    if node.is_withheld and shield:
+        lines.append(": ".join(shield))
+    if not terms.get("title") and len(lines) == 1:
+        return ""
+    return "\n".join(lines)
 
 
-_TERMS = {
-    "saksaar", "sakssekvensnummer", "moetenummer", "moetested", "utvalg", "administrativEnhet", "journalpostnummer",
-    "journaldato", "dokumentetsDato", "moetesaksaar", "moetesakssekvensnummer",
-}  # fmt: skip
-_DATES = ("moetedato", "saksdato")
+def _with_title(name: str, terms: Mapping[str, str]) -> str:
+    return f"{name}: {terms['title']}" if terms.get("title") else name
 
 
-JOURNALS = ("offentligJournal", "loependeJournal")
-_WITHHELD = ("tilgangsrestriksjon", "skjermingshjemmel", "skjermingMetadata", "grad", "gradering")
+def _read_journal(root: etree._Element) -> Iterator[Node]:
+    """Yield the entries of a journal, then its cases.
 
-
-def _of_journal(root: etree._Element) -> Iterator[Node]:
-    """Yield the entries of a journal, and its cases. A case stands in every row of its entries: what is said
-    first of it holds."""
+    Every row repeats the case of its entry; the first value of each of its terms is used.
+    """
     creator = next((squeeze(element.itertext()) for element in root.iter("{*}arkivskaperID")), "")
     cases: dict[str, Node] = {}
     for number, row in enumerate(root.iter("{*}journalregistrering"), start=1):
-        folder, entry = (_leaves(row.find(f"{{*}}{name}")) for name in ("saksmappe", "journalpost"))
-        numbers = "/".join(folder[key] for key in ("saksaar", "sakssekvensnummer") if folder.get(key))
-        case = (
-            ":".join(part for part in (creator, numbers or folder.get("mappeID", "")) if part)
-            or f"_:{number}"
-        )
+        folder = _leaf_values(row.find("{*}saksmappe"))
+        entry = _leaf_values(row.find("{*}journalpost"))
+        case_number = _join_terms(folder, ("saksaar", "sakssekvensnummer")) or folder.get("mappeID", "")
+        case = ":".join(part for part in (creator, case_number) if part) or f"_:{number}"
         terms = _public_terms(folder)
         known = cases.setdefault(case, Node(case, "saksmappe"))
         known.terms = terms | {key: value for key, value in known.terms.items() if value}
@@ -174,147 +192,164 @@ def _of_journal(root: etree._Element) -> Iterator[Node]:
     yield from cases.values()
 
 
-def _leaves(element: etree._Element | None) -> dict[str, str]:
-    """Return the values of an element's plain children, by name; of several with one name, the first."""
+def _leaf_values(element: etree._Element | None) -> dict[str, str]:
+    """Return the texts of an element's childless children by name; of equal names, the first."""
     values: dict[str, str] = {}
-    for child in element if element is not None else ():
+    if element is None:
+        return values
+    for child in element:
         if len(child) == 0:
             values.setdefault(local_name(child), squeeze(child.itertext()))
     return values
 
 
-def _of_noark(root: etree._Element) -> Iterator[Node]:
+def _read_noark(root: etree._Element) -> Iterator[Node]:
     if local_name(root) in JOURNALS:
-        yield from _of_journal(root)
+        yield from _read_journal(root)
         return
-    if local_name(root) != "arkiv" and not any(
-        local_name(e) in ("mappe", "registrering") for e in root.iter()
-    ):
+    names = map(local_name, root.iter())
+    if local_name(root) != "arkiv" and not any(name in ("mappe", "registrering") for name in names):
         raise Unreadable(
-            f"no Noark 5 archive: the root is <{local_name(root)}>, and there is no folder or entry in it"
+            f"not a Noark 5 archive: the root is <{local_name(root)}>, and it contains no folder or entry"
         )
     shielded = {shield.getparent() for shield in root.iter("{*}skjerming")}
     ids: dict[etree._Element, str] = {}
     for element in root.iter("{*}mappe", "{*}registrering"):
         children = {local_name(child): squeeze(child.itertext()) for child in element if len(child) == 0}
         ids[element] = children.get("systemID") or children.get("registreringsID") or f"_:{len(ids)}"
-        xsi = next(
-            (value for key, value in element.attrib.items() if str(key).endswith("}type")),
-            local_name(element),
-        )
-        kind = str(xsi).rpartition(":")[2].lower()
+        kind = _noark_kind(element)
         if kind not in FOLDERS and kind not in ENTRIES:
             continue
         parent = next((ids[a] for a in element.iterancestors("{*}mappe")), "")
         node = Node(ids[element], kind, parent, _public_terms(children))
         node.is_withheld = not shielded.isdisjoint((element, *element.iterancestors()))
-        if (shield := element.find("{*}skjerming")) is not None:
+        shield = element.find("{*}skjerming")
+        if shield is not None:
             node.terms |= {local_name(e): squeeze(e.itertext()) for e in shield if local_name(e) in _SHIELD}
         if not node.is_withheld and node.terms["title"] and children.get("tittel") == node.terms["title"]:
-            for number, document in enumerate(element.findall("{*}dokumentbeskrivelse")):
-                if document not in shielded:
-                    values = {local_name(e): squeeze(e.itertext()) for e in document if len(e) == 0}
-                    node.documents.append((number, _role(values), values.get("tittel", "")))
-        node.documents = [document for document in node.documents if document[2]]
+            node.documents = _read_noark_documents(element, shielded)
         yield node
 
 
-_SHIELD = ("tilgangsrestriksjon", "skjermingshjemmel")
+def _noark_kind(element: etree._Element) -> str:
+    types = (value for key, value in element.attrib.items() if str(key).endswith("}type"))
+    return str(next(types, local_name(element))).rpartition(":")[2].lower()
+
+
+def _read_noark_documents(
+    entry: etree._Element, shielded: set[etree._Element | None]
+) -> list[tuple[int, str, str]]:
+    documents = []
+    for number, document in enumerate(entry.findall("{*}dokumentbeskrivelse")):
+        if document in shielded:
+            continue
+        values = {local_name(e): squeeze(e.itertext()) for e in document if len(e) == 0}
+        if values.get("tittel"):
+            documents.append((number, _role(values), values["tittel"]))
+    return documents
 
 
 def _public_terms(values: Mapping[str, str]) -> dict[str, str]:
-    """Of all terms, those that are public."""
+    """Return the public ones of a folder's or entry's terms, with its title, date and type."""
     terms = {key: values[key] for key in _TERMS if values.get(key)}
     terms["title"] = values.get("offentligTittel", "")
     terms["date"] = next((values[key] for key in _DATES if values.get(key)), "")
-    terms["type"] = next((_words(values[key]) for key in TYPES if values.get(key)), "")
+    terms["type"] = next((_split_camel_case(values[key]) for key in TYPES if values.get(key)), "")
     return terms
 
 
 def _role(values: Mapping[str, str]) -> str:
-    return _words(values.get("tilknyttetRegistreringSom", "")) or "Dokument"
+    return _split_camel_case(values.get("tilknyttetRegistreringSom", "")) or "Dokument"
 
 
-def _words(term: str) -> str:
-    """inngåendeDokument as Inngående dokument."""
-    return " ".join(KIND_WORDS.sub(" ", term.rpartition(":")[2]).split()).capitalize()
+def _split_camel_case(term: str) -> str:
+    """Return inngåendeDokument as Inngående dokument."""
+    return " ".join(_CAMEL_CASE.sub(" ", term.rpartition(":")[2]).split()).capitalize()
 
 
 @dataclass
 class Thing:
-    """An object of JSON-LD: its terms by their own names. `inside` is the id of the one that it was nested
-    in."""
+    """An object of JSON-LD, with its terms by their names without namespaces.
+
+    Attributes:
+        inside: id of the object that it was nested in, or "".
+    """
 
     kind: str = ""
     inside: str = ""
     terms: dict[str, object] = field(default_factory=dict)
 
 
-def _of_json_ld(body: Any) -> Iterator[Node]:
+def _read_json_ld(body: Any) -> Iterator[Node]:
     things: dict[str, Thing] = {}
-    _gather(body, things, "")
+    _collect_things(body, things, "")
     for identity, thing in things.items():
-        kind, terms = thing.kind, thing.terms
-        if kind not in FOLDERS and kind not in ENTRIES:
+        terms = thing.terms
+        if thing.kind not in FOLDERS and thing.kind not in ENTRIES:
             continue
         texts = {key: _text(value) for key, value in terms.items()}
-        node = Node(identity, kind, _reference(terms.get("parent")) or thing.inside, _public_terms(texts))
+        parent = _reference(terms.get("parent")) or thing.inside
+        node = Node(identity, thing.kind, parent, _public_terms(texts))
         for reference in _references(terms.get("dokumentbeskrivelse")):
             described = things.get(reference, Thing()).terms
             document = {key: _text(value) for key, value in described.items() if key in _DOCUMENT}
             if document.get("tittel"):
                 number = document.get("dokumentnummer", "")
-                place = int(number) if re.fullmatch(r"\d{1,9}", number) else 0
-                node.documents.append((place, _role(document), document["tittel"]))
-        if shield := things.get(_reference(terms.get("skjerming"))):
+                position = int(number) if re.fullmatch(r"\d{1,9}", number) else 0
+                node.documents.append((position, _role(document), document["tittel"]))
+        shield = things.get(_reference(terms.get("skjerming")))
+        if shield:
             node.is_withheld = True
             node.terms |= {key: _text(shield.terms[key]) for key in _SHIELD if key in shield.terms}
         yield node
 
 
-_DOCUMENT = ("tittel", "dokumentnummer", "tilknyttetRegistreringSom")
-_SPELLINGS = str.maketrans({"ø": "oe", "å": "aa"})
-
-
-def _gather(value: Any, things: dict[str, Thing], inside: str) -> None:
-    """Every object with an id, however nested, under its terms' own names; nested ones are replaced by
-    references."""
+def _collect_things(value: Any, things: dict[str, Thing], inside: str) -> None:
+    """Add all objects in a JSON-LD value, however deeply nested, to `things` by their ids."""
     if isinstance(value, list):
         for element in value:
-            _gather(element, things, inside)
+            _collect_things(element, things, inside)
         return
     if not isinstance(value, dict):
         return
     types = value.get("@type")
-    kind = _term(str(types[0] if isinstance(types, list) and types else types or "")).lower()
-    identity = clean(value.get("@id") or f"_:{len(things)}").rpartition("/")[2]
+    if isinstance(types, list) and types:
+        kind = _term(str(types[0])).lower()
+    else:
+        kind = _term(str(types or "")).lower()
+    identity = to_valid_text(value.get("@id") or f"_:{len(things)}").rpartition("/")[2]
     is_object = bool(kind) and "@value" not in value
     if is_object:
-        known = things.setdefault(identity, Thing(kind, inside)).terms
-        known |= {_term(key): element for key, element in value.items() if not key.startswith("@")}
+        terms = things.setdefault(identity, Thing(kind, inside)).terms
+        terms |= {_term(key): element for key, element in value.items() if not key.startswith("@")}
     for key, element in value.items():
         if key != "@context" and not key.endswith(("_SENSITIV", "_LIST")):
-            _gather(element, things, identity if is_object else inside)
+            _collect_things(element, things, identity if is_object else inside)
 
 
 def _term(name: str) -> str:
-    """arkiv:møtesaksår, or the same behind the whole address, as moetesaksaar, Noark's own spelling."""
+    """Return a term without namespace, in Noark's spelling: arkiv:møtesaksår as moetesaksaar."""
     return re.split(r"[/:#]", name)[-1].translate(_SPELLINGS)
 
 
 def _text(value: Any) -> str:
-    """The value of a term: a string, {"@value": …}, a reference to a word of the standard, or the first of a
-    list of these."""
+    """Return a term's value as text.
+
+    A value is a string, a number, {"@value": …}, a reference to a value that the standard defines,
+    or a list of these, of which the first is used.
+    """
     if isinstance(value, list):
         value = value[0] if value else ""
     if isinstance(value, dict):
         value = value.get("@value", value.get("@id", ""))
-    text = clean(value) if isinstance(value, str | int | float) else ""
-    return text.removeprefix(NOARK)
+    if not isinstance(value, str | int | float):
+        return ""
+    return to_valid_text(value).removeprefix(NOARK)
 
 
 def _references(value: Any) -> list[str]:
-    return [_reference(element) for element in (value if isinstance(value, list) else [value]) if element]
+    elements = value if isinstance(value, list) else [value]
+    return [_reference(element) for element in elements if element]
 
 
 def _reference(value: Any) -> str:

@@ -1,5 +1,4 @@
-"""What every reader shares: finding files in a fixed order, and their members, lines and text without losing
-a document."""
+"""Functions of all readers: find a source's files, open their members, decode their text."""
 
 from __future__ import annotations
 
@@ -12,40 +11,44 @@ from data_prep.containers.streams import Member
 from data_prep.document import Place, Report, Unreadable
 from data_prep.user_error import NotFoundError, UserError
 
-# A text may hold a stray NUL, which means nothing. One in a thousand bytes, and it is no text.
+# A text may contain a few stray NUL bytes, which are removed. Above this share of NULs it is not a
+# text.
 NUL_SHARE = 0.001
 
 
-def find(source: SourceConfig, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files under the source's path (or the path itself) in name order: with one of the suffixes, packed or
-    not, and archives.
+def find_files(source: SourceConfig, suffixes: tuple[str, ...]) -> list[Path]:
+    """Return the files below the source's path, or the path itself if it is a file, by name.
+
+    Files with one of the suffixes are found, compressed or not, and archives.
 
     Raises:
-        NotFoundError: the path does not exist, or holds no such file.
+        NotFoundError: the path does not exist, or contains no such file.
+        UserError: a file's name is not valid UTF-8.
     """
     root = Path(source.path)
     if root.is_file():
         return [root]
     if not root.is_dir():
-        raise NotFoundError(f"source path {root} does not exist: check `path` in the corpus file")
-    wanted = _wanted(suffixes)
+        raise NotFoundError(f"source path {root}: does not exist; check `path` in the corpus file")
+    has_suffix = _has_suffix(suffixes)
     files = sorted(
-        p
-        for p in root.rglob("*")
-        if (wanted(sniff.unpacked_name(p.name)) or sniff.is_archive_name(p.name)) and p.is_file()
+        path
+        for path in root.rglob("*")
+        if (has_suffix(sniff.unpacked_name(path.name)) or sniff.is_archive_name(path.name)) and path.is_file()
     )
-    if strange := next((path for path in files if sniff.as_text(str(path)) != str(path)), None):
-        raise UserError(
-            f"source path {root} holds a file whose name is no UTF-8, {sniff.as_text(str(strange))}: rename it"
-        )
+    for file in files:
+        decoded = sniff.decode_name(str(file))
+        if decoded != str(file):
+            raise UserError(f"file {decoded}: its name is not valid UTF-8; rename it")
     if not files:
         raise NotFoundError(
-            f"source path {root} holds no {' or '.join(suffixes)} file, packed or not, and no archive"
+            f"source path {root}: contains no {' or '.join(suffixes)} file, compressed or not, "
+            "and no archive; check `path` and `reader` in the corpus file"
         )
     return files
 
 
-def members(
+def iter_members(
     name: str,
     source: SourceConfig,
     report: Report,
@@ -53,25 +56,29 @@ def members(
     suffixes: tuple[str, ...],
     kinds: tuple[str | None, ...] = (None,),
 ) -> Iterator[Member]:
-    """What the files hold, unpacked. What is of none of the kinds by its first bytes, None for text, is
-    quarantined."""
+    """Yield the files' unpacked members; members of other kinds are quarantined.
+
+    Args:
+        suffixes: of the files to read.
+        kinds: accepted kinds of content by its first bytes, as sniff.binary_kind returns them; None
+            for text.
+    """
     for path in paths:
-        for member in archives.members(
-            path, place(name, source, path), _wanted(suffixes), source.limits, report
-        ):
+        file = place_of(name, source, path)
+        for member in archives.iter_members(path, file, _has_suffix(suffixes), source.limits, report):
             try:
-                found = sniff.kind_of(member.stream.peek(16)[:16])
+                found = sniff.binary_kind(member.stream.peek(16)[:16])
             except Unreadable as fault:
                 report.quarantine(member.place, fault)
                 continue
-            if found not in kinds:
-                wanted = " or ".join(kind or "text" for kind in kinds)
-                report.quarantine(member.place, f"{found or 'text'} by its first bytes, not {wanted}")
-            else:
+            if found in kinds:
                 yield member
+            else:
+                accepted = " or ".join(kind or "text" for kind in kinds)
+                report.quarantine(member.place, f"{found or 'text'} by its first bytes, not {accepted}")
 
 
-def contents(
+def iter_contents(
     name: str,
     source: SourceConfig,
     report: Report,
@@ -79,37 +86,39 @@ def contents(
     suffixes: tuple[str, ...],
     kinds: tuple[str | None, ...] = (None,),
 ) -> Iterator[tuple[Place, bytes]]:
-    """The members that can be read whole, with their places."""
-    for member in members(name, source, report, paths, suffixes, kinds):
+    """Yield the members' places and whole contents; members that cannot be read are quarantined."""
+    for member in iter_members(name, source, report, paths, suffixes, kinds):
         with report.quarantining(member.place):
-            yield member.place, member.whole()
+            yield member.place, member.read_all()
 
 
-def place(name: str, source: SourceConfig, path: Path) -> Place:
-    """The place of a file, called by its path under the source's, so that it does not depend on where the
-    source lies."""
-    root, path = Path(source.path).absolute(), path.absolute()
-    return Place(
-        name, path.relative_to(root).as_posix() if path.is_relative_to(root) and path != root else path.name
-    )
+def place_of(name: str, source: SourceConfig, path: Path) -> Place:
+    """Return a file's place; its path is relative to the source's, so moving a source keeps ids."""
+    root = Path(source.path).absolute()
+    path = path.absolute()
+    is_below = path.is_relative_to(root) and path != root
+    return Place(name, path.relative_to(root).as_posix() if is_below else path.name)
 
 
-def stem(where: Place) -> str:
-    """A document's id by its place: file and member, without endings."""
-    parts = [sniff.unpacked_name(part) for part in (where.file, *where.member.split("!")) if part]
+def id_from_place(place: Place) -> str:
+    """Return a document's id from its place: the names of file and member, without suffixes."""
+    parts = [sniff.unpacked_name(part) for part in (place.file, *place.member.split("!")) if part]
     return ":".join([*parts[:-1], str(Path(parts[-1]).with_suffix(""))])
 
 
 def decode(raw: bytes, report: Report, declared: str = "") -> str:
-    """UTF-8 where it is UTF-8; else what the document declares; else byte by byte what is no UTF-8 is taken
-    for Windows-1252, the usual stray in Norwegian archives. Strays are counted.
+    """Return a document's bytes as text: decoded as UTF-8, or else in the encoding it declares.
+
+    If neither decodes it, the bytes that are not valid UTF-8 are read as Windows-1252, the most
+    common other encoding in Norwegian archives. Documents that are not UTF-8 are counted.
 
     Raises:
-        Unreadable: it is no text at all.
+        Unreadable: the bytes are not text.
     """
-    if nuls := raw.count(0):
+    nuls = raw.count(0)
+    if nuls:
         if nuls > max(1, len(raw) * NUL_SHARE):
-            raise Unreadable(f"{nuls} NUL bytes among {len(raw)}: not a text")
+            raise Unreadable(f"not a text: {nuls} of its {len(raw)} bytes are NUL")
         report.counts["nul_bytes_removed"] += nuls
         raw = raw.replace(b"\0", b"")
     try:
@@ -118,7 +127,7 @@ def decode(raw: bytes, report: Report, declared: str = "") -> str:
         if declared and declared.lower().replace("_", "-") not in ("utf-8", "utf8"):
             try:
                 text = raw.decode(declared)
-                text.encode()  # or it holds half characters, as \\ud800 is in unicode_escape
+                text.encode()  # fails on lone surrogates, which codecs such as unicode_escape can produce
             except (UnicodeError, LookupError):
                 pass
             else:
@@ -128,5 +137,5 @@ def decode(raw: bytes, report: Report, declared: str = "") -> str:
         return raw.decode("utf-8-sig", errors="cp1252")
 
 
-def _wanted(suffixes: tuple[str, ...]) -> archives.Wanted:
+def _has_suffix(suffixes: tuple[str, ...]) -> archives.Wanted:
     return lambda name: name.lower().endswith(suffixes)

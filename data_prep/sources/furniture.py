@@ -1,9 +1,9 @@
-"""Parts of an HTML page that are no part of its text: menus, share buttons, cookie banners, editors, related
-links.
+"""Detection of page furniture: parts of an HTML page that are not its text.
 
-They are found by structure: by tag, role, class, the addresses of links and the share of linked letters.
-Words decide only where a whole short line at the edge of the text is one of the usual labels ("Skriv ut",
-"Ansvarlig redaktør: …").
+Furniture is menus, share buttons, cookie banners, editors' names, related links and the like. It is
+detected by structure: tags, roles, classes, the addresses of links, and the share of letters that
+are in links. Wording decides only for a short line at the edge of the text that is a usual label as
+a whole ("Skriv ut", "Ansvarlig redaktør: …").
 """
 
 from __future__ import annotations
@@ -18,63 +18,61 @@ from lxml import etree, html
 from data_prep.sources.markup import local_name
 
 INVISIBLE = {
-    "script", "style", "noscript", "template", "svg", "head", "iframe", "select", "option", "datalist", "input", "textarea",
-    "audio", "video", "canvas", "map", "object",
+    "script", "style", "noscript", "template", "svg", "head", "iframe", "select", "option",
+    "datalist", "input", "textarea", "audio", "video", "canvas", "map", "object",
 }  # fmt: skip
 HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
-SHORT = 200  # letters: a part of the page up to this length is furniture if its class says so
-SMALL_SHARE = 0.3  # of the page's letters: so much may be furniture by its class, or a form
-MOSTLY_LINKS = 0.6
-NAMED = 0.1  # of the page's letters: a main element with fewer is left over from a template
-ONLY_LINKS = 0.85
-AROUND_LINKS = 40  # letters beside links to share or follow, as in "Del denne siden på"
+SHORT = 200  # letters up to which a part of the page is furniture by its class, whatever the page's length
+SMALL_SHARE = 0.3  # share of the page's letters up to which a part is furniture by its class, or a form
+NEARLY_ALL = 0.8  # share of the page's letters from which a part is not furniture, whatever its class
+MIN_MAIN_SHARE = 0.1  # a main element with a smaller share of the page's letters is an unused template
+MOSTLY_LINKS = 0.6  # share of a part's letters in links, above which it is mostly links
+ONLY_LINKS = 0.85  # share above which it is nothing but links
+AROUND_LINKS = 40  # maximum letters beside links for sharing and following, as in "Del denne siden på"
 
 
-def _words(text: str) -> frozenset[str]:
+def _word_set(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_ROLES = {
-    "navigation",
-    "banner",
-    "contentinfo",
-    "search",
-    "menu",
-    "menubar",
-    "toolbar",
-    "dialog",
-    "alertdialog",
-}
-_CLASSES = _words(
+_ROLES = _word_set("navigation banner contentinfo search menu menubar toolbar dialog alertdialog")
+_CLASSES = _word_set(
     """
-    share sharing shares sharebar sharebuttons shareicons sharelinks social socials socialmedia socialshare socialsharing
-    deling deleknapper delknapper delelenker tipsvenn smulesti pagination pager paginering consent gdpr nyhetsbrev
+    share sharing shares sharebar sharebuttons shareicons sharelinks
+    social socials socialmedia socialshare socialsharing
+    deling deleknapper delknapper delelenker tipsvenn smulesti pagination pager paginering
+    consent gdpr nyhetsbrev
     toolbar skiplink skiplinks navbar navigation menu meny submenu sidemeny undermeny
-    related relatedcontent relatedlinks relatert relaterte tags taglist tagcloud emneord stikkord recommended
-    recommendations advert advertisement annonse promo noprint printnone hiddenprint printbutton printlink printpage
-    skrivut utskrift feedback tilbakemelding subscribe byline redaktor redaktør redaktorer redaktører nettredaktor
-    nettredaktør editors editorinfo ansvarligredaktor ansvarligredaktør totop backtotop tiltoppen
+    related relatedcontent relatedlinks relatert relaterte tags taglist tagcloud emneord stikkord
+    recommended recommendations advert advertisement annonse promo
+    noprint printnone hiddenprint printbutton printlink printpage skrivut utskrift
+    feedback tilbakemelding subscribe byline
+    redaktor redaktør redaktorer redaktører nettredaktor nettredaktør editors editorinfo
+    ansvarligredaktor ansvarligredaktør
+    totop backtotop tiltoppen
     """
 )
-# Of these, what leads to other pages is furniture: a box of this class without any link is text.
-_LINKING_CLASSES = _words(
+# Those of _CLASSES that name lists of links: a box with such a class but without links is text.
+_LINKING_CLASSES = _word_set(
     """
     related relatedcontent relatedlinks relatert relaterte recommended recommendations
     navigation menu meny submenu sidemeny undermeny
     """
 )
-_SURE_CLASSES = _words(
+# Classes of furniture of any length.
+_SURE_CLASSES = _word_set(
     """
-    comment comments commentlist respond kommentarer kommentarfelt disqus cookie cookies cookiebanner cookieconsent
-    informasjonskapsler breadcrumb breadcrumbs brodsmuler brødsmuler brodsmulesti brødsmulesti addtoany addthis
-    newsletter paywall
+    comment comments commentlist respond kommentarer kommentarfelt disqus
+    cookie cookies cookiebanner cookieconsent informasjonskapsler
+    breadcrumb breadcrumbs brodsmuler brødsmuler brodsmulesti brødsmulesti
+    addtoany addthis newsletter paywall
     """
 )
-NEARLY_ALL = 0.8  # of the page's letters: what holds so many is not furniture whatever its class
-_PANEL = _words(
+# Classes of panels that a reader can open: they are text although hidden at first.
+_PANEL = _word_set(
     """
-    accordion accordions trekkspill collapse collapsible collapsed panel tabpanel expandable expander ekspanderbar
-    details foldout readmore
+    accordion accordions trekkspill collapse collapsible collapsed panel tabpanel
+    expandable expander ekspanderbar details foldout readmore
     """
 )
 
@@ -95,14 +93,15 @@ _SHARE_ADDRESS = _one_of(
     r"javascript:.*\b(?:print\b|share)",
 )
 _SOCIAL_ADDRESS = re.compile(
-    _SITE
-    + r"(?:facebook|twitter|x|linkedin|instagram|youtube|flickr|tiktok|snapchat|vimeo|threads|bsky)\.\w+(?:/|$)",
+    rf"{_SITE}(?:facebook|twitter|x|linkedin|instagram|youtube|flickr|tiktok|snapchat|vimeo|threads|bsky)"
+    r"\.\w+(?:/|$)",
     re.IGNORECASE,
 )
 _RELATED = _one_of(
     r"(?:les|se|sjå) (?:også|òg|og)",
     r"(?:andre )?relater[at]\w*",
-    r"(?:andre )?relater[at]\w* (?:saker|artikler|artiklar|lenker|lenkjer|innhold|innhald|sider|dokument\w*|stoff|tema)",
+    r"(?:andre )?relater[at]\w* "
+    r"(?:saker|artikler|artiklar|lenker|lenkjer|innhold|innhald|sider|dokument\w*|stoff|tema)",
     r"beslekt\w+ \w+",
     r"(?:mest|siste|flere|fleire|andre) (?:lest\w*|nytt|nyheter|nyhende|saker|artikler|artiklar)",
     r"følg oss(?: (?:på|i) .*)?",
@@ -138,7 +137,8 @@ _LABEL = _one_of(
     r"sist (?:oppdatert|endr[ae]t?|revidert|publisert)|oppdatert\s*:|oppdatert \d|last updated",
     r"publisert(?: (?:dato|av))?\s*:|publisert (?:\d|under|av)",
     rf"{_EDITOR.pattern}(?:\s*:|$)",
-    r"(?:ansvarlig|ansvarleg) (?:redaktør|utgiver|utgjevar|for (?:siden|sida|innhold\w*|innhald\w*|nettsi\w+))",
+    r"(?:ansvarlig|ansvarleg) "
+    r"(?:redaktør|utgiver|utgjevar|for (?:siden|sida|innhold\w*|innhald\w*|nettsi\w+))",
     r"fant du (?:det|informasjonen) du (?:lette|leitte) etter",
     r"var (?:denne )?(?:siden|sida|artikkelen|informasjonen|dette) (?:til hjelp|nyttig)",
     r"print(?: this)? page|share (?:on|this|via)\b",
@@ -148,59 +148,68 @@ _WORD = re.compile(r"[A-ZÆØÅ]?[a-zæøå]+|[A-ZÆØÅ]+(?![a-zæøå])|\d+")
 
 
 def count_letters(text: str | None) -> int:
-    """Return how many letters and digits a text has, the measure of what is kept of a page."""
+    """Return the number of letters and digits in a text; kept shares of pages are based on it."""
     return sum(map(str.isalnum, text or ""))
 
 
 def is_running(text: str) -> bool:
-    """Return whether a block is a sentence, or long enough to be one, and not a label."""
+    """Return whether a block is running text: a sentence, or as long as one."""
     return count_letters(text) >= 60 or (count_letters(text) >= 25 and _SENTENCE.search(text) is not None)
 
 
 def is_label(text: str) -> bool:
-    """Return whether a whole line is one of the labels around a text: to print, to share, who edits it and
-    when it changed."""
+    """Return whether a line is a usual label around a text, for printing, sharing, editors …."""
     letters = count_letters(text)
     is_sentence = letters > 45 and _SENTENCE.search(text) is not None
     return letters <= 100 and not is_sentence and _LABEL.match(text.lstrip("#-*•– ")) is not None
 
 
-def without_labels(lines: list[str]) -> list[int]:
-    """Return the numbers of the lines that are text: all but labels before the first running text or after
-    the last.
+def drop_labels(lines: list[str]) -> list[int]:
+    """Return the indices of lines except labels before the first or after the last running text.
 
-    A name below a label that ends there ("Redaktør:") goes with it.
+    A name on the line after a label such as "Redaktør:" is dropped with it.
     """
     running = [number for number, line in enumerate(lines) if is_running(line) and not is_label(line)]
-    first, last = (running[0], running[-1]) if running else (len(lines), -1)
+    first = running[0] if running else len(lines)
+    last = running[-1] if running else -1
     kept: list[int] = []
-    names_follow = False
+    follows_editor_label = False
     for number, line in enumerate(lines):
-        at_edge = not first < number < last
-        labels = at_edge and is_label(line)
-        if labels or (
-            at_edge and names_follow and count_letters(line) <= AROUND_LINKS and not is_running(line)
-        ):
-            names_follow = labels and _EDITOR.fullmatch(line.lstrip("#-*•– ").rstrip(": ")) is not None
+        if first < number < last:
+            kept.append(number)
+            follows_editor_label = False
+        elif is_label(line):
+            follows_editor_label = _EDITOR.fullmatch(line.lstrip("#-*•– ").rstrip(": ")) is not None
+        elif follows_editor_label and count_letters(line) <= AROUND_LINKS and not is_running(line):
+            follows_editor_label = False
         else:
             kept.append(number)
-            names_follow = False
+            follows_editor_label = False
     return kept
 
 
-def main_element(body: html.HtmlElement) -> html.HtmlElement | None:
-    """Return the element that a page names as its main one, unless hardly anything stands in it."""
-    letters = Furniture(body, by_class=False).letters
-    named = [
+def find_main_element(body: html.HtmlElement) -> html.HtmlElement | None:
+    """Return the element that a page marks as its main one; None if missing or nearly empty."""
+    count = Furniture(body, by_class=False).count_letters
+    marked = [
         e for e in body.iter(etree.Element) if local_name(e).lower() == "main" or e.get("role") == "main"
     ]
-    main = max(named, key=letters, default=None)
-    return main if main is not None and letters(main) > NAMED * letters(body) else None
+    main = max(marked, key=count, default=None)
+    if main is None or count(main) <= MIN_MAIN_SHARE * count(body):
+        return None
+    return main
 
 
 @dataclass(slots=True)
 class _Size:
-    """Letters of an element, those in links, and its links by what they lead to."""
+    """Counts of an element's letters and links.
+
+    Attributes:
+        linked: letters in links.
+        share: links for sharing the page on a social network.
+        social: links to a social network.
+        anchors: links within the page.
+    """
 
     letters: int = 0
     linked: int = 0
@@ -223,25 +232,27 @@ class _Size:
 
 
 class Furniture:
-    """Tells the furniture of one page from its text.
+    """Classifier of the elements of one page as furniture or text.
 
     Attributes:
         root: the page, or the part of it that is read.
-        by_class: whether classes and the share of links decide too, not only tags, roles and addresses.
+        by_class: true to judge by classes and the share of links too, in addition to tags, roles
+            and addresses.
     """
 
     def __init__(self, root: html.HtmlElement, by_class: bool = True) -> None:
         self.root = root
         self.by_class = by_class
         self._sizes = _measure(root)
-        self._controlled = set(_controlled(root))
+        self._controlled = set(_iter_controlled_ids(root))
         self._titles = list(root.iter("h1"))
 
-    def letters(self, element: html.HtmlElement) -> int:
+    def count_letters(self, element: html.HtmlElement) -> int:
+        """Return the number of letters and digits in an element, without invisible ones."""
         return self._sizes[element].letters
 
     def skips(self, element: html.HtmlElement) -> bool:
-        """Return whether an element is left out, with all that is in it."""
+        """Return whether an element is furniture, which is left out with everything in it."""
         name = local_name(element).lower()
         if name in INVISIBLE or name == "nav" or (element.get("role") or "").lower() in _ROLES:
             return True
@@ -254,74 +265,69 @@ class Furniture:
         if name in ("form", "dialog"):
             return self._is_small(element)
         if name == "footer":
-            return not self._has_running_text(element) or not _inside(
-                element, ("main", "article", "blockquote", "figure")
-            )
+            is_of_text = _is_inside(element, ("main", "article", "blockquote", "figure"))
+            return not is_of_text or not self._has_running_text(element)
         if name == "header":
-            return not (
-                _inside(element, ("main", "article", "section", "figure", "li"))
-                or self._has_the_only_title(element)
-            )
-        if not _SURE_CLASSES.isdisjoint(_words_of(element)) and self._share(element) < NEARLY_ALL:
+            is_of_text = _is_inside(element, ("main", "article", "section", "figure", "li"))
+            return not is_of_text and not self._has_only_title(element)
+        if not _SURE_CLASSES.isdisjoint(_class_words(element)) and self._page_share(element) < NEARLY_ALL:
             return True
         return self.by_class and self._is_furniture_by_class(element, name)
 
     def is_link_list(self, element: html.HtmlElement) -> bool:
-        """Return whether an element holds several links and hardly anything else."""
+        """Return whether an element consists of several links and hardly anything else."""
         size = self._sizes[element]
         return size.links >= 2 and size.link_share > ONLY_LINKS
 
     def is_linked(self, element: html.HtmlElement) -> bool:
-        """Return whether all that an element holds is links, or it stands in one."""
-        return self._sizes[element].link_share > ONLY_LINKS or _inside(element, ("a",))
+        """Return whether an element consists of links, or is inside one."""
+        return self._sizes[element].link_share > ONLY_LINKS or _is_inside(element, ("a",))
 
     def _is_furniture_by_class(self, element: html.HtmlElement, name: str) -> bool:
         size = self._sizes[element]
         is_minor = size.letters <= SHORT or size.link_share > MOSTLY_LINKS or self._is_small(element)
-        classes = _CLASSES & _words_of(element)
+        classes = _CLASSES & _class_words(element)
         if not size.links and self._has_running_text(element):
             classes -= _LINKING_CLASSES
-        named = bool(classes) and not _inside(element, ("blockquote", "figure", "table"))
-        if named and is_minor:
+        if classes and is_minor and not _is_inside(element, ("blockquote", "figure", "table")):
             return True
         if name == "aside":
             return size.link_share > MOSTLY_LINKS or any(True for _ in element.iter("form"))
         if name in ("ul", "ol", "div", "section", "p"):
             return self._is_list_of_contents(element) or self._is_list_of_related(element, name)
-        return name in HEADINGS and self._heads_what_is_skipped(element)
+        return name in HEADINGS and self._is_heading_of_furniture(element)
 
     def _is_small(self, element: html.HtmlElement) -> bool:
-        return self._share(element) < SMALL_SHARE
+        return self._page_share(element) < SMALL_SHARE
 
-    def _share(self, element: html.HtmlElement) -> float:
-        return self.letters(element) / max(1, self.letters(self.root))
+    def _page_share(self, element: html.HtmlElement) -> float:
+        return self.count_letters(element) / max(1, self.count_letters(self.root))
 
     def _is_list_of_contents(self, element: html.HtmlElement) -> bool:
         size = self._sizes[element]
         return size.anchors >= 3 and size.anchors == size.links and size.link_share > ONLY_LINKS
 
     def _is_list_of_related(self, element: html.HtmlElement, name: str) -> bool:
-        if not self.is_link_list(element):
-            headed = next((e for e in element.iter(*HEADINGS)), None) if name in ("div", "section") else None
-            links = self._sizes[element].link_share
-            return (
-                headed is not None and links > MOSTLY_LINKS and _RELATED.fullmatch(_line(headed)) is not None
-            )
-        before = element.getprevious()
-        return before is not None and _RELATED.fullmatch(_line(before)) is not None
+        """Return whether an element is a list of related links, by a heading in or before it."""
+        if self.is_link_list(element):
+            before = element.getprevious()
+            return before is not None and _RELATED.fullmatch(_line(before)) is not None
+        if name not in ("div", "section") or self._sizes[element].link_share <= MOSTLY_LINKS:
+            return False
+        heading = next(element.iter(*HEADINGS), None)
+        return heading is not None and _RELATED.fullmatch(_line(heading)) is not None
 
-    def _heads_what_is_skipped(self, heading: html.HtmlElement) -> bool:
+    def _is_heading_of_furniture(self, heading: html.HtmlElement) -> bool:
         line = _line(heading)
         after = heading.getnext()
-        if (
-            after is None
-            or local_name(after).lower() in HEADINGS
-            or not (_RELATED.fullmatch(line) or _CONTENTS.fullmatch(line))
-        ):
+        if after is None or local_name(after).lower() in HEADINGS:
+            return False
+        if not _RELATED.fullmatch(line) and not _CONTENTS.fullmatch(line):
             return False
         return self.is_link_list(after) or self.skips(after)
 
-    def _has_the_only_title(self, header: html.HtmlElement) -> bool:
+    def _has_only_title(self, header: html.HtmlElement) -> bool:
+        """Return whether the page's only h1 is in this header."""
         return len(self._titles) == 1 and header in self._titles[0].iterancestors()
 
     def _is_made_of_social_links(self, element: html.HtmlElement, name: str) -> bool:
@@ -333,35 +339,30 @@ class Furniture:
         return size.share == size.links or (size.links >= 2 and size.share + size.social == size.links)
 
     def _is_hidden(self, element: html.HtmlElement) -> bool:
-        """Hidden elements are read where a reader can open them, as the panels of an accordion."""
+        """Return whether an element is hidden for good, unlike the panels of an accordion."""
         style = (element.get("style") or "").replace(" ", "").lower()
-        hidden = (
-            element.get("hidden") is not None
-            or element.get("aria-hidden") == "true"
-            or "display:none" in style
-        )
-        if not hidden:
+        has_hidden_attribute = element.get("hidden") is not None or element.get("aria-hidden") == "true"
+        if not has_hidden_attribute and "display:none" not in style:
             return False
-        is_panel = (element.get("role") or "").lower() in ("region", "tabpanel") or not _PANEL.isdisjoint(
-            _words_of(element)
-        )
-        return not (is_panel or element.get("id") in self._controlled or _inside(element, ("details",)))
+        has_panel_role = (element.get("role") or "").lower() in ("region", "tabpanel")
+        if has_panel_role or not _PANEL.isdisjoint(_class_words(element)):
+            return False
+        return element.get("id") not in self._controlled and not _is_inside(element, ("details",))
 
     def _opens_text(self, button: html.HtmlElement) -> bool:
-        """A button that is a heading, or opens a panel, names what stands below it."""
+        """Return whether a button is the heading of the text below it, or opens a panel of text."""
         line = _line(button)
         if not line or _TOGGLE.fullmatch(line):
             return False
-        return (
-            _inside(button, (*HEADINGS, "summary", "dt")) or button.get("aria-controls") in self._controlled
-        )
+        is_heading = _is_inside(button, (*HEADINGS, "summary", "dt"))
+        return is_heading or button.get("aria-controls") in self._controlled
 
     def _has_running_text(self, element: html.HtmlElement) -> bool:
-        blocks = (
-            e for e in element.iter("p", "li", "dd", "cite") if self._sizes[e].link_share < MOSTLY_LINKS
-        )
-        quoted = _inside(element, ("blockquote", "figure"))
-        return quoted or any(is_running(line) and not is_label(line) for line in map(_line, blocks))
+        if _is_inside(element, ("blockquote", "figure")):
+            return True
+        blocks = element.iter("p", "li", "dd", "cite")
+        lines = (_line(block) for block in blocks if self._sizes[block].link_share < MOSTLY_LINKS)
+        return any(is_running(line) and not is_label(line) for line in lines)
 
 
 def _measure(root: html.HtmlElement) -> dict[html.HtmlElement, _Size]:
@@ -391,21 +392,24 @@ def _measure_link(link: html.HtmlElement, size: _Size) -> None:
     size.anchors = int(address.startswith("#") and len(address) > 1)
 
 
-def _controlled(root: html.HtmlElement) -> Iterator[str]:
-    """Yield the ids of what a button or a tab opens."""
+def _iter_controlled_ids(root: html.HtmlElement) -> Iterator[str]:
+    """Yield the ids of the elements that a button or a tab opens."""
     for element in root.iter(etree.Element):
-        if (
-            local_name(element).lower() in ("button", "a", "summary", "div", "h2", "h3", "h4")
-            or element.get("role") == "tab"
-        ):
-            for attribute in ("aria-controls", "data-target", "data-bs-target"):
-                if value := element.get(attribute):
-                    yield value.lstrip("#")
+        name = local_name(element).lower()
+        is_control = name in ("button", "a", "summary", "div", "h2", "h3", "h4")
+        if not is_control and element.get("role") != "tab":
+            continue
+        for attribute in ("aria-controls", "data-target", "data-bs-target"):
+            value = element.get(attribute)
+            if value:
+                yield value.lstrip("#")
 
 
-def _words_of(element: html.HtmlElement) -> set[str]:
-    """Words of an element's class, id and name, each alone and with its neighbour: no-print is "no", "print"
-    and "noprint"."""
+def _class_words(element: html.HtmlElement) -> set[str]:
+    """Return the words of an element's class, id and labels, and each pair of neighbours joined.
+
+    A class no-print gives "no", "print" and "noprint".
+    """
     words: set[str] = set()
     for attribute in ("class", "id", "aria-label", "data-component"):
         for name in (element.get(attribute) or "").split():
@@ -415,7 +419,7 @@ def _words_of(element: html.HtmlElement) -> set[str]:
     return words
 
 
-def _inside(element: html.HtmlElement, names: Iterable[str]) -> bool:
+def _is_inside(element: html.HtmlElement, names: Iterable[str]) -> bool:
     return next(element.iterancestors(*names), None) is not None
 
 

@@ -1,8 +1,8 @@
-"""A Hugging Face data set: a folder that `save_to_disk` wrote, or a name on the Hub that is in the cache or
-can be downloaded.
+"""Reader of Hugging Face data sets: a folder that `save_to_disk` wrote, or a name on the Hub.
 
-Rows with text (`fields: {text: …}`) are documents; rows with messages, prompt and completion, or instruction
-and output are read as `chat` reads them, with its options but `records`, which is for JSON files.
+A data set on the Hub is read from the cache, and downloaded if it is not there. A row with a text
+(`fields: {text: …}`) is a document. Rows with messages, prompt and completion, or instruction and
+output are read as by reader `chat`, with its options except `records`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_prep.config import SourceConfig
-from data_prep.containers.streams import raise_of_machine
+from data_prep.containers.streams import reraise_machine_error
 from data_prep.document import Document, Place, Report, Unreadable
 from data_prep.fields import setting
 from data_prep.sources import chat, claims
-from data_prep.sources.files import place
-from data_prep.sources.jsonl import clean, described
+from data_prep.sources.files import place_of
+from data_prep.sources.jsonl import describe, to_valid_text
 from data_prep.sources.table import batch_rows
 from data_prep.user_error import NotFoundError, UserError
 
@@ -42,43 +42,47 @@ class Options(chat.ConversationOptions):
         super().__post_init__()
         if "[" in self.split:
             raise UserError(
-                f"options.split is '{self.split}': give a whole split; mixture.weight takes a part of it"
+                f"options.split: slices such as '{self.split}' are not supported; name a whole split, "
+                "and set mixture.weight to use a part of it"
             )
 
 
-def files(source: SourceConfig) -> list[Path]:
-    """The Arrow files of the split.
+def list_files(source: SourceConfig) -> list[Path]:
+    """Return the Arrow files of the split.
 
     Raises:
-        NotFoundError: it is neither on disk nor to be had.
+        NotFoundError: the data set is not on disk, not in the cache, and cannot be downloaded.
         UserError: the folder is not a saved data set, or has no such split.
     """
-    options = claims.options(source, Options)
+    options = claims.parse_options(source, Options)
     folder = Path(source.path)
-    return _saved(folder, options.split) if folder.is_dir() else _of_hub(source.path, options)
+    if folder.is_dir():
+        return _list_saved_files(folder, options.split)
+    return _list_hub_files(source.path, options)
 
 
-def _saved(folder: Path, split: str) -> list[Path]:
+def _list_saved_files(folder: Path, split: str) -> list[Path]:
     if (folder / "dataset_dict.json").is_file():
         splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
         if split not in splits:
             raise UserError(
-                f"{folder} has no split '{split}': set options.split to one of {', '.join(splits)}"
+                f"{folder}: has no split '{split}'; set options.split to one of {', '.join(splits)}"
             )
         folder = folder / split
     state = folder / "state.json"
     if not state.is_file():
         raise UserError(
-            f"{folder} is no data set saved by save_to_disk (no state.json): read Parquet and CSV files by reader table, JSON by "
-            f"jsonl"
+            f"{folder}: not a data set that save_to_disk wrote (state.json is missing); "
+            "use reader table for Parquet and CSV files, reader jsonl for JSON"
         )
     names = [entry["filename"] for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
-    if outside := [name for name in names if Path(name).name != name]:
-        raise UserError(f"{state} names a file outside of its folder, {outside[0]}: save the data set again")
+    for name in names:
+        if Path(name).name != name:
+            raise UserError(f"{state}: names a file outside its folder, {name}; save the data set again")
     return [folder / name for name in names]
 
 
-def _of_hub(name: str, options: Options) -> list[Path]:
+def _list_hub_files(name: str, options: Options) -> list[Path]:
     import datasets
 
     datasets.disable_progress_bars()
@@ -86,37 +90,41 @@ def _of_hub(name: str, options: Options) -> list[Path]:
         found = datasets.load_dataset(
             name, options.subset or None, split=options.split, revision=options.revision or None
         )
-    except Exception as fault:  # offline it raises one of many
-        line = " ".join(str(fault).split())[:200]
+    except Exception as fault:  # without a network, any of many types is raised
+        reason = " ".join(str(fault).split())[:200]
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         raise NotFoundError(
-            f"data set {name}, split {options.split}, is no folder here, and cannot be had from the cache or the Hub{offline}: "
-            f"{line}. Where there is internet, save it by save_to_disk, and give that folder as path"
+            f"data set {name}, split {options.split}: not a folder, and cannot be loaded from the cache "
+            f"or the Hub{offline}: {reason}; on a machine with internet access, write it by save_to_disk, "
+            "and set `path` to that folder"
         ) from None
     return [Path(file["filename"]) for file in found.cache_files]
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
     key = source.fields.get("text", "text")
-    conversations = chat.ConversationReader(source, claims.options(source, Options), report)
+    conversations = chat.ConversationReader(source, claims.parse_options(source, Options), report)
     for path in paths:
-        for where, row in _rows(path, place(name, source, path), report):
-            with report.quarantining(where):
+        for place, row in _rows(path, place_of(name, source, path), report):
+            with report.quarantining(place):
                 if isinstance(row.get(key), str):
-                    yield described(row, where, source).document(clean(row[key]))
-                elif (document := conversations.document(row, where)) is not None:
-                    yield document
+                    yield describe(row, place, source).build_document(to_valid_text(row[key]))
+                else:
+                    document = conversations.build_document(row, place)
+                    if document is not None:
+                        yield document
 
 
 def _rows(path: Path, file: Place, report: Report) -> Iterator[tuple[Place, dict[str, object]]]:
     number = 0
     with report.quarantining(file):
         try:
-            # Not mapped into memory: a file that is cut meanwhile would kill the process.
+            # Not memory-mapped: if the file is truncated while it is read, the process would be
+            # killed.
             with pa.OSFile(str(path), "rb") as opened, pa.ipc.open_stream(opened) as batches:
                 for batch in batches:
                     yield from batch_rows(batch, file, number, report)
                     number += len(batch)
         except (pa.ArrowException, OSError) as fault:
-            raise_of_machine(fault)
-            raise Unreadable(f"breaks off behind row {number}: {fault}") from None
+            reraise_machine_error(fault)
+            raise Unreadable(f"truncated or corrupt after row {number}: {fault}") from None

@@ -1,4 +1,4 @@
-"""Which objects of a JSON file are records, and which hold the list of them. Used by json_stream.py."""
+"""Recognition of a JSON file's records and of their list. Used by json_stream.py."""
 
 from __future__ import annotations
 
@@ -8,32 +8,25 @@ from dataclasses import dataclass
 
 from data_prep.document import Report, Unreadable
 
-MAX_DEPTH = 4  # objects within each other that may hold the list
+MAX_DEPTH = 4  # nested objects up to which the list of records is searched for
+# Usual names of lists of records: an object whose lists are all empty, and all named so, has no
+# records.
 EMPTY_LISTS = (
-    "data",
-    "docs",
-    "documents",
-    "entries",
-    "hits",
-    "items",
-    "records",
-    "results",
-    "rows",
-    "value",
-    "values",
-)
+    "data", "docs", "documents", "entries", "hits", "items", "records", "results", "rows",
+    "value", "values",
+)  # fmt: skip
 
 _COUNTABLE = re.compile(r"[\w.-]{1,60}")
 
 
 @dataclass(frozen=True)
 class Form:
-    """What a record is.
+    """Description of the records of a JSON file.
 
     Attributes:
-        keys: an object with one of these is a record.
-        path: the keys that lead to the list of records; empty: it is found.
-        limit: bytes of the longest record.
+        keys: an object with one of these keys is a record.
+        path: the keys that lead to the list of records; empty: the list is searched for.
+        limit: maximum size of a record in bytes.
     """
 
     keys: tuple[str, ...]
@@ -45,66 +38,79 @@ class Form:
 
 
 class NotJson(Unreadable):
-    """A value that is not JSON, or not JSON that can be held; the text behind it may be."""
+    """A value that is invalid JSON, too large or too deeply nested; valid text may follow."""
 
 
 class ListFinder:
-    """Finds the list of records in the objects of one file.
+    """Search for the list of records in the objects of one file.
 
-    A file has either records or objects that hold them: once a record was seen, an object that is none is
-    broken, and a list in it, of comments perhaps, is no list of records."""
+    A file has either records or objects that contain them. Once a record has been seen, an object
+    that is not a record is broken, and a list in it (of comments, perhaps) is not a list of
+    records.
+    """
 
     def __init__(self, form: Form, report: Report) -> None:
-        self.form, self._report = form, report
+        self.form = form
+        self._report = report
         self.has_records = False
 
     def is_record(self, value: object) -> bool:
-        """Return whether a value that stands in no list is a record, which needs no further look."""
+        """Return whether a value outside lists is a record, and note that the file has records."""
         found = not self.form.path and self.form.is_record(value)
         self.has_records = self.has_records or found
         return found
 
     def expand(self, value: object, is_element: bool = False) -> list[object] | None:
-        """Return the records of an object that holds them in a list; None if it is none of that kind, as an
-        element mostly is.
+        """Return the records of an object that contains a list of them; None for any other value.
+
+        Args:
+            is_element: true if the value is an element of a list, which mostly is a record.
 
         Raises:
-            Unreadable: the list that a setting names is not in it, or several are and none is named.
+            Unreadable: the list that options.records names is missing, or there are several lists
+                and options.records is not set.
         """
         path = self.form.path
         if not isinstance(value, dict):
             return None
-        if path and isinstance(named := _follow(value, path), list):
-            return named
+        if path:
+            named = _follow(value, path)
+            if isinstance(named, list):
+                return named
         if self.is_record(value) or self.has_records or (path and (is_element or self.form.is_record(value))):
             return None
         if path:
             raise Unreadable(
-                f"no list under '{'.'.join(path)}', which options.records names, but {_names(list(value))}"
+                f"no list under '{'.'.join(path)}', which options.records names; "
+                f"the object's keys are {_quote_names(list(value))}"
             )
-        lists = dict(_lists(value, ()))
+        lists = dict(_iter_lists(value, ()))
         holding = [path for path, elements in lists.items() if any(map(self.form.is_record, elements))]
         if holding:
             return lists[self.choose(holding)]
         _refuse_map(value, self.form)
         empty = [path for path, elements in lists.items() if not elements and path[-1] in EMPTY_LISTS]
-        return [] if empty and len(empty) == len(lists) else None
+        if empty and len(empty) == len(lists):
+            return []
+        return None
 
     def choose(self, paths: list[tuple[str, ...]]) -> tuple[str, ...]:
-        """Return the only one of the lists of records, and count it by its name.
+        """Return the path of the only list of records, and count it by name in the report.
 
         Raises:
-            NotJson: there are several.
+            NotJson: there are several lists.
         """
         if len(paths) > 1:
-            names = _names([".".join(path) for path in paths])
-            raise NotJson(f"holds several lists of records, {names}: name the one to read by options.records")
+            names = _quote_names([".".join(path) for path in paths])
+            raise NotJson(f"contains several lists of records, {names}; set options.records to one of them")
         name = ".".join(paths[0])
-        self._report.counts[f"list_found_{name if _COUNTABLE.fullmatch(name) else 'other'}"] += 1
+        if not _COUNTABLE.fullmatch(name):
+            name = "other"
+        self._report.counts[f"list_found_{name}"] += 1
         return paths[0]
 
 
-def _names(names: list[str]) -> str:
+def _quote_names(names: list[str]) -> str:
     shown = [f"'{name[:60]}'" for name in names[:8]] or ["nothing"]
     return ", ".join(shown) + (" …" if len(names) > 8 else "")
 
@@ -115,19 +121,23 @@ def _follow(value: object, path: tuple[str, ...]) -> object:
     return value
 
 
-def _lists(value: dict[str, object], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], list[object]]]:
+def _iter_lists(
+    value: dict[str, object], path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], list[object]]]:
     for key, inner in value.items():
         if isinstance(inner, list):
             yield (*path, key), inner
         elif isinstance(inner, dict) and len(path) < MAX_DEPTH:
-            yield from _lists(inner, (*path, key))
+            yield from _iter_lists(inner, (*path, key))
 
 
 def _refuse_map(value: dict[str, object], form: Form) -> None:
-    """Raise Unreadable where the records are the values of an object, under a key each."""
-    for outer in (value, *(inner for inner in value.values() if isinstance(inner, dict))):
+    """Raise Unreadable if the records are values of an object, each under a key of its own."""
+    inner_objects = [inner for inner in value.values() if isinstance(inner, dict)]
+    for outer in (value, *inner_objects):
         found = [key for key, inner in outer.items() if form.is_record(inner)]
         if len(found) > 1:
             raise Unreadable(
-                f"holds {len(found)} records by key, {_names(found[:2])} …, not in a list: write them as a list or one a line"
+                f"contains {len(found)} records under keys, {_quote_names(found[:2])} …, not in a list; "
+                "write them as a list or one a line"
             )

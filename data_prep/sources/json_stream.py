@@ -1,12 +1,13 @@
-"""JSON values of a stream, however they are laid out, with no more than one record in memory.
+"""Reading of JSON records from a stream in any layout, with at most one record in memory.
 
-A file is JSON lines, arrays one after another, or objects one after another, each on one line or spread over
-many. An object that is no record itself (it has none of the reader's keys) may hold the list of records,
-however deep in objects within it; what stands beside the list is no record. `options.records` names the list
-where it is not found.
+A file is JSON lines, or a sequence of arrays, or a sequence of objects, each on one line or spread
+over many. An object that is not a record itself (it has none of the reader's keys) may contain the
+list of records, up to MAX_DEPTH objects deep; its other values are ignored. `options.records` names
+the list if it is not found.
 
-A broken element costs itself alone: reading goes on at the next one, which begins a line with the same
-indentation, or looks like a record where elements share a line."""
+After a broken element, reading continues at the next one: a line with the same indentation, or, if
+elements share a line, an object that looks like the records so far.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +18,17 @@ from collections.abc import Generator, Iterator
 from dataclasses import replace
 from typing import Any
 
-from data_prep.containers.streams import Member, break_off
+from data_prep.containers.streams import Member, quarantine_rest
 from data_prep.document import Place, Report, Unreadable
 from data_prep.sources import json_text
 from data_prep.sources.files import decode
 from data_prep.sources.json_lists import MAX_DEPTH, Form, ListFinder, NotJson
-from data_prep.sources.json_text import DECODER, SEPARATORS, SPACES, Behind, JsonText, Shape
+from data_prep.sources.json_text import DECODER, SEPARATORS, SPACES, JsonText, Next, Shape
 
-HEAD = 2**16  # bytes by which the layout of a file is told; of a plain file, Python gives 8 KiB
+HEAD = 2**16  # bytes by which a file's layout is recognized; the buffer of a plain file holds only 8 KiB
 
-# An object up to its first list of objects: only numbers, words, strings, lists of these and the beginnings
-# of objects stand before it.
+# The beginning of an object up to its first list of objects. Before that, there are only numbers,
+# literals, strings, lists of these, and beginnings of objects.
 _PLAIN_LIST = r'\[(?:[^\[\]{}"]|"(?:[^"\\]|\\.)*")*\]\s*,'
 _TO_FIRST_LIST = re.compile(
     rf'\s*\{{\s*(?:"((?:[^"\\]|\\.)*)"\s*:\s*(?:"(?:[^"\\]|\\.)*"\s*,|[\w.+-]+\s*,|{_PLAIN_LIST}|\{{)\s*)*'
@@ -37,46 +38,53 @@ _KEY = re.compile(r'"((?:[^"\\]|\\.)*)"\s*:')
 
 
 def parse(text: str) -> Any:
-    """Return a JSON value.
+    """Return the value of a JSON text.
 
     Raises:
-        Unreadable: it is none, or none that can be held (5,000 digits, brackets a thousand deep).
+        NotJson: the text is not JSON, or beyond Python's limits (5,000 digits, brackets a thousand
+            deep).
     """
     try:
         return json.loads(text)
     except json.JSONDecodeError as fault:
         raise NotJson(f"not JSON: {fault.msg} at character {fault.pos}") from None
     except (ValueError, RecursionError) as fault:
-        raise NotJson(f"not JSON that can be read: {fault}") from None
+        raise NotJson(f"JSON that Python cannot parse: {fault}") from None
 
 
-def values(member: Member, form: Form, report: Report) -> Iterator[tuple[Place, Any]]:
-    """Yield every record of a member with its place, and whatever else stands where a record should."""
+def iter_values(member: Member, form: Form, report: Report) -> Iterator[tuple[Place, Any]]:
+    """Yield every record of a member, and any value in the place of a record, with its place."""
     with report.quarantining(member.place):
         raw = member.stream.peek(HEAD)[:HEAD].removeprefix(codecs.BOM_UTF8)
         head = raw.decode("utf-8", "replace").lstrip()
-        if head[:1] == "[" or (head[:1] == "{" and _is_spread(head, form, is_cut=len(raw) >= 4096)):
-            yield from _Sequence(member, form, report).values(is_array=head[:1] == "[")
+        is_array = head[:1] == "["
+        is_object = head[:1] == "{"
+        if is_array or (is_object and _is_multiline(head, form, is_truncated=len(raw) >= 4096)):
+            yield from _SequenceReader(member, form, report).iter_values(is_array=is_array)
             return
     finder = ListFinder(form, report)
-    for where, line in member.lines():
+    for place, line in member.iter_lines():
         if line.strip():
-            with report.quarantining(where):
-                yield from _values_of_line(decode(line, report), where, finder, report)
+            with report.quarantining(place):
+                yield from _values_of_line(decode(line, report), place, finder, report)
 
 
-def _is_spread(head: str, form: Form, is_cut: bool) -> bool:
-    """Return whether the first object of a text goes on behind its first line, or is a broken one that holds
-    a list."""
+def _is_multiline(head: str, form: Form, is_truncated: bool) -> bool:
+    """Return whether a file's first object spans several lines, or is broken but has a list.
+
+    Args:
+        head: the beginning of the file, without leading white space.
+        is_truncated: true if the file may be longer.
+    """
     line, newline, rest = head.partition("\n")
-    listed = _TO_FIRST_LIST.match(head)
-    holds_list = listed is not None and not set(_KEY.findall(listed[0])) & set(form.keys)
-    if is_cut and not newline:
-        return holds_list
+    to_list = _TO_FIRST_LIST.match(head)
+    has_list = to_list is not None and not set(_KEY.findall(to_list[0])) & set(form.keys)
+    if is_truncated and not newline:
+        return has_list
     try:
         parse(line)
     except NotJson:
-        if holds_list:
+        if has_list:
             return True
     else:
         return False
@@ -90,36 +98,39 @@ def _is_spread(head: str, form: Form, is_cut: bool) -> bool:
 
 
 def _values_of_line(
-    text: str, where: Place, finder: ListFinder, report: Report
+    text: str, place: Place, finder: ListFinder, report: Report
 ) -> Iterator[tuple[Place, Any]]:
-    """Yield what a line holds: mostly one record; several objects where line breaks were lost, or a whole
-    list."""
-    if text.rstrip().endswith(","):  # lines cut out of an array
+    """Yield the values of a line: one record, mostly, else a list of them or several objects."""
+    if text.rstrip().endswith(","):  # lines taken from an array
         text = text.rstrip()[:-1]
     try:
         found = [parse(text)]
         if finder.is_record(found[0]):
-            yield where, found[0]
+            yield place, found[0]
             return
     except NotJson:
-        found = _joined(text)
+        found = _parse_adjacent_objects(text)
         if not found:
             raise
-    several = len(found) > 1
     for number, value in enumerate(found, start=1):
-        place = replace(where, at=f"{where.at}.{number}") if several else where
-        with report.quarantining(place):
+        value_place = replace(place, at=f"{place.at}.{number}") if len(found) > 1 else place
+        with report.quarantining(value_place):
             elements = finder.expand(value)
             if elements is None:
-                yield place, value
+                yield value_place, value
             else:
-                for count, element in enumerate(elements, start=1):
-                    yield replace(place, at=f"{place.at}.{count}"), element
+                yield from _number_elements(elements, value_place)
 
 
-def _joined(text: str) -> list[Any]:
-    """Return the objects that stand behind each other on a line; none if anything else does."""
-    found, at = [], len(text) - len(text.lstrip())
+def _number_elements(elements: list[Any], place: Place) -> Iterator[tuple[Place, Any]]:
+    for number, element in enumerate(elements, start=1):
+        yield replace(place, at=f"{place.at}.{number}"), element
+
+
+def _parse_adjacent_objects(text: str) -> list[Any]:
+    """Return the objects of a line that consists of objects; an empty list for any other line."""
+    found = []
+    at = len(text) - len(text.lstrip())
     while at < len(text):
         try:
             value, at = DECODER.raw_decode(text, at)
@@ -128,205 +139,247 @@ def _joined(text: str) -> list[Any]:
         if not isinstance(value, dict):
             return []
         found.append(value)
-        at = SEPARATORS.match(text, at).end()  # type: ignore[union-attr]  # it matches nothing at all, too
+        at = SEPARATORS.match(text, at).end()  # type: ignore[union-attr]  # it matches "" too
     return found
 
 
-class _Sequence:
-    """The values of a text that is not JSON lines."""
+class _SequenceReader:
+    """Reader of a file that is not JSON lines, but a sequence of arrays or objects.
+
+    Methods that yield values read them from `_text`, beginning at its current position.
+    """
 
     def __init__(self, member: Member, form: Form, report: Report) -> None:
-        self._place, self._form, self._report = member.place, form, report
+        self._place = member.place
+        self._form = form
+        self._report = report
         self._text = JsonText(member, form.limit, report)
         self._finder = ListFinder(form, report)
-        self._number = 1
-        self._is_broken_off = False
+        self._number = 1  # of the next record
+        self._has_ended_early = False
 
-    def values(self, is_array: bool) -> Iterator[tuple[Place, Any]]:
+    def iter_values(self, is_array: bool) -> Iterator[tuple[Place, Any]]:
         try:
-            yield from self._arrays() if is_array else self._objects()
+            yield from self._iter_arrays() if is_array else self._iter_objects()
         except Unreadable as fault:
-            self._break_off(fault, self._report)
-        if self._text.fault is not None and not self._is_broken_off:
-            self._break_off(self._text.fault, self._report)
+            self._quarantine_rest(fault, self._report)
+        if self._text.fault is not None and not self._has_ended_early:
+            self._quarantine_rest(self._text.fault, self._report)
 
-    def _where(self) -> Place:
+    def _current_place(self) -> Place:
         return replace(self._place, at=f"record {self._number}")
 
-    def _break_off(self, fault: Unreadable, report: Report) -> None:
-        """Report that the text cannot be read to its end; where the stream under it breaks off, that is
-        why."""
-        self._is_broken_off = self._is_broken_off or report is self._report
-        line = f"{self._text.fault or fault}; the rest of the file cannot be read"
-        break_off(report, self._where(), Unreadable(line))
+    def _quarantine_rest(self, fault: Unreadable, report: Report) -> None:
+        """Report that the text cannot be read to its end, with the stream's fault if it has one."""
+        self._has_ended_early = self._has_ended_early or report is self._report
+        reason = f"{self._text.fault or fault}; the rest of the file cannot be read"
+        quarantine_rest(report, self._current_place(), Unreadable(reason))
 
-    def _arrays(self) -> Iterator[tuple[Place, Any]]:
+    def _iter_arrays(self) -> Iterator[tuple[Place, Any]]:
         text = self._text
         while text.skip(SPACES):
             if text.peek(1) != "[":
-                raise Unreadable(f"behind an array stands {text.peek(20)!r}, not another array")
-            closed = yield from self._elements(self._report)
-            if not closed:
+                raise Unreadable(f"an array is followed by {text.peek(20)!r}, not by another array")
+            is_closed = yield from self._iter_elements(self._report)
+            if not is_closed:
                 return
 
-    def _elements(self, report: Report, in_object: bool = False) -> Generator[tuple[Place, Any], None, bool]:
-        """Yield the elements of the array that begins here; return whether its end was found. One in an
-        object is the list of records; of others, the elements may be objects that hold it."""
-        text, shape = self._text, Shape()
+    def _iter_elements(
+        self, report: Report, in_object: bool = False
+    ) -> Generator[tuple[Place, Any], None, bool]:
+        """Yield the elements of an array; return whether its end was found.
+
+        Args:
+            in_object: true if the array is in an object, and so is the list of records itself;
+                otherwise its elements may be objects that contain lists of records.
+        """
+        text = self._text
+        shape = Shape()
         text.step()
         while True:
             character = text.skip(SEPARATORS)
-            where, column = self._where(), text.column
+            place = self._current_place()
+            column = text.column
             if character == "]":
                 text.step()
                 if text.skip(SEPARATORS) != "{":
                     return True
-                report.quarantine(where, "not JSON: ] between two elements")
+                report.quarantine(place, "not JSON: ] between two elements")
                 self._number += 1
                 continue
             try:
-                value = text.value(self._form.limit)
+                value = text.read_value(self._form.limit)
             except NotJson as fault:
-                behind = text.skip_broken(shape, self._form)
-                if behind is Behind.NOTHING:
-                    self._break_off(fault, report)
+                if text.skip_broken(shape, self._form) is Next.NOTHING:
+                    self._quarantine_rest(fault, report)
                     return False
-                report.quarantine(where, fault)
+                report.quarantine(place, fault)
             else:
                 shape.add(value, column)
                 if in_object or self._finder.is_record(value):
-                    yield where, value
+                    yield place, value
                 else:
-                    yield from self._of_value(value, where, report)
+                    yield from self._expand_element(value, place, report)
             self._number += 1
 
-    def _of_value(self, value: Any, where: Place, report: Report) -> Iterator[tuple[Place, Any]]:
-        with report.quarantining(where):
+    def _expand_element(self, value: Any, place: Place, report: Report) -> Iterator[tuple[Place, Any]]:
+        with report.quarantining(place):
             elements = self._finder.expand(value, is_element=True)
             if elements is None:
-                yield where, value
+                yield place, value
             else:
-                for count, element in enumerate(elements, start=1):
-                    yield replace(where, at=f"{where.at}.{count}"), element
+                yield from _number_elements(elements, place)
 
-    def _objects(self) -> Iterator[tuple[Place, Any]]:
-        text, shape = self._text, Shape()
+    def _iter_objects(self) -> Iterator[tuple[Place, Any]]:
+        text = self._text
+        shape = Shape()
         while text.skip(SEPARATORS):
-            where, column = self._where(), text.column
+            place = self._current_place()
+            column = text.column
             try:
-                value = text.value(min(self._form.limit, json_text.WINDOW))
+                value = text.read_value(min(self._form.limit, json_text.WINDOW))
             except NotJson as fault:
-                lost = yield from self._of_broken_or_long(fault)
-                if lost is not None:
-                    text.column, where = column, self._where()
-                    if text.skip_broken(shape, self._form) is not Behind.ELEMENT:
-                        raise lost from None
-                    self._report.quarantine(where, lost)
+                remaining_fault = yield from self._read_broken_or_long(fault)
+                if remaining_fault is not None:
+                    text.column = column
+                    place = self._current_place()
+                    if text.skip_broken(shape, self._form) is not Next.ELEMENT:
+                        raise remaining_fault from None
+                    self._report.quarantine(place, remaining_fault)
                     self._number += 1
             else:
                 shape.add(value, column)
-                yield from self._of_whole(value, where)
+                yield from self._expand_object(value, place)
 
-    def _of_whole(self, value: Any, where: Place) -> Iterator[tuple[Place, Any]]:
+    def _expand_object(self, value: Any, place: Place) -> Iterator[tuple[Place, Any]]:
         try:
             elements = self._finder.expand(value)
         except Unreadable as fault:
-            self._report.quarantine(where, fault)
+            self._report.quarantine(place, fault)
             self._number += 1
             return
         for element in [value] if elements is None else elements:
-            yield self._where(), element
+            yield self._current_place(), element
             self._number += 1
 
-    def _of_broken_or_long(self, fault: NotJson) -> Generator[tuple[Place, Any], None, NotJson | None]:
-        """Yield the records of an object that cannot be held whole; return the fault that it ends with, if it
-        does."""
-        text, outline = self._text, _Outline(self._text, self._form, self._finder)
+    def _read_broken_or_long(self, fault: NotJson) -> Generator[tuple[Place, Any], None, NotJson | None]:
+        """Yield the records of an object that is broken or too long to be held in memory.
+
+        Args:
+            fault: the reason why the object could not be read as one value.
+
+        Returns:
+            The fault after which the rest of the object cannot be read; None if it was read whole.
+        """
+        text = self._text
+        outline = _Outline(text, self._form, self._finder)
         try:
             text.mark()
             try:
-                outline.look()
+                outline.scan()
             finally:
-                text.go_back()
+                text.rewind()
             if not outline.is_record:
-                yield from self._of_list(outline.choose(fault), outline.is_named)
+                yield from self._read_list(outline.choose_list(fault), outline.has_named_list)
                 return None
-            value = text.value(self._form.limit)
+            value = text.read_value(self._form.limit)
         except NotJson as inner:
             return inner
-        self._finder.is_record(value)
-        where = self._where()
+        self._finder.is_record(value)  # notes that the file has records
+        place = self._current_place()
         self._number += 1
-        yield where, value
+        yield place, value
         return None
 
-    def _of_list(self, path: tuple[str, ...], is_there: bool) -> Iterator[tuple[Place, Any]]:
-        before = self._number, len(self._report.broken)
-        yield from self._of_object(path, ())
-        if self._form.path and not is_there and before == (self._number, len(self._report.broken)):
-            raise NotJson(f"no list under '{'.'.join(path)}', which options.records names")
-
-    def _of_object(
-        self, wanted: tuple[str, ...], path: tuple[str, ...]
-    ) -> Generator[tuple[Place, Any], None, bool]:
-        """Yield the elements of the wanted list of the object that begins here; return False if the text
-        ended in the list.
+    def _read_list(self, path: tuple[str, ...], is_known: bool) -> Iterator[tuple[Place, Any]]:
+        """Yield the elements of an object's list; `is_known` if the list at `path` has been seen.
 
         Raises:
-            NotJson: what stands beside the list is broken.
+            NotJson: the list that options.records names is not in the object.
+        """
+        before = (self._number, len(self._report.broken))
+        yield from self._iter_list_elements(path, ())
+        if self._form.path and not is_known and before == (self._number, len(self._report.broken)):
+            raise NotJson(f"no list under '{'.'.join(path)}', which options.records names")
+
+    def _iter_list_elements(
+        self, wanted: tuple[str, ...], path: tuple[str, ...]
+    ) -> Generator[tuple[Place, Any], None, bool]:
+        """Yield the elements of an object's wanted list; return False if the text ends within it.
+
+        Args:
+            path: keys from the outermost object to this one.
+
+        Raises:
+            NotJson: another value of the object is broken.
         """
         text = self._text
-        for key, opening in text.members():
-            here = (*path, key)
-            if opening == "[" and here == wanted:
-                closed = yield from self._elements(self._report, in_object=True)
-                if not closed:
+        for key, opening in text.iter_keys():
+            key_path = (*path, key)
+            if opening == "[" and key_path == wanted:
+                is_closed = yield from self._iter_elements(self._report, in_object=True)
+                if not is_closed:
                     return False
-            elif opening == "{" and wanted[: len(here)] == here:
-                closed = yield from self._of_object(wanted, here)
-                if not closed:
+            elif opening == "{" and wanted[: len(key_path)] == key_path:
+                is_closed = yield from self._iter_list_elements(wanted, key_path)
+                if not is_closed:
                     return False
             elif opening == "[":
-                self._pass_over_list(here)
+                self._skip_list(key_path)
             else:
-                text.value(self._form.limit)
+                text.read_value(self._form.limit)
         return True
 
-    def _pass_over_list(self, path: tuple[str, ...]) -> None:
-        """Step over a list that is not read; one of records that was not seen when the list was chosen is a
-        broken record."""
-        number, where = self._number, self._where()
-        held = sum(self._form.is_record(element) for _, element in self._elements(Report(), in_object=True))
+    def _skip_list(self, path: tuple[str, ...]) -> None:
+        """Skip a list; quarantine it if it has records, unseen when the list to read was chosen."""
+        number = self._number
+        place = self._current_place()
+        elements = self._iter_elements(Report(), in_object=True)
+        num_records = sum(self._form.is_record(element) for _, element in elements)
         self._number = number
-        if held and not self._form.path:
+        if num_records and not self._form.path:
             name = ".".join(path)
             self._report.quarantine(
-                where, f"a second list of {held} records, '{name}': name the one to read by options.records"
+                place,
+                f"a second list of {num_records} records, '{name}'; set options.records to the one to read",
             )
             self._number += 1
 
 
 class _Outline:
-    """The keys and lists of an object of which only the beginning is looked at."""
+    """Keys and lists at the beginning of an object.
+
+    Attributes:
+        is_record: true if the object is a record.
+        lists: paths of the lists of records found.
+        has_named_list: true if the list that options.records names was found.
+    """
 
     def __init__(self, text: JsonText, form: Form, finder: ListFinder) -> None:
-        self._text, self._form, self._finder = text, form, finder
+        self._text = text
+        self._form = form
+        self._finder = finder
         self.is_record = False
         self.lists: list[tuple[str, ...]] = []
-        self.is_named = False
+        self.has_named_list = False
 
-    def look(self) -> None:
+    def scan(self) -> None:
+        """Read the object as far as the text is kept.
+
+        Raises:
+            NotJson: the object is broken before anything was found.
+        """
         try:
-            self._object(())
+            self._scan_object(())
         except NotJson:
-            if not (self.lists or self.is_record or self.is_named):
+            if not (self.lists or self.is_record or self.has_named_list):
                 raise
 
-    def choose(self, fault: NotJson) -> tuple[str, ...]:
+    def choose_list(self, fault: NotJson) -> tuple[str, ...]:
         """Return the path of the list to read.
 
         Raises:
-            NotJson: there are several, or none: then it is `fault`.
+            NotJson: there are several lists; if there is none, this is `fault`.
         """
         if self._form.path:
             return self._form.path
@@ -334,46 +387,52 @@ class _Outline:
             raise fault
         return self._finder.choose(self.lists)
 
-    def _object(self, path: tuple[str, ...]) -> None:
-        for key, opening in self._text.members():
-            here = (*path, key)
-            if not path and key in self._form.keys and not self.is_named:
+    def _scan_object(self, path: tuple[str, ...]) -> None:
+        for key, opening in self._text.iter_keys():
+            key_path = (*path, key)
+            if not path and key in self._form.keys and not self.has_named_list:
                 self.is_record = True
-            if opening == "[" and here == self._form.path:
-                self.is_named, self.is_record = True, False
-                raise NotJson("found")
+            if opening == "[" and key_path == self._form.path:
+                self.has_named_list = True
+                self.is_record = False
+                raise NotJson("found")  # ends the scan
             if opening == "[":
-                self._list(here)
+                self._scan_list(key_path)
             elif opening == "{" and len(path) < MAX_DEPTH:
-                self._object(here)
+                self._scan_object(key_path)
             else:
-                self._text.value(json_text.WINDOW)
+                self._text.read_value(json_text.WINDOW)
 
-    def _list(self, path: tuple[str, ...]) -> None:
-        text, shape, found = self._text, Shape(), False
+    def _scan_list(self, path: tuple[str, ...]) -> None:
+        text = self._text
+        shape = Shape()
+        has_records = False
         text.step()
         while text.skip(SEPARATORS) != "]":
             column = text.column
             try:
-                value = text.value(json_text.WINDOW)
+                value = text.read_value(json_text.WINDOW)
             except NotJson:
-                if not found and _holds_key(text, self._form):
-                    found = self._add(path)
-                if text.is_full() or text.skip_broken(shape, self._form) is Behind.NOTHING:
+                if not has_records and _begins_like_record(text, self._form):
+                    has_records = True
+                    self._add_list(path)
+                if text.is_full() or text.skip_broken(shape, self._form) is Next.NOTHING:
                     raise
                 continue
             shape.add(value, column)
-            if not found and self._form.is_record(value):
-                found = self._add(path)
+            if not has_records and self._form.is_record(value):
+                has_records = True
+                self._add_list(path)
         text.step()
 
-    def _add(self, path: tuple[str, ...]) -> bool:
+    def _add_list(self, path: tuple[str, ...]) -> None:
         if not self._finder.has_records:
             self.lists.append(path)
-        return True
 
 
-def _holds_key(text: JsonText, form: Form) -> bool:
-    """Return whether a broken element begins like a record: one of the keys stands in its first line."""
-    line = text.peek(2000).partition("\n")[0] if text.peek(2) != "{\n" else text.peek(2000)
-    return bool(set(_KEY.findall(line)) & set(form.keys))
+def _begins_like_record(text: JsonText, form: Form) -> bool:
+    """Return whether a broken element has one of a record's keys in its first line."""
+    beginning = text.peek(2000)
+    if not beginning.startswith("{\n"):
+        beginning = beginning.partition("\n")[0]
+    return bool(set(_KEY.findall(beginning)) & set(form.keys))

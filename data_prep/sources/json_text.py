@@ -1,5 +1,4 @@
-"""A JSON text with one value of it in memory, and the way from a broken value to the next. Used by
-json_stream.py."""
+"""Reading of a JSON text value by value, also after broken values. Used by json_stream.py."""
 
 from __future__ import annotations
 
@@ -15,34 +14,37 @@ from data_prep.containers.streams import Member
 from data_prep.document import Report, Unreadable
 from data_prep.sources.json_lists import Form, NotJson
 
-WINDOW = 2**22  # characters of an object that are looked at to find its list, where it is longer or broken
-MAX_TRIES = 10_000  # places at which the next element is looked for behind a broken one
+WINDOW = 2**22  # characters of an object that are scanned for its list, if it is longer or broken
+MAX_TRIES = 10_000  # positions that are tried as the beginning of the next element after a broken one
 
 DECODER = json.JSONDecoder()
-SPACES, SEPARATORS = re.compile(r"\s*"), re.compile(r"[\s,]*")
+SPACES = re.compile(r"\s*")
+SEPARATORS = re.compile(r"[\s,]*")
 _LINE_START = re.compile(r'\n([ \t]*)(?:\}[ \t]*)?(?:,[ \t]*)?(\{|\](?=\s*(?:\Z|\[|\}|,\s*")))')
 _OPENING = re.compile(r"[},\n\[]\s*(\{)")
 _STRING = r'"(?:[^"\\\n]|\\.){0,200}"'
 _FIRST_KEYS = re.compile(rf"\{{\s*({_STRING})\s*:(?:\s*(?:{_STRING}|[\w.+-]+)\s*,\s*({_STRING})\s*:)?")
 
 
-class Behind(Enum):
-    """What was found behind a broken element."""
+class Next(Enum):
+    """Position of a text after a broken element was skipped."""
 
-    ELEMENT = auto()
-    CLOSED = auto()
-    NOTHING = auto()
+    ELEMENT = auto()  # before the next element
+    END_OF_LIST = auto()  # before the bracket that closes the list
+    NOTHING = auto()  # at the end of the text
 
 
 @dataclass
 class Shape:
-    """What the elements of one list look like, as far as they were read.
+    """Features of the elements of one list, by which the next element is recognized.
 
     Attributes:
-        beginnings: how their text begins: the first key, and the second where the first value is short.
-        within: how objects within them begin.
+        beginnings: beginnings of their text: the first key, and the second if the first value is
+            short.
+        within: beginnings of the objects nested in them.
         keys: their keys.
-        column: of the last one, where it began a line, else None.
+        column: column of the last element if it began a line, else None.
+        seen: number of elements.
     """
 
     beginnings: set[tuple[str, str]] = field(default_factory=set)
@@ -59,11 +61,13 @@ class Shape:
             self.within.update(map(_beginning, _objects_within(value)))
             self.keys.update(value)
 
-    def begins_alike(self, text: str, at: int) -> bool:
+    def has_beginning(self, text: str, at: int) -> bool:
+        """Return whether the text at a position begins like an element."""
         match = _FIRST_KEYS.match(text, at)
         return match is not None and (match[1], match[2] or "") in self.beginnings - self.within
 
-    def is_alike(self, value: Any, form: Form) -> bool:
+    def is_like(self, value: Any, form: Form) -> bool:
+        """Return whether a value is a record, or shares most keys with the elements."""
         if not isinstance(value, dict):
             return False
         common = len(self.keys & set(value))
@@ -72,12 +76,14 @@ class Shape:
 
 def _beginning(value: dict[str, object]) -> tuple[str, str]:
     match = _FIRST_KEYS.match(json.dumps(dict(list(value.items())[:2]), ensure_ascii=False))
-    return (match[1], match[2] or "") if match else ("", "")
+    if match is None:
+        return ("", "")
+    return (match[1], match[2] or "")
 
 
 def _objects_within(value: dict[str, object]) -> Iterator[dict[str, object]]:
     waiting: list[Any] = [*value.values()]
-    while waiting:  # no recursion: they may be nested as deep as JSON can be read
+    while waiting:  # not recursive: JSON may be nested as deep as Python's own recursion limit
         inner = waiting.pop()
         if isinstance(inner, dict):
             yield inner
@@ -87,175 +93,197 @@ def _objects_within(value: dict[str, object]) -> Iterator[dict[str, object]]:
 
 
 class JsonText:
-    """A member's text, of which what lies before `at` has been read, and may be forgotten unless a mark
-    stands before it.
+    """A member's text with a current position.
+
+    Text before the position, or before a mark if one is set, is dropped from memory.
 
     Attributes:
-        fault: of the stream, where it breaks off.
-        column: of this place, where only white space and commas stand before it on its line, else None.
+        at: the current position, in the part of the text that is in memory.
+        column: of the position, if only white space and commas precede it on its line, else None.
+        fault: of the stream, if that is truncated or corrupt.
     """
 
     def __init__(self, member: Member, limit: int, report: Report) -> None:
-        self._stream, self._limit, self._report = member.stream, limit, report
+        self._stream = member.stream
+        self._limit = limit
+        self._report = report
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        self._text, self.at, self._ended = "", 0, False
+        self._text = ""
+        self.at = 0
+        self._has_ended = False
         self.fault: Unreadable | None = None
         self.column: int | None = 0
         self._mark: int | None = None
         self._marked_column: int | None = 0
 
     def mark(self) -> None:
-        """Keep the text from here on, up to WINDOW, until `go_back`."""
-        self._mark, self._marked_column = self.at, self.column
+        """Keep the text from the current position on, up to WINDOW characters, until `rewind`."""
+        self._mark = self.at
+        self._marked_column = self.column
 
-    def go_back(self) -> None:
+    def rewind(self) -> None:
+        """Return to the mark, and remove it."""
         assert self._mark is not None
-        self.at, self.column, self._mark = self._mark, self._marked_column, None
+        self.at = self._mark
+        self.column = self._marked_column
+        self._mark = None
 
     def is_full(self) -> bool:
-        """Return whether no more is kept behind the mark."""
+        """Return whether WINDOW characters after the mark are kept: no more text is read then."""
         return self._mark is not None and len(self._text) - self._mark > WINDOW
 
     def peek(self, count: int) -> str:
-        while len(self._text) - self.at < count and self._more():
+        """Return the next `count` characters, or fewer at the end, without moving the position."""
+        while len(self._text) - self.at < count and self._read_more():
             pass
         return self._text[self.at : self.at + count]
 
     def skip(self, pattern: re.Pattern[str]) -> str:
-        """Step over what matches; return the character behind it, "" at the end."""
-        passed = ""
+        """Skip the pattern's match, also an empty one; return the next character, or ""."""
+        skipped = ""
         while True:
             begin = self.at
-            self.at = pattern.match(self._text, begin).end()  # type: ignore[union-attr]  # it matches nothing at all, too
-            passed += self._text[begin : self.at]
-            if self.at < len(self._text) or not self._more():
+            self.at = pattern.match(self._text, begin).end()  # type: ignore[union-attr]
+            skipped += self._text[begin : self.at]
+            if self.at < len(self._text) or not self._read_more():
                 break
-        if "\n" in passed:
-            self.column = len(passed.rpartition("\n")[2])
+        if "\n" in skipped:
+            self.column = len(skipped.rpartition("\n")[2])
         return self._text[self.at : self.at + 1]
 
     def step(self) -> None:
-        """Step over one character."""
-        self.at, self.column = self.at + 1, None
+        """Skip one character."""
+        self.at += 1
+        self.column = None
 
-    def members(self) -> Iterator[tuple[str, str]]:
-        """Yield the keys of the object that begins here, each with the first character of its value, which
-        must be stepped over before the next key is asked for.
+    def iter_keys(self) -> Iterator[tuple[str, str]]:
+        """Yield the keys of the object at the position, each with its value's first character.
+
+        The value must be read or skipped before the next key is requested.
 
         Raises:
-            NotJson: it is none.
+            NotJson: there is no object, or it is broken.
         """
         self.step()
         while (character := self.skip(SEPARATORS)) != "}":
             if character != '"':
                 raise NotJson("not JSON: Expecting property name enclosed in double quotes")
-            key = self.value(self._limit)
+            key = self.read_value(self._limit)
             if self.skip(SPACES) != ":":
                 raise NotJson("not JSON: Expecting ':' delimiter")
             self.step()
             yield key, self.skip(SPACES)
         self.step()
 
-    def value(self, limit: int) -> Any:
-        """Return the JSON value at this place, and step over it.
+    def read_value(self, limit: int) -> Any:
+        """Return the JSON value at the current position, and move past it.
 
         Raises:
-            NotJson: it is none, or longer than `limit`; this place is where it was.
+            NotJson: there is no valid value, or it is longer than `limit`; the position is
+                unchanged.
         """
         while True:
             try:
                 value, end = DECODER.raw_decode(self._text, self.at)
             except json.JSONDecodeError as fault:
-                is_cut = fault.pos >= len(self._text) - 16 or fault.msg.startswith(
-                    ("Unterminated string", "Invalid \\")
-                )
-                if self._ended or not is_cut:
+                is_at_end = fault.pos >= len(self._text) - 16
+                is_truncated = is_at_end or fault.msg.startswith(("Unterminated string", "Invalid \\"))
+                if self._has_ended or not is_truncated:
                     raise NotJson(f"not JSON: {fault.msg}") from None
                 if len(self._text) - self.at > limit or self.is_full():
-                    raise NotJson("over limits.max_record_bytes") from None
-                if not (self._more() or self._text[self.at :].strip()):
+                    raise NotJson("larger than limits.max_record_bytes") from None
+                if not (self._read_more() or self._text[self.at :].strip()):
                     raise NotJson(f"not JSON: {fault.msg}") from None
             except (ValueError, RecursionError) as fault:
-                raise NotJson(f"not JSON that can be read: {fault}") from None
+                raise NotJson(f"JSON that Python cannot parse: {fault}") from None
             else:
                 if end - self.at > limit:
-                    raise NotJson("over limits.max_record_bytes")
-                self.at, self.column = end, None
+                    raise NotJson("larger than limits.max_record_bytes")
+                self.at = end
+                self.column = None
                 return value
 
-    def skip_broken(self, shape: Shape, form: Form) -> Behind:
-        """Step from a broken element to the next one, or to the end of its list."""
-        if own := _FIRST_KEYS.match(self.peek(2000)):
-            shape.beginnings.add((own[1], own[2] or ""))
+    def skip_broken(self, shape: Shape, form: Form) -> Next:
+        """Skip a broken element, up to the next one or the end of its list."""
+        beginning = _FIRST_KEYS.match(self.peek(2000))
+        if beginning:
+            shape.beginnings.add((beginning[1], beginning[2] or ""))
         column = shape.column if shape.seen and self.column is not None else self.column
-        behind = self._skip_alike(shape, form) if column is None else self._skip_lines(column)
-        if behind is Behind.NOTHING:
+        found = self._skip_to_similar(shape, form) if column is None else self._skip_to_line(column)
+        if found is Next.NOTHING:
             self.at = len(self._text)
-        return behind
+        return found
 
-    def _skip_lines(self, column: int) -> Behind:
-        """Look for a line that begins an element where the broken one began, or that ends the list."""
-        scan = self.at
+    def _skip_to_line(self, column: int) -> Next:
+        """Skip to a line that begins an element in this column, or that closes the list."""
+        start = self.at
         while True:
-            match = _LINE_START.search(self._text, scan)
+            match = _LINE_START.search(self._text, start)
             if match is None:
-                scan = self._keep_looking()
-                if scan < 0:
-                    return Behind.NOTHING
+                if not self._extend_search():
+                    return Next.NOTHING
+                start = self.at
             elif match[2] == "{" and column in (match.end() - match.start() - 2, len(match[1])):
                 self.at = match.start(2)
-                return Behind.ELEMENT
+                return Next.ELEMENT
             elif match[2] == "]" and len(match[1]) <= column:
                 self.at = match.start(2)
-                return Behind.CLOSED
+                return Next.END_OF_LIST
             else:
-                scan = match.end()
+                start = match.end()
 
-    def _skip_alike(self, shape: Shape, form: Form) -> Behind:
-        """Look for an object that begins, or is, like the elements read so far."""
-        scan, tries = self.at + 1, 0
+    def _skip_to_similar(self, shape: Shape, form: Form) -> Next:
+        """Skip to an object that resembles the elements read so far."""
+        start = self.at + 1
+        tries = 0
         while tries < MAX_TRIES:
-            match = _OPENING.search(self._text, scan)
+            match = _OPENING.search(self._text, start)
             if match is None:
-                scan = self._keep_looking()
-                if scan < 0:
-                    return Behind.NOTHING
+                if not self._extend_search():
+                    return Next.NOTHING
+                start = self.at
                 continue
-            self.at, tries = match.start(1), tries + 1
-            self.peek(300)  # may drop what lies before this place
-            if shape.begins_alike(self._text, self.at) or self._is_alike_here(shape, form):
+            self.at = match.start(1)
+            tries += 1
+            self.peek(300)  # may drop the text before the position
+            if shape.has_beginning(self._text, self.at) or self._is_value_similar(shape, form):
                 self.column = None
-                return Behind.ELEMENT
-            scan = self.at
-        return Behind.NOTHING
+                return Next.ELEMENT
+            start = self.at
+        return Next.NOTHING
 
-    def _is_alike_here(self, shape: Shape, form: Form) -> bool:
-        kept, self._mark = self._mark, self.at if self._mark is None else self._mark
-        begin = self.at - self._mark
+    def _is_value_similar(self, shape: Shape, form: Form) -> bool:
+        """Return whether the value at the position resembles the elements; do not move."""
+        outer_mark = self._mark
+        if self._mark is None:
+            self._mark = self.at
+        offset = self.at - self._mark
         try:
-            return shape.is_alike(self.value(form.limit), form)
+            return shape.is_like(self.read_value(form.limit), form)
         except NotJson:
             return False
         finally:
-            self.at = self._mark + begin
-            self._mark = kept
+            self.at = self._mark + offset
+            self._mark = outer_mark
 
-    def _keep_looking(self) -> int:
-        """Read on, keeping the last of what was looked at; return where to look, -1 at the end."""
+    def _extend_search(self) -> bool:
+        """Read more text, and move near the end of the searched part; return False at the end."""
         self.at = max(self.at, len(self._text) - 1000)
-        return self.at if not self.is_full() and self._more() else -1
+        return not self.is_full() and self._read_more()
 
-    def _more(self) -> bool:
+    def _read_more(self) -> bool:
         begin = self.at if self._mark is None else self._mark
-        raw = self._read(max(2**16, len(self._text) - begin))
-        self._text, self.at = self._text[begin:] + self._decode(raw), self.at - begin
+        raw = self._read_bytes(max(2**16, len(self._text) - begin))
+        self._text = self._text[begin:] + self._decode(raw)
+        self.at -= begin
         self._mark = None if self._mark is None else 0
-        self._ended = not raw
-        return not self._ended
+        self._has_ended = not raw
+        return not self._has_ended
 
-    def _read(self, size: int) -> bytes:
-        """Read about so many bytes, in pieces: what comes before a break is kept."""
-        pieces, missing = [], size
+    def _read_bytes(self, size: int) -> bytes:
+        """Read about `size` bytes in chunks, so that bytes before a truncation are kept."""
+        pieces = []
+        missing = size
         try:
             while missing > 0 and (piece := self._stream.read1(2**16)):
                 pieces.append(piece)
@@ -265,7 +293,7 @@ class JsonText:
         return b"".join(pieces)
 
     def _decode(self, raw: bytes) -> str:
-        """Decode UTF-8; what is none is taken for Windows-1252, as in `decode`, and counted once a file."""
+        """Decode UTF-8, and other bytes as Windows-1252; files with such bytes are counted."""
         state = self._decoder.getstate()
         try:
             return self._decoder.decode(raw, final=not raw)

@@ -1,17 +1,18 @@
-"""Lovdata's public API: tar.bz2 archives of acts and regulations, and single XML files.
+"""Reader of Lovdata's public data: acts and regulations, as tar.bz2 archives or single XML files.
 
 The files are XML-flavoured HTML, one act or regulation each: a header with its identity
-(`dl.data-document-key-info`) and `main.documentBody`. One file becomes one document. Its group is the act
-itself (`refid`, e.g. lov/2005-06-17-101), so that the announcement of an act in Lovtidend and its
-consolidated text never stand on different sides of a split. Its date is that of the day it was made, which
-its name holds.
+(`dl.data-document-key-info`) and `main.documentBody`. Each file is one document. Its group is the
+act itself (`refid`, e.g. lov/2005-06-17-101), so that an act's announcement in Lovtidend and its
+consolidated text are always in the same part of a split. Its date is the day on which the act was
+passed, which is part of its name.
 
-Kept: chapter titles, paragraph numbers and titles, subsections, list items with their marks, numbered points
-of annexes (`marginIdArticle`), tables row by row. Left out: the table of contents, footnotes and their marks,
-notes on amendments (`changesToParent`), and, in consolidated texts only, provisions not yet in force and
-their titles (`futureLegalArticle`, `futuretitle`) with what introduces them and nothing else ("§ 5 skal
-lyde:", "I lov … gjøres følgende endringer:"): in Lovtidend these ARE the text of the amendment. What is left
-out is counted."""
+Kept: chapter titles, paragraph numbers and titles, subsections, list items with their marks,
+numbered points of annexes (`marginIdArticle`), tables row by row. Removed, and counted: the table
+of contents, footnotes and their marks, notes on amendments (`changesToParent`). In consolidated
+texts only, provisions not yet in force and their titles (`futureLegalArticle`, `futuretitle`) are
+removed too, with lead-ins that introduce nothing else ("§ 5 skal lyde:", "I lov … gjøres følgende
+endringer:"). In Lovtidend these are the amendment's text.
+"""
 
 from __future__ import annotations
 
@@ -24,73 +25,57 @@ from lxml import etree, html
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Report, Unreadable
 from data_prep.sources import claims
-from data_prep.sources.files import contents, find
+from data_prep.sources.files import find_files, iter_contents
 from data_prep.sources.markup import parse_html
 
 SUFFIXES = (".xml", ".html")
 SKIPPED_CLASSES = {"changesToParent", "footnote", "footnotes", "footnotereference"}
 FUTURE_CLASSES = {"futureLegalArticle", "futureLegalArticleHeader", "futuretitle"}
-HEADING_CLASSES = {
-    "futureLegalArticleHeader",
-    "futuretitle",
-    "miscHeadline",
-}  # spans, that stand where headings do
+HEADING_CLASSES = {"futureLegalArticleHeader", "futuretitle", "miscHeadline"}  # spans used as headings
 MARK_CLASS = "data-marginOriginalId"  # the number of a point
 PARAGRAPH_CLASSES = {"legalP", "defaultP", "marginIdArticle"}
 SKIPPED_TAGS = {"script", "style", "nav"}
 HEADING_TAGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
 LEAD_IN = re.compile(r"(:|\bskal (lyd[ea]|lauta|hei?te)( slik| som følg(er|jer))?\W*)$", re.IGNORECASE)
 LEAD_IN_OF_SEVERAL = re.compile(
-    r"\b((følgende|følg?jande|slike?|desse|disse) endring(er|ar)?\b[^:]*|endr(es|ast|a) (slik|som følg)[^:]*):$",
+    r"\b((følgende|følg?jande|slike?|desse|disse) endring(er|ar)?\b[^:]*"
+    r"|endr(es|ast|a) (slik|som følg)[^:]*):$",
     re.IGNORECASE,
 )
 BLOCK_TAGS = {
-    "main",
-    "section",
-    "article",
-    "div",
-    "p",
-    "h1",
-    "h2",
-    "h3",
-    "h4",
-    "h5",
-    "h6",
-    "ul",
-    "ol",
-    "li",
-    "table",
-    "tr",
-    "footer",
-    "dl",
-}
+    "main", "section", "article", "div", "p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol",
+    "li", "table", "tr", "footer", "dl",
+}  # fmt: skip
 
 
-def files(source: SourceConfig) -> list[Path]:
-    return find(source, SUFFIXES)
+def list_files(source: SourceConfig) -> list[Path]:
+    return find_files(source, SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    for where, raw in contents(name, source, report, paths, SUFFIXES):
-        with report.quarantining(where):
+    for place, raw in iter_contents(name, source, report, paths, SUFFIXES):
+        with report.quarantining(place):
             yield parse(raw, name, source.license, report)
 
 
 def parse(raw: bytes, source: str, license: str, report: Report) -> Document:
-    """One Lovdata file as a Document.
+    """Return a Lovdata file as a Document.
 
     Raises:
         Unreadable: the bytes are not a Lovdata document.
     """
     root = parse_html(raw, report)
     body = root.find(".//main")
-    dokid, refid = _header(root, "dokid"), _header(root, "refid")
+    dokid = _header(root, "dokid")
+    refid = _header(root, "refid")
     if body is None or not (dokid or refid):
         raise Unreadable("not a Lovdata document: no main.documentBody, or no dokid in the header")
-    # What was made in 2025 may be in force from 2027, and in Lovtidend often is.
-    dates = refid, dokid, _header(root, "dateOfPublication"), _header(root, "dateInForce")
-    if dokid and not dokid.startswith("LTI"):  # a consolidated text, not an announcement in Lovtidend
-        _leave_out_what_is_not_in_force(body, report)
+    # dateInForce comes last: an act of 2025 may enter into force in 2027, in Lovtidend it often
+    # does.
+    dates = (refid, dokid, _header(root, "dateOfPublication"), _header(root, "dateInForce"))
+    is_consolidated = dokid and not dokid.startswith("LTI")  # LTI: an announcement in Lovtidend
+    if is_consolidated:
+        _remove_future_provisions(body, report)
     report.counts["notes_left_out"] += sum(1 for _ in _outermost(body, SKIPPED_CLASSES))
     return Document(
         id=dokid or refid,
@@ -98,19 +83,19 @@ def parse(raw: bytes, source: str, license: str, report: Report) -> Document:
         source=source,
         license=license,
         group=refid or dokid,
-        language=claims.language(root.get("lang")),
+        language=claims.parse_language(root.get("lang")),
         title=_header(root, "title"),
-        date=next((date for date in map(claims.date, dates) if date), ""),
+        date=next((date for date in map(claims.parse_date, dates) if date), ""),
         url=f"https://lovdata.no/{refid}" if refid else "",
     )
 
 
 def _outermost(body: html.HtmlElement, classes: set[str]) -> Iterator[html.HtmlElement]:
-    """Yield the elements of some classes that stand in no other of them."""
+    """Yield the elements that have one of the classes and no ancestor that has one."""
     for element in body.iter(etree.Element):
-        if _classes(element) & classes and not any(
-            _classes(above) & classes for above in element.iterancestors()
-        ):
+        if not _classes(element) & classes:
+            continue
+        if not any(_classes(above) & classes for above in element.iterancestors()):
             yield element
 
 
@@ -118,31 +103,38 @@ def _classes(element: html.HtmlElement) -> set[str]:
     return set((element.get("class") or "").split())
 
 
-def _leave_out_what_is_not_in_force(body: html.HtmlElement, report: Report) -> None:
-    """Take out provisions that are not in force, and the lead-ins that would introduce nothing."""
+def _remove_future_provisions(body: html.HtmlElement, report: Report) -> None:
+    """Remove provisions that are not in force, and lead-ins that introduce nothing else."""
     future = list(_outermost(body, FUTURE_CLASSES))
-    _LeadIns(body, set(future), report).take_out(future)
+    _Remover(body, future, report).remove()
     report.counts["provisions_not_in_force"] += len(future)
 
 
-class _LeadIns:
-    """What introduces the elements that are `gone`. These stand in the tree until the end, as they show what
-    followed what."""
+class _Remover:
+    """Removal of elements, and of the lead-ins and containers that would be left empty.
 
-    def __init__(self, body: html.HtmlElement, gone: set[html.HtmlElement], report: Report) -> None:
-        self._body, self._gone, self._report = body, gone, report
+    Elements are only marked at first, and dropped from the tree at the end: their positions are
+    needed to find the lead-ins before them.
+    """
 
-    def take_out(self, elements: list[html.HtmlElement]) -> None:
-        for element in elements:
-            self._look_before(element)
-        for element in self._gone:
+    def __init__(self, body: html.HtmlElement, elements: list[html.HtmlElement], report: Report) -> None:
+        self._body = body
+        self._elements = elements
+        self._report = report
+        self._removed = set(elements)
+
+    def remove(self) -> None:
+        for element in self._elements:
+            self._remove_lead_in(element)
+        for element in self._removed:
             if element.getparent() is not None:
                 element.drop_tree()
 
-    def _look_before(self, element: html.HtmlElement) -> None:
-        """Take out what introduces an element that is gone, and what held nothing else."""
-        parent, before = element.getparent(), element.getprevious()
-        while before is not None and not (before.tail or "").strip() and not self._has_text(before):
+    def _remove_lead_in(self, element: html.HtmlElement) -> None:
+        """Remove the lead-in to a removed element, and its parent if that contains nothing else."""
+        parent = element.getparent()
+        before = element.getprevious()
+        while before is not None and not _has_tail(before) and not self._has_text(before):
             before = before.getprevious()
         loose = (parent.text if before is None else before.tail) or ""
         if loose.strip():
@@ -152,49 +144,59 @@ class _LeadIns:
                 else:
                     before.tail = " "
                 self._report.counts["lead_ins_left_out"] += 1
-        elif before is not None and self._introduces_nothing(lead := self._last_block(before)):
-            self._gone.add(lead)
-            self._report.counts["lead_ins_left_out"] += 1
-            self._look_before(lead)
-        if parent is not self._body and parent not in self._gone and not self._has_text(parent):
-            self._gone.add(parent)
-            self._look_before(parent)
+        elif before is not None:
+            lead = self._last_block(before)
+            if self._introduces_nothing(lead):
+                self._removed.add(lead)
+                self._report.counts["lead_ins_left_out"] += 1
+                self._remove_lead_in(lead)
+        if parent is not self._body and parent not in self._removed and not self._has_text(parent):
+            self._removed.add(parent)
+            self._remove_lead_in(parent)
 
-    def _introduces_nothing(self, lead: html.HtmlElement) -> bool:
-        """Return whether a block, behind which something is gone, is a lead-in to that alone."""
-        text = self._text_of(lead)
-        if lead.tag in HEADING_TAGS or not LEAD_IN.search(text):
+    def _introduces_nothing(self, block: html.HtmlElement) -> bool:
+        """Return whether a block before a removed element is a lead-in to removed elements only."""
+        text = self._text_of(block)
+        if block.tag in HEADING_TAGS or not LEAD_IN.search(text):
             return False
         if not LEAD_IN_OF_SEVERAL.search(text):
             return True
-        for behind in lead.itersiblings():
-            if behind.tag in HEADING_TAGS or LEAD_IN_OF_SEVERAL.search(self._text_of(behind)):
+        for after in block.itersiblings():
+            if after.tag in HEADING_TAGS or LEAD_IN_OF_SEVERAL.search(self._text_of(after)):
                 return True
-            if self._has_text(behind) or (behind.tail or "").strip():
+            if self._has_text(after) or _has_tail(after):
                 return False
         return True
 
     def _last_block(self, element: html.HtmlElement) -> html.HtmlElement:
-        """Return the innermost block that an element ends with: of a list, the last paragraph of its last
-        item."""
+        """Return the innermost block at an element's end, as the last item of a list."""
         while True:
-            kept = [child for child in element if self._has_text(child) or (child.tail or "").strip()]
-            if not kept or (kept[-1].tail or "").strip() or kept[-1].tag not in BLOCK_TAGS:
+            kept = [child for child in element if self._has_text(child) or _has_tail(child)]
+            if not kept or _has_tail(kept[-1]) or kept[-1].tag not in BLOCK_TAGS:
                 return element
             element = kept[-1]
 
+    def _is_left_out(self, element: html.HtmlElement) -> bool:
+        if element in self._removed or not isinstance(element.tag, str):
+            return True
+        return bool(_classes(element) & SKIPPED_CLASSES)
+
     def _has_text(self, element: html.HtmlElement) -> bool:
-        if element in self._gone or not isinstance(element.tag, str) or _classes(element) & SKIPPED_CLASSES:
+        if self._is_left_out(element):
             return False
-        inner = (self._has_text(child) or (child.tail or "").strip() for child in element)
+        inner = (self._has_text(child) or _has_tail(child) for child in element)
         return bool((element.text or "").strip()) or any(inner)
 
     def _text_of(self, element: html.HtmlElement) -> str:
-        """Return the text of an element without what is gone, and without notes."""
-        if element in self._gone or not isinstance(element.tag, str) or _classes(element) & SKIPPED_CLASSES:
+        """Return the text of an element without removed elements and without notes."""
+        if self._is_left_out(element):
             return ""
         inner = "".join(f"{self._text_of(child)}{child.tail or ''}" for child in element)
         return f"{element.text or ''}{inner}".strip()
+
+
+def _has_tail(element: html.HtmlElement) -> bool:
+    return bool((element.tail or "").strip())
 
 
 def _header(root: html.HtmlElement, name: str) -> str:
@@ -205,29 +207,32 @@ def _header(root: html.HtmlElement, name: str) -> str:
 
 
 def _text(body: html.HtmlElement, skipped: set[str]) -> str:
-    """Running text: one line a block, a blank line before each heading and each paragraph of the law."""
+    """Return running text: one line a block, blank lines before headings and paragraphs."""
     lines: list[str] = []
     _walk(body, skipped, lines, [])
-    paragraphs = [" ".join(line.split()) if line else "" for line in lines]
-    return "\n".join(
-        line for line, before in zip(paragraphs, ["", *paragraphs], strict=False) if line or before
-    ).strip()
+    paragraphs = [" ".join(line.split()) for line in lines]
+    pairs = zip(paragraphs, ["", *paragraphs], strict=False)
+    return "\n".join(line for line, before in pairs if line or before).strip()
 
 
 def _walk(element: html.HtmlElement, skipped: set[str], lines: list[str], inline: list[str]) -> None:
-    """Depth first; `inline` gathers text until a block boundary flushes it as one line."""
+    """Append the lines of an element and its descendants, depth first.
+
+    `inline` collects text until the boundary of a block flushes it as one line.
+    """
 
     def flush() -> None:
-        if line := "".join(inline).strip():
-            lines.append(line)
+        line = "".join(inline).strip()
         inline.clear()
+        if line:
+            lines.append(line)
 
-    tag = element.tag if isinstance(element.tag, str) else ""
-    classes = set((element.get("class") or "").split()) if tag else set()
-    if not tag or tag in SKIPPED_TAGS or classes & skipped:
+    tag = element.tag
+    if not isinstance(tag, str) or tag in SKIPPED_TAGS or _classes(element) & skipped:
         inline.append(element.tail or "")
         return
-    is_heading = tag in {"h1", "h2", "h3", "h4", "h5", "h6"} or bool(classes & HEADING_CLASSES)
+    classes = _classes(element)
+    is_heading = tag in HEADING_TAGS or bool(classes & HEADING_CLASSES)
     is_block = tag in BLOCK_TAGS or is_heading
     opens_paragraph = is_heading or bool(classes & PARAGRAPH_CLASSES)
     if is_block and not _continues_mark(element, inline):
@@ -252,18 +257,14 @@ def _walk(element: html.HtmlElement, skipped: set[str], lines: list[str], inline
 
 
 def _continues_mark(element: html.HtmlElement, inline: list[str]) -> bool:
-    """True for the block that holds the text of a list item, or of a numbered point: it belongs on the line
-    of the mark."""
+    """Return whether a block is the text of a list item or point, and continues its mark's line."""
     before = element.getprevious()
-    if before is not None and MARK_CLASS in (before.get("class") or "").split():
+    if before is not None and MARK_CLASS in _classes(before):
         return True
     parent = element.getparent()
     while parent is not None and parent.tag == "article" and parent.text is None and parent[0] is element:
-        element, parent = parent, parent.getparent()
-    return (
-        parent is not None
-        and parent.tag == "li"
-        and parent[0] is element
-        and not (parent.text or "").strip()
-        and bool(inline)
-    )
+        element = parent
+        parent = element.getparent()
+    if parent is None or parent.tag != "li" or parent[0] is not element:
+        return False
+    return not (parent.text or "").strip() and bool(inline)

@@ -1,8 +1,8 @@
-"""Målfrid (Språkbanken): web pages and files of state institutions, one JSON line each, with `lang`, `url`
-and the full text.
+"""Reader of Målfrid (Språkbanken): web pages and files of state institutions as JSON lines.
 
-The text stands under `fulltext`, `text` or `content`, depending on the year; `fields: {text: …}` names
-another key. Pages below one folder of one site are a group, as they repeat each other.
+A record has `lang`, `url` and the full text under `fulltext`, `text` or `content`, depending on the
+year; `fields: {text: …}` names another key. Pages of one site below one folder form a group, as
+they share text.
 """
 
 from __future__ import annotations
@@ -22,30 +22,33 @@ FIELDS = ("text", *(field for field in jsonl.OPTIONAL if field != "group"))
 Options = jsonl.Options
 
 
-def files(source: SourceConfig) -> list[Path]:
-    return jsonl.files(source)
+def list_files(source: SourceConfig) -> list[Path]:
+    return jsonl.list_files(source)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
     keys = (source.fields["text"],) if "text" in source.fields else TEXT_KEYS
     language = source.fields.get("language", "lang")
-    for where, record in jsonl.records(name, source, report, paths, keys):
+    for place, record in jsonl.iter_records(name, source, report, paths, keys):
         text = next((record[key] for key in keys if isinstance(record.get(key), str)), None)
         url = record.get(source.fields.get("url", "url"))
-        with report.quarantining(where):
-            if text is None or not isinstance(url, str):
-                raise Unreadable(f"no string under '{' or '.join(keys) if text is None else 'url'}'")
-            described = jsonl.described({"id": url, **record}, where, source)
-            described.group = site_folder(jsonl.clean(url))
-            described.language = claims.language(record.get(language))
-            yield described.document(jsonl.clean(text))
+        with report.quarantining(place):
+            if text is None:
+                raise Unreadable(f"no string under '{' or '.join(keys)}'")
+            if not isinstance(url, str):
+                raise Unreadable("no string under 'url'")
+            description = jsonl.describe({"id": url, **record}, place, source)
+            description.group = site_folder(jsonl.to_valid_text(url))
+            description.language = claims.parse_language(record.get(language))
+            yield description.build_document(jsonl.to_valid_text(text))
 
 
 def site_folder(url: str) -> str:
-    """The site and the first folder of an address: what stands below it shares menus and phrases."""
+    """Return the site and first folder of an address; pages below it share menus and phrases."""
     try:
         parts = urlsplit(url)
-    except ValueError:  # brackets that are no IPv6 address
+    except ValueError:  # brackets that do not enclose an IPv6 address
         return url
     folders = parts.path.split("/")
-    return f"{parts.netloc.removeprefix('www.')}/{folders[1] if len(folders) > 2 else ''}"
+    first_folder = folders[1] if len(folders) > 2 else ""
+    return f"{parts.netloc.removeprefix('www.')}/{first_folder}"

@@ -1,5 +1,4 @@
-"""Markup from outside: parsed without network, entities or depth without end, and running text out of what is
-kept of it."""
+"""Safe parsing of XML and HTML: no network access, no entity expansion, bounded depth."""
 
 from __future__ import annotations
 
@@ -19,18 +18,16 @@ _XML_ENTITIES = ("amp;", "lt;", "gt;", "quot;", "apos;")
 
 
 def parse_xml(raw: bytes, report: Report) -> etree._Element:
-    """The root of an XML document. HTML's names of characters (&nbsp;) are understood; entities of its own
-    are not expanded.
+    """Return the root element of an XML document. HTML's named characters, as &nbsp;, are replaced.
 
     Raises:
-        Unreadable: it is not well formed, is nested deeper than 256 elements, or uses entities of its own.
+        Unreadable: the document is not well-formed, is nested deeper than 256 elements, or uses
+            entities that it declares itself, which are not expanded.
     """
     declared = _DECLARATION.match(raw[:4096])
     text = decode(raw, report, declared[1].decode() if declared else "")
     text = re.sub(r"^\s*<\?xml.*?\?>", "", text, count=1, flags=re.DOTALL)
-    text = _ENTITY.sub(
-        lambda match: match[0] if match[1] in _XML_ENTITIES else html5.get(match[1], match[0]), text
-    )
+    text = _ENTITY.sub(_replace_html_entity, text)
     parser = etree.XMLParser(
         resolve_entities=False,
         no_network=True,
@@ -44,17 +41,24 @@ def parse_xml(raw: bytes, report: Report) -> etree._Element:
         root = etree.fromstring(text.encode(), parser)
     except etree.XMLSyntaxError as error:
         raise Unreadable(f"not well-formed XML: {error.msg}") from None
-    if (entity := next(root.iter(etree.Entity), None)) is not None:
-        raise Unreadable(f"uses an entity of its own, {entity.text}, which is not expanded")
+    entity = next(root.iter(etree.Entity), None)
+    if entity is not None:
+        raise Unreadable(f"uses the entity {entity.text}, which it declares itself and which is not expanded")
     return root
 
 
+def _replace_html_entity(match: re.Match[str]) -> str:
+    if match[1] in _XML_ENTITIES:
+        return match[0]
+    return html5.get(match[1], match[0])
+
+
 def parse_html(raw: bytes, report: Report) -> html.HtmlElement:
-    """The root of an HTML page, however broken.
+    """Return the root element of an HTML page, whose markup may be broken.
 
     Raises:
-        Unreadable: there is no markup in it, or it is nested deeper than 256 elements: what is deeper would
-            be lost.
+        Unreadable: the bytes contain no markup, or are nested deeper than 256 elements, below which
+            the parser would drop text.
     """
     declared = _DECLARATION.match(raw[:4096]) or _META_CHARSET.search(raw[:4096])
     text = decode(raw, report, declared[1].decode() if declared else "")
@@ -65,37 +69,38 @@ def parse_html(raw: bytes, report: Report) -> html.HtmlElement:
         root = html.document_fromstring(text.encode(), parser=parser)
     except (etree.ParserError, etree.XMLSyntaxError) as error:
         raise Unreadable(f"not markup: {error}") from None
-    # libxml2 goes on without what is too deep or too long, and says so in its log alone.
-    if cut := next((entry for entry in parser.error_log if entry.level == etree.ErrorLevels.FATAL), None):
-        raise Unreadable(f"not read to its end: {cut.message}")
+    # libxml2 drops text that is nested too deep or too long, and reports that only in its log.
+    for entry in parser.error_log:
+        if entry.level == etree.ErrorLevels.FATAL:
+            raise Unreadable(f"cannot be parsed to its end: {entry.message}")
     return root
 
 
 def local_name(element: etree._Element) -> str:
-    """A tag without its namespace; "" of what is no element."""
+    """Return a tag without its namespace; "" for comments and other nodes that are not elements."""
     return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
 
 
 def squeeze(parts: Iterable[str | bytes]) -> str:
-    """Pieces of text as one line."""
+    """Return pieces of text joined as one line, with white space collapsed."""
     return " ".join("".join(map(str, parts)).split())
 
 
-def blocks(
+def iter_blocks(
     root: etree._Element, is_block: Callable[[etree._Element], bool], skips: Callable[[etree._Element], bool]
 ) -> Iterator[tuple[etree._Element, str]]:
-    """Running text in document order, cut at the borders of blocks: each piece with the innermost block that
-    it stands in.
+    """Yield running text in document order: each innermost block element, and its text.
 
-    Line breaks become spaces, and table cells are parted by " | ".
+    Line breaks become spaces, and table cells are separated by " | ".
     """
     pieces: list[tuple[etree._Element, str]] = []
     inline: list[str] = []
 
     def flush(block: etree._Element) -> None:
-        if line := squeeze(inline):
-            pieces.append((block, line))
+        line = squeeze(inline)
         inline.clear()
+        if line:
+            pieces.append((block, line))
 
     def walk(element: etree._Element, block: etree._Element) -> None:
         name = local_name(element).lower()

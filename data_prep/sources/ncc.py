@@ -1,10 +1,10 @@
-"""Shards of the Norwegian Colossal Corpus (NbAiLab/NCC): JSON lines with doc_type, publish_year and a
-language by fasttext.
+"""Reader of the Norwegian Colossal Corpus (NbAiLab/NCC): JSON lines with doc_type and publish_year.
 
-Only the public sector's document types are read unless `doc_types` says otherwise. Online newspapers, which
-were withdrawn under Språkbank-avtalen in December 2024, are never read, from no old copy either. An unknown
-year is 2021 in this corpus, which cannot be told from the year: a date of 2021 says nothing. Long documents
-come in parts there; what is a part of what, it does not say.
+Their language is the one that fasttext detected. Only document types of the public sector are read,
+unless `doc_types` names others. Online newspapers were withdrawn under Språkbank-avtalen in
+December 2024 and are never read, not even from an old copy. The corpus writes an unknown year as
+2021, so a date of 2021 carries no information. It splits long documents into parts without
+recording which parts belong together.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from data_prep.config import SourceConfig
 from data_prep.document import Document, Report
 from data_prep.fields import setting
 from data_prep.sources import claims, jsonl
-from data_prep.sources.files import find
+from data_prep.sources.files import find_files
 from data_prep.user_error import UserError
 
 WITHDRAWN = "newspapers_online_*"
@@ -34,53 +34,55 @@ class Options(jsonl.Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if bad := [pattern for pattern in self.doc_types if pattern.startswith("newspapers_online")]:
+        bad = [pattern for pattern in self.doc_types if pattern.startswith("newspapers_online")]
+        if bad:
             raise UserError(
-                f"options.doc_types names {bad[0]}: online newspapers were withdrawn from NCC, take it out"
+                f"options.doc_types: online newspapers were withdrawn from NCC; remove '{bad[0]}'"
             )
 
 
-def files(source: SourceConfig) -> list[Path]:
-    claims.options(source, Options)
-    return find(source, jsonl.SUFFIXES)
+def list_files(source: SourceConfig) -> list[Path]:
+    claims.parse_options(source, Options)
+    return find_files(source, jsonl.SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    options = claims.options(source, Options)
-    for where, record in jsonl.records(name, source, report, paths, ("doc_type", "text")):
-        doc_type, text = record.get("doc_type"), record.get("text")
-        if not isinstance(doc_type, str) or not isinstance(text, str):
-            report.quarantine(
-                where, f"no string under '{'text' if isinstance(doc_type, str) else 'doc_type'}'"
-            )
+    options = claims.parse_options(source, Options)
+    for place, record in jsonl.iter_records(name, source, report, paths, ("doc_type", "text")):
+        doc_type = record.get("doc_type")
+        text = record.get("text")
+        if not isinstance(doc_type, str):
+            report.quarantine(place, "no string under 'doc_type'")
+        elif not isinstance(text, str):
+            report.quarantine(place, "no string under 'text'")
         elif fnmatchcase(doc_type, WITHDRAWN):
             report.counts["withdrawn_newspapers"] += 1
         elif not any(fnmatchcase(doc_type, pattern) for pattern in options.doc_types):
             report.counts["other_doc_types"] += 1
         elif (confidence := _confidence(record.get("lang_fasttext_conf"))) is None:
             report.quarantine(
-                where, f"lang_fasttext_conf is {record.get('lang_fasttext_conf')!r}, not a number"
+                place, f"lang_fasttext_conf is {record.get('lang_fasttext_conf')!r}, not a number"
             )
         elif confidence < options.min_confidence:
             report.counts["below_min_confidence"] += 1
         else:
-            document_id = jsonl.clean(record.get("id") or where)
+            document_id = jsonl.to_valid_text(record.get("id") or place)
             yield Document(
                 id=f"{doc_type}/{document_id}",
-                text=jsonl.clean(text),
+                text=jsonl.to_valid_text(text),
                 source=name,
                 license=source.license,
                 group=document_id,
-                language=claims.language(record.get("lang_fasttext")),
-                date=claims.date(record.get("publish_year")),
+                language=claims.parse_language(record.get("lang_fasttext")),
+                date=claims.parse_date(record.get("publish_year")),
             )
 
 
 def _confidence(value: object) -> float | None:
-    """NCC writes numbers as strings; a record without one is not doubted."""
+    """Return fasttext's confidence; 1.0 if the record has none, None if it is not a number."""
     if value is None:
         return 1.0
-    try:
+    try:  # NCC writes numbers as strings
         return float(value) if isinstance(value, str | int | float) else None
     except (ValueError, OverflowError):
         return None

@@ -1,9 +1,10 @@
-"""The same text in several languages, as JSON lines with a key for each: {"id", "path", "nob", "nno", "eng"}.
+"""Reader of parallel texts: JSON lines with one key a language, as {"id", "nob", "nno", "eng"}.
 
-All languages of all pieces of one letter, by `fields: {group: …}` or `path`, are a group.
+All pieces of one letter, in all languages, form a group; `fields: {group: …}` or the key `path`
+names it.
 
-Pairs are left out, and counted, where a side is empty, where both are the same, and where merge fields
-({felt}) differ in number: a model would learn to lose them.
+A pair of texts is left out and counted if one of them is empty, if both are equal, or if they
+differ in the number of merge fields ({felt}): a model would learn to drop such fields.
 """
 
 from __future__ import annotations
@@ -18,20 +19,24 @@ from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Turn, Unreadable
 from data_prep.fields import one_of, setting
 from data_prep.sources import claims, jsonl
-from data_prep.sources.files import find
+from data_prep.sources.files import find_files
 from data_prep.user_error import UserError
 
 LANGUAGES = ("nob", "nno", "eng", "sme", "dan", "swe")
 FORMS = ("messages", "prompt_completion", "text")
 FIELDS = (*LANGUAGES, *jsonl.OPTIONAL)
-_FIELD = re.compile(r"\{[^{}\n]{1,40}\}")
-# What is asked for stands in the language that is wanted; Norwegian of one's own written standard is
-# rewritten, not translated.
+_MERGE_FIELD = re.compile(r"\{[^{}\n]{1,40}\}")
+# Instructions by target language, in that language. Between the written standards of Norwegian, the
+# instruction is to rewrite; otherwise, to translate.
 REWRITE = {"nno": "Skriv om teksten til nynorsk:", "nob": "Skriv om teksten til bokmål:"}
 TRANSLATE = {
-    "nno": "Omset teksten til nynorsk:", "nob": "Oversett teksten til bokmål:", "eng": "Translate the text into English:",
-    "sme": "Jorgal teavstta davvisámegillii:", "dan": "Oversæt teksten til dansk:", "swe": "Översätt texten till svenska:",
-}  # fmt: skip
+    "nno": "Omset teksten til nynorsk:",
+    "nob": "Oversett teksten til bokmål:",
+    "eng": "Translate the text into English:",
+    "sme": "Jorgal teavstta davvisámegillii:",
+    "dan": "Oversæt teksten til dansk:",
+    "swe": "Översätt texten till svenska:",
+}
 
 
 @dataclass
@@ -56,72 +61,68 @@ class Options(jsonl.Options):
             a, _, b = pair.partition("-")
             if a not in LANGUAGES or b not in LANGUAGES or a == b:
                 raise UserError(
-                    f"options.pairs names '{pair}': give two of {', '.join(LANGUAGES)}, as in nob-nno"
+                    f"options.pairs: must be two of {', '.join(LANGUAGES)}, as nob-nno, not '{pair}'"
                 )
 
 
-def files(source: SourceConfig) -> list[Path]:
-    claims.options(source, Options)
-    return find(source, jsonl.SUFFIXES)
+def list_files(source: SourceConfig) -> list[Path]:
+    claims.parse_options(source, Options)
+    return find_files(source, jsonl.SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    options = claims.options(source, Options)
+    options = claims.parse_options(source, Options)
     keys = [source.fields.get(language, language) for language in LANGUAGES]
-    records = _texts(jsonl.records(name, source, report, paths, keys), source, report)
+    pieces = _iter_pieces(jsonl.iter_records(name, source, report, paths, keys), source, report)
     if options.form == "text":
-        for _, pieces in groupby(records, key=lambda piece: (piece.where.file, piece.described.group)):
-            yield from _letters(list(pieces))
+        for _, letter in groupby(pieces, key=lambda piece: (piece.place.file, piece.description.group)):
+            yield from _letters(list(letter))
         return
-    for piece in records:
+    mask = "assistant_masks" if options.form == "messages" else "completion_mask"
+    for piece in pieces:
         for pair in options.pairs:
             a, _, b = pair.partition("-")
-            if fault := _fault(piece.texts.get(a, ""), piece.texts.get(b, "")):
+            fault = _find_fault(piece.texts.get(a, ""), piece.texts.get(b, ""))
+            if fault:
                 report.counts[fault] += 1
             else:
-                turns = _turns(piece.texts[a], piece.texts[b], a, b, options.form)
-                mask = "assistant_masks" if options.form == "messages" else "completion_mask"
-                own = replace(piece.described, id=f"{piece.described.id}:{pair}", language=b)
-                yield own.document(turns=turns, mask=mask)
+                turns = _build_turns(piece.texts[a], piece.texts[b], a, b, options.form)
+                description = replace(piece.description, id=f"{piece.description.id}:{pair}", language=b)
+                yield description.build_document(turns=turns, mask=mask)
 
 
 @dataclass
 class Piece:
-    """A record: where it stands, what it says of itself, and its text by language."""
+    """A record: its place, its metadata, and its text by language."""
 
-    where: Place
-    described: jsonl.Description
+    place: Place
+    description: jsonl.Description
     texts: dict[str, str]
 
 
-def _texts(
+def _iter_pieces(
     records: Iterator[tuple[Place, dict[str, object]]], source: SourceConfig, report: Report
 ) -> Iterator[Piece]:
-    for where, record in records:
-        values = {language: record.get(source.fields.get(language, language)) for language in LANGUAGES}
-        texts = {
-            language: jsonl.clean(value).strip()
-            for language, value in values.items()
-            if isinstance(value, str)
-        }
-        with report.quarantining(where):
-            if wrong := [
-                language
-                for language, value in values.items()
-                if value is not None and not isinstance(value, str)
-            ]:
-                raise Unreadable(f"'{wrong[0]}' is a {type(values[wrong[0]]).__name__}, not a string")
+    for place, record in records:
+        with report.quarantining(place):
+            texts = {}
+            for language in LANGUAGES:
+                value = record.get(source.fields.get(language, language))
+                if isinstance(value, str):
+                    texts[language] = jsonl.to_valid_text(value).strip()
+                elif value is not None:
+                    raise Unreadable(f"'{language}' is a {type(value).__name__}, not a string")
             if not any(texts.values()):
                 raise Unreadable(f"no text under any of {', '.join(LANGUAGES)}")
-            described = jsonl.described(record, where, source)
+            description = jsonl.describe(record, place, source)
             if "group" not in source.fields and "group" not in record and isinstance(record.get("path"), str):
-                described.group = jsonl.clean(record["path"])
-            yield Piece(where, described, texts)
+                description.group = jsonl.to_valid_text(record["path"])
+            yield Piece(place, description, texts)
 
 
 def _letters(pieces: list[Piece]) -> Iterator[Document]:
     """Yield the pieces of one letter as a document in each language."""
-    first = pieces[0].described
+    first = pieces[0].description
     for language in LANGUAGES:
         texts = [piece.texts[language] for piece in pieces if piece.texts.get(language)]
         if texts:
@@ -135,22 +136,27 @@ def _letters(pieces: list[Piece]) -> Iterator[Document]:
             )
 
 
-def _fault(a: str, b: str) -> str:
+def _find_fault(a: str, b: str) -> str:
+    """Return the name under which a pair of texts is counted as left out, "" if it is usable."""
     if not a or not b:
         return "pairs_with_an_empty_side"
     if a == b:
         return "pairs_of_the_same_text"
-    return "pairs_with_other_merge_fields" if len(_FIELD.findall(a)) != len(_FIELD.findall(b)) else ""
+    if len(_MERGE_FIELD.findall(a)) != len(_MERGE_FIELD.findall(b)):
+        return "pairs_with_other_merge_fields"
+    return ""
 
 
-def _turns(text: str, wanted: str, a: str, b: str, form: str) -> list[Turn]:
-    instruction = (REWRITE if a in REWRITE and b in REWRITE else TRANSLATE)[b]
+def _build_turns(text: str, target: str, a: str, b: str, form: str) -> list[Turn]:
+    """Return an instruction with `text` (language `a`), and its answer `target` (language `b`)."""
+    instructions = REWRITE if a in REWRITE and b in REWRITE else TRANSLATE
+    prompt = f"{instructions[b]}\n\n{text}"
     if form == "messages":
         return [
-            Turn(role="user", content=f"{instruction}\n\n{text}", target=False),
-            Turn(role="assistant", content=wanted, target=True),
+            Turn(role="user", content=prompt, target=False),
+            Turn(role="assistant", content=target, target=True),
         ]
     return [
-        Turn(role="", content=f"{instruction}\n\n{text}\n\n", target=False),
-        Turn(role="", content=wanted, target=True),
+        Turn(role="", content=f"{prompt}\n\n", target=False),
+        Turn(role="", content=target, target=True),
     ]

@@ -1,9 +1,9 @@
-"""ParlaMint (TEI), made for ParlaMint-NO: one file a day of sitting, plain or annotated (.ana).
+"""Reader of ParlaMint corpora (TEI), tested with ParlaMint-NO: one file a day, also annotated.
 
-One document is one debate section, or one speech (`unit: speech`); a day is one group. Kept: headings, the
-speaker as the note before a speech names him, what each says, paragraph by paragraph, and comments of the
-minutes. Left out: what the corpus says of itself (gaps, descriptions of noise). Corpus roots and lists of
-persons, which hold no debates, are counted and passed over.
+A document is a debate section, or a speech (`unit: speech`); all documents of a day form a group.
+Kept: headings, the speaker's name from the note before a speech, the speeches paragraph by
+paragraph, and remarks in the minutes. Left out: the corpus's own annotations (gaps, descriptions of
+noise). Corpus roots and lists of persons contain no debates; they are counted and skipped.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Unreadable
 from data_prep.fields import one_of, setting
 from data_prep.sources import claims
-from data_prep.sources.files import contents, find, stem
-from data_prep.sources.markup import blocks, local_name, parse_xml, squeeze
+from data_prep.sources.files import find_files, id_from_place, iter_contents
+from data_prep.sources.markup import iter_blocks, local_name, parse_xml, squeeze
 
 SUFFIXES = (".xml",)
 XML = "{http://www.w3.org/XML/1998/namespace}"
@@ -43,88 +43,102 @@ class Options:
 
 @dataclass
 class Part:
-    """A heading, a comment or a speech; `language` is what the corpus says of a speech, "" otherwise."""
+    """A heading, a remark or a speech; `language` is a speech's language in the corpus, else ""."""
 
     id: str
     text: str
     language: str = ""
 
 
-def files(source: SourceConfig) -> list[Path]:
-    claims.options(source, Options)
-    return find(source, SUFFIXES)
+def list_files(source: SourceConfig) -> list[Path]:
+    claims.parse_options(source, Options)
+    return find_files(source, SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    unit = claims.options(source, Options).unit
-    for where, raw in contents(name, source, report, paths, SUFFIXES):
-        with report.quarantining(where):
+    unit = claims.parse_options(source, Options).unit
+    for place, raw in iter_contents(name, source, report, paths, SUFFIXES):
+        with report.quarantining(place):
             root = parse_xml(raw, report)
             if local_name(root) in NO_DEBATES:
                 report.counts["files_without_debates"] += 1
             else:
-                yield from list(_documents(root, where, source, unit))
+                yield from list(_documents(root, place, source, unit))
 
 
-def _documents(root: etree._Element, where: Place, source: SourceConfig, unit: str) -> Iterator[Document]:
+def _documents(root: etree._Element, place: Place, source: SourceConfig, unit: str) -> Iterator[Document]:
     if local_name(root) != "TEI":
         raise Unreadable(f"not a TEI document: the root is <{local_name(root)}>")
-    day = root.get(f"{XML}id") or Path(stem(where)).name
-    own = claims.language(root.get(f"{XML}lang"))
-    bibl = next((e for e in root.iter("{*}bibl")), root)
-    url = next((squeeze(e.itertext()) for e in bibl.iter("{*}idno") if e.get("type") == "URI"), "")
-    date = next(
-        (claims.date(e.get("when")) for e in bibl.iter("{*}date") if e.get("when")), ""
-    ) or claims.date(day)
-    document = partial(Document, source=where.source, license=source.license, group=day, date=date, url=url)
+    day = root.get(f"{XML}id") or Path(id_from_place(place)).name
+    file_language = claims.parse_language(root.get(f"{XML}lang"))
+    bibl = next(root.iter("{*}bibl"), root)
+    urls = (squeeze(e.itertext()) for e in bibl.iter("{*}idno") if e.get("type") == "URI")
+    url = next(urls, "")
+    dates = (claims.parse_date(e.get("when")) for e in bibl.iter("{*}date") if e.get("when"))
+    date = next(dates, "") or claims.parse_date(day)
+    document = partial(Document, source=place.source, license=source.license, group=day, date=date, url=url)
     for number, section in enumerate(root.findall(".//{*}body/{*}div"), start=1):
-        parts = list(_parts(section))
+        section_id = f"{day}.{number}"
+        parts = list(_iter_parts(section))
         title = next((squeeze(e.itertext()) for e in section.iter("{*}head")), "")
         if unit == "speech":
-            for part in (part for part in parts if part.language or part.id):
-                language = part.language or own
-                yield document(
-                    id=part.id or f"{day}.{number}", text=part.text, title=title, language=language
-                )
-        elif parts:
-            said = Counter[str]()
             for part in parts:
-                said[part.language or own] += len(part.text) if part.language else 0
-            language = said.most_common(1)[0][0] if any(said.values()) else own
+                if part.language or part.id:
+                    language = part.language or file_language
+                    yield document(id=part.id or section_id, text=part.text, title=title, language=language)
+        elif parts:
+            language = _main_language(parts, file_language)
             text = "\n\n".join(part.text for part in parts)
-            yield document(id=f"{day}.{number}", text=text, title=title, language=language)
+            yield document(id=section_id, text=text, title=title, language=language)
 
 
-def _parts(section: etree._Element) -> Iterator[Part]:
+def _main_language(parts: list[Part], file_language: str) -> str:
+    """Return the language of most characters of speeches; the file's if none has a language."""
+    lengths = Counter[str]()
+    for part in parts:
+        if part.language:
+            lengths[part.language] += len(part.text)
+        else:
+            lengths[file_language] += 0
+    if not any(lengths.values()):
+        return file_language
+    return lengths.most_common(1)[0][0]
+
+
+def _iter_parts(section: etree._Element) -> Iterator[Part]:
     speaker = ""
     for element in section:
         name = local_name(element)
         if name == "note" and element.get("type") == "speaker":
             speaker = squeeze(element.itertext())
         elif name in ("head", "note"):
-            if text := squeeze(element.itertext()):
+            text = squeeze(element.itertext())
+            if text:
                 yield Part("", text)
         elif name == "u":
-            who = speaker or ("Presidenten:" if "#chair" in (element.get("ana") or "").split() else "")
-            said = "\n\n".join(text for text in map(_paragraph, element) if text)
-            speaker = ""
-            if said:
+            if not speaker and "#chair" in (element.get("ana") or "").split():
+                speaker = "Presidenten:"
+            speech = "\n\n".join(text for text in map(_paragraph_text, element) if text)
+            if speech:
                 yield Part(
                     element.get(f"{XML}id", ""),
-                    f"{who} {said}".strip(),
-                    claims.language(element.get(f"{XML}lang")),
+                    f"{speaker} {speech}".strip(),
+                    claims.parse_language(element.get(f"{XML}lang")),
                 )
+            speaker = ""
 
 
-def _paragraph(element: etree._Element) -> str:
-    """A <seg> of running text, or of sentences cut into words; a note within a speech."""
+def _paragraph_text(element: etree._Element) -> str:
+    """Return the text of a paragraph (<seg>), plain or annotated by word, or of a note."""
     if local_name(element) in SKIPPED_IN_SPEECH:
         return ""
-    words = [
-        e for e in element.iter("{*}w", "{*}pc") if not any(local_name(a) == "w" for a in e.iterancestors())
-    ]
+    tokens = element.iter("{*}w", "{*}pc")
+    words = [e for e in tokens if not any(local_name(above) == "w" for above in e.iterancestors())]
     if words:
-        return squeeze((w.text or "") + ("" if w.get("join") in ("right", "both") else " ") for w in words)
-    pieces = blocks(element, lambda _: False, lambda child: local_name(child) in SKIPPED_IN_SPEECH)
-    # Names stand in elements of their own there, with white space around them.
-    return _SPACE_BEFORE.sub("", " ".join(text for _, text in pieces))
+        pieces = []
+        for word in words:
+            pieces += [word.text or "", "" if word.get("join") in ("right", "both") else " "]
+        return squeeze(pieces)
+    blocks = iter_blocks(element, lambda _: False, lambda child: local_name(child) in SKIPPED_IN_SPEECH)
+    # Plain text has names in elements of their own, with white space around them.
+    return _SPACE_BEFORE.sub("", " ".join(text for _, text in blocks))

@@ -1,11 +1,11 @@
-"""PDF files with a text layer, by PDFium (extra `prep`): one document a file.
+"""Reader of PDF files with a text layer, by PDFium (extra `prep`): one document a file.
 
-Words that a line break parted are joined: PDFium writes U+FFFE for their hyphen, and for one that belongs
-there too, as in "risiko- og" or "ID-porten". Line numbers in the margins, lines that stand at the top or foot
-of most pages (titles, page numbers) and tables of contents are left out and counted, and lines of one
-paragraph are joined; headings are told from it by their type. The letters kept are measured against those of
-the pages: below `min_kept` all lines are read, and the document is counted. A file without text, a scan, is
-dropped; pages without text among others are counted.
+The lines of a paragraph are joined; headings are recognized by their font. Words hyphenated at a
+line break are joined too: PDFium writes U+FFFE for such a hyphen, but also for one that is part of
+the word, as in "risiko- og" and "ID-porten". Line numbers in margins, lines at the top or foot of
+most pages (titles, page numbers) and tables of contents are removed and counted. If less than
+`min_kept` of the pages' letters is kept, all lines are used, and the document is counted. A file
+without text, which is a scan, is dropped; single pages without text are counted.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from data_prep.config import SourceConfig
 from data_prep.document import Document, Drop, Report
 from data_prep.fields import between, setting
 from data_prep.sources import claims
-from data_prep.sources.files import contents, find, stem
+from data_prep.sources.files import find_files, id_from_place, iter_contents
 from data_prep.sources.pdf_layout import LARGER, Line, Page, body_size, load_pdfium, read_pages
 from data_prep.sources.pdf_margins import remove_line_numbers, remove_running_titles
 
 SUFFIXES = (".pdf",)
-UNMAPPED_SHARE = 0.1  # of a page's characters, from which on it counts as one without readable letters
-FAR = 1.5  # times the usual distance of lines: a new paragraph
+UNMAPPED_SHARE = 0.1  # share of unmapped characters above which a page is counted as unreadable
+PARAGRAPH_DISTANCE = 1.5  # distance of two lines, in usual distances, above which a paragraph begins
 _HYPHEN = re.compile("((?<!\\w)\\w++|)[\ufffe\u00ad]\\s*(\\w*)")
 _COORDINATIONS = ("og", "eller", "samt", "til", "men", "and", "or")
 _CONTENTS = re.compile(
@@ -35,8 +35,8 @@ _CONTENTS = re.compile(
 )
 _BULLET = re.compile(r"[–•▪◦\-*]\s")
 _ITEM = re.compile(r"[–•▪◦\-*]\s|\(?\w{1,3}[.)]\s|\d+(\.\d+)*\.?\s+\S")
-_SECTION = re.compile(r"[–•▪◦\-*]\s|\(?\w{1,2}[.)]\s|\d{1,2}(\.\d+)*\.?\s+\S")  # begins another heading
-_LEADERS_BACKWARDS = re.compile(r"\d*\s*(?:\.\s*){4}")  # of a table of contents, from a line's end
+_SECTION = re.compile(r"[–•▪◦\-*]\s|\(?\w{1,2}[.)]\s|\d{1,2}(\.\d+)*\.?\s+\S")  # begins a new heading
+_LEADERS_BACKWARDS = re.compile(r"\d*\s*(?:\.\s*){4}")  # dot leaders of a table of contents, line reversed
 
 
 @dataclass
@@ -53,48 +53,47 @@ class Options:
         between("options.min_kept", self.min_kept, 0, 1)
 
 
-def files(source: SourceConfig) -> list[Path]:
+def list_files(source: SourceConfig) -> list[Path]:
     load_pdfium()
-    claims.options(source, Options)
-    return find(source, SUFFIXES)
+    claims.parse_options(source, Options)
+    return find_files(source, SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    min_kept = claims.options(source, Options).min_kept
-    for where, raw in contents(name, source, report, paths, SUFFIXES, ("a PDF",)):
-        with report.quarantining(where):
+    min_kept = claims.parse_options(source, Options).min_kept
+    for place, raw in iter_contents(name, source, report, paths, SUFFIXES, ("a PDF",)):
+        with report.quarantining(place):
             pages, about = read_pages(raw)
-            place = stem(where)
+            document_id = id_from_place(place)
             if not any(page.lines for page in pages):
-                report.drops.append(
-                    Drop(place, name, "no_text_layer", f"{len(pages)} pages without text: a scan?")
-                )
+                detail = f"none of its {len(pages)} pages has text, as in a scan"
+                report.drops.append(Drop(document_id, name, "no_text_layer", detail))
                 continue
             yield Document(
-                id=place,
-                text=_measured_text(pages, min_kept, report),
+                id=document_id,
+                text=_extract_text(pages, min_kept, report),
                 title=about.get("Title", ""),
                 source=name,
                 license=source.license,
-                group=place,
-                date=claims.date(_pdf_date(about.get("CreationDate", ""))),
+                group=document_id,
+                date=claims.parse_date(_pdf_date(about.get("CreationDate", ""))),
             )
 
 
-def _measured_text(pages: list[Page], min_kept: float, report: Report) -> str:
-    """Return the running text, or all lines where that would keep too few of the pages' letters."""
-    everything = [Page([*page.lines]) for page in pages]
-    own = sum(map(str.isalpha, "".join(line.text for page in pages for line in page.lines)))
+def _extract_text(pages: list[Page], min_kept: float, report: Report) -> str:
+    """Return the running text; all lines if that has too few of the pages' letters."""
+    unchanged_pages = [Page([*page.lines]) for page in pages]
+    num_letters = sum(map(str.isalpha, "".join(line.text for page in pages for line in page.lines)))
     report.counts["pages_without_text"] += sum(page.is_picture for page in pages)
     report.counts["pages_with_unreadable_letters"] += sum(_is_unreadable(page) for page in pages)
     report.counts["line_numbers_left_out"] += remove_line_numbers(pages)
-    text, left_out = _running_text(pages)
-    if sum(map(str.isalpha, text)) < min_kept * own:
+    running = extract_running_text(pages)
+    if sum(map(str.isalpha, running.text)) < min_kept * num_letters:
         report.counts["documents_below_min_kept"] += 1
-        return _paragraphs(everything)
-    report.counts["page_titles_and_numbers_left_out"] += left_out.titles
-    report.counts["lines_of_contents_left_out"] += left_out.contents
-    return text
+        return _join_lines(unchanged_pages)
+    report.counts["page_titles_and_numbers_left_out"] += running.num_titles
+    report.counts["lines_of_contents_left_out"] += running.num_contents
+    return running.text
 
 
 def _is_unreadable(page: Page) -> bool:
@@ -102,38 +101,50 @@ def _is_unreadable(page: Page) -> bool:
 
 
 @dataclass(slots=True)
-class _LeftOut:
-    """Lines that are no running text."""
+class RunningText:
+    """The running text of a document, and the numbers of lines left out of it.
 
-    titles: int = 0
-    contents: int = 0
+    Attributes:
+        num_titles: running titles and page numbers.
+        num_contents: lines of tables of contents.
+    """
+
+    text: str
+    num_titles: int
+    num_contents: int
 
 
-def running_text(pages: list[Page]) -> str:
-    """Return the paragraphs of all pages, without what is repeated at their edges, and without tables of
-    contents."""
-    return _running_text(pages)[0]
+def extract_running_text(pages: list[Page]) -> RunningText:
+    """Return all paragraphs; remove running titles and tables of contents from `pages`."""
+    num_titles = remove_running_titles(pages)
+    num_contents = _remove_contents(pages)
+    return RunningText(_join_lines(pages), num_titles, num_contents)
 
 
-def _running_text(pages: list[Page]) -> tuple[str, _LeftOut]:
-    titles = remove_running_titles(pages)
-    lines = [line.text for page in pages for line in page.lines]
-    listed = [bool(_LEADERS_BACKWARDS.match(line[::-1])) for line in lines]
-    headed = [_CONTENTS.fullmatch(line) and any(listed[n + 1 : n + 3]) for n, line in enumerate(lines)]
-    number = 0
+def _remove_contents(pages: list[Page]) -> int:
+    """Remove tables of contents from pages, and return the number of their lines."""
+    lines = [line for page in pages for line in page.lines]
+    is_entry = [bool(_LEADERS_BACKWARDS.match(line.text[::-1])) for line in lines]
+    removed: set[int] = set()
+    for number, line in enumerate(lines):
+        is_heading = _CONTENTS.fullmatch(line.text) and any(is_entry[number + 1 : number + 3])
+        if is_entry[number] or is_heading:
+            removed.add(id(line))
     for page in pages:
-        first, number = number, number + len(page.lines)
-        page.lines = [
-            line for n, line in enumerate(page.lines, start=first) if not listed[n] and not headed[n]
-        ]
-    contents_lines = len(lines) - sum(len(page.lines) for page in pages)
-    return _paragraphs(pages), _LeftOut(titles, contents_lines)
+        page.lines = [line for line in page.lines if id(line) not in removed]
+    return len(removed)
 
 
 @dataclass(slots=True)
 class _Shape:
-    """What lines of a document are like: the height of its letters, the distance of its lines, and how long a
-    full one is."""
+    """Typical measures of the lines of a document.
+
+    Attributes:
+        size: height of its letters, in points, as those below.
+        pitch: distance of its lines.
+        full: characters of a line from which it counts as full.
+        width, right: width and right edge of a long line.
+    """
 
     size: float
     pitch: float
@@ -142,60 +153,63 @@ class _Shape:
     right: float
 
     @classmethod
-    def of(cls, pages: list[Page]) -> _Shape:
+    def measure(cls, pages: list[Page]) -> _Shape:
         lines = [line for page in pages for line in page.lines]
+        if not lines:
+            return cls(size=0.0, pitch=0.0, full=0, width=0, right=0)
         lengths = sorted(len(line.text) for line in lines)
         widths = sorted(line.right - line.left for line in lines)
         rights = sorted(line.right for line in lines)
-        steps = [round(a.y - b.y) for page in pages for a, b in pairwise(page.lines) if _is_below(a, b)]
+        steps = Counter[float]()
+        for page in pages:
+            for above, below in pairwise(page.lines):
+                if _is_below(above, below):
+                    steps[round(above.y - below.y)] += 1
         eighty = int(len(lines) * 0.8)
         return cls(
             size=body_size(lines),
-            pitch=Counter(steps).most_common(1)[0][0] if steps else 0.0,
-            full=lengths[eighty] * 0.75 if lines else 0,
-            width=widths[eighty] if lines else 0,
-            right=rights[eighty] if lines else 0,
+            pitch=steps.most_common(1)[0][0] if steps else 0.0,
+            full=lengths[eighty] * 0.75,
+            width=widths[eighty],
+            right=rights[eighty],
         )
 
     def is_full(self, above: Line, line: Line) -> bool:
-        """Return whether a line is about as long as lines get: where places are known, whether the next word
-        had no room in it."""
+        """Return whether the line above is full: has no room for a word, or is long."""
         if len(above.text) < self.full or not (above.placed and line.placed and self.width):
             return len(above.text) >= self.full
-        word = len(line.text.split()[0]) * (line.right - line.left) / len(line.text)
-        return above.right - above.left + word > 0.97 * self.width or above.right + word > self.right
+        word_width = len(line.text.split()[0]) * (line.right - line.left) / len(line.text)
+        if above.right - above.left + word_width > 0.97 * self.width:
+            return True
+        return above.right + word_width > self.right
 
     def is_heading(self, line: Line) -> bool:
-        """Return whether a line is set as headings are: larger than the text, or bold and no smaller."""
+        """Return whether a line looks like a heading: larger than text, or bold and not smaller."""
         if not line.placed or not self.size:
             return False
-        return line.size > LARGER * self.size or (line.bold and line.size > 0.95 * self.size)
+        return self.is_large(line) or (line.bold and line.size > 0.95 * self.size)
 
-    def parts(self, above: Line, line: Line) -> bool:
-        """Return whether type or distance parts a line from the one above it."""
+    def is_large(self, line: Line) -> bool:
+        return line.size > LARGER * self.size
+
+    def separates(self, above: Line, line: Line) -> bool:
+        """Return whether font or distance separates a line from the one above it."""
         if not (above.placed and line.placed):
             return False
-        heads, is_heading = self.is_heading(above), self.is_heading(line)
-        if heads != is_heading or (heads and abs(above.size - line.size) > 0.05 * line.size):
-            return (
-                not line.text[:1].islower()
-                or line.size > LARGER * self.size
-                or above.size > LARGER * self.size
-            )
-        return (
-            _is_below(above, line)
-            and bool(self.pitch)
-            and above.y - line.y > FAR * max(self.pitch, line.size)
-        )
+        is_heading = self.is_heading(line)
+        is_below_heading = self.is_heading(above)
+        has_other_size = abs(above.size - line.size) > 0.05 * line.size
+        if is_below_heading != is_heading or (is_below_heading and has_other_size):
+            return not line.text[:1].islower() or self.is_large(line) or self.is_large(above)
+        if not _is_below(above, line) or not self.pitch:
+            return False
+        return above.y - line.y > PARAGRAPH_DISTANCE * max(self.pitch, line.size)
 
-    def goes_on(self, above: Line, line: Line) -> bool:
-        """Return whether a heading goes on in the next line: its size shows it, or its line has no room for
-        the next word."""
-        if (
-            not (self.is_heading(above) and self.is_heading(line))
-            or _SECTION.match(line.text)
-            or self.parts(above, line)
-        ):
+    def continues_heading(self, above: Line, line: Line) -> bool:
+        """Return whether two lines are one heading, by their size or as the first line is full."""
+        if not self.is_heading(above) or not self.is_heading(line):
+            return False
+        if _SECTION.match(line.text) or self.separates(above, line):
             return False
         if min(above.size, line.size) > 1.15 * self.size and _is_below(above, line):
             return True
@@ -206,51 +220,61 @@ def _is_below(above: Line, line: Line) -> bool:
     return above.placed and line.placed and 0 < above.y - line.y < 6 * max(above.size, line.size)
 
 
-def _paragraphs(pages: list[Page]) -> str:
-    """A line goes on in the next if it is about as long as lines get, or ends inside a word, and the next
-    does not open anew.
+def _join_lines(pages: list[Page]) -> str:
+    """Return the lines of all pages joined to paragraphs.
 
-    Type and distance, where they are known, part lines and join those of a heading.
+    A line continues a paragraph if the line above is full or ends within a word, and it does not
+    begin a list item. If positions are known, font and distance separate paragraphs, and join the
+    lines of a heading.
     """
-    shape = _Shape.of(pages)
-    paragraphs: list[list[str]] = []  # of pieces each
+    shape = _Shape.measure(pages)
+    paragraphs: list[list[str]] = []  # the pieces of each
     above = Line("")
     for line in (line for page in pages for line in page.lines):
-        text = line.text
-        before = above.text
-        parted = before.endswith(("\ufffe", "\u00ad"))
-        starts_low = text[:1].islower() or text[:1] in ",.;)"
-        open_end = shape.is_full(above, line) and not before.endswith((".", "!", "?", ":"))
-        joins = before and ((open_end and not _ITEM.match(text)) or (starts_low and before[-1] not in ".!?:"))
-        if parted or (joins and not shape.parts(above, line)) or shape.goes_on(above, line):
-            paragraphs[-1].append(text if parted else f" {text}")
+        is_in_word = above.text.endswith(("\ufffe", "\u00ad"))
+        continues = _continues_sentence(above, line, shape) and not shape.separates(above, line)
+        if is_in_word or continues or shape.continues_heading(above, line):
+            paragraphs[-1].append(line.text if is_in_word else f" {line.text}")
         else:
-            paragraphs.append([text])
+            paragraphs.append([line.text])
         above = line
-    return _joined_paragraphs(paragraphs)
+    return _join_paragraphs(["".join(pieces) for pieces in paragraphs])
 
 
-def _joined_paragraphs(paragraphs: list[list[str]]) -> str:
+def _continues_sentence(above: Line, line: Line, shape: _Shape) -> bool:
+    if not above.text:
+        return False
+    is_open = shape.is_full(above, line) and not above.text.endswith((".", "!", "?", ":"))
+    if is_open and not _ITEM.match(line.text):
+        return True
+    starts_within = line.text[:1].islower() or line.text[:1] in ",.;)"
+    return starts_within and above.text[-1] not in ".!?:"
+
+
+def _join_paragraphs(paragraphs: list[str]) -> str:
+    """Return paragraphs as one text, with words rejoined; no blank lines between list items."""
     text = ""
     was_item = False
-    for paragraph in map("".join, paragraphs):
+    for paragraph in paragraphs:
         is_item = bool(_BULLET.match(paragraph))
-        text += ("" if not text else "\n" if is_item and was_item else "\n\n") + _HYPHEN.sub(
-            _joined, paragraph
-        )
+        if text:
+            text += "\n" if is_item and was_item else "\n\n"
+        text += _HYPHEN.sub(_join_word, paragraph)
         was_item = is_item
     return text
 
 
-def _joined(match: re.Match[str]) -> str:
-    """The two halves of a word that a line break parted."""
-    before, after = match[1], match[2]
+def _join_word(match: re.Match[str]) -> str:
+    """Return a word that was hyphenated at a line break, with its hyphen if that is part of it."""
+    before = match[1]
+    after = match[2]
     if after in _COORDINATIONS:
         return f"{before}- {after}"
-    keeps = (
-        not before or before[-1].isdigit() or before.isupper() or after[:1].isupper() or after[:1].isdigit()
-    )
-    return f"{before}-{after}" if keeps else before + after
+    has_hyphen_before = not before or before[-1].isdigit() or before.isupper()
+    has_hyphen_after = after[:1].isupper() or after[:1].isdigit()
+    if has_hyphen_before or has_hyphen_after:
+        return f"{before}-{after}"
+    return before + after
 
 
 def _pdf_date(date: str) -> str:

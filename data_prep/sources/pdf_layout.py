@@ -1,5 +1,4 @@
-"""Lines of a PDF with their places and type, as PDFium finds them. Used by reader pdf, and by
-pdf_margins.py."""
+"""Lines of a PDF with their positions and fonts, read by PDFium. Used by reader pdf."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from typing import Any
 from data_prep.document import Unreadable
 from data_prep.user_error import UserError
 
-LARGER = 1.08  # than the body text, from which on a line is taken for a heading
+LARGER = 1.08  # size of a line's letters, relative to the body text's, above which it is taken for a heading
 _BOLD = re.compile(r"bold|black|heavy|semib|demi|-bd|,bd", re.IGNORECASE)
 _LINES = re.compile("[^\\r\\n\ufffe]+\ufffe?")
 FIRST_NUMBER = re.compile(r"\s*(\d{1,6})(?=\s|$)\s*")
@@ -23,13 +22,14 @@ LAST_NUMBER = re.compile(r"(?<=\s)(\d{1,6})\s*$")
 
 @dataclass(slots=True)
 class Line:
-    """A line of text and, where it is known, its place on the page in points and its type.
+    """A line of text and, if they are known, its position on the page, in points, and its font.
 
     Attributes:
-        left, right, y: its edges and its foot; `placed` says whether they are known.
+        placed: true if its position is known.
+        left, right, y: its left and right edge, and its bottom.
         size: height of its letters.
-        after_first, before_last: where the second word begins and the last but one ends.
-        first_right, last_left: where its first word ends and its last begins.
+        first_right, last_left: right edge of its first word, and left edge of its last.
+        after_first, before_last: left edge of its second word, and right edge of its last but one.
     """
 
     text: str
@@ -47,11 +47,11 @@ class Line:
 
 @dataclass(slots=True)
 class Page:
-    """A page's lines, and what of it no text can be made of.
+    """A page's lines.
 
     Attributes:
-        unmapped: characters for which the file names no letter.
-        is_picture: whether it holds pictures and no text, as a scan does.
+        unmapped: number of characters that the file maps to no letter.
+        is_picture: true if the page has pictures and no text, as a scan has.
     """
 
     lines: list[Line] = field(default_factory=list)
@@ -60,18 +60,17 @@ class Page:
 
 
 def read_pages(raw: bytes) -> tuple[list[Page], dict[str, str]]:
-    """Return the pages of a PDF file, and what it says of itself.
+    """Return the pages of a PDF file, and its metadata.
 
     Raises:
-        Unreadable: it is no PDF, or a broken one.
+        Unreadable: the file is not a PDF, or broken.
     """
     pdfium = load_pdfium()
     try:
         document = pdfium.PdfDocument(raw)
         try:
-            return [
-                _read_page(pdfium, document[number]) for number in range(len(document))
-            ], document.get_metadata_dict()
+            pages = [_read_page(pdfium, document[number]) for number in range(len(document))]
+            return pages, document.get_metadata_dict()
         finally:
             document.close()
     except pdfium.PdfiumError as fault:
@@ -82,7 +81,9 @@ def load_pdfium() -> Any:
     try:
         return importlib.import_module("pypdfium2")
     except ImportError as fault:
-        raise UserError(f"reader pdf needs pypdfium2 ({fault}): pip install 'finetune[prep]'") from None
+        raise UserError(
+            f"reader pdf: pypdfium2 cannot be imported ({fault}); run pip install 'finetune[prep]'"
+        ) from None
 
 
 def _read_page(pdfium: Any, page: Any) -> Page:
@@ -91,23 +92,26 @@ def _read_page(pdfium: Any, page: Any) -> Page:
     letters = _Letters(pdfium, text_page)
     lines = [_read_line(match, text, letters) for match in _LINES.finditer(text) if match[0].strip()]
     is_picture = not lines and any(True for _ in page.get_objects(filter=[pdfium.raw.FPDF_PAGEOBJ_IMAGE]))
-    return Page(lines, max(0, text_page.count_chars() - len(text)) + text.count("\ufffd"), is_picture)
+    unmapped = max(0, text_page.count_chars() - len(text)) + text.count("\ufffd")
+    return Page(lines, unmapped, is_picture)
 
 
 class _Letters:
-    """Places and type of a page's letters, by their numbers in its text."""
+    """Positions and fonts of a page's letters, by their indices in its text."""
 
     def __init__(self, pdfium: Any, text_page: Any) -> None:
         self._raw = pdfium.raw
         self._page = text_page
 
     def box(self, number: int) -> tuple[float, float, float, float] | None:
-        """Return left, bottom, right and top, in points; None for what has no place."""
+        """Return left, bottom, right and top of a letter, in points; None if it has no position."""
         index = self._raw.FPDFText_GetCharIndexFromTextIndex(self._page, number)
         if index < 0:
             return None
         left, bottom, right, top = self._page.get_charbox(index, loose=True)
-        return (left, bottom, right, top) if right > left or top > bottom else None
+        if right <= left and top <= bottom:
+            return None
+        return (left, bottom, right, top)
 
     def is_bold(self, number: int) -> bool:
         index = self._raw.FPDFText_GetCharIndexFromTextIndex(self._page, number)
@@ -125,42 +129,44 @@ def _font_name(raw: Any, page: Any, index: int) -> str:
 
 def _read_line(match: re.Match[str], text: str, letters: _Letters) -> Line:
     line = Line(match[0].strip())
-    start, end = (
-        match.start() + len(match[0]) - len(match[0].lstrip()),
-        match.start() + len(match[0].rstrip()) - 1,
-    )
+    start = match.start() + len(match[0]) - len(match[0].lstrip())
+    end = match.start() + len(match[0].rstrip()) - 1
     while start < end and text[end] in "\ufffe\u00ad":
         end -= 1
     middle = next((n for n in range((start + end) // 2, end) if not text[n].isspace()), end)
-    first, last, among = letters.box(start), letters.box(end), letters.box(middle)
-    if first is None or last is None or among is None:
+    first_box = letters.box(start)
+    last_box = letters.box(end)
+    middle_box = letters.box(middle)
+    if first_box is None or last_box is None or middle_box is None:
         return line
     line.placed = True
-    line.left, line.right, line.y = first[0], last[2], min(first[1], last[1])
-    line.size = median([box[3] - box[1] for box in (first, among, last)])
+    line.left = first_box[0]
+    line.right = last_box[2]
+    line.y = min(first_box[1], last_box[1])
+    line.size = median([box[3] - box[1] for box in (first_box, middle_box, last_box)])
     line.bold = all(letters.is_bold(number) for number in (start, middle, end))
-    _place_words(line, match[0].strip(), start, letters)
+    _set_word_edges(line, match[0].strip(), start, letters)
     return line
 
 
-def _place_words(line: Line, text: str, start: int, letters: _Letters) -> None:
-    """Note where a number at the line's beginning or end stands, and the text beside it."""
-    if found := FIRST_NUMBER.match(text):
-        end, after = (
-            letters.box(start + found.end(1) - 1),
-            letters.box(start + found.end()) if found.end() < len(text) else None,
-        )
+def _set_word_edges(line: Line, text: str, start: int, letters: _Letters) -> None:
+    """Set the edges of a number at the line's beginning or end, and of the text beside it."""
+    first = FIRST_NUMBER.match(text)
+    if first:
+        end = letters.box(start + first.end(1) - 1)
+        after = letters.box(start + first.end()) if first.end() < len(text) else None
         line.first_right = end[2] if end else line.left
         line.after_first = after[0] if after else line.right
-    if found := LAST_NUMBER.search(text):
-        begin = letters.box(start + found.start(1))
-        before = letters.box(start + len(text[: found.start(1)].rstrip()) - 1)
+    last = LAST_NUMBER.search(text)
+    if last:
+        begin = letters.box(start + last.start(1))
+        before = letters.box(start + len(text[: last.start(1)].rstrip()) - 1)
         line.last_left = begin[0] if begin else line.right
         line.before_last = before[2] if before else line.left
 
 
 def body_size(lines: Iterable[Line]) -> float:
-    """Return the height of most letters; 0 where no line has a place."""
+    """Return the most frequent height of letters; 0 if no line has a position."""
     sizes: Counter[float] = Counter()
     for line in lines:
         if line.placed:

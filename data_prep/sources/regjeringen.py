@@ -1,12 +1,14 @@
-"""NOU, Meld. St., Prop. and other publications of regjeringen.no as XHTML, and its own pages: one document a
-file.
+"""Reader of publications of regjeringen.no (NOU, Meld. St. …) as XHTML, and of its own pages.
 
-Files of one publication in several parts share the beginning of their names (…kap01, …kap02) or a folder:
-`group_by: folder` makes a folder a group, `file` each file. Kept: headings, on lines of their own and parted
-from the text, paragraphs, lists, tables row by row. Left out: reference lists, the top with its navigation,
-and notes, by the classes that mark them; and of a page of the site its furniture: share buttons, editors,
-related links (see furniture.py). Below `min_kept` of the page's own letters, classes that other sites use for
-furniture do not decide, and the page is counted.
+Each file is one document. A publication in several files has them in a folder, or with a common
+beginning of their names (…kap01, …kap02): with `group_by: folder` each folder is a group, with
+`file` each file.
+
+Kept: headings, set off from the text, paragraphs, lists, tables row by row. Left out: reference
+lists, navigation at the top, and notes, which have classes of their own; on pages of the site also
+its furniture, as share buttons, editors' names and related links (see furniture.py). If less than
+`min_kept` of a page's letters is left, it is read again without the classes that sites use for
+furniture, and counted.
 """
 
 from __future__ import annotations
@@ -22,40 +24,18 @@ from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Unreadable
 from data_prep.fields import between, one_of, setting
 from data_prep.sources import claims
-from data_prep.sources.files import contents, find, stem
-from data_prep.sources.furniture import HEADINGS, Furniture, count_letters, main_element, without_labels
-from data_prep.sources.markup import blocks, local_name, parse_html, squeeze
+from data_prep.sources.files import find_files, id_from_place, iter_contents
+from data_prep.sources.furniture import HEADINGS, Furniture, count_letters, drop_labels, find_main_element
+from data_prep.sources.markup import iter_blocks, local_name, parse_html, squeeze
 
 SUFFIXES = (".xhtml", ".html", ".htm", ".xml")
 SKIPPED_CLASSES = {"K-REFLISTE", "TOP", "K-NOTE-TBLNOTER", "K-NOTETEXT"}
 BLOCKS = HEADINGS | {
-    "body",
-    "main",
-    "section",
-    "article",
-    "div",
-    "p",
-    "ul",
-    "ol",
-    "li",
-    "table",
-    "tr",
-    "caption",
-    "blockquote",
-    "dl",
-    "dt",
-    "dd",
-    "figure",
-    "figcaption",
-    "header",
-    "footer",
-    "aside",
-    "pre",
-    "details",
-    "summary",
-    "address",
-    "button",
-}
+    "body", "main", "section", "article", "div", "p", "ul", "ol", "li", "table", "tr", "caption",
+    "blockquote", "dl", "dt", "dd", "figure", "figcaption", "header", "footer", "aside", "pre",
+    "details", "summary", "address", "button",
+}  # fmt: skip
+DATE_NAMES = ("dc.date", "dcterms.date", "date", "article:published_time")
 
 
 @dataclass
@@ -77,85 +57,89 @@ class Options:
         between("options.min_kept", self.min_kept, 0, 1)
 
 
-def files(source: SourceConfig) -> list[Path]:
-    claims.options(source, Options)
-    return find(source, SUFFIXES)
+def list_files(source: SourceConfig) -> list[Path]:
+    claims.parse_options(source, Options)
+    return find_files(source, SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    options = claims.options(source, Options)
-    for where, raw in contents(name, source, report, paths, SUFFIXES):
-        with report.quarantining(where):
-            yield parse(raw, where, source.license, options, report)
+    options = claims.parse_options(source, Options)
+    for place, raw in iter_contents(name, source, report, paths, SUFFIXES):
+        with report.quarantining(place):
+            yield parse(raw, place, source.license, options, report)
 
 
-def parse(raw: bytes, where: Place, license: str, options: Options, report: Report) -> Document:
+def parse(raw: bytes, place: Place, license: str, options: Options, report: Report) -> Document:
     root = parse_html(raw, report)
-    text = _measured_text(root, options.min_kept, report)
+    text = _extract_text(root, options.min_kept, report)
     if not text:
-        raise Unreadable("no text outside of what is left out")
+        raise Unreadable("contains no text except notes, navigation and other furniture")
     title = next((squeeze(e.itertext()) for tag in ("h1", "title") for e in root.iter(tag)), "")
     meta = {
         (e.get("name") or e.get("property") or "").lower(): e.get("content") or "" for e in root.iter("meta")
     }
-    date = next(
-        (meta[key] for key in ("dc.date", "dcterms.date", "date", "article:published_time") if meta.get(key)),
-        "",
-    )
-    url = next(
-        (e.get("href") or "" for e in root.iter("link") if e.get("rel") == "canonical"),
-        meta.get("og:url", ""),
-    )
-    place = stem(where)
-    folder = place.rpartition("/")[0]
+    date = next((meta[name] for name in DATE_NAMES if meta.get(name)), "")
+    canonical = (e.get("href") or "" for e in root.iter("link") if e.get("rel") == "canonical")
+    url = next(canonical, meta.get("og:url", ""))
+    document_id = id_from_place(place)
+    group = document_id
+    if options.group_by == "folder":
+        group = document_id.rpartition("/")[0] or document_id
     return Document(
-        id=place,
+        id=document_id,
         text=text,
         title=title,
-        source=where.source,
+        source=place.source,
         license=license,
         url=url,
-        date=claims.date(date) or claims.date(title),
-        group=folder or place if options.group_by == "folder" else place,
-        language=claims.language(root.get("lang") or root.get("xml:lang") or meta.get("dc.language")),
+        date=claims.parse_date(date) or claims.parse_date(title),
+        group=group,
+        language=claims.parse_language(root.get("lang") or root.get("xml:lang") or meta.get("dc.language")),
     )
 
 
-def _measured_text(root: html.HtmlElement, min_kept: float, report: Report) -> str:
+def _extract_text(root: html.HtmlElement, min_kept: float, report: Report) -> str:
+    """Return a page's text without furniture.
+
+    If less than `min_kept` of it is left, only tags decide what is furniture, and the page is counted.
+    """
     body = root.find(".//body")
-    body = body if body is not None else root
-    main = main_element(body)
+    if body is None:
+        body = root
+    main = find_main_element(body)
     part = main if main is not None else body
-    whole = running_text(part, Furniture(part, by_class=False))
+    all_text = running_text(part, Furniture(part, by_class=False))
     text = running_text(part, Furniture(part), labels=False)
-    if count_letters(text) >= min_kept * count_letters(whole):
+    if count_letters(text) >= min_kept * count_letters(all_text):
         return text
     report.counts["pages_read_by_tags"] += 1
-    return whole
+    return all_text
 
 
 def running_text(part: html.HtmlElement, furniture: Furniture, labels: bool = True) -> str:
-    """Return one line a block, a blank line between paragraphs and around headings; list items and table rows
-    stand close.
+    """Return text with one line a block, and blank lines except within lists and tables.
 
-    Labels at the edges of the text ("Skriv ut", "Redaktør: …") stand in it if `labels`.
+    Args:
+        labels: true to keep labels at the edges of the text ("Skriv ut", "Redaktør: …").
     """
 
     def skips(element: html.HtmlElement) -> bool:
         return not SKIPPED_CLASSES.isdisjoint(_classes(element)) or furniture.skips(element)
 
-    pieces = list(blocks(part, lambda element: local_name(element).lower() in BLOCKS, skips))
+    pieces = list(iter_blocks(part, lambda element: local_name(element).lower() in BLOCKS, skips))
     if not labels:
-        pieces = [pieces[number] for number in without_labels([line for _, line in pieces])]
+        pieces = [pieces[number] for number in drop_labels([line for _, line in pieces])]
     lines: list[str] = []
-    close = False
+    was_close = False  # true if the last block was a list item or a table row
     for block, line in pieces:
         inside = {local_name(a).lower() for a in (block, *block.iterancestors())}
         is_close = bool(inside & {"li", "tr", "caption"}) and not inside & HEADINGS
-        if lines and not (close and is_close):
+        if lines and not (was_close and is_close):
             lines.append("")
-        lines.append(f"– {line}" if "li" in inside and not re.match(r"[–•\-*]|\w{1,3}[.)] ", line) else line)
-        close = is_close
+        if "li" in inside and not re.match(r"[–•\-*]|\w{1,3}[.)] ", line):
+            line = f"– {line}"
+        lines.append(line)
+        was_close = is_close
     return "\n".join(lines)
 
 

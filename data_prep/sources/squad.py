@@ -1,8 +1,8 @@
-"""Questions on texts in SQuAD's form: {"data": [{"title", "paragraphs": [{"context", "qas": [{"question",
-"answers"}]}]}]} in a JSON file, or one question a line, {"context", "question", "answers": {"text": […]}}, as
-the Hub has it. Made for NorQuAD.
+"""Reader of questions about texts in the format of SQuAD; tested with NorQuAD.
 
-All questions to one text are a group.
+A JSON file is {"data": [{"title", "paragraphs": [{"context", "qas": [{"question", "answers"}]}]}]}.
+JSON lines have one question each, {"context", "question", "answers": {"text": […]}}, as data sets
+on the Hub do. All questions about one text form a group.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Turn, Unreadable
 from data_prep.fields import one_of, setting
 from data_prep.sources import claims, json_stream, jsonl
-from data_prep.sources.files import find, members, stem
+from data_prep.sources.files import find_files, id_from_place, iter_members
 
 SUFFIXES = (".json", ".jsonl")
 FORMS = ("messages", "prompt_completion")
@@ -40,7 +40,7 @@ class Options(jsonl.Options):
 
 @dataclass
 class Question:
-    """One question and where it stands; `answers` are alternatives."""
+    """A question with its place; `answers` are alternatives."""
 
     place: Place
     id: str
@@ -50,17 +50,17 @@ class Question:
     answers: list[str]
 
 
-def files(source: SourceConfig) -> list[Path]:
-    claims.options(source, Options)
-    return find(source, SUFFIXES)
+def list_files(source: SourceConfig) -> list[Path]:
+    claims.parse_options(source, Options)
+    return find_files(source, SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    options = claims.options(source, Options)
-    seen = Counter[str]()
-    for question in _questions(name, source, report, paths):
-        seen[question.id] += 1
-        answer = next((a for a in question.answers if a), options.unanswerable)
+    options = claims.parse_options(source, Options)
+    num_seen = Counter[str]()
+    for question in _iter_questions(name, source, report, paths):
+        num_seen[question.id] += 1
+        answer = next(filter(None, question.answers), options.unanswerable)
         if not answer:
             report.counts["unanswerable"] += 1
         elif question.answers and answer not in question.context:
@@ -68,11 +68,11 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
         else:
             mask = "assistant_masks" if options.form == "messages" else "completion_mask"
             digest = hashlib.blake2b(question.context.encode(), digest_size=8).hexdigest()
-            again = seen[question.id]
+            number = num_seen[question.id]
             yield Document(
-                id=f"{question.id}:{again}" if again > 1 else question.id,
+                id=f"{question.id}:{number}" if number > 1 else question.id,
                 text="",
-                turns=_turns(question, answer, options.form),
+                turns=_build_turns(question, answer, options.form),
                 mask=mask,
                 title=question.title,
                 group=digest,
@@ -81,70 +81,78 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
             )
 
 
-def _turns(question: Question, answer: str, form: str) -> list[Turn]:
-    asked = f"{question.context.strip()}\n\nSpørsmål: {question.question.strip()}"
+def _build_turns(question: Question, answer: str, form: str) -> list[Turn]:
+    prompt = f"{question.context.strip()}\n\nSpørsmål: {question.question.strip()}"
     if form == "messages":
         return [
-            Turn(role="user", content=asked, target=False),
+            Turn(role="user", content=prompt, target=False),
             Turn(role="assistant", content=answer, target=True),
         ]
     return [
-        Turn(role="", content=f"{asked}\nSvar: ", target=False),
+        Turn(role="", content=f"{prompt}\nSvar: ", target=False),
         Turn(role="", content=answer, target=True),
     ]
 
 
-def _questions(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Question]:
+def _iter_questions(
+    name: str, source: SourceConfig, report: Report, paths: Sequence[Path]
+) -> Iterator[Question]:
     form = jsonl.record_form(source, ("paragraphs", "question", "context"))
-    for member in members(name, source, report, paths, SUFFIXES):
-        for where, entry in json_stream.values(member, form, report):
-            yield from _of_entry(entry, where, report)
+    for member in iter_members(name, source, report, paths, SUFFIXES):
+        for place, entry in json_stream.iter_values(member, form, report):
+            yield from _parse_entry(entry, place, report)
 
 
-def _of_entry(entry: Any, where: Place, report: Report) -> Iterator[Question]:
+def _parse_entry(entry: Any, place: Place, report: Report) -> Iterator[Question]:
+    """Yield the questions of an element of `data`, or of a record with a single question."""
     if isinstance(entry, dict) and ("question" in entry or "paragraphs" not in entry):
-        with report.quarantining(where):
-            yield _flat(entry, where)
+        with report.quarantining(place):
+            yield _parse_question(entry, place)
     if not isinstance(entry, dict) or not isinstance(entry.get("paragraphs", []), list):
-        report.quarantine(where, "not an object with paragraphs")
+        report.quarantine(place, "not an object with paragraphs")
         return
     for paragraph in entry.get("paragraphs", []):
-        asked = paragraph.get("qas") if isinstance(paragraph, dict) else None
-        if not isinstance(asked, list):
-            report.quarantine(where, "a paragraph without questions (qas)")
+        questions = paragraph.get("qas") if isinstance(paragraph, dict) else None
+        if not isinstance(questions, list):
+            report.quarantine(place, "a paragraph without questions (qas)")
             continue
-        for question in asked:
-            with report.quarantining(where):
+        for question in questions:
+            with report.quarantining(place):
                 if not isinstance(question, dict):
-                    raise Unreadable("a question that is no object")
-                yield _flat(
-                    {"title": entry.get("title"), **question, "context": paragraph.get("context")}, where
-                )
+                    raise Unreadable("a question is not an object")
+                shared = {"title": entry.get("title")}
+                yield _parse_question({**shared, **question, "context": paragraph.get("context")}, place)
 
 
-def _flat(record: Any, where: Place) -> Question:
+def _parse_question(record: Any, place: Place) -> Question:
     if not isinstance(record, dict):
         raise Unreadable(f"a JSON {type(record).__name__}, not an object")
-    if missing := [
-        key
-        for key in ("context", "question")
-        if not isinstance(record.get(key), str) or not record[key].strip()
-    ]:
-        raise Unreadable(f"no text under '{missing[0]}'")
-    answers = [] if record.get("answers") is None else record["answers"]
+    for key in ("context", "question"):
+        if not isinstance(record.get(key), str) or not record[key].strip():
+            raise Unreadable(f"no text under '{key}'")
+    answers = _parse_answers(record.get("answers"))
+    identity = record.get("id", place.at.rpartition(" ")[2])
+    return Question(
+        place=place,
+        id=f"{id_from_place(place)}:{jsonl.to_valid_text(identity)}",
+        title=jsonl.to_valid_text(record.get("title") or ""),
+        context=jsonl.to_valid_text(record["context"]),
+        question=jsonl.to_valid_text(record["question"]),
+        answers=[] if record.get("is_impossible") else answers,
+    )
+
+
+def _parse_answers(answers: Any) -> list[str]:
+    if answers is None:
+        return []
     if isinstance(answers, dict):
         answers = answers.get("text", [])
-    found = (
-        [a.get("text") if isinstance(a, dict) else a for a in answers] if isinstance(answers, list) else None
-    )
-    if found is None or not all(isinstance(answer, str) for answer in found):
-        raise Unreadable("answers that are no list of texts")
-    identity = record.get("id", where.at.rpartition(" ")[2])
-    return Question(
-        place=where,
-        id=f"{stem(where)}:{jsonl.clean(identity)}",
-        title=jsonl.clean(record.get("title") or ""),
-        context=jsonl.clean(record["context"]),
-        question=jsonl.clean(record["question"]),
-        answers=[] if record.get("is_impossible") else [jsonl.clean(answer) for answer in found],
-    )
+    if not isinstance(answers, list):
+        raise Unreadable("answers are not a list of texts")
+    texts = []
+    for answer in answers:
+        text = answer.get("text") if isinstance(answer, dict) else answer
+        if not isinstance(text, str):
+            raise Unreadable("answers are not a list of texts")
+        texts.append(jsonl.to_valid_text(text))
+    return texts

@@ -1,12 +1,16 @@
-"""Minutes of Stortinget from data.stortinget.no (/eksport/publikasjon), in both generations of their XML.
+"""Reader of minutes of Stortinget from data.stortinget.no/eksport, in both XML formats.
 
-Until 2015-16: <forhandling><mote><saker><sak><innlegg type="hovedinnlegg"><navn>…</navn><a>…</a></innlegg>.
-Since: <Forhandlinger> <Mote><Hovedseksjon><Saker><Sak><Hovedinnlegg><A><Navn>…</Navn> …</A></Hovedinnlegg>.
-One document is one item of the agenda, or one speech (`unit: speech`); what stands outside items is one
-document a meeting. All of a file is one group.
+The formats are, until 2015-16 and since:
 
-Kept: the item's number and title; before each speech who speaks, party and time as the minutes have them, and
-whether it is a main speech (hovedinnlegg) or a reply (replikk); remarks and votes, in order.
+    <forhandling><mote><saker><sak><innlegg type="hovedinnlegg"><navn>…</navn><a>…</a></innlegg>
+    <Forhandlinger><Mote><Hovedseksjon><Saker><Sak><Hovedinnlegg><A><Navn>…</Navn> …</A>
+
+A document is an item of the agenda, or a speech (`unit: speech`); text outside items is one
+document a meeting. All documents of a file form a group.
+
+Kept: an item's number and title; before each speech, the speaker, party and time as the minutes
+have them, and whether it is a main speech (hovedinnlegg) or a reply (replikk); remarks and votes,
+in order.
 """
 
 from __future__ import annotations
@@ -23,33 +27,18 @@ from data_prep.config import SourceConfig
 from data_prep.document import Document, Place, Report, Unreadable
 from data_prep.fields import one_of, setting
 from data_prep.sources import claims
-from data_prep.sources.files import contents, find, stem
-from data_prep.sources.markup import blocks, local_name, parse_xml, squeeze
+from data_prep.sources.files import find_files, id_from_place, iter_contents
+from data_prep.sources.markup import iter_blocks, local_name, parse_xml, squeeze
 
 SUFFIXES = (".xml",)
 SPEECHES = {"innlegg", "presinnl", "hovedinnlegg", "replikk", "presinnlegg"}
 INLINE = {
-    "uth",
-    "i",
-    "b",
-    "u",
-    "em",
-    "sup",
-    "sub",
-    "hoy",
-    "lav",
-    "kursiv",
-    "halvfet",
-    "sperret",
-    "entry",
-    "td",
-    "th",
-    "a_ref",
-}
+    "uth", "i", "b", "u", "em", "sup", "sub", "hoy", "lav", "kursiv", "halvfet", "sperret",
+    "entry", "td", "th", "a_ref",
+}  # fmt: skip
 PUBLICATION = "https://data.stortinget.no/eksport/publikasjon?publikasjonid="
-_PUBLICATION_ID = re.compile(
-    r"[a-z]+-?\d{6}"
-)  # refs-202021-11-17, s140213; what has another name is not to be found there
+# Names such as refs-202021-11-17 and s140213; other names have no address.
+_PUBLICATION_ID = re.compile(r"[a-z]+-?\d{6}")
 SKIPPED = {"sidetall", "side", "bilde"}
 
 
@@ -65,64 +54,65 @@ class Options:
 
 @dataclass
 class Piece:
-    """A paragraph and where it belongs: `speech` is the element of the speech it is part of, None outside of
-    speeches."""
+    """A paragraph, and the element of the speech that it is a part of; None outside speeches."""
 
     speech: etree._Element | None
     text: str
 
 
-def files(source: SourceConfig) -> list[Path]:
-    claims.options(source, Options)
-    return find(source, SUFFIXES)
+def list_files(source: SourceConfig) -> list[Path]:
+    claims.parse_options(source, Options)
+    return find_files(source, SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    unit = claims.options(source, Options).unit
-    for where, raw in contents(name, source, report, paths, SUFFIXES):
-        with report.quarantining(where):
-            yield from list(_documents(parse_xml(raw, report), where, source, unit))
+    unit = claims.parse_options(source, Options).unit
+    for place, raw in iter_contents(name, source, report, paths, SUFFIXES):
+        with report.quarantining(place):
+            yield from list(_documents(parse_xml(raw, report), place, source, unit))
 
 
-def _documents(root: etree._Element, where: Place, source: SourceConfig, unit: str) -> Iterator[Document]:
+def _documents(root: etree._Element, place: Place, source: SourceConfig, unit: str) -> Iterator[Document]:
     if local_name(root).lower() not in ("forhandling", "forhandlinger"):
         raise Unreadable(f"not minutes of Stortinget: the root is <{local_name(root)}>")
-    publication = (
-        re.sub(r"-\d+$", "", root.get("Id", "")) if root.get("Id", "").count("-") > 3 else root.get("Id", "")
-    )
-    publication = publication or Path(stem(where)).name
+    publication = root.get("Id", "")
+    if publication.count("-") > 3:
+        publication = re.sub(r"-\d+$", "", publication)
+    publication = publication or Path(id_from_place(place)).name
     meetings = [child for child in root if local_name(child).lower() == "mote"] or [root]
     for number, meeting in enumerate(meetings, start=1):
         heading = _meeting_heading(meeting)
         document = partial(
             Document,
-            source=where.source,
+            source=place.source,
             license=source.license,
             group=publication,
-            date=claims.date(heading),
+            date=claims.parse_date(heading),
             url=f"{PUBLICATION}{publication}" if _PUBLICATION_ID.match(publication) else "",
         )
-        found = [element for element in meeting.iter() if local_name(element).lower() == "sak"]
-        items = [
-            item for item in found if not any(local_name(a).lower() == "sak" for a in item.iterancestors())
-        ]
-        around = _pieces(meeting, leave_out=items)
-        for index, (element, pieces) in enumerate(
-            [(meeting, around), *((item, _pieces(item)) for item in items)]
-        ):
-            base = f"{publication}:{number}.{index}"
-            title = _title(element) if index else heading
-            for suffix, text in _texts(pieces, unit):
-                yield document(id=base + suffix, text=text, title=title)
+        items = [element for element in meeting.iter() if _is_item(element)]
+        sections = [(heading, _read_pieces(meeting, leave_out=items))]
+        sections += [(_title(item), _read_pieces(item)) for item in items]
+        for index, (title, pieces) in enumerate(sections):
+            for suffix, text in _iter_texts(pieces, unit):
+                yield document(id=f"{publication}:{number}.{index}{suffix}", text=text, title=title)
 
 
-def _texts(pieces: list[Piece], unit: str) -> Iterator[tuple[str, str]]:
+def _is_item(element: etree._Element) -> bool:
+    """Return whether an element is an item of the agenda, and not one nested in another."""
+    if local_name(element).lower() != "sak":
+        return False
+    return not any(local_name(above).lower() == "sak" for above in element.iterancestors())
+
+
+def _iter_texts(pieces: list[Piece], unit: str) -> Iterator[tuple[str, str]]:
+    """Yield the documents of an item: the suffix to the item's id, and the text."""
     if unit == "item":
         if pieces:
             yield "", "\n\n".join(piece.text for piece in pieces)
         return
     speeches: dict[int, list[str]] = {}
-    order: list[etree._Element] = []  # keeps the elements alive, so that their ids stay theirs
+    order: list[etree._Element] = []  # keeps the elements alive, so that id() stays unique
     for piece in pieces:
         if piece.speech is not None:
             if id(piece.speech) not in speeches:
@@ -132,16 +122,20 @@ def _texts(pieces: list[Piece], unit: str) -> Iterator[tuple[str, str]]:
         yield f".{number}", "\n\n".join(speeches[id(speech)])
 
 
-def _pieces(element: etree._Element, leave_out: Sequence[etree._Element] = ()) -> list[Piece]:
-    """Paragraphs in order. A speaker's name opens the paragraph it stands before, with the kind of the speech
-    behind it."""
+def _read_pieces(element: etree._Element, leave_out: Sequence[etree._Element] = ()) -> list[Piece]:
+    """Return the paragraphs of an element in order.
+
+    A speaker's name becomes the beginning of the paragraph after it, followed by the kind of
+    speech.
+    """
     pieces: list[Piece] = []
     name = ""
     left_out = set(leave_out)
-    found = blocks(
-        element, _is_block, lambda child: child in left_out or local_name(child).lower() in SKIPPED
-    )
-    for block, text in found:
+
+    def is_skipped(child: etree._Element) -> bool:
+        return child in left_out or local_name(child).lower() in SKIPPED
+
+    for block, text in iter_blocks(element, _is_block, is_skipped):
         speech = next((a for a in (block, *block.iterancestors()) if local_name(a).lower() in SPEECHES), None)
         if local_name(block).lower() == "navn":
             if speech is not None and text.strip(" :"):
@@ -161,10 +155,13 @@ def _is_block(element: etree._Element) -> bool:
 
 
 def _with_kind(name: str, speech: etree._Element) -> str:
-    tag = local_name(speech).lower()
-    kind = (speech.get("type") or "") if tag == "innlegg" else tag
+    kind = local_name(speech).lower()
+    if kind == "innlegg":
+        kind = speech.get("type") or ""
     name = name.rstrip(" :")
-    return f"{name}, {kind}:" if kind in ("hovedinnlegg", "replikk") else f"{name}:"
+    if kind in ("hovedinnlegg", "replikk"):
+        name += f", {kind}"
+    return f"{name}:"
 
 
 def _meeting_heading(meeting: etree._Element) -> str:

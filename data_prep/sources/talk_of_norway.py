@@ -1,9 +1,9 @@
-"""Talk of Norway: speeches in Stortinget 1998-2016 as CSV, one a row, and its labelled sentences, as CSV or
-one a line.
+"""Reader of Talk of Norway: speeches in Stortinget 1998-2016 as CSV, and labelled sentences.
 
-Of a row with a speaker, name and party stand before what is said. All speeches of a transcript, else of a
-day, are a group. Files of lines (.txt) are sentences out of context; their name ends in their written
-standard, as in …_nob.txt.
+A speech begins with the speaker's name and party, where the row has them. All speeches of a
+transcript, or of a day if no transcript is named, form a group. Sentences are CSV too, or text
+files with one a line, out of context; such a file's name ends in its written standard, as in
+…_nob.txt.
 """
 
 from __future__ import annotations
@@ -15,54 +15,58 @@ from data_prep.config import SourceConfig
 from data_prep.containers import streams
 from data_prep.document import Document, Place, Report
 from data_prep.sources import claims, table
-from data_prep.sources.files import decode, find, members
+from data_prep.sources.files import decode, find_files, iter_members
 
 SUFFIXES = (".csv", ".txt")
 
 
-def files(source: SourceConfig) -> list[Path]:
-    return find(source, SUFFIXES)
+def list_files(source: SourceConfig) -> list[Path]:
+    return find_files(source, SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    for member in members(name, source, report, paths, SUFFIXES):
+    for member in iter_members(name, source, report, paths, SUFFIXES):
         if member.name.lower().endswith(".csv"):
-            for where, row in table.csv_rows(member, ",", ("text",), source, report):
-                yield _speech(row, where, source)
+            for place, row in table.csv_rows(member, ",", ("text",), source, report):
+                yield _speech(row, place, source)
         else:
             yield from _sentences(member, source, report)
 
 
-def _speech(row: dict[str, str], where: Place, source: SourceConfig) -> Document:
-    speaker = row.get("rep_name") or " ".join(
-        row[key] for key in ("rep_first_name", "rep_last_name") if row.get(key)
-    )
-    speaker = speaker or ("Presidenten" if row.get("speaker_role", "").lower() == "president" else "")
+def _speech(row: dict[str, str], place: Place, source: SourceConfig) -> Document:
+    first_and_last = (row[key] for key in ("rep_first_name", "rep_last_name") if row.get(key))
+    speaker = row.get("rep_name") or " ".join(first_and_last)
+    if not speaker and row.get("speaker_role", "").lower() == "president":
+        speaker = "Presidenten"
     party = row.get("party_id") or row.get("party_name") or ""
-    who = f"{speaker} ({party}): " if speaker and party else f"{speaker}: " if speaker else ""
-    day = claims.date(row.get("date"))
+    lead = speaker
+    if speaker and party:
+        lead = f"{speaker} ({party})"
+    if speaker:
+        lead += ": "
+    day = claims.parse_date(row.get("date"))
     return Document(
-        id=row.get("id") or str(where),
-        text=who + row["text"],
-        source=where.source,
+        id=row.get("id") or str(place),
+        text=lead + row["text"],
+        source=place.source,
         license=source.license,
         date=day,
-        group=row.get("transcript") or row.get("debate_reference") or day or str(where),
-        language=claims.language(row.get("language")),
+        group=row.get("transcript") or row.get("debate_reference") or day or str(place),
+        language=claims.parse_language(row.get("language")),
         title=row.get("debate_title") or row.get("title") or "",
     )
 
 
 def _sentences(member: streams.Member, source: SourceConfig, report: Report) -> Iterator[Document]:
-    language = claims.language(Path(member.name).stem.rpartition("_")[2])
-    for where, line in member.lines():
-        with report.quarantining(where):
+    language = claims.parse_language(Path(member.name).stem.rpartition("_")[2])
+    for place, line in member.iter_lines():
+        with report.quarantining(place):
             if text := decode(line, report).strip():
                 yield Document(
-                    id=str(where),
+                    id=str(place),
                     text=text,
-                    source=where.source,
+                    source=place.source,
                     license=source.license,
-                    group=str(where),
+                    group=str(place),
                     language=language,
                 )

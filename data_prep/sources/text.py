@@ -1,4 +1,4 @@
-"""Plain text: one document a file. The first line is the title when a blank line follows it."""
+"""Reader of plain text files, one document each; a first line before a blank one is its title."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from pathlib import Path
 
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Report
-from data_prep.sources.files import contents, decode, find, stem
+from data_prep.sources.files import decode, find_files, id_from_place, iter_contents
 
 SUFFIXES = (".txt",)
 
 
-def files(source: SourceConfig) -> list[Path]:
-    return find(source, SUFFIXES)
+def list_files(source: SourceConfig) -> list[Path]:
+    return find_files(source, SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    for where, raw in contents(name, source, report, paths, SUFFIXES):
-        with report.quarantining(where):
+    for place, raw in iter_contents(name, source, report, paths, SUFFIXES):
+        with report.quarantining(place):
             text = decode(raw, report)
             lines = text.splitlines()
             title = lines[0].strip() if len(lines) > 1 and not lines[1].strip() else ""
-            place = stem(where)
-            yield Document(id=place, text=text, title=title, source=name, license=source.license, group=place)
+            document_id = id_from_place(place)
+            yield Document(
+                id=document_id, text=text, title=title, source=name, license=source.license, group=document_id
+            )

@@ -1,11 +1,10 @@
-"""HTML pages of any site: the main text as Markdown, without menus, banners, share buttons and footers (extra
-`prep`).
+"""Reader of HTML pages of any site: the main text as Markdown, without menus, banners and footers.
 
-The part of the page that holds its text is its main or article element, else the smallest part that holds
-what trafilatura takes for the text. All of it is read but for its furniture (see furniture.py). The letters
-kept are measured against the page's own: below `min_kept` the page is read another way, at last all of it but
-for what its tags say is no text. The ways are counted. Pages below one folder are a group, by their address
-if they name it, else by where they lie.
+It needs trafilatura, of extra `prep`. The part of a page that is read is its main or article
+element, or else the smallest part with the text that trafilatura extracts; furniture is left out of
+it (see furniture.py). If less than `min_kept` of the page's letters is kept, the page is read in
+other ways, the last of which keeps all but what its tags mark as furniture. The ways are counted.
+Pages below one folder form a group, by their address if they state it, else by their path.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from data_prep.config import SourceConfig
 from data_prep.document import Document, Drop, Place, Report
 from data_prep.fields import between, setting
 from data_prep.sources import claims
-from data_prep.sources.article import Block, Kind, join, read_blocks
-from data_prep.sources.files import contents, find, stem
-from data_prep.sources.furniture import Furniture, count_letters, is_running, main_element, without_labels
+from data_prep.sources.article import Block, Kind, join_blocks, read_blocks
+from data_prep.sources.files import find_files, id_from_place, iter_contents
+from data_prep.sources.furniture import Furniture, count_letters, drop_labels, find_main_element, is_running
 from data_prep.sources.maalfrid import site_folder
 from data_prep.sources.markup import local_name, parse_html
 from data_prep.user_error import UserError
 
 SUFFIXES = (".html", ".htm", ".xhtml")
-MOST = 0.9  # of the letters that trafilatura took: the part of the page that holds so many is its text
-NEAR = 5_000  # letters behind the last block found: there the next is looked for first
-_PARTS = (Kind.ROW, Kind.ITEM, Kind.DEFINITION)  # trafilatura drops them where they should stay
+MOST = 0.9  # share of the extracted letters that the part of the page with its text contains
+NEAR = 5_000  # letters after the last block found in the extracted text, where the next is searched for first
+_PARTS = (Kind.ROW, Kind.ITEM, Kind.DEFINITION)  # kinds that trafilatura sometimes drops from the text
 
 
 @dataclass
@@ -51,116 +50,129 @@ class Options:
 
 @dataclass(slots=True)
 class Reading:
-    """A page's text, the way it was read, and how many letters the page has of its own."""
+    """A page's text, and the way in which it was read.
+
+    Attributes:
+        way: name of the way, as counted in the report.
+        page_letters: letters of the page, or of its main element, without navigation and lists of
+            links.
+    """
 
     way: str
     text: str
-    own: int
+    page_letters: int
 
     @property
-    def kept(self) -> float:
-        return count_letters(self.text) / max(1, self.own)
+    def kept_share(self) -> float:
+        return count_letters(self.text) / max(1, self.page_letters)
 
 
-def files(source: SourceConfig) -> list[Path]:
-    _trafilatura()
-    claims.options(source, Options)
-    return find(source, SUFFIXES)
+def list_files(source: SourceConfig) -> list[Path]:
+    _import_trafilatura()
+    claims.parse_options(source, Options)
+    return find_files(source, SUFFIXES)
 
 
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
-    trafilatura = _trafilatura()
-    min_kept = claims.options(source, Options).min_kept
-    for where, raw in contents(name, source, report, paths, SUFFIXES):
-        with report.quarantining(where):
+    trafilatura = _import_trafilatura()
+    min_kept = claims.parse_options(source, Options).min_kept
+    for place, raw in iter_contents(name, source, report, paths, SUFFIXES):
+        with report.quarantining(place):
             root = parse_html(raw, report)
-            claimed = claims.language(root.get("lang"))
+            claimed = claims.parse_language(root.get("lang"))
             about = trafilatura.extract_metadata(root)
             reading = read_page(root, parse_html(raw, Report()), min_kept)
             if not reading.text:
                 report.drops.append(
-                    Drop(
-                        str(where), name, "no_main_text", "neither paragraphs nor lists outside of navigation"
-                    )
+                    Drop(str(place), name, "no_main_text", "no paragraphs or lists outside navigation")
                 )
                 continue
             report.counts[f"pages_read_by_{reading.way}"] += 1
-            report.counts["page_letters"] += reading.own
+            report.counts["page_letters"] += reading.page_letters
             report.counts["page_letters_kept"] += count_letters(reading.text)
-            yield _document(reading.text, about, where, claimed, source)
+            yield _document(reading.text, about, place, claimed, source)
 
 
 def read_page(root: html.HtmlElement, spare: html.HtmlElement, min_kept: float) -> Reading:
-    """Return the page's text by the first way that keeps `min_kept` of the page's own letters, else by the
-    one that keeps most.
+    """Return a page's text by the first way that keeps `min_kept` of its letters.
 
-    `spare` is the same page parsed anew: trafilatura cuts the tree that it is given.
+    If none does, that is the way that keeps most of them.
+
+    Args:
+        spare: the same page, parsed a second time, as trafilatura modifies its input.
     """
     best = Reading("", "", 0)
-    for reading in _readings(root, spare):
-        if reading.text and reading.kept > best.kept:
+    for reading in _iter_readings(root, spare):
+        if reading.text and reading.kept_share > best.kept_share:
             best = reading
-        if best.kept >= min_kept:
+        if best.kept_share >= min_kept:
             break
     return best
 
 
-def _readings(root: html.HtmlElement, spare: html.HtmlElement) -> Iterator[Reading]:
+def _iter_readings(root: html.HtmlElement, spare: html.HtmlElement) -> Iterator[Reading]:
     """Yield readings of a page, the most selective first."""
-    extracted = _trafilatura().extract(spare, output_format="txt", include_comments=False) or ""
+    extracted = _import_trafilatura().extract(spare, output_format="txt", include_comments=False) or ""
     body = root.find(".//body")
-    body = body if body is not None else root
-    main = _main_element(body, extracted)
+    if body is None:
+        body = root
+    main = _find_main(body, extracted)
     if main is not None:
-        own = _own_letters(main)
+        letters = _count_page_letters(main)
         furniture = Furniture(main)
-        blocks = _text_of(main, furniture)
-        yield _reading("main_element", _text_blocks(blocks, extracted, furniture, strict=False), own)
-        yield _reading("all_of_main_element", blocks, own)
-        yield _reading("tags_of_main_element", read_blocks(main, Furniture(main, by_class=False).skips), own)
-    own = _own_letters(body)
+        blocks = _read_without_labels(main, furniture)
+        selected = _select_text(blocks, extracted, furniture, strict=False)
+        yield Reading("main_element", join_blocks(selected), letters)
+        yield Reading("all_of_main_element", join_blocks(blocks), letters)
+        yield Reading("tags_of_main_element", join_blocks(_read_by_tags(main)), letters)
+    letters = _count_page_letters(body)
     furniture = Furniture(body)
-    blocks = _text_of(body, furniture)
-    yield _reading("found_text", _text_blocks(blocks, extracted, furniture, strict=True), own)
-    yield _reading("whole_body", blocks, own)
-    yield _reading("tags_of_body", read_blocks(body, Furniture(body, by_class=False).skips), own)
+    blocks = _read_without_labels(body, furniture)
+    selected = _select_text(blocks, extracted, furniture, strict=True)
+    yield Reading("found_text", join_blocks(selected), letters)
+    yield Reading("whole_body", join_blocks(blocks), letters)
+    yield Reading("tags_of_body", join_blocks(_read_by_tags(body)), letters)
 
 
-def _text_of(root: html.HtmlElement, furniture: Furniture) -> list[Block]:
+def _read_without_labels(root: html.HtmlElement, furniture: Furniture) -> list[Block]:
     blocks = read_blocks(root, furniture.skips)
-    return [blocks[number] for number in without_labels([block.text for block in blocks])]
+    return [blocks[number] for number in drop_labels([block.text for block in blocks])]
 
 
-def _reading(way: str, blocks: list[Block], own: int) -> Reading:
-    return Reading(way, join(blocks), own)
+def _read_by_tags(root: html.HtmlElement) -> list[Block]:
+    return read_blocks(root, Furniture(root, by_class=False).skips)
 
 
-def _main_element(body: html.HtmlElement, extracted: str) -> html.HtmlElement | None:
-    """Return the element that the page itself names as its text, if there is one.
+def _find_main(body: html.HtmlElement, extracted: str) -> html.HtmlElement | None:
+    """Return the element that the page itself marks as its text; None if there is none.
 
-    An article element is believed if it holds half of what was extracted: some pages have one for each
-    teaser.
+    That is its main element, or its longest article element if it has half of the extracted text:
+    some pages have an article element for each teaser.
     """
-    if (main := main_element(body)) is not None:
+    main = find_main_element(body)
+    if main is not None:
         return main
-    letters = Furniture(body, by_class=False).letters
+    count = Furniture(body, by_class=False).count_letters
     articles = [e for e in body.iter("article") if next(e.iterancestors("article"), None) is None]
-    article = max(articles, key=letters, default=None)
-    if article is None or letters(article) < 0.5 * sum(map(letters, articles)):
+    article = max(articles, key=count, default=None)
+    if article is None or not count(article) or count(article) < 0.5 * sum(map(count, articles)):
         return None
-    blocks = read_blocks(body, Furniture(body, by_class=False).skips)
-    taken = [block for block, is_taken in zip(blocks, _taken(blocks, extracted), strict=True) if is_taken]
-    inside = sum(count_letters(block.text) for block in taken if _stands_in(block, article))
-    return (
-        article
-        if inside >= 0.5 * sum(count_letters(block.text) for block in taken) and letters(article)
-        else None
-    )
+    blocks = _read_by_tags(body)
+    num_extracted = 0
+    num_inside = 0
+    for block, is_extracted in zip(blocks, _find_extracted(blocks, extracted), strict=True):
+        if is_extracted:
+            letters = count_letters(block.text)
+            num_extracted += letters
+            if _is_inside(block, article):
+                num_inside += letters
+    if num_inside < 0.5 * num_extracted:
+        return None
+    return article
 
 
-def _own_letters(root: html.HtmlElement) -> int:
-    """Return the letters of the page's own text: outside of navigation, buttons and forms, and not in lists
-    of links."""
+def _count_page_letters(root: html.HtmlElement) -> int:
+    """Return the number of letters of a page outside navigation, buttons, forms, lists of links."""
     furniture = Furniture(root, by_class=False)
 
     def skips(element: html.HtmlElement) -> bool:
@@ -169,84 +181,95 @@ def _own_letters(root: html.HtmlElement) -> int:
     return sum(count_letters(block.text) for block in read_blocks(root, skips))
 
 
-def _text_blocks(blocks: list[Block], extracted: str, furniture: Furniture, strict: bool) -> list[Block]:
-    """Return the blocks that are text by what trafilatura extracted, in order.
+def _select_text(blocks: list[Block], extracted: str, furniture: Furniture, strict: bool) -> list[Block]:
+    """Return the blocks that are text, judged by the text that trafilatura extracted.
 
-    Those are: all that it took; what stands in the smallest part of the page that holds most of that, but for
-    links before the first and after the last of them; and, unless `strict`, running text, tables, lists and
-    fact boxes that it dropped elsewhere.
+    Selected are the extracted blocks; the other blocks in the smallest part of the page that
+    contains most of them, except links before the first or after the last of them; and, unless
+    `strict`, running text, tables, lists and fact boxes elsewhere, which trafilatura drops.
+    Headings of selected blocks are selected too.
     """
-    taken = _taken(blocks, extracted)
-    part = _part_of(blocks, taken)
+    are_extracted = _find_extracted(blocks, extracted)
+    part = _smallest_part(blocks, are_extracted)
     if part is None:
         return []
-    numbers = [number for number, is_taken in enumerate(taken) if is_taken]
-    kept = list(taken)
+    numbers = [number for number, is_extracted in enumerate(are_extracted) if is_extracted]
+    kept = list(are_extracted)
     for number, block in enumerate(blocks):
-        inside = _stands_in(block, part)
-        between = inside and (numbers[0] <= number <= numbers[-1] or not furniture.is_linked(block.element))
-        is_text = is_running(block.text) or block.kind in _PARTS or _in_box(block)
-        put_back = is_text and (inside or not strict) and not furniture.is_linked(block.element)
-        kept[number] = taken[number] or between or put_back or local_name(block.element) == "h1"
+        is_inside = _is_inside(block, part)
+        is_linked = furniture.is_linked(block.element)
+        is_between = is_inside and (numbers[0] <= number <= numbers[-1] or not is_linked)
+        is_text = is_running(block.text) or block.kind in _PARTS or _is_in_box(block)
+        is_dropped_text = is_text and (is_inside or not strict) and not is_linked
+        is_title = local_name(block.element) == "h1"
+        kept[number] = are_extracted[number] or is_between or is_dropped_text or is_title
     for number in reversed(range(len(blocks) - 1)):
         kept[number] |= blocks[number].kind == Kind.HEADING and kept[number + 1]
     return [block for block, is_kept in zip(blocks, kept, strict=True) if is_kept]
 
 
-def _taken(blocks: list[Block], extracted: str) -> list[bool]:
-    """Return for each block whether it stands in the extracted text, wherever that is, by its letters."""
+def _find_extracted(blocks: list[Block], extracted: str) -> list[bool]:
+    """Return for each block whether its letters occur in the extracted text, in any order."""
     letters = "".join(filter(str.isalnum, extracted))
-    taken: list[bool] = []
-    at = 0
+    are_extracted: list[bool] = []
+    end = 0  # of the last block found
     for block in blocks:
         text = "".join(filter(str.isalnum, block.text))
-        found = letters.find(text, at, at + len(text) + NEAR)
+        found = letters.find(text, end, end + len(text) + NEAR)
         if found < 0:
             found = letters.find(text)
-        taken.append(bool(text) and found >= 0)
-        at = found + len(text) if taken[-1] else at
-    return taken
+        is_extracted = bool(text) and found >= 0
+        are_extracted.append(is_extracted)
+        if is_extracted:
+            end = found + len(text)
+    return are_extracted
 
 
-def _stands_in(block: Block, part: html.HtmlElement) -> bool:
+def _is_inside(block: Block, part: html.HtmlElement) -> bool:
     return block.element is part or part in block.element.iterancestors()
 
 
-def _in_box(block: Block) -> bool:
-    """Return whether a block stands in a fact box or the like, which furniture is not."""
+def _is_in_box(block: Block) -> bool:
+    """Return whether a block is in a fact box, quotation or the like, which is not furniture."""
     return next(block.element.iterancestors("aside", "details", "figure", "blockquote"), None) is not None
 
 
-def _part_of(blocks: list[Block], taken: list[bool]) -> html.HtmlElement | None:
-    held: dict[html.HtmlElement, int] = {}
+def _smallest_part(blocks: list[Block], are_extracted: list[bool]) -> html.HtmlElement | None:
+    """Return the innermost element that contains MOST of the letters of the extracted blocks."""
+    letters_by_element: dict[html.HtmlElement, int] = {}
     total = 0
-    for block, is_taken in zip(blocks, taken, strict=True):
-        if is_taken:
+    for block, is_extracted in zip(blocks, are_extracted, strict=True):
+        if is_extracted:
             letters = count_letters(block.text)
             total += letters
             for element in (block.element, *block.element.iterancestors()):
-                held[element] = held.get(element, 0) + letters
-    parts = [element for element, letters in held.items() if letters >= MOST * total]
+                letters_by_element[element] = letters_by_element.get(element, 0) + letters
+    parts = [element for element, letters in letters_by_element.items() if letters >= MOST * total]
     return max(parts, key=lambda element: len(list(element.iterancestors())), default=None)
 
 
-def _document(text: str, about: Any, where: Place, claimed: str, source: SourceConfig) -> Document:
-    place = stem(where)
+def _document(text: str, about: Any, place: Place, claimed: str, source: SourceConfig) -> Document:
+    document_id = id_from_place(place)
+    group = document_id.rpartition("/")[0] or document_id
+    if about.url:
+        group = site_folder(about.url)
     return Document(
-        id=place,
+        id=document_id,
         text=text,
         title=about.title or "",
-        source=where.source,
+        source=place.source,
         license=source.license,
         url=about.url or "",
-        date=claims.date(about.date),
-        language=claimed or claims.language(about.language),
-        group=site_folder(about.url) if about.url else place.rpartition("/")[0] or place,
+        date=claims.parse_date(about.date),
+        language=claimed or claims.parse_language(about.language),
+        group=group,
     )
 
 
-def _trafilatura() -> Any:
+def _import_trafilatura() -> Any:
     try:
         return importlib.import_module("trafilatura")
     except ImportError as fault:
-        raise UserError(f"reader webpage needs trafilatura ({fault}): pip install 'finetune[prep]'") from None
+        raise UserError(
+            f"reader webpage: trafilatura cannot be imported ({fault}); run pip install 'finetune[prep]'"
+        ) from None

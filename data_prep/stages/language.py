@@ -28,21 +28,21 @@ from itertools import compress, groupby, islice, pairwise
 from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 from data_prep.language_identifier import LanguageIdentifier
-from data_prep.languages import MIXED, NAMES, UNDETERMINED, name
+from data_prep.languages import MIXED, NAMES, UNDETERMINED, language_name
 from data_prep.other_languages import (
-    WORDS,
+    MIN_WORDS,
     Finding,
-    find,
     find_by_script,
+    find_other_languages,
     is_surely_scandinavian,
     looks_norwegian,
 )
 from data_prep.passages import PASSAGE, STRETCH, split_into_passages, split_into_stretches
 from data_prep.stage_settings import LANGUAGES, LanguageConfig
 from data_prep.stages.protocol import ShardStage
-from data_prep.written_standard.danish import is_danish_alone
-from data_prep.written_standard.names import without_names
-from data_prep.written_standard.table import NEIGHBOURS, shipped_table, words
+from data_prep.written_standard.danish import is_danish_only
+from data_prep.written_standard.names import remove_names
+from data_prep.written_standard.table import NEIGHBOURS, load_shipped_table, words
 
 # py3langid's ISO 639-1 codes; its Bokmål is "no". These six languages are considered in every text.
 # All others are considered only where they are certain, because more candidates cause more errors.
@@ -151,7 +151,7 @@ class Verdict:
     def detail(self, code: str) -> str:
         """Return the detail of a drop: the language's name, or a description of an unknown one."""
         if code != UNDETERMINED:
-            return name(code)
+            return language_name(code)
         findings = [passage.finding for passage in self.passages if passage.finding]
         details = Counter(finding.detail for finding in findings if finding.code == code)
         if not details:
@@ -204,7 +204,7 @@ class Language(ShardStage):
                 report.drop(document, "language_undecided", detail)
                 continue
             if document.language not in keep:
-                detail = verdict.detail(document.language) if verdict else name(document.language)
+                detail = verdict.detail(document.language) if verdict else language_name(document.language)
                 report.drop(document, f"language_{document.language}", detail)
                 continue
             report.counts[document.language] += 1
@@ -338,7 +338,9 @@ def _find_far_languages(pieces: list[str]) -> list[Finding | None]:
         if len(piece) >= PASSAGE // 4 and not is_surely_scandinavian(piece)
     ]
     findings: list[Finding | None] = [None] * len(pieces)
-    for number, finding in zip(doubtful, find([pieces[number] for number in doubtful]), strict=True):
+    for number, finding in zip(
+        doubtful, find_other_languages([pieces[number] for number in doubtful]), strict=True
+    ):
         findings[number] = finding
     return findings
 
@@ -368,12 +370,12 @@ def _count_near_stretches(verdict: Verdict, part: list[str], scores: Iterator[Sc
         letters = sum(map(len, all_words))
         if not letters:
             continue
-        common_words = words(without_names(stretch))
+        common_words = words(remove_names(stretch))
         code, lead = _detect(common_words or all_words, stretch_scores)
-        if code not in SCANDINAVIAN and len(common_words) >= WORDS:
+        if code not in SCANDINAVIAN and len(common_words) >= MIN_WORDS:
             # The evidence may be Sámi or English names in a Norwegian sentence: detect again
             # without names.
-            other_code, other_lead = _detect(common_words, next(_scores([without_names(stretch)])))
+            other_code, other_lead = _detect(common_words, next(_scores([remove_names(stretch)])))
             if other_code in NORWEGIAN:
                 code = other_code
                 lead = other_lead
@@ -406,7 +408,7 @@ def detect(text: str) -> str:
 def _scores(texts: list[str]) -> Iterator[Scores]:
     """Yield py3langid's scores of the first LOOK characters of each text."""
     codes = [CODES[code] for code in identifier().codes]
-    found = identifier().scores([text[:LOOK] for text in texts])
+    found = identifier().compute_scores([text[:LOOK] for text in texts])
     return (dict(zip(codes, row, strict=True)) for row in found.tolist())
 
 
@@ -431,13 +433,13 @@ def _detect(found: list[str], scores: Scores) -> tuple[str, float]:
         return code, math.inf
     near = {standard: ranked[standard]}
     for neighbour, table in NEIGHBOURS.items():
-        near[neighbour] = ranked[neighbour] + shipped_table(table).score(found)
+        near[neighbour] = ranked[neighbour] + load_shipped_table(table).score(found)
     if near["dan"] + DANISH_ALONE > near[standard]:
         near["dan"] += _danish_evidence(found)
     code = max(near, key=lambda code: near[code])
     if code != standard:
         return code, near[code] - near[standard]
-    score = shipped_table().score(found)
+    score = load_shipped_table().score(found)
     if not score:
         return standard, 0.0
     return ("nno" if score > 0 else "nob"), abs(score)
@@ -448,9 +450,9 @@ def _danish_evidence(found: Sequence[str]) -> float:
 
     It is negative infinity if the evidence is too weak.
     """
-    if any(map(is_danish_alone, found)):
+    if any(map(is_danish_only, found)):
         return DANISH_ALONE
-    norwegian, danish = shipped_table().weights, shipped_table(NEIGHBOURS["dan"])
+    norwegian, danish = load_shipped_table().weights, load_shipped_table(NEIGHBOURS["dan"])
     new = sum(max(0.0, danish.score([word])) for word in found if word not in norwegian)
     return 0.0 if new >= DANISH else -math.inf
 

@@ -160,7 +160,9 @@ class Normalise(ShardStage):
                 if empty_answers:
                     report.counts["empty_answers"] += len(empty_answers)
                 report.counts["changed"] += document.whole_text != before
-                num_symbols = symbol_fonts.count(before) - symbol_fonts.count(document.whole_text)
+                num_symbols = symbol_fonts.count_characters(before) - symbol_fonts.count_characters(
+                    document.whole_text
+                )
                 if num_symbols:
                     report.counts["symbol_font_characters"] += num_symbols
                 document.title = normalise(document.title, rules)
@@ -215,9 +217,9 @@ def _repair_special_characters(text: str, rules: Rules) -> str:
     text = rules.note(Change.CONTROLS, text, _CONTROLS.sub("", text))
     if _LINE_BREAK_SIGN.search(text):
         text = rules.note(Change.LINE_BREAKS, text, _LINE_BREAKS.sub("\n", text))
-    if symbol_fonts.count(text):
+    if symbol_fonts.count_characters(text):
         pieces = verbatim.split(text)
-        pieces[::2] = map(symbol_fonts.mend, pieces[::2])
+        pieces[::2] = map(symbol_fonts.repair, pieces[::2])
         text = "".join(pieces)
     return text
 
@@ -225,7 +227,7 @@ def _repair_special_characters(text: str, rules: Rules) -> str:
 def _repair_encoding(text: str) -> str:
     text = fixes.fix_surrogates(text)
     if mojibake.PAIR.search(text):
-        text = mojibake.repair(text, verbatim.spans(text))
+        text = mojibake.repair(text, verbatim.find_spans(text))
     if _C1.search(text):  # Windows-1252 that was decoded as Latin-1
         text = fixes.fix_c1_controls(text)
     if _OTHER_ENCODING_SIGN.search(text):

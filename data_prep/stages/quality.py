@@ -53,7 +53,7 @@ from numpy.typing import NDArray
 from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 from data_prep.ngrams import ngram_hashes, word_hashes
-from data_prep.running_text import sentences, without_blanks, without_examples
+from data_prep.running_text import remove_code_blocks, replace_blanks, select_sentences
 from data_prep.stage_settings import QualityConfig
 from data_prep.stages.protocol import ShardStage
 
@@ -133,10 +133,10 @@ def _not_judged(config: CorpusConfig) -> set[str]:
 def find_broken_rules(text: str, limits: QualityConfig) -> Iterator[Finding]:
     """Yield the rules that a text breaks, in the order of their cost."""
     original = text
-    text = without_blanks(original)
+    text = replace_blanks(original)
     if text != original and limits.min_letter_words is not None:
         # a document of merge fields without text between them
-        words = without_blanks(original, field=" ").split()
+        words = replace_blanks(original, field=" ").split()
         num_with_letters = sum(LETTER.search(word) is not None for word in words)
         if num_with_letters < 2:
             yield "few_letters", num_with_letters / max(len(text.split()), 1)
@@ -145,7 +145,7 @@ def find_broken_rules(text: str, limits: QualityConfig) -> Iterator[Finding]:
         is_repetition = rule in REPETITION_RULES
         if is_repetition or rule in SENTENCE_RULES:
             if is_repetition not in parts:
-                reduce = without_examples if is_repetition else _keep_sentences
+                reduce = remove_code_blocks if is_repetition else _keep_sentences
                 parts[is_repetition] = reduce(text)
             part = parts[is_repetition]
             if part != text and rule not in {other for other, _ in _measure(part, limits)}:
@@ -154,7 +154,7 @@ def find_broken_rules(text: str, limits: QualityConfig) -> Iterator[Finding]:
 
 
 def _keep_sentences(text: str) -> str:
-    return sentences(text, FUNCTION_WORDS)
+    return select_sentences(text, FUNCTION_WORDS)
 
 
 def _measure(text: str, limits: QualityConfig) -> Iterator[Finding]:

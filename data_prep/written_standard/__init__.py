@@ -1,1 +1,5 @@
-"""Bokmål or Nynorsk: a table of weights (table.py), and the script that made it (train.py, README.md)."""
+"""Identification of Bokmål, Nynorsk, Danish and Swedish by tables of weights.
+
+table.py scores words with a table, train.py computes the tables, and README.md describes their
+sources.
+"""

@@ -1,9 +1,9 @@
-"""Removal of proper names, addresses and codes from a text, before its words tell its language.
+"""Removal of names, addresses and codes from a text, before its language is identified.
 
-Names of bodies, places and persons keep their language whatever is written around them: `Sametinget`, `Kvam
-herad` and `Directorate of Health` stand in Bokmål too. A name is a capitalised word inside a sentence, or
-several in a row (`Møre og Romsdal fylkeskommune`, `Universitetet i Oslo`). What begins a line or sentence by
-itself is a word.
+Names of agencies, places and persons keep their language in any text: `Sametinget`, `Kvam herad`
+and `Directorate of Health` occur in Bokmål too. A name is a capitalized word within a sentence, or
+several in a row (`Møre og Romsdal fylkeskommune`, `Universitetet i Oslo`). A single capitalized
+word at the beginning of a line or sentence is an ordinary word.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ _UPPER = "A-ZÀ-ÖØ-ÞČĐŊŠŦŽĆĘŁŃŚŹŻĀĒĪŪĢĶĻŅĖĮŲİŞĞŐ�
 _NAME = rf"[{_UPPER}][\w'’&.-]*"
 _LINK = r"(?:i|og|på|for|of|the|and|in|on|de|del|di|da|von|van|der|zu|und|och)"
 _BODY = (
-    r"(?:fylkeskommunes?|kommunes?|fylkes?|fylkesting|kommunestyre|herad|bydel|vegvesen|universitet|tingrett|"
-    r"lagmannsrett|politidistrikt|bispedømme|sameting|fylkesmann|helseforetak|sykehus|sjukehus|høgskole|høgskule|"
-    r"vidaregåande|videregående|skole|skule|gielda|suohkan|tjïelte|kommuvdna|gemeinde|county|municipality|university)"
+    r"(?:fylkeskommunes?|kommunes?|fylkes?|fylkesting|kommunestyre|herad|bydel|vegvesen|universitet"
+    r"|tingrett|lagmannsrett|politidistrikt|bispedømme|sameting|fylkesmann|helseforetak|sykehus|sjukehus"
+    r"|høgskole|høgskule|vidaregåande|videregående|skole|skule|gielda|suohkan|tjïelte|kommuvdna|gemeinde"
+    r"|county|municipality|university)"
 )
 _CODE = re.compile(r"[\d_/\\=<>{}|@]|\w\.\w")
 _NAMES = re.compile(
@@ -24,22 +25,22 @@ _NAMES = re.compile(
 )
 
 
-def without_names(text: str) -> str:
-    """Return the text without names."""
-    return _NAMES.sub(_word_or_nothing, text)
+def remove_names(text: str) -> str:
+    """Return a text without names."""
+    return _NAMES.sub(_keep_ordinary_word, text)
 
 
-def without_codes(text: str) -> str:
-    """Return the text's words without addresses and what holds digits or signs of code, lines as they
-    were."""
-    return "\n".join(
-        " ".join(token for token in line.split() if token.isalpha() or not _CODE.search(token))
-        for line in text.split("\n")
-    )
+def remove_codes(text: str) -> str:
+    """Return a text, line by line, without addresses and words with digits or code."""
+    lines = []
+    for line in text.split("\n"):
+        kept = [token for token in line.split() if token.isalpha() or not _CODE.search(token)]
+        lines.append(" ".join(kept))
+    return "\n".join(lines)
 
 
-def _word_or_nothing(match: re.Match[str]) -> str:
-    """A capitalised word is kept where it begins a line or a sentence, and no other name follows it."""
+def _keep_ordinary_word(match: re.Match[str]) -> str:
+    """Return a single capitalized word that begins a line or sentence; " " for any other match."""
     if match["more"]:
         return " "
     before = match.string[max(0, match.start() - 3) : match.start()].rstrip()

@@ -278,7 +278,7 @@ def test_keys_that_would_change_training_are_refused_by_name(record: dict[str, A
 def test_a_preferred_answer_can_be_named_as_the_completion() -> None:
     record = {"prompt": ASKED, "chosen": TOLD, "rejected": "Vet ikke."}
     source = SourceConfig(reader="chat", path="x", license="CC0-1.0", fields={"completion": "chosen"})
-    document = chat.ConversationReader(source, chat.Options(), Report()).document(
+    document = chat.ConversationReader(source, chat.Options(), Report()).build_document(
         record, Place("chats", "x.jsonl")
     )
     assert document is not None
@@ -312,9 +312,13 @@ def test_keys_and_roles_of_turns_can_be_named() -> None:
         ("user", ASKED, False),
         ("assistant", TOLD, True),
     ]
-    with pytest.raises(ValueError, match=r"options.roles maps 'kunde' to 'bruker': choose one of system"):
+    with pytest.raises(
+        ValueError, match=r"options.roles: 'kunde' is mapped to the unknown role 'bruker'; use one of system"
+    ):
         turns_of(record, roles={"kunde": "bruker"})
-    with pytest.raises(ValueError, match=r"options.prompt_template is 'Svar:': it must hold \{prompt\} once"):
+    with pytest.raises(
+        ValueError, match=r"options.prompt_template: must contain \{prompt\} exactly once.*not 'Svar:'"
+    ):
         turns_of(record, prompt_template="Svar:")
 
 
@@ -448,9 +452,9 @@ def test_a_system_prompt_by_written_standard_is_set_at_prepare(tmp_path: Path) -
 def documents_of(*records: dict[str, Any], report: Report | None = None, **options: Any) -> list[Document]:
     """The documents that the reader makes of records."""
     source = SourceConfig(reader="chat", path="x", license="CC0-1.0", options=options)
-    reader = chat.ConversationReader(source, claims.options(source, chat.Options), report or Report())
+    reader = chat.ConversationReader(source, claims.parse_options(source, chat.Options), report or Report())
     found = [
-        reader.document(record, Place("chats", "x.jsonl", at=f"line {n}"))
+        reader.build_document(record, Place("chats", "x.jsonl", at=f"line {n}"))
         for n, record in enumerate(records, start=1)
     ]
     return [document for document in found if document is not None]

@@ -24,7 +24,13 @@ from data_prep.stage_settings import LanguageConfig
 from data_prep.stages import language
 from data_prep.stages.language import Language
 from data_prep.written_standard import train
-from data_prep.written_standard.table import NEIGHBOURS, STANDARDS_TABLE, features, shipped_table, words
+from data_prep.written_standard.table import (
+    NEIGHBOURS,
+    STANDARDS_TABLE,
+    iter_features,
+    load_shipped_table,
+    words,
+)
 from tests.data_prep.documents import config, document, through
 from tests.data_prep.paragraphs import DAN, NNO, NOB
 
@@ -126,26 +132,34 @@ def test_the_table_is_what_its_script_makes_and_holds_no_text(
     shipped = Path(train.__file__).with_name(STANDARDS_TABLE)
     assert (tmp_path / STANDARDS_TABLE).read_text() == shipped.read_text()
     for name in (STANDARDS_TABLE, *NEIGHBOURS.values()):
-        assert all(re.fullmatch(r"-?[^\W\d_]+-?", feature) for feature in shipped_table(name).weights)
+        assert all(re.fullmatch(r"-?[^\W\d_]+-?", feature) for feature in load_shipped_table(name).weights)
 
 
 def test_a_table_learns_what_tells_two_texts_apart() -> None:
-    weights = train.log_odds(train.count(["ikkje heime"] * 5), [train.count(["ikke hjemme"] * 5)])
-    assert weights["ikkje"] > 0 > weights["ikke"]
-    assert train.log_odds(train.count(["heime"]), [train.count(["hjemme"])]) == {}, (
-        "what is seen once may be a name"
+    weights = train.compute_log_odds(
+        train.count_features(["ikkje heime"] * 5), [train.count_features(["ikke hjemme"] * 5)]
     )
-    assert list(features("kommunane")) == ["kommunane", "-ane", "komm-", "-nane"]
-    assert shipped_table().score(words(NNO)) > 50 > -50 > shipped_table().score(words(NOB))
+    assert weights["ikkje"] > 0 > weights["ikke"]
+    assert (
+        train.compute_log_odds(train.count_features(["heime"]), [train.count_features(["hjemme"])]) == {}
+    ), "what is seen once may be a name"
+    assert list(iter_features("kommunane")) == ["kommunane", "-ane", "komm-", "-nane"]
+    assert load_shipped_table().score(words(NNO)) > 50 > -50 > load_shipped_table().score(words(NOB))
 
 
 def test_what_norwegian_texts_talk_about_is_no_sign_of_norwegian() -> None:
-    parallel = [train.count(["åpne filen av deg"] * 5), train.count(["opne fila av deg"] * 5)]
-    danish, parliament = train.count(["åbne filen af dig"] * 5), train.count(["ministeren svarte dig"] * 5)
-    weights = train.neighbour_log_odds(danish, parallel, [parliament])
+    parallel = [
+        train.count_features(["åpne filen av deg"] * 5),
+        train.count_features(["opne fila av deg"] * 5),
+    ]
+    danish, parliament = (
+        train.count_features(["åbne filen af dig"] * 5),
+        train.count_features(["ministeren svarte dig"] * 5),
+    )
+    weights = train.compute_neighbour_log_odds(danish, parallel, [parliament])
     assert weights["af"] > 0 > weights["av"]
     assert "ministeren" not in weights
-    assert weights["dig"] < train.log_odds(danish, parallel)["dig"], "parliament says it too"
+    assert weights["dig"] < train.compute_log_odds(danish, parallel)["dig"], "parliament says it too"
 
 
 def test_tables_of_neighbours_come_from_messages_that_all_languages_translate(
@@ -161,7 +175,7 @@ def test_tables_of_neighbours_come_from_messages_that_all_languages_translate(
         folder = tmp_path / train.MESSAGES.format(locale)
         folder.mkdir(parents=True)
         write_messages(folder / "a.mo", dict(zip(["open", "only"], texts, strict=False)))
-    found = train.messages(tmp_path)
+    found = train.read_messages(tmp_path)
     assert {language: [text.split() for text in texts] for language, texts in found.items()} == {
         "nob": [["Åpne", "filen", "av", "deg"]],
         "nno": [["Opne", "fila", "av", "deg"]],
@@ -188,8 +202,8 @@ def test_tables_of_neighbours_come_from_messages_that_all_languages_translate(
     train.main()
     assert "\naf\t" in (out / NEIGHBOURS["dan"]).read_text(encoding="utf-8")
     assert "\növ" not in (out / NEIGHBOURS["swe"]).read_text(encoding="utf-8")
-    with pytest.raises(ValueError, match="holds no messages"):
-        train.messages(out)
+    with pytest.raises(ValueError, match="contains no messages"):
+        train.read_messages(out)
 
 
 def write_messages(file: Path, translations: dict[str, str]) -> None:

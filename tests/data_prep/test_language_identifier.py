@@ -49,7 +49,7 @@ def texts() -> list[str]:
 
 
 def test_the_scores_are_py3langids_own(identifier: LanguageIdentifier) -> None:
-    for text, scores in zip(texts(), identifier.scores(texts()), strict=True):
+    for text, scores in zip(texts(), identifier.compute_scores(texts()), strict=True):
         expected = dict(identifier.original.rank(text))
         assert identifier.codes == identifier.original.nb_classes
         np.testing.assert_allclose(
@@ -62,10 +62,10 @@ def test_a_text_scores_the_same_alone_and_in_any_company(
     identifier: LanguageIdentifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = texts()
-    together = identifier.scores(many)
+    together = identifier.compute_scores(many)
     assert len(many) > FEW
-    assert np.array_equal(together, np.concatenate([identifier.scores([text]) for text in many]))
-    assert np.array_equal(together[::-1], identifier.scores(many[::-1]))
-    monkeypatch.setattr(language_identifier, "AT_ONCE", 37)
-    assert np.array_equal(together, identifier.scores(many))
-    assert identifier.scores([]).shape == (0, len(CODES))
+    assert np.array_equal(together, np.concatenate([identifier.compute_scores([text]) for text in many]))
+    assert np.array_equal(together[::-1], identifier.compute_scores(many[::-1]))
+    monkeypatch.setattr(language_identifier, "BATCH_SIZE", 37)
+    assert np.array_equal(together, identifier.compute_scores(many))
+    assert identifier.compute_scores([]).shape == (0, len(CODES))

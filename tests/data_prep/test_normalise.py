@@ -301,5 +301,5 @@ def test_an_answer_that_begins_with_code_keeps_its_indent() -> None:
     ],
 )
 def test_code_and_broken_letters_are_found_in_linear_time(text: str) -> None:
-    verbatim.spans(text)
+    verbatim.find_spans(text)
     normalise(text)

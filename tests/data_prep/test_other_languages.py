@@ -9,12 +9,12 @@ import pytest
 
 from benchmarks.language import describe_other_languages, read_declarations, read_ud_sentences
 from data_prep.languages import ISO_639_3, NAMES
-from data_prep.other_languages import find
+from data_prep.other_languages import find_other_languages
 from data_prep.stage_settings import LanguageConfig
 from data_prep.stages import language
 from data_prep.stages.language import Language
-from data_prep.written_standard.danish import is_danish_alone
-from data_prep.written_standard.names import without_codes, without_names
+from data_prep.written_standard.danish import is_danish_only
+from data_prep.written_standard.names import remove_codes, remove_names
 from tests.data_prep.documents import config, document, through
 from tests.data_prep.paragraphs import DAN, NNO, NOB
 
@@ -358,7 +358,7 @@ def test_a_conversation_is_not_cut() -> None:
 
 @pytest.mark.parametrize("case", PLAIN_BOKMAL, ids=lambda case: case.id)
 def test_bokmal_whose_words_danish_has_too_is_bokmal(case: Case) -> None:
-    assert not any(map(is_danish_alone, language.words(case.text)))
+    assert not any(map(is_danish_only, language.words(case.text)))
     for claim in ("", "nob"):
         assert language.judge(case.text).language(claim, LanguageConfig()) == "nob"
 
@@ -367,7 +367,7 @@ def test_danish_is_danish_by_a_word_of_its_own_now_and_a_century_ago() -> None:
     assert {
         word
         for word in ("uge", "noget", "ansøgning", "afgørelse", "myndighed", "højere")
-        if not is_danish_alone(word)
+        if not is_danish_only(word)
     } == set()
     norwegian = (
         "brukt",
@@ -383,7 +383,7 @@ def test_danish_is_danish_by_a_word_of_its_own_now_and_a_century_ago() -> None:
         "væske",
         "skapet",
     )
-    assert {word for word in norwegian if is_danish_alone(word)} == set()
+    assert {word for word in norwegian if is_danish_only(word)} == set()
     for text in (DAN, FORMER_DANISH):
         assert language.judge(text).language("", LanguageConfig()) == "dan"
         assert language.judge(text).language("nob", LanguageConfig()) == "dan"
@@ -415,7 +415,7 @@ def test_a_claim_of_another_language_holds_where_the_text_tells_nothing() -> Non
 
 def test_names_are_taken_out_of_a_text() -> None:
     text = "Brev til Universitetet i Oslo, Statens vegvesen og Møre og Romsdal fylkeskommune om saken. Vi svarer Kari i morgen."
-    assert without_names(text).split() == [
+    assert remove_names(text).split() == [
         "Brev",
         "til",
         "og",
@@ -426,13 +426,13 @@ def test_names_are_taken_out_of_a_text() -> None:
         "i",
         "morgen.",
     ]
-    assert without_codes("les https://a.no/b og id_1 f.eks.\npå linje") == "les og\npå linje"
+    assert remove_codes("les https://a.no/b og id_1 f.eks.\npå linje") == "les og\npå linje"
 
 
 def test_every_code_of_py3langid_has_a_name() -> None:
-    from data_prep.other_languages import _whole_set
+    from data_prep.other_languages import _all_languages
 
-    unknown = {code for code in _whole_set().codes if code not in ISO_639_3}
+    unknown = {code for code in _all_languages().codes if code not in ISO_639_3}
     assert unknown == {"zxx"}, "no linguistic content"
     assert set(ISO_639_3.values()) <= set(NAMES)
 
@@ -441,7 +441,7 @@ def test_hardly_any_gold_sentence_of_the_six_is_another_language(real_corpora: P
     sentences = [(code, text) for code, text in read_ud_sentences(real_corpora / "ud") if len(text) >= 60]
     others = [
         text
-        for (_, text), found in zip(sentences, find([t for _, t in sentences]), strict=True)
+        for (_, text), found in zip(sentences, find_other_languages([t for _, t in sentences]), strict=True)
         if found and found.code not in language.CODES.values()
     ]
     assert len(others) <= 0.001 * len(sentences), others

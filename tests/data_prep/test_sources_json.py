@@ -128,21 +128,23 @@ NO_LISTS = [
     NoList(
         "two lists",
         {"a": RECORDS, "b": RECORDS},
-        "holds several lists of records, 'a', 'b': name the one to read by options.records",
+        "contains several lists of records, 'a', 'b'; set options.records to one of them",
     ),
-    NoList("two depths", {"x": {"a": RECORDS}, "b": RECORDS}, "holds several lists of records, 'x.a', 'b'"),
+    NoList(
+        "two depths", {"x": {"a": RECORDS}, "b": RECORDS}, "contains several lists of records, 'x.a', 'b'"
+    ),
     NoList(
         "another name",
         {"items": RECORDS},
-        "no list under 'docs', which options.records names, but 'items'",
+        "no list under 'docs', which options.records names; the object's keys are 'items'",
         {"records": "docs"},
     ),
     NoList("a number", {"items": 5, "docs": RECORDS}, "no list under 'items'", {"records": "items"}),
-    NoList("by key", {"s1": RECORDS[0], "s2": RECORDS[1]}, "holds 2 records by key, 's1', 's2'"),
+    NoList("by key", {"s1": RECORDS[0], "s2": RECORDS[1]}, "contains 2 records under keys, 's1', 's2'"),
     NoList(
         "by key, deeper",
         {"saker": {"s1": RECORDS[0], "s2": RECORDS[1]}},
-        "holds 2 records by key, 's1', 's2'",
+        "contains 2 records under keys, 's1', 's2'",
     ),
     NoList("no text", {"items": [{"body": "x"}]}, "no string under 'text'"),
     NoList("strings", {"items": ["x", "y"]}, "no string under 'text'"),
@@ -171,9 +173,13 @@ def test_an_empty_page_is_no_fault(tmp_path: Path) -> None:
 
 def test_the_setting_is_one_of_the_readers_and_names_keys(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"options.records is 'a..b': give keys joined by dots"):
+    with pytest.raises(
+        ValueError, match=r"options.records: must be keys joined by dots, as response.docs, not 'a..b'"
+    ):
         read("jsonl", tmp_path, options={"records": "a..b"})
-    with pytest.raises(ValueError, match=r"options.list: reader maalfrid has records"):
+    with pytest.raises(
+        ValueError, match=r"options.list: unknown option of reader maalfrid; its options are records"
+    ):
         read("maalfrid", tmp_path, options={"list": "a"})
 
 
@@ -229,7 +235,7 @@ def test_a_long_object_is_read_without_holding_it(tmp_path: Path, monkeypatch: p
     documents, report = read("jsonl", tmp_path / "a.json", limits={"max_record_bytes": 2**16})
     assert len(documents) == 100
     assert [error for _, error in faults(report)] == [
-        "a second list of 3 records, 'more': name the one to read by options.records"
+        "a second list of 3 records, 'more'; set options.records to the one to read"
     ]
     documents, report = read(
         "jsonl", tmp_path / "a.json", options={"records": "more"}, limits={"max_record_bytes": 2**20}
@@ -405,7 +411,7 @@ def test_a_packed_file_that_breaks_off_keeps_what_came_before(
     assert texts(documents) == [record["text"] for record in records[: len(documents)]]
     ((place, error),) = faults(report)
     assert place == f"a.json.gz:record {len(documents) + 1}"
-    assert error.startswith("gzip breaks off or is broken")
+    assert error.startswith("gzip data is truncated or corrupt")
     assert report.counts["broken_off"] == 1
 
 
@@ -419,7 +425,7 @@ def test_an_element_that_is_too_long_costs_itself_alone(tmp_path: Path) -> None:
         (tmp_path / f"{name}.json").write_text(text)
         documents, report = read("jsonl", tmp_path / f"{name}.json", limits={"max_record_bytes": 2**20})
         assert texts(documents) == ["Liten.", "Liten igjen."]
-        assert faults(report) == [(f"{name}.json:record 2", "over limits.max_record_bytes")]
+        assert faults(report) == [(f"{name}.json:record 2", "larger than limits.max_record_bytes")]
 
 
 def test_many_broken_elements_take_no_long_time(tmp_path: Path) -> None:

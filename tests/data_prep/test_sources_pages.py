@@ -183,7 +183,7 @@ def test_a_paragraph_of_markdown_is_one_line_wherever_its_source_broke_it(tmp_pa
     ],
 )
 def test_what_markup_within_markdown_holds_arrives(source: str, expected: str) -> None:
-    assert markdown.reduce(source, Report())[0] == expected
+    assert markdown.simplify(source, Report())[0] == expected
 
 
 def test_values_of_templates_are_taken_from_the_front_matter_or_counted(tmp_path: Path) -> None:
@@ -241,13 +241,13 @@ def test_markdown_with_a_heading_of_its_own_gets_no_other(tmp_path: Path) -> Non
 )
 def test_no_page_of_markdown_takes_forever(opening: str) -> None:
     """Guards against rules in quadratic time: what opens and never closes took minutes, of 64 MB days."""
-    text, _ = markdown.reduce("a" + opening * (200_000 // len(opening)) + "b", Report())
+    text, _ = markdown.simplify("a" + opening * (200_000 // len(opening)) + "b", Report())
     assert text.startswith("a")
 
 
 def test_front_matter_and_fences_do_not_take_forever() -> None:
-    assert markdown.reduce("---\na: x" + " " * 200_000 + "x\n---\n", Report())[1]["a"].endswith("x")
-    assert markdown.reduce("`" * 100_000 + "a" * 100_000, Report())[0].endswith("a")
+    assert markdown.simplify("---\na: x" + " " * 200_000 + "x\n---\n", Report())[1]["a"].endswith("x")
+    assert markdown.simplify("`" * 100_000 + "a" * 100_000, Report())[0].endswith("a")
 
 
 def test_markdown_with_a_reference_to_no_character_is_quarantined(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_markdown_with_a_reference_to_no_character_is_quarantined(tmp_path: Path
     (tmp_path / "b.md").write_text("Tekst.")
     documents, report = read("markdown", tmp_path)
     assert [d.text for d in documents] == ["Tekst."]
-    assert faults(report) == [("a.md", "a numeric reference to no character")]
+    assert faults(report) == [("a.md", "contains a numeric character reference that names no character")]
 
 
 def test_a_declaration_of_markup_does_not_take_forever() -> None:
@@ -282,7 +282,7 @@ def test_pdf_lines_become_paragraphs_without_running_titles() -> None:
         page("Kommunens årsmelding", *own[n], f"{n + 1} Avsnitt", *own[n], f"Side {n + 1} av 5")
         for n in range(5)
     ]
-    text = pdf.running_text(pages)
+    text = pdf.extract_running_text(pages).text
     assert "årsmelding" not in text
     assert "Side" not in text
     paragraphs = [" ".join(lines) for lines in own]
@@ -312,7 +312,7 @@ def test_pdf_lines_become_paragraphs_without_running_titles() -> None:
     ],
 )
 def test_pdf_words_that_a_line_break_parted(lines: list[str], expected: str) -> None:
-    assert pdf.running_text([page(*lines)]) == expected
+    assert pdf.extract_running_text([page(*lines)]).text == expected
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_pdf_words_that_a_line_break_parted(lines: list[str], expected: str) -> 
 )
 def test_no_page_of_a_pdf_takes_forever(line: str) -> None:
     """Guards against rules in quadratic time."""
-    assert pdf.running_text([page(*line.split("\n"))]).startswith(line[0])
+    assert pdf.extract_running_text([page(*line.split("\n"))]).text.startswith(line[0])
 
 
 def make_pdf(text: str) -> bytes:

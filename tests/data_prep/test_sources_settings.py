@@ -40,23 +40,27 @@ TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygnin
     [
         ("text", {"options": {"unit": "line"}}, "options.unit: reader text has no options"),
         ("text", {"fields": {"text": "body"}}, "fields.text: unknown field of reader text; it has no fields"),
-        ("stortinget", {"options": {"units": "item"}}, "options.units: reader stortinget has unit"),
+        (
+            "stortinget",
+            {"options": {"units": "item"}},
+            "options.units: unknown option of reader stortinget; its options are unit",
+        ),
         (
             "stortinget",
             {"options": {"unit": "paragraph"}},
             "options.unit is 'paragraph': choose one of item, speech",
         ),
-        ("parlamint", {"options": {"unit": 3}}, "options.unit is 3: reader parlamint takes a str there"),
+        ("parlamint", {"options": {"unit": 3}}, "options.unit: must be a str for reader parlamint, not 3"),
         (
             "ncc",
             {"options": {"doc_types": ["parliament", "newspapers_online_nb"]}},
             "newspapers were withdrawn",
         ),
-        ("ncc", {"options": {"min_confidence": "0.5"}}, "takes a float there"),
-        ("parallel", {"options": {"pairs": ["nob"]}}, "options.pairs names 'nob'"),
+        ("ncc", {"options": {"min_confidence": "0.5"}}, "must be a float for reader ncc"),
+        ("parallel", {"options": {"pairs": ["nob"]}}, "options.pairs: must be two of .*, not 'nob'"),
         ("parallel", {"options": {"form": "chat"}}, "options.form is 'chat'"),
         ("squad", {"options": {"form": "text"}}, "options.form is 'text'"),
-        ("table", {"options": {"delimiter": "||"}}, "give one character"),
+        ("table", {"options": {"delimiter": "||"}}, "options.delimiter: must be a single character"),
         ("jsonl", {"max_broken_share": 2}, "max_broken_share is 2"),
         ("jsonl", {"limits": {"max_depth": 0}}, "limits.max_depth is 0: must be at least 1"),
         (
@@ -74,7 +78,7 @@ TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygnin
         (
             "huggingface",
             {"options": {"split": "train[:1%]"}},
-            r"options.split is 'train\[:1%\]': give a whole split",
+            r"options.split: slices such as 'train\[:1%\]' are not supported",
         ),
     ],
 )
@@ -118,14 +122,17 @@ def test_every_corpus_file_is_one_that_its_readers_take(tmp_path: Path) -> None:
         )
         assert file.stem == corpus.name
         for source in corpus.sources.values():
-            with pytest.raises((FileNotFoundError, ValueError), match=r"holds no|does not exist|state.json"):
+            with pytest.raises(
+                (FileNotFoundError, ValueError), match=r"contains no|does not exist|state.json"
+            ):
                 reading.files(source)
 
 
 def test_a_place_without_files_for_a_reader_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.docx").write_text("x")
     with pytest.raises(
-        FileNotFoundError, match=r"holds no \.jsonl or \.json or \.ndjson file, packed or not, and no archive"
+        FileNotFoundError,
+        match=r"contains no \.jsonl or \.json or \.ndjson file, compressed or not, and no archive",
     ):
         read("jsonl", tmp_path)
 
@@ -174,7 +181,7 @@ def test_a_claim_that_is_no_language_is_none(tmp_path: Path) -> None:
 
 def test_a_file_whose_name_is_no_utf8_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "s\udcf8knad.jsonl").write_text('{"text": "En."}')
-    with pytest.raises(ValueError, match=r"holds a file whose name is no UTF-8, .*søknad\.jsonl: rename it"):
+    with pytest.raises(ValueError, match=r"søknad\.jsonl: its name is not valid UTF-8; rename it"):
         read("jsonl", tmp_path)
 
 

@@ -33,8 +33,8 @@ from tests.data_prep.documents import config, document, through
     ],
 )
 def test_a_character_is_read_by_its_place(text: str, expected: str) -> None:
-    assert symbol_fonts.mend(text) == expected
-    assert symbol_fonts.mend(expected) == expected
+    assert symbol_fonts.repair(text) == expected
+    assert symbol_fonts.repair(expected) == expected
     assert normalise.normalise(text) == normalise.normalise(normalise.normalise(text))
 
 
