@@ -105,7 +105,9 @@ def test_help_lists_the_options_that_each_reader_accepts() -> None:
             if name in listed[reader]:
                 reading._reader(source)
                 continue
-            with pytest.raises(ValueError, match=rf"options\.{name}: reader {reader} has ") as refused:
+            with pytest.raises(
+                ValueError, match=rf"options\.{name}: unknown option of reader {reader}; "
+            ) as refused:
                 reading._reader(source)
             assert all(known in str(refused.value) for known in listed[reader] or {"no options"})
 
