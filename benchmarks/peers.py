@@ -226,9 +226,9 @@ def _products() -> list[str]:
     layer runs, and oneDNN if finetune uses it here."""
     import torch
 
-    from finetune.models.cpu_matmul import by_onednn
+    from finetune.models.cpu_matmul import prefers_onednn
 
-    return ["torch.mm", "oneDNN"] if by_onednn(torch.empty(1)) else ["torch.mm"]
+    return ["torch.mm", "oneDNN"] if prefers_onednn(torch.empty(1)) else ["torch.mm"]
 
 
 def _describe_limits(limits: dict[str, list[float]]) -> str:

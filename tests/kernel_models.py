@@ -1,5 +1,4 @@
-"""Tiny models whose every weight shows in the loss, and a batch, to compare a kernel with what it
-replaces."""
+"""Tiny models in which every weight affects the loss, and a batch, to compare kernels on."""
 
 from __future__ import annotations
 
@@ -11,29 +10,38 @@ from finetune.models.packed import PackInputs
 from tests.corpora import VOCAB_SIZE
 from tests.models import LLAMA, LORA
 
-# by architecture, the settings with which its attention is compared
+# Settings of each architecture whose attention is compared.
 ATTENTION = {
-    "llama": {}, "qwen3": {"head_dim": 8}, "olmo2": {}, "mistral": {"sliding_window": 7},
-    "gemma3_text": {"head_dim": 8, "sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]},
-}  # fmt: skip
+    "llama": {},
+    "qwen3": {"head_dim": 8},
+    "olmo2": {},
+    "mistral": {"sliding_window": 7},
+    "gemma3_text": {
+        "head_dim": 8,
+        "sliding_window": 7,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+}
 
 
 def causal_model(**changes: object) -> torch.nn.Module:
-    """Return a random model; `changes` are to LLAMA."""
+    """Return a random model with the settings of LLAMA and `changes`."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         **{**LLAMA, **changes}, vocab_size=VOCAB_SIZE, eos_token_id=1, bos_token_id=None
     )
     model = AutoModelForCausalLM.from_config(config)
-    for (
-        parameter
-    ) in model.parameters():  # norms start as ones and biases as zeros: nothing would be seen of them
+    for parameter in model.parameters():
+        # norms start as ones and biases as zeros, which would hide errors
         parameter.data += 0.05 * torch.randn(parameter.shape)
     return model  # type: ignore[no-any-return]
 
 
 def with_adapter(model: torch.nn.Module, **changes: object) -> torch.nn.Module:
-    """Put LoRA on a model, with weights that are not zero; `changes` are to LORA."""
+    """Return a model with a LoRA adapter whose weights are not zero.
+
+    The adapter has the settings of LORA and `changes`.
+    """
     adapted = get_peft_model(model, get_peft_config({"task_type": "CAUSAL_LM", **LORA, **changes}))
     for parameter in adapted.parameters():
         if parameter.requires_grad:
@@ -42,8 +50,10 @@ def with_adapter(model: torch.nn.Module, **changes: object) -> torch.nn.Module:
 
 
 def batch(num_packs: int = 2) -> PackInputs:
-    """Return the inputs of packs of four documents."""
+    """Return the inputs of a forward pass on packs of four documents each."""
     ids = torch.randint(VOCAB_SIZE, (num_packs, 40), generator=torch.Generator().manual_seed(1))
     positions = torch.cat([torch.arange(n) for n in (11, 3, 20, 6)]).expand(num_packs, -1).contiguous()
-    where = torch.tensor([0, 1, 5, 12, 13, 20, 33, 38, *((41, 60, 79) if num_packs == 2 else ())])
-    return PackInputs(ids, positions, where, ids.flatten()[(where + 1) % ids.numel()])
+    in_second_pack = (41, 60, 79) if num_packs == 2 else ()
+    supervised = torch.tensor([0, 1, 5, 12, 13, 20, 33, 38, *in_second_pack])
+    targets = ids.flatten()[(supervised + 1) % ids.numel()]
+    return PackInputs(ids, positions, supervised, targets)

@@ -1,4 +1,4 @@
-"""A tokenizer with tokens of our own on top: what it spells, and which extension a base accepts."""
+"""Tokens added to a base's tokenizer: their encoding, and the extensions that a base accepts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make(config: TokenizerConfig, texts: list[str], folder: Path) -> Tokenizer:
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
-def test_added_tokens_are_one_token_each_and_print_as_they_are(tmp_path: Path) -> None:
+def test_an_added_token_is_one_token_and_decodes_to_itself(tmp_path: Path) -> None:
     make(TokenizerConfig(vocab_size=400), ["Vi går til skolegården i Máhttovárri."] * 20, tmp_path / "base")
     extended = TokenizerConfig(path=str(tmp_path / "base"), add_tokens=WORDS)
     tokenizer = make(extended, [], tmp_path / "extended")
@@ -37,12 +37,11 @@ def test_added_tokens_are_one_token_each_and_print_as_they_are(tmp_path: Path) -
     published = AutoTokenizer.from_pretrained(tmp_path / "extended")
     assert published("Vi har en skolegård og máhttu.").input_ids == encoded.ids
     assert published.decode(encoded.ids) == "Vi har en skolegård og máhttu."
-    assert [tokenizer.token_to_id(word) for word in WORDS] == [
-        run_inputs.tokenizer_size(tmp_path / "base") + i for i in (0, 1)
-    ]
+    base_size = run_inputs.tokenizer_size(tmp_path / "base")
+    assert [tokenizer.token_to_id(word) for word in WORDS] == [base_size, base_size + 1]
 
 
-def test_a_token_that_is_there_already_is_refused(tmp_path: Path) -> None:
+def test_adding_a_token_that_exists_is_rejected(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
     with pytest.raises(ValueError, match="'w7', which the tokenizer already has"):
         make(TokenizerConfig(path=str(base), add_tokens=["w7"]), [], tmp_path / "extended")
@@ -57,11 +56,13 @@ def test_only_a_strict_extension_of_the_bases_tokenizer_is_accepted(tmp_path: Pa
     run_inputs.check_tokenizer(base, corpus, may_extend=True)
     assert run_inputs.count_added_tokens(base, corpus.folder) == 3
     with pytest.raises(ValueError, match="is not the one corpus"):
-        run_inputs.check_tokenizer(base, corpus)  # evaluation: the model has no rows for them
+        run_inputs.check_tokenizer(
+            base, corpus
+        )  # as an evaluation does: the model has no rows for the tokens
     file = corpus.folder / "tokenizer" / "tokenizer.json"
     body = json.loads(file.read_text())
     if change == "vocabulary":
-        body["model"]["vocab"]["w0"], body["model"]["vocab"]["w1"] = 5, 4
+        body["model"]["vocab"] |= {"w0": 5, "w1": 4}
     elif change == "normalizer":
         body["normalizer"] = {"type": "Lowercase"}
     else:

@@ -1,7 +1,7 @@
-"""What only a GPU can show, on one of them: `make cuda`. Training there is training on a CPU, at every ZeRO
-stage.
+"""Tests that need a GPU (`make cuda`): training equals that on a CPU, at every ZeRO stage.
 
-Two ranks cannot share a GPU (NCCL refuses): what several ranks do is tested on CPUs, in tests/distributed.
+Two ranks cannot share a GPU (NCCL does not allow it), so several ranks are tested on CPUs only, in
+tests/distributed.
 """
 
 from __future__ import annotations
@@ -54,17 +54,20 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[1]
 GPU = torch.device("cuda")
-ALONE: dict[str, Any] = {"cluster": ClusterConfig(ranks_per_node=1), "micro_batch_size": 4}
-BF16: dict[str, Any] = {"precision": "bf16", **ALONE}
-# a GPU sums in another order than a CPU, and Adam makes a step of every sign
-CPU_LOSS_TOLERANCE, GPU_WEIGHT_TOLERANCE = 1e-4, 1e-3
+ONE_RANK: dict[str, Any] = {"cluster": ClusterConfig(ranks_per_node=1), "micro_batch_size": 4}
+BF16: dict[str, Any] = {"precision": "bf16", **ONE_RANK}
+# A GPU sums in another order than a CPU, and Adam's first steps depend on the sign of a gradient
+# alone.
+CPU_LOSS_TOLERANCE = 1e-4
+GPU_WEIGHT_TOLERANCE = 1e-3
 BF16_LOSS_TOLERANCE = 0.05
-COMPARED = ["full", "lora", "dora"]  # with a CPU; QLoRA's products with 4-bit weights are other ones there
+# Methods compared with a CPU; QLoRA's products with 4-bit weights differ there.
+COMPARED = ["full", "lora", "dora"]
 
 
 @dataclass(frozen=True)
-class Same:
-    """Another way to train by a method that must equal it at ZeRO 2."""
+class Variant:
+    """Another way to run a training, which must equal its method at ZeRO 2."""
 
     id: str
     training: Training
@@ -73,37 +76,42 @@ class Same:
 
 CHECKPOINTED = {"activation_checkpointing": True}
 OFFLOADED = {"zero": {**zero_file("stage3_offload"), **ZERO[3]}}
-SAME = [
-    Same("checkpointed-full", Training("full", 2), CHECKPOINTED),
-    Same("checkpointed-lora", Training("lora", 3), CHECKPOINTED),
-    Same("offload-zero2", Training("full", 2), {"zero": zero_file("stage2_offload")}),
-    Same("offload-zero3", Training("full", 3), OFFLOADED),
-    Same("offload-lora-zero3", Training("lora", 3), OFFLOADED),
+VARIANTS = [
+    Variant("checkpointed-full", Training("full", 2), CHECKPOINTED),
+    Variant("checkpointed-lora", Training("lora", 3), CHECKPOINTED),
+    Variant("offload-zero2", Training("full", 2), {"zero": zero_file("stage2_offload")}),
+    Variant("offload-zero3", Training("full", 3), OFFLOADED),
+    Variant("offload-lora-zero3", Training("lora", 3), OFFLOADED),
 ]
 RESUMED = {"full": Training("full", 1), "lora": Training("lora", 3)}
 SHARDED = [training for training in MATRIX if training.stage]
 
 
-def case_id(case: Training | Same) -> str:
+def case_id(case: Training | Variant) -> str:
     return case.id
 
 
 @pytest.fixture(scope="module")
 def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
-    """All of them, by one rank each; in processes of their own, as CUDA does not outlive a fork."""
+    """Return all runs by name, each trained by one rank.
+
+    The ranks are not forked, because CUDA does not work after a fork.
+    """
     folder = tmp_path_factory.mktemp("cuda")
 
     def case(name: str, training: Training, fault: str | None = None, **changes: Any) -> Case:
-        return make_run(folder, name, training.config(law_corpus, **{**ALONE, **changes}), fault=fault)
+        return make_run(folder, name, training.config(law_corpus, **{**ONE_RANK, **changes}), fault=fault)
 
     cases = {
         "fp32": [case(training.id, training) for training in MATRIX],
         "bf16": [case(f"{training.id}-bf16", training, **BF16) for training in SHARDED],
-        "same": [case(same.id, same.training, **same.settings) for same in SAME],
+        "variants": [case(variant.id, variant.training, **variant.settings) for variant in VARIANTS],
         "cpu": [case(f"{method}-cpu", Training(method, 2)) for method in COMPARED],
-        "whole": [case(f"{name}-whole", training, max_steps=LONG) for name, training in RESUMED.items()],
+        "uninterrupted": [
+            case(f"{name}-uninterrupted", training, max_steps=LONG) for name, training in RESUMED.items()
+        ],
     }
-    started = {name: start(folder / name, some, gpu=name != "cpu") for name, some in cases.items()}
+    started = {name: start(folder / name, group, gpu=name != "cpu") for name, group in cases.items()}
     for name, training in RESUMED.items():
         killed = case(name, training, fault="killed_at_step", max_steps=LONG)
         join(start(folder / f"kill-{name}", [killed]), folder / f"kill-{name}", expected=-9)
@@ -115,7 +123,9 @@ def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 def start(folder: Path, cases: list[Case], gpu: bool = True) -> subprocess.Popen[bytes]:
     worker.write_cases(folder, cases)
-    environment = {**os.environ, **worker.environment(0, 1), **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})}
+    environment = {**os.environ, **worker.environment(0, 1)}
+    if not gpu:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     with (folder / "rank-0.log").open("wb") as log:
         command = [sys.executable, "-m", "tests.distributed.worker", str(folder)]
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=ROOT)
@@ -123,9 +133,8 @@ def start(folder: Path, cases: list[Case], gpu: bool = True) -> subprocess.Popen
 
 def join(process: subprocess.Popen[bytes], folder: Path, expected: int = 0) -> None:
     code = process.wait()
-    assert code == expected, (
-        f"{folder.name} ended with {code}\n{(folder / 'rank-0.log').read_text(errors='replace')[-3000:]}"
-    )
+    log = (folder / "rank-0.log").read_text(errors="replace")
+    assert code == expected, f"{folder.name} ended with {code}\n{log[-3000:]}"
 
 
 @pytest.mark.parametrize("training", MATRIX, ids=case_id)
@@ -140,20 +149,23 @@ def test_a_gpu_trains_as_a_cpu_does(runs: dict[str, RunFolder], method: str) -> 
 
 @pytest.mark.parametrize("training", SHARDED, ids=case_id)
 def test_bf16_trains_as_fp32_does(runs: dict[str, RunFolder], training: Training) -> None:
-    run, exact = runs[f"{training.id}-bf16"], runs[f"{training.method}-zero2"]
-    assert loss_distance(run, exact) < BF16_LOSS_TOLERANCE
-    learned, expected = (losses(r)[0] - losses(r)[-1] for r in (run, exact))
-    assert learned > expected / 2 > 0
+    run = runs[f"{training.id}-bf16"]
+    fp32_run = runs[f"{training.method}-zero2"]
+    assert loss_distance(run, fp32_run) < BF16_LOSS_TOLERANCE
+    decrease, expected = (losses(r)[0] - losses(r)[-1] for r in (run, fp32_run))
+    assert decrease > expected / 2 > 0
 
 
-@pytest.mark.parametrize("same", SAME, ids=case_id)
-def test_checkpointed_and_offloaded_is_the_same_training(runs: dict[str, RunFolder], same: Same) -> None:
-    assert_same(runs[same.id], runs[f"{same.training.method}-zero2"], tolerance=GPU_WEIGHT_TOLERANCE)
+@pytest.mark.parametrize("variant", VARIANTS, ids=case_id)
+def test_checkpointed_and_offloaded_is_the_same_training(
+    runs: dict[str, RunFolder], variant: Variant
+) -> None:
+    assert_same(runs[variant.id], runs[f"{variant.training.method}-zero2"], tolerance=GPU_WEIGHT_TOLERANCE)
 
 
 @pytest.mark.parametrize("name", RESUMED)
-def test_killed_and_resumed_is_never_interrupted(runs: dict[str, RunFolder], name: str) -> None:
-    assert_same(runs[name], runs[f"{name}-whole"], LONG, tolerance=GPU_WEIGHT_TOLERANCE)
+def test_a_run_killed_and_resumed_equals_an_uninterrupted_one(runs: dict[str, RunFolder], name: str) -> None:
+    assert_same(runs[name], runs[f"{name}-uninterrupted"], LONG, tolerance=GPU_WEIGHT_TOLERANCE)
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "dora"])
@@ -164,8 +176,8 @@ def test_a_saved_model_evaluates_as_its_run_logged(
     run = runs[f"{method}-zero{stage}"]
     summary = run.summary()
     assert summary is not None
-    again = evaluate_on_corpus(f"run:{run.id}", run.config().data, str(run.path.parent))
-    assert again.loss == pytest.approx(summary.after.loss, abs=1e-4)
+    held_out = evaluate_on_corpus(f"run:{run.id}", run.config().data, str(run.path.parent))
+    assert held_out.loss == pytest.approx(summary.after.loss, abs=1e-4)
 
 
 def test_a_run_logs_its_speed_memory_and_time(runs: dict[str, RunFolder]) -> None:
@@ -178,13 +190,13 @@ def test_a_run_logs_its_speed_memory_and_time(runs: dict[str, RunFolder]) -> Non
 
 
 @pytest.mark.parametrize("name", ["stage3_superoffload", "stage3_zeropp"])
-def test_what_a_cpu_refuses_trains(law_corpus: Path, tmp_path: Path, name: str) -> None:
-    """DeepSpeed compiles their kernels first, for a minute."""
-    other = {**zero_file(name), **ZERO[3]}
+def test_zero_settings_that_need_a_gpu_train(law_corpus: Path, tmp_path: Path, name: str) -> None:
+    """DeepSpeed compiles kernels for about a minute first."""
+    zero = {**zero_file(name), **ZERO[3]}
     if name == "stage3_zeropp":
-        other["zero_hpz_partition_size"] = 1  # GPUs a node
+        zero["zero_hpz_partition_size"] = 1  # GPUs a node
     plain = make_run(tmp_path, "plain", law_config(law_corpus, zero=ZERO[3], **BF16))
-    case = make_run(tmp_path, name, law_config(law_corpus, zero=other, **BF16))
+    case = make_run(tmp_path, name, law_config(law_corpus, zero=zero, **BF16))
     join(start(tmp_path / "both", [plain, case]), tmp_path / "both")
     tolerance = 0.2 if name == "stage3_zeropp" else BF16_LOSS_TOLERANCE  # 8 bits
     assert loss_distance(case.run, plain.run) < tolerance
@@ -199,46 +211,50 @@ def gradients(packed: PackedModel) -> tuple[torch.Tensor, dict[str, torch.Tensor
     inputs = PackInputs(**{name: tensor.to(GPU) for name, tensor in vars(batch()).items()})
     losses = packed.losses(inputs)
     losses.total.backward()
-    return losses.each, {
-        name: p.grad.float() for name, p in packed.model.named_parameters() if p.grad is not None
-    }
+    parameters = packed.model.named_parameters()
+    return losses.per_token, {name: p.grad.float() for name, p in parameters if p.grad is not None}
 
 
-def apart(packed: PackedModel, exact: PackedModel) -> float:
-    """The largest distance of a loss, or of a gradient as a share of its size."""
-    (each, grads), (each2, grads2) = gradients(packed), gradients(exact)
-    assert grads.keys() == grads2.keys()
-    shares = [
-        float((grads[name] - grads2[name]).norm() / grads2[name].norm().clamp(min=1e-4)) for name in grads
-    ]
-    return max(float((each - each2).abs().max()), *shares)
+def distance(packed: PackedModel, exact: PackedModel) -> float:
+    """Return the largest distance of a loss, or of a gradient as a share of its norm."""
+    losses_, grads = gradients(packed)
+    exact_losses, exact_grads = gradients(exact)
+    assert grads.keys() == exact_grads.keys()
+    shares = []
+    for name, exact_grad in exact_grads.items():
+        share = (grads[name] - exact_grad).norm() / exact_grad.norm().clamp(min=1e-4)
+        shares.append(float(share))
+    return max(float((losses_ - exact_losses).abs().max()), *shares)
 
 
 @pytest.mark.parametrize("architecture", ATTENTION)
-def test_flash_attention_by_document_is_exact_attention(architecture: str) -> None:
+def test_flash_attention_by_document_equals_exact_attention(architecture: str) -> None:
     model = causal_model(model_type=architecture, **ATTENTION[architecture])
-    exact, packed = on_gpu(copy.deepcopy(model)), on_gpu(copy.deepcopy(model), torch.bfloat16)
+    exact = on_gpu(copy.deepcopy(model))
+    packed = on_gpu(copy.deepcopy(model), torch.bfloat16)
     exact.attention = "eager"
     packed.attention = "eager"
-    rounding = apart(packed, exact)
+    rounding = distance(packed, exact)
     packed.attention = DOCUMENTS
-    assert apart(packed, exact) < 1.5 * rounding + 0.01
-    assert rounding < 0.1, "bf16 alone is as far away as a fault would be"
+    assert distance(packed, exact) < 1.5 * rounding + 0.01
+    assert rounding < 0.1, "rounding in bf16 hides a fault"
 
 
-def test_the_fastest_attention_that_takes_these_numbers_is_chosen() -> None:
-    half, full = on_gpu(causal_model(), torch.bfloat16), on_gpu(causal_model())
-    assert checks.choose_attention(half, "auto", VOCAB_SIZE, GPU) in (DOCUMENTS, "flash_attention_2")
-    assert checks.choose_attention(full, "auto", VOCAB_SIZE, GPU) in ("flex_attention", "sdpa")
+def test_the_fastest_attention_that_supports_the_precision_is_chosen() -> None:
+    bf16 = on_gpu(causal_model(), torch.bfloat16)
+    fp32 = on_gpu(causal_model())
+    assert checks.choose_attention(bf16, "auto", VOCAB_SIZE, GPU) in (DOCUMENTS, "flash_attention_2")
+    assert checks.choose_attention(fp32, "auto", VOCAB_SIZE, GPU) in ("flex_attention", "sdpa")
 
 
 @pytest.mark.parametrize("implementation", ["flex_attention", "sdpa"])
-def test_masked_attention_is_exact_attention(implementation: str) -> None:
-    model = causal_model(hidden_size=64)  # flex_attention wants heads of 16 numbers
-    exact, packed = on_gpu(copy.deepcopy(model)), on_gpu(model)
+def test_masked_attention_equals_exact_attention(implementation: str) -> None:
+    model = causal_model(hidden_size=64)  # flex_attention needs a head size of 16
+    exact = on_gpu(copy.deepcopy(model))
+    packed = on_gpu(model)
     exact.attention = "eager"
     assert checks.choose_attention(packed, implementation, VOCAB_SIZE, GPU) == implementation
-    assert apart(packed, exact) < 2e-3
+    assert distance(packed, exact) < 2e-3
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2", "mistral"])
@@ -253,19 +269,18 @@ def test_kernels_change_no_loss_and_no_gradient(
     if adapter is not None:
         model = with_adapter(model, **adapter)
     changed = copy.deepcopy(model)
-    assert (choice if choice == "liger" else "SwiGLU") in kernels.install(
-        changed, choice, GPU, partitioned=False
-    )
-    assert apart(on_gpu(changed), on_gpu(model)) < 2e-3
+    expected = "liger" if choice == "liger" else "SwiGLU"
+    assert expected in kernels.install(changed, choice, GPU, partitioned=False)
+    assert distance(on_gpu(changed), on_gpu(model)) < 2e-3
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_losses_by_chunks_are_those_of_the_whole_logits(monkeypatch: pytest.MonkeyPatch, tied: bool) -> None:
+def test_losses_by_chunks_are_those_of_the_full_logits(monkeypatch: pytest.MonkeyPatch, tied: bool) -> None:
     monkeypatch.setattr("finetune.models.loss.CHUNK_ELEMENTS", {"cuda": 2 * VOCAB_SIZE})
-    monkeypatch.setattr("finetune.models.loss.LEAST_ROWS", 1)
+    monkeypatch.setattr("finetune.models.loss.MIN_CHUNK_ROWS", 1)
     model = causal_model(tie_word_embeddings=tied).to(GPU)
     plain = copy.deepcopy(model)
-    each, grads = gradients(PackedModel(model))
+    chunked_losses, grads = gradients(PackedModel(model))
     inputs = batch()
     logits = plain(
         input_ids=inputs.input_ids.to(GPU), position_ids=inputs.position_ids.to(GPU), use_cache=False
@@ -273,15 +288,14 @@ def test_losses_by_chunks_are_those_of_the_whole_logits(monkeypatch: pytest.Monk
     supervised = logits.flatten(0, 1)[inputs.target_positions.to(GPU)]
     expected = torch.nn.functional.cross_entropy(supervised, inputs.targets.to(GPU), reduction="none")
     expected.sum().backward()
-    assert torch.allclose(each, expected, atol=1e-4)
+    assert torch.allclose(chunked_losses, expected, atol=1e-4)
     for name, parameter in plain.named_parameters():
-        assert torch.allclose(
-            grads[name], parameter.grad, atol=1e-4 + 1e-3 * float(parameter.grad.abs().max())
-        ), name
+        tolerance = 1e-4 + 1e-3 * float(parameter.grad.abs().max())
+        assert torch.allclose(grads[name], parameter.grad, atol=tolerance), name
 
 
 def test_the_command_line_trains_on_the_gpu(law_corpus: Path, tmp_path: Path) -> None:
-    """With its preflight, tracking and all."""
+    """The whole path, with preflight and tracking."""
     settings = [
         f"data.corpus={law_corpus}",
         f"model={law_corpus.parent / 'base'}",

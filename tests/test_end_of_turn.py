@@ -1,4 +1,4 @@
-"""What is saved stops at the end of a turn: in ChatML on a base whose end of sequence is another token."""
+"""Saved models stop at the end of a turn, here ChatML's on a base with another end of sequence."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from data_prep.stage_settings import ChatConfig, SplitConfig, TokenizerConfig
 from data_prep.tokens.tokenizer_files import add_tokens, place_files
 from finetune.models import end_of_turn
 from finetune.models import load as pretrained
-from finetune.models.save import save, weights
+from finetune.models.save import gather_weights, save
 from finetune.runs import base_model
 from finetune.runs.folder import RunFolder
 from tests.end_to_end.commands import command, run_of
@@ -39,8 +40,10 @@ ANSWERS = {
 
 
 def write_base(folder: Path) -> Path:
-    """A random model with ChatML's tokens in its vocabulary, but without a chat template; it ends sequences
-    with </s>."""
+    """Write a random model that ends sequences with </s>.
+
+    Its vocabulary has ChatML's tokens, but it has no chat template.
+    """
     source = SourceConfig(reader="text", path="none", license="CC0-1.0")
     config = CorpusConfig(name="none", sources={"none": source}, tokenizer=TokenizerConfig(vocab_size=400))
     place_files(config, [*ANSWERS, *ANSWERS.values()], folder)
@@ -67,19 +70,21 @@ def prepare(folder: Path) -> Prepared:
     return pipeline.prepare(PrepareConfig(corpus=corpus, corpora_dir=str(folder / "corpora")))
 
 
-def write(folder: Path, question: str, **options: object) -> str:
-    """The answer of a saved model, by plain transformers."""
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
-    return generated(model, tokenizer, question, **options)
+def answer_of(folder: Path, question: str) -> str:
+    """Return the answer of a saved model, by plain transformers."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    return generate(model, tokenizer, question)
 
 
-def generated(model: object, tokenizer: object, question: str, **options: object) -> str:
+def generate(model: Any, tokenizer: Any, question: str, **options: object) -> str:
     chat = [{"role": "user", "content": question}]
     prompt = tokenizer.apply_chat_template(
         chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )  # type: ignore[attr-defined]
-    written = model.generate(**prompt, max_new_tokens=60, do_sample=False, **options)  # type: ignore[attr-defined]
-    return str(tokenizer.decode(written[0, prompt["input_ids"].shape[1] :], skip_special_tokens=False))  # type: ignore[attr-defined]
+    )
+    ids = model.generate(**prompt, max_new_tokens=60, do_sample=False, **options)
+    answer_ids = ids[0, prompt["input_ids"].shape[1] :]
+    return str(tokenizer.decode(answer_ids, skip_special_tokens=False))
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +96,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def learned(folder: Path) -> torch.nn.Module:
-    """The base once it knows the conversations by heart."""
+def trained(folder: Path) -> torch.nn.Module:
+    """Return the base, trained until it reproduces the conversations."""
     model = AutoModelForCausalLM.from_pretrained(folder / "base")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     rows = list(Corpus(folder / "corpora" / "chats").split("train"))
@@ -108,48 +113,52 @@ def learned(folder: Path) -> torch.nn.Module:
 
 
 def test_plain_transformers_stops_at_the_end_of_a_turn(
-    folder: Path, learned: torch.nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    folder: Path, trained: torch.nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    corpus, saved = Corpus(folder / "corpora" / "chats"), tmp_path / "model"
-    save(learned, weights(learned), saved)  # type: ignore[arg-type]
+    corpus = Corpus(folder / "corpora" / "chats")
+    saved = tmp_path / "model"
+    save(trained, gather_weights(trained), saved)  # type: ignore[arg-type]
     shutil.copytree(corpus.folder / "tokenizer", saved, dirs_exist_ok=True)
     question, answer = next(iter(ANSWERS.items()))
-    assert write(saved, question).startswith(f"{answer}<|im_end|>")
-    assert len(write(saved, question)) > len(f"{answer}<|im_end|>"), (
-        "it goes on as long as nobody says where to stop"
-    )
+    undeclared = answer_of(saved, question)
+    assert undeclared.startswith(f"{answer}<|im_end|>")
+    assert len(undeclared) > len(f"{answer}<|im_end|>"), "it stops without a declaration"
 
     with caplog.at_level(logging.INFO):
-        end_of_turn.declare(saved, corpus.manifest.tokenizer, learned)
-    assert "<|im_end|>, the end of a turn, is an end of sequence in what is saved" in caplog.text
+        end_of_turn.declare(saved, corpus.manifest.tokenizer, trained)
+    assert "<|im_end|>, the end of a turn, is declared as an end of sequence" in caplog.text
     for question, answer in list(ANSWERS.items())[:4]:
-        assert write(saved, question) == f"{answer}<|im_end|>"
+        assert answer_of(saved, question) == f"{answer}<|im_end|>"
     end = corpus.manifest.tokenizer.end_of_turn_id
     for name in ("generation_config.json", "config.json"):
         assert json.loads((saved / name).read_text())["eos_token_id"] == [1, end]
     assert AutoTokenizer.from_pretrained(saved).eos_token == "<|im_end|>"
-    again = AutoModelForCausalLM.from_pretrained(saved)
-    assert end_of_turn.new_stop(corpus.manifest.tokenizer, again) is None, "it stops there by now"
+    reloaded = AutoModelForCausalLM.from_pretrained(saved)
+    assert end_of_turn.find_new_stop(corpus.manifest.tokenizer, reloaded) is None, "it is declared already"
 
 
-def test_an_adapter_brings_the_stop_and_merging_keeps_it(folder: Path, tmp_path: Path) -> None:
+def test_an_adapters_end_of_turn_is_declared_and_inherited_by_a_merged_model(
+    folder: Path, tmp_path: Path
+) -> None:
     tokenizer = Corpus(folder / "corpora" / "chats").manifest.tokenizer
-    end, adapter = tokenizer.end_of_turn_id, tmp_path / "adapter"
+    end = tokenizer.end_of_turn_id
+    adapter = tmp_path / "adapter"
     base = AutoModelForCausalLM.from_pretrained(folder / "base")
     adapted = get_peft_model(base, get_peft_config({"task_type": "CAUSAL_LM", **LORA}))
-    assert end_of_turn.new_stop(tokenizer, adapted) == "<|im_end|>"
+    assert end_of_turn.find_new_stop(tokenizer, adapted) == "<|im_end|>"
     adapted.save_pretrained(str(adapter))
     shutil.copytree(folder / "corpora" / "chats" / "tokenizer", adapter, dirs_exist_ok=True)
     end_of_turn.declare(adapter, tokenizer, adapted)
     assert not (adapter / "config.json").exists()
-    beside = GenerationConfig.from_pretrained(adapter)
-    assert beside.eos_token_id == [1, end]
+    generation_config = GenerationConfig.from_pretrained(adapter)
+    assert generation_config.eos_token_id == [1, end]
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base"), str(adapter))
-    assert generated(plain, AutoTokenizer.from_pretrained(adapter), "Hei", generation_config=beside)
+    tokenizer_of_adapter = AutoTokenizer.from_pretrained(adapter)
+    assert generate(plain, tokenizer_of_adapter, "Hei", generation_config=generation_config)
 
     merged = pretrained.load(base_model.Base("mine", folder / "base", (adapter,)), torch.float32)
     assert merged.generation_config.eos_token_id == merged.config.eos_token_id == [1, end]  # type: ignore[union-attr]
-    save(merged, weights(merged), tmp_path / "merged")
+    save(merged, gather_weights(merged), tmp_path / "merged")
     assert GenerationConfig.from_pretrained(tmp_path / "merged").eos_token_id == [1, end]
 
 
@@ -157,24 +166,21 @@ def test_an_adapter_brings_the_stop_and_merging_keeps_it(folder: Path, tmp_path:
     ("template", "eos", "expected"),
     [
         ("{{ messages[0].content }}<|im_end|>", "</s>", "<|im_end|>"),
-        (
-            "{{ bos_token }}{{ messages[0].content + eos_token }}<|im_end|>",
-            "</s>",
-            "</s>",
-        ),  # it would render otherwise
+        # with another eos_token, this template would render differently
+        ("{{ bos_token }}{{ messages[0].content + eos_token }}<|im_end|>", "</s>", "</s>"),
         ("", {"content": "</s>", "special": True}, "<|im_end|>"),
     ],
 )
-def test_the_tokenizer_follows_where_its_template_allows(
+def test_the_tokenizers_end_of_sequence_is_changed_unless_its_template_uses_it(
     tmp_path: Path, template: str, eos: object, expected: str
 ) -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**LLAMA, vocab_size=8, eos_token_id=1))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos, "chat_template": template}))
     (tmp_path / "config.json").write_text(json.dumps({"text_config": {"eos_token_id": 1}}))
-    taught = TokenizerInfo(
+    tokenizer = TokenizerInfo(
         sha256="", vocab_size=8, eos_token_id=1, end_of_turn="<|im_end|>", end_of_turn_id=7
     )
-    end_of_turn.declare(tmp_path, taught, model)
+    end_of_turn.declare(tmp_path, tokenizer, model)
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["eos_token"] == expected
     assert json.loads((tmp_path / "config.json").read_text()) == {
         "text_config": {"eos_token_id": [1, 7]},
@@ -190,7 +196,7 @@ def test_without_conversations_nothing_is_declared(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.end_to_end
-def test_a_run_saves_what_stops_and_says_so(folder: Path) -> None:
+def test_a_run_saves_a_model_that_stops_and_reports_it(folder: Path) -> None:
     settings = [
         "data.corpus=chats",
         "model=base",
@@ -200,13 +206,13 @@ def test_a_run_saves_what_stops_and_says_so(folder: Path) -> None:
     ]
     settings += ["adapter=none", "max_steps=100", "lr=1e-2", "global_batch_size=1", "micro_batch_size=1"]
     done = command(folder, "train", *settings, "check_first_loss=false")
-    assert (
+    reported = (
         "<|im_end|> ends a turn and is now an end-of-sequence token in generation_config.json and config.json"
-        in done.stderr
     )
+    assert reported in done.stderr
     run: RunFolder = run_of(folder, done.stdout)
     for question, answer in list(ANSWERS.items())[:4]:
-        assert write(run.model, question) == f"{answer}<|im_end|>"
+        assert answer_of(run.model, question) == f"{answer}<|im_end|>"
     adapter = command(folder, "train", *settings, "adapter=lora", "max_steps=1", "check_first_loss=false")
     assert "PEFT loads that of the base instead, so pass this one to generate()" in adapter.stderr
     assert (run_of(folder, adapter.stdout).adapter / "generation_config.json").is_file()

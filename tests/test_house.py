@@ -1,5 +1,4 @@
-"""The order of the house: test modules are not imported, and README.md beside this file says what is proved
-where."""
+"""Tests that no module imports a test module, and that README.md lists all modules and their tests."""
 
 from __future__ import annotations
 
@@ -17,8 +16,8 @@ PYTHON = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*
 SOURCES = {"finetune": ROOT / "src", "hydra_plugins": ROOT / "src", "data_prep": ROOT}
 
 
-def names_of_modules(source: str) -> Iterator[str]:
-    """Yield what is imported, by its dotted path, and strings that may be a module's (`python -m`)."""
+def imported_names(source: str) -> Iterator[str]:
+    """Yield the dotted paths of imported names, and strings that may name a module (`python -m`)."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -30,7 +29,7 @@ def names_of_modules(source: str) -> Iterator[str]:
 
 def uses_of_test_modules(source: str) -> list[str]:
     """Return the names of test modules that a module imports or starts."""
-    return [name for name in names_of_modules(source) if re.search(r"(^|\.)test_\w+", name)]
+    return [name for name in imported_names(source) if re.search(r"(^|\.)test_\w+", name)]
 
 
 def test_no_module_imports_a_test_module() -> None:
@@ -52,7 +51,7 @@ def test_an_import_of_a_test_module_is_found(source: str) -> None:
 
 
 def paths_in_readme() -> set[str]:
-    """Return what stands in backticks in README.md and looks like a file or a folder."""
+    """Return the paths of files and folders in backticks in README.md."""
     return set(re.findall(r"`([\w./]+(?:\.py|/))`", (TESTS / "README.md").read_text("utf-8")))
 
 
@@ -60,12 +59,12 @@ def is_test(path: str) -> bool:
     return Path(path).name.startswith("test_")
 
 
-def is_named(path: str, named: set[str]) -> bool:
-    """Return whether a path, or a folder that it lies in, is named."""
-    return path in named or any(name.endswith("/") and path.startswith(name) for name in named)
+def is_listed(path: str, listed: set[str]) -> bool:
+    """Return whether a path, or a folder above it, is listed."""
+    return path in listed or any(name.endswith("/") and path.startswith(name) for name in listed)
 
 
-def test_every_module_is_named_in_the_readme() -> None:
+def test_every_module_is_listed_in_the_readme() -> None:
     modules = [
         str(path.relative_to(base))
         for package, base in SOURCES.items()
@@ -73,23 +72,30 @@ def test_every_module_is_named_in_the_readme() -> None:
         if path.name != "__init__.py"
     ]
     assert len(modules) > 100
-    assert [path for path in modules if not is_named(path, paths_in_readme())] == []
+    assert [path for path in modules if not is_listed(path, paths_in_readme())] == []
 
 
-def test_every_test_module_and_every_helper_is_named_in_the_readme() -> None:
-    named = paths_in_readme()
+def test_every_test_module_and_helper_is_listed_in_the_readme() -> None:
+    listed = paths_in_readme()
     for path in TESTS.rglob("*.py"):
         relative = str(path.relative_to(TESTS))
-        if path.name != "__init__.py":
-            assert (relative if is_test(relative) else f"tests/{relative}") in named
+        if path.name == "__init__.py":
+            continue
+        if is_test(relative):
+            assert relative in listed
+        else:
+            assert f"tests/{relative}" in listed
 
 
 def test_every_path_in_the_readme_exists() -> None:
     for path in paths_in_readme():
-        base = TESTS if is_test(path) else SOURCES.get(path.partition("/")[0], ROOT)
+        base = SOURCES.get(path.partition("/")[0], ROOT)
+        if is_test(path):
+            base = TESTS
         assert (base / path).exists(), path
 
 
-def test_every_helper_says_what_it_is_for() -> None:
+def test_every_module_of_tests_has_a_docstring() -> None:
     for path in TESTS.rglob("*.py"):
-        assert path.name == "__init__.py" or ast.get_docstring(ast.parse(path.read_text("utf-8"))), path
+        if path.name != "__init__.py":
+            assert ast.get_docstring(ast.parse(path.read_text("utf-8"))), path

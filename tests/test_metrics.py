@@ -60,7 +60,7 @@ def test_flops_of_a_mixture_of_experts_are_not_known() -> None:
 
 
 def test_the_peak_of_a_cpu_is_measured_and_plausible() -> None:
-    peak = metrics.peak_of(CPU, torch.float32)
+    peak = metrics.find_peak(CPU, torch.float32)
     assert peak.origin == "measured"
     assert 1e8 < peak.flops < 1e14
 
@@ -73,13 +73,13 @@ def test_the_peak_of_a_cpu_is_that_of_the_products_that_training_runs(
         "finetune.training.throughput.linear",
         lambda x, weight: time.sleep(0.02) or torch.nn.functional.linear(x, weight),
     )
-    assert metrics.peak_of.__wrapped__(CPU, torch.float32).flops < 2 * 1024**3 / 0.02
+    assert metrics.find_peak.__wrapped__(CPU, torch.float32).flops < 2 * 1024**3 / 0.02
 
 
 def test_the_clock_continues_from_an_earlier_attempt() -> None:
     clock = metrics.Clock(CPU)
-    clock.count({"forward": 40.0, "evaluation": 3.0, "other": 7.0, "total": 50.0})
-    with clock.phase("forward"):
+    clock.add_breakdown({"forward": 40.0, "evaluation": 3.0, "other": 7.0, "total": 50.0})
+    with clock.device_phase("forward"):
         time.sleep(0.01)
     out = clock.breakdown()
     assert 40.01 <= out["forward"] < out["total"] - 10
@@ -91,9 +91,9 @@ def test_the_clock_continues_from_an_earlier_attempt() -> None:
 def test_the_phases_of_the_clock_sum_to_the_total_time() -> None:
     clock = metrics.Clock(CPU)
     began = time.perf_counter()
-    with clock.phase("forward"):
+    with clock.device_phase("forward"):
         time.sleep(0.05)
-    with clock.waiting("data"):
+    with clock.host_phase("data"):
         time.sleep(0.02)
     time.sleep(0.03)
     clock.read_events()

@@ -1,4 +1,4 @@
-"""The learning rate's shape."""
+"""The shape of the learning rate's schedules, and the warning about a jump at a resume."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig
-from finetune.training.schedule import Schedule, describe_leap
+from finetune.training.schedule import Schedule, describe_lr_jump
 
 
 def rates(schedule: str, num_steps: int = 100, **changes: float) -> list[float]:
@@ -50,25 +50,25 @@ def test_wsd_is_stable_then_falls_over_its_decay() -> None:
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "wsd"])
 @pytest.mark.parametrize("num_steps", [1, 2])
-def test_very_short_runs_have_a_rate(schedule: str, num_steps: int) -> None:
+def test_very_short_runs_have_a_learning_rate(schedule: str, num_steps: int) -> None:
     assert all(0 < rate <= 2.0 for rate in rates(schedule, num_steps))
 
 
-def described(schedule: str, step: int, old: int, new: int) -> str:
+def describe(schedule: str, step: int, old: int, new: int) -> str:
     config = TrainConfig(
         data=DataConfig(corpus="c"), model=ModelConfig(path="m"), schedule=schedule, warmup_ratio=0.0, lr=1.0
     )
-    return describe_leap(step, old, Schedule.of(replace(config, max_steps=new), num_packs=1)) or ""
+    return describe_lr_jump(step, old, Schedule.of(replace(config, max_steps=new), num_packs=1)) or ""
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
-def test_a_resume_with_more_steps_that_raises_the_learning_rate_is_described_with_both(schedule: str) -> None:
-    assert described(schedule, 100, 100, 400).startswith(
-        "the learning rate leaps from 0.1 at step 100 of 100 to "
+def test_a_jump_of_the_learning_rate_at_a_resume_is_described_with_both_rates(schedule: str) -> None:
+    assert describe(schedule, 100, 100, 400).startswith(
+        "the learning rate jumps from 0.1 at step 100 of 100 to "
     )
-    assert described(schedule, 100, 100, 100) == described(schedule, 0, 100, 400) == ""
+    assert describe(schedule, 100, 100, 100) == describe(schedule, 0, 100, 400) == ""
 
 
-def test_a_resume_that_goes_on_at_the_same_rate_is_not_worth_a_warning() -> None:
-    assert described("constant", 100, 100, 400) == described("wsd", 50, 100, 400) == ""
-    assert described("cosine", 50, 100, 101) == ""
+def test_a_resume_without_a_jump_of_the_learning_rate_has_no_warning() -> None:
+    assert describe("constant", 100, 100, 400) == describe("wsd", 50, 100, 400) == ""
+    assert describe("cosine", 50, 100, 101) == ""

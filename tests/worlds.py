@@ -1,12 +1,15 @@
-"""Ranks that need no peers."""
+"""Ranks for tests in a single process."""
 
 from __future__ import annotations
 
 from finetune.distributed import World
 
 
-class Alone(World):
-    """A rank that shares the plan folder and needs no peers to agree."""
+class IsolatedWorld(World):
+    """One rank of several, without a process group: its barriers do nothing.
+
+    Ranks that share a plan folder can so be run one after another.
+    """
 
     def barrier(self) -> None:
         pass

@@ -68,12 +68,12 @@ def plant():
     while not hasattr(sys.modules.get("finetune.training.run"), "Progress"):
         time.sleep(0.01)
     run = sys.modules["finetune.training.run"].Run
-    honest = run.batch_of
+    honest = run.batch_index
     def broken(self, step):
         if step + 1 == {step}:
             {fault}
         return honest(self, step)
-    run.batch_of = broken
+    run.batch_index = broken
 
 if os.environ.get("SLURM_PROCID") == "1" and "submitit.core._submit" in " ".join(sys.orig_argv):
     threading.Thread(target=plant, daemon=True).start()

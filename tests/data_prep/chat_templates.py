@@ -1,4 +1,4 @@
-"""Invented chat templates, in the style of families that people fine-tune."""
+"""Invented chat templates in the style of families that are often fine-tuned."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ CHATML = """\
 CHATML_MARKED = """\
 {%- for m in messages %}
 {%- if m.role == 'assistant' %}
-{{- '<|im_start|>assistant\\n' }}{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}
+{{- '<|im_start|>assistant\\n' }}\
+{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}
 {%- else %}
 {{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' + '\\n' }}
 {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"""
 
-# the markers around the content alone, as some write them: the end of the turn must be learned all the same
+# Generation markers around the content alone: the end of the turn is a target all the same.
 CHATML_MARKED_SHORT = CHATML_MARKED.replace(
-    "{{ m.content + '<|im_end|>' }}{% endgeneration %}", "{{ m.content }}{% endgeneration %}<|im_end|>"
+    "{{ m.content + '<|im_end|>' }}{% endgeneration %}",
+    "{{ m.content }}{% endgeneration %}<|im_end|>",
 )
 
-# the markers around the line break after the turn too, which the model never writes
+# Generation markers that include the line break after the turn, which the model never generates.
 CHATML_MARKED_LONG = CHATML_MARKED.replace(
     "'<|im_end|>' }}{% endgeneration %}{{ '\\n' }}", "'<|im_end|>' + '\\n' }}{% endgeneration %}"
 )
@@ -37,24 +39,29 @@ LLAMA3 = """\
 {%- for m in messages %}
 {{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}
 {%- endfor %}
-{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"""
+{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}\
+{% endif %}"""
 
 MISTRAL = """\
 {{- bos_token }}
-{%- if messages[0].role == 'system' %}{% set system = messages[0].content + '\\n\\n' %}{% set rest = messages[1:] %}
+{%- if messages[0].role == 'system' %}{% set system = messages[0].content + '\\n\\n' %}\
+{% set rest = messages[1:] %}
 {%- else %}{% set system = '' %}{% set rest = messages %}{% endif %}
 {%- for m in rest %}
-{%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}
+{%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}\
+{{ raise_exception('roles must alternate') }}{% endif %}
 {%- if m.role == 'user' %}{{- '[INST] ' + (system if loop.first else '') + m.content + ' [/INST]' }}
 {%- else %}{{- ' ' + m.content + eos_token }}{% endif %}
 {%- endfor %}"""
 
 SYSTEM_IN_LAST_TURN = """\
 {{- bos_token }}
-{%- if messages[0].role == 'system' %}{% set system = messages[0].content %}{% set rest = messages[1:] %}
+{%- if messages[0].role == 'system' %}{% set system = messages[0].content %}\
+{% set rest = messages[1:] %}
 {%- else %}{% set rest = messages %}{% endif %}
 {%- for m in rest %}
-{%- if m.role == 'user' %}{{- '[INST]' }}{% if loop.last and system is defined %}{{- system + '\\n\\n' }}{% endif %}
+{%- if m.role == 'user' %}{{- '[INST]' }}{% if loop.last and system is defined %}\
+{{- system + '\\n\\n' }}{% endif %}
 {{- m.content + '[/INST]' }}
 {%- else %}{{- m.content + eos_token }}{% endif %}
 {%- endfor %}"""
@@ -63,33 +70,37 @@ GEMMA = """\
 {{- bos_token }}
 {%- if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
 {%- for m in messages %}
-{{- '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\\n' + m.content | trim + '<end_of_turn>\\n' }}
+{{- '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\\n' \
++ m.content | trim + '<end_of_turn>\\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<start_of_turn>model\\n' }}{% endif %}"""
 
-# thoughts of turns before the last question are left out; the last answer gets an empty thought where it has
-# none
+# Leaves out the thoughts of turns before the last question, and gives the last answer an empty
+# thought where it has none.
 QWEN3 = """\
 {%- set ns = namespace(last=0) %}
-{%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
+{%- for m in messages %}\
+{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
 {%- for m in messages %}
 {%- if m.role == 'assistant' %}
 {%- set answer = m.content.split('</think>')[-1].lstrip('\\n') %}
-{%- set thought = m.content.split('</think>')[0].split('<think>')[-1].strip('\\n') if '</think>' in m.content else '' %}
+{%- set thought = m.content.split('</think>')[0].split('<think>')[-1].strip('\\n') \
+if '</think>' in m.content else '' %}
 {{- '<|im_start|>assistant\\n' }}
 {%- if loop.index0 > ns.last %}{{- '<think>\\n' + thought + '\\n</think>\\n\\n' }}{% endif %}
 {{- answer + '<|im_end|>\\n' }}
 {%- else %}{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}
-{%- if enable_thinking is defined and not enable_thinking %}{{- '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"""
+{%- if enable_thinking is defined and not enable_thinking %}{{- '<think>\\n\\n</think>\\n\\n' }}\
+{% endif %}{% endif %}"""
 
-# control tokens that swallow the line break after them
+# Control tokens that strip the line break after them.
 PHI = """\
 {%- for m in messages %}{{- '<|' + m.role + '|>\\n' + m.content + '<|end|>\\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{- '<|assistant|>\\n' }}{% endif %}"""
 
-# no control token at all: the end of the sequence must stand for the end of the turn
+# Without any control token: the end of the sequence must end the turn.
 PLAIN = """\
 {%- for m in messages %}{{- m.role + ': ' + m.content + '\\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{- 'assistant: ' }}{% endif %}"""

@@ -1,4 +1,4 @@
-"""A tokenizer with the control tokens of many families, for the tests of conversations."""
+"""Tokenizers for the tests of conversations."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ TEXTS = [
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A byte-level BPE with the control tokens of all families; it puts <s> first, and takes spaces out of
-    its offsets."""
+    """Return the folder of a byte-level BPE tokenizer with the control tokens of all families.
+
+    It prepends <s>, and its offsets leave out spaces.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -43,9 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.add_special_tokens(
         [AddedToken(t, rstrip=True) for t in ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>")]
     )
-    tokenizer.add_tokens(
-        ["<think>", "</think>", "<start_of_turn>", "<end_of_turn>"]
-    )  # Gemma's are special; these are not
+    # these are special tokens in Gemma's own tokenizer, and plain added tokens here
+    tokenizer.add_tokens(["<think>", "</think>", "<start_of_turn>", "<end_of_turn>"])
     tokenizer.post_processor = processors.Sequence(
         [
             processors.ByteLevel(trim_offsets=True),
@@ -63,7 +64,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def spaced(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As SentencePiece's kin (Llama 2, Mistral): a space is put before whatever is encoded."""
+    """Return the folder of a tokenizer that prepends a space to every text, as SentencePiece does.
+
+    Llama 2 and Mistral have such tokenizers.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first", split=True)

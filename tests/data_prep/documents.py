@@ -1,4 +1,4 @@
-"""Documents made by hand, and stages run on them."""
+"""Helpers that build documents and configs, and run a stage on one shard."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from data_prep.document import Document, Report
 from data_prep.stages.protocol import ShardStage
 
 
-def document(text: str, id: str = "a", source: str = "letters", **fields: Any) -> Document:
-    return Document(**{"id": id, "text": text, "source": source, "license": "CC0-1.0", "group": id, **fields})
+def make_document(text: str, id: str = "a", source: str = "letters", **fields: Any) -> Document:
+    defaults = {"license": "CC0-1.0", "group": id}
+    return Document(**{"id": id, "text": text, "source": source, **defaults, **fields})
 
 
-def config(reader: str = "jsonl", **settings: Any) -> CorpusConfig:
-    return CorpusConfig(
-        name="mine", sources={"letters": SourceConfig(reader=reader, path="x", license="CC0-1.0")}, **settings
-    )
+def make_config(reader: str = "jsonl", **settings: Any) -> CorpusConfig:
+    source = SourceConfig(reader=reader, path="x", license="CC0-1.0")
+    return CorpusConfig(name="mine", sources={"letters": source}, **settings)
 
 
-def through(
+def run_shard_stage(
     stage: ShardStage, documents: Iterable[Document], settings: CorpusConfig
 ) -> tuple[list[Document], Report]:
-    """What a stage lets through of one shard, and what it says."""
+    """Return the documents that a stage keeps of one shard, and its report."""
     report = Report()
     return list(stage.run(iter(documents), settings, report)), report

@@ -1,4 +1,4 @@
-"""PDF files made by hand: pieces of text at places of a page, in a size and weight."""
+"""Helper that writes PDF files of pieces of text at given places, in a size and weight."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ LEADING = 14  # points from line to line
 
 @dataclass
 class Piece:
-    """A piece of text: its left edge and baseline in points from the lower left corner."""
+    """A piece of text.
+
+    Attributes:
+        x: left edge in points from the lower left corner of the page.
+        y: baseline in points from there.
+        size: font size in points.
+    """
 
     x: float
     y: float
@@ -19,20 +25,23 @@ class Piece:
 
 
 def column(lines: list[str], x: float = 72, top: float = 760, size: float = 11) -> list[Piece]:
-    """Return lines set one below the other."""
+    """Return lines set below each other, LEADING apart."""
     return [Piece(x, top - LEADING * number, line, size) for number, line in enumerate(lines)]
 
 
 def make_pdf(pages: list[list[Piece]], picture: bool = False) -> bytes:
-    """Return a file of A4 pages; with `picture`, a page without pieces holds a picture, as a scanned one
-    does."""
+    """Return a PDF file of A4 pages.
+
+    Args:
+        picture: put a picture on each page without pieces, as on a scanned page.
+    """
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
         b"",
         b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>",
         b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica-Bold /Encoding /WinAnsiEncoding >>",
-        b"<< /Type /XObject /Subtype /Image /Width 1 /Height 1 /ColorSpace /DeviceGray /BitsPerComponent 8 /Length 1 >>\n"
-        b"stream\n\x00\nendstream",
+        b"<< /Type /XObject /Subtype /Image /Width 1 /Height 1 /ColorSpace /DeviceGray "
+        b"/BitsPerComponent 8 /Length 1 >>\nstream\n\x00\nendstream",
     ]
     resources = b"<< /Font << /F1 3 0 R /F2 4 0 R >> /XObject << /I 5 0 R >> >>"
     kids = []
@@ -48,24 +57,17 @@ def make_pdf(pages: list[list[Piece]], picture: bool = False) -> bytes:
 
 def _show(piece: Piece) -> bytes:
     text = piece.text.replace("\\", "\\\\").replace("(", "\\(").replace(")", "\\)").encode("cp1252")
-    return b"BT /F%d %g Tf %g %g Td (%s) Tj ET\n" % (
-        2 if piece.bold else 1,
-        piece.size,
-        piece.x,
-        piece.y,
-        text,
-    )
+    font = 2 if piece.bold else 1
+    return b"BT /F%d %g Tf %g %g Td (%s) Tj ET\n" % (font, piece.size, piece.x, piece.y, text)
 
 
 def _write(objects: list[bytes]) -> bytes:
-    out, offsets = b"%PDF-1.4\n", []
+    out = b"%PDF-1.4\n"
+    offsets = []
     for number, body in enumerate(objects, start=1):
         offsets.append(len(out))
         out += b"%d 0 obj\n%s\nendobj\n" % (number, body)
     table = b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1)
     table += b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
-    return (
-        out
-        + table
-        + b"trailer << /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF" % (len(objects) + 1, len(out))
-    )
+    trailer = b"trailer << /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF"
+    return out + table + trailer % (len(objects) + 1, len(out))

@@ -1,9 +1,9 @@
-"""Reading a source in a test: its documents, and what was said of the rest."""
+"""Helpers that read a source and list its broken records."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,18 @@ from data_prep.document import Document, Report
 
 
 def read(reader: str, path: Path, **settings: Any) -> tuple[list[Document], Report]:
-    """All documents of a source called `s`, and the report."""
+    """Return all documents of a source called `s` and the report, whose counts are checked."""
     if "limits" in settings:
         settings["limits"] = LimitsConfig(**settings["limits"])
-    source, report = SourceConfig(reader=reader, path=str(path), license="CC0-1.0", **settings), Report()
+    source = SourceConfig(reader=reader, path=str(path), license="CC0-1.0", **settings)
+    report = Report()
     documents = list(reading.read("s", source, report, reading.files(source)))
     assert report.counts["read_s"] == len(documents)
     assert report.counts["quarantined_s"] == len(report.broken)
     assert len({document.id for document in documents}) == len(documents)
-    assert all(
-        document.source == "s" and document.license == "CC0-1.0" and document.group for document in documents
-    )
+    for document in documents:
+        assert (document.source, document.license) == ("s", "CC0-1.0")
+        assert document.group
     return documents, report
 
 
@@ -31,8 +32,8 @@ def texts(documents: list[Document]) -> list[str]:
     return [document.text for document in documents]
 
 
-def faults(report: Report) -> list[tuple[str, str]]:
-    """Place and error of each broken record."""
+def broken_places(report: Report) -> list[tuple[str, str]]:
+    """Return place (`file:member:line`) and error of each broken record."""
     return [(":".join(p for p in (b.file, b.member, b.at) if p), b.error) for b in report.broken]
 
 
@@ -41,16 +42,19 @@ def write_lines(path: Path, records: list[Any]) -> Path:
     return path
 
 
-STRANGE = [None, 5, "", [], {}, [5], True, "x" * 10_000, "http://[foo]/x", 10**400]
+WRONG_VALUES = [None, 5, "", [], {}, [5], True, "x" * 10_000, "http://[foo]/x", 10**400]
 
 
-def strange(value: Any) -> Iterator[Any]:
-    """A record with each of its values, however deep, replaced in turn."""
-    yield from STRANGE
-    for key, part in (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    ):
-        for other in strange(part):
+def corrupt_each_value(value: Any) -> Iterator[Any]:
+    """Yield a record with each of its values, at any depth, replaced by each of WRONG_VALUES."""
+    yield from WRONG_VALUES
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, dict):
+        parts = value.items()
+    elif isinstance(value, list):
+        parts = enumerate(value)
+    for key, part in parts:
+        for other in corrupt_each_value(part):
             changed = value.copy()
             changed[key] = other
             yield changed

@@ -1,4 +1,4 @@
-"""The bundled sample: its settings, and what a preparation of it leaves on disk."""
+"""Settings of the bundled sample, and checksums and markers of what a preparation of it wrote."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from data_prep.stage_settings import BoilerplateConfig, SplitConfig, TokenizerCo
 
 SAMPLE = Path(str(files("data_prep"))) / "sample"
 JSONL = ("letters", "minutes", "guidance")
-SHARD = 8_000  # characters: the sample becomes thirty shards
+SHARD = 8_000  # characters a shard; the sample fills about thirty
 
 
 def sample_config(corpora_dir: Path, **changes: object) -> PrepareConfig:
-    """Return the settings of conf/corpus/sample.yaml, with changes to those of the corpus."""
+    """Return the settings of conf/corpus/sample.yaml.
+
+    Args:
+        changes: settings of the corpus that replace those of the file.
+    """
     sources = {
         name: SourceConfig(reader="jsonl", path=str(SAMPLE / f"{name}.jsonl"), license="CC0-1.0")
         for name in JSONL
@@ -24,31 +28,35 @@ def sample_config(corpora_dir: Path, **changes: object) -> PrepareConfig:
     sources["consultation_replies"] = SourceConfig(
         reader="text", path=str(SAMPLE / "consultation_replies"), license="CC-BY-4.0"
     )
-    chosen = {"boilerplate": BoilerplateConfig(min_documents=3)}
     settings = {
-        **chosen,
+        "boilerplate": BoilerplateConfig(min_documents=3),
         "split": SplitConfig(validation_share=0.15, seed=2),
         "tokenizer": TokenizerConfig(vocab_size=2000),
         **changes,
     }
-    return PrepareConfig(
-        corpora_dir=str(corpora_dir), corpus=CorpusConfig(name="sample", sources=sources, **settings)
-    )  # type: ignore[arg-type]
+    corpus = CorpusConfig(name="sample", sources=sources, **settings)  # type: ignore[arg-type]
+    return PrepareConfig(corpora_dir=str(corpora_dir), corpus=corpus)
 
 
 def sharded_sample_config(corpora_dir: Path, **changes: object) -> PrepareConfig:
-    """Return them for many shards and one process, with changes to those of the preparation."""
-    made = sample_config(corpora_dir)
+    """Return the settings of the sample for many shards and one process.
+
+    Args:
+        changes: settings of the preparation that replace them.
+    """
+    config = sample_config(corpora_dir)
     for name, value in {"workers": 1, "shard_characters": SHARD, **changes}.items():
-        setattr(made, name, value)
-    return made
+        setattr(config, name, value)
+    return config
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file of a folder, by its path."""
-    return {str(p.relative_to(folder)): sha256_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    """Return the SHA-256 of every file of a folder by its relative path."""
+    files_of_folder = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): sha256_file(path) for path in files_of_folder}
 
 
 def markers(corpora_dir: Path) -> dict[Path, int]:
-    """Return when each shard of each stage was done, by the marker's path."""
-    return {path: path.stat().st_mtime_ns for path in (corpora_dir / ".sample.stages").glob("*/done-*.json")}
+    """Return the time (ns) at which each shard was done, by the path of its marker."""
+    paths = (corpora_dir / ".sample.stages").glob("*/done-*.json")
+    return {path: path.stat().st_mtime_ns for path in paths}

@@ -1,4 +1,4 @@
-"""Runs one stage over shards given by hand, as the pipeline would."""
+"""Helper that runs a stage over shards as the pipeline does: collect, decide, run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from data_prep.document import Document, Report
 from data_prep.stages.protocol import CorpusStage
 
 
-def run_stage(
+def run_corpus_stage(
     stage: CorpusStage, shards: list[list[Document]], config: CorpusConfig
 ) -> tuple[list[Document], Report]:
-    """What comes out of all shards, and the report of them together."""
-    report, out = Report(), list[Document]()
+    """Return the documents that remain of all shards, and one report for all of them."""
+    report = Report()
+    kept: list[Document] = []
     with tempfile.TemporaryDirectory() as folder:
         collected = [Path(folder) / f"{number}.parquet" for number in range(len(shards))]
         for path, shard in zip(collected, shards, strict=True):
@@ -27,6 +28,8 @@ def run_stage(
         decided = stage.decide(collected, config)
         report.counts.update(json.loads((decided.schema.metadata or {}).get(b"counts", b"{}")))
     for number, shard in enumerate(shards):
-        own = decided.filter(pc.field("shard") == number) if "shard" in decided.column_names else decided
-        out += stage.run(iter(copy.deepcopy(shard)), config, report, own)
-    return out, report
+        own = decided
+        if "shard" in decided.column_names:
+            own = decided.filter(pc.field("shard") == number)
+        kept += stage.run(iter(copy.deepcopy(shard)), config, report, own)
+    return kept, report

@@ -1,5 +1,7 @@
-"""A file that is changed between the plan and the end of reading fails its task: no document arrives under
-another's checksum."""
+"""Tests that a file which is changed between the plan and the end of reading fails its task.
+
+Otherwise documents would be recorded under the checksum of another version.
+"""
 
 from __future__ import annotations
 
@@ -26,27 +28,31 @@ LINES = [json.dumps({"text": f"{TEXT} Sak nummer {n}."}, ensure_ascii=False) + "
 MESSAGE = r"source letters: file .* was changed while it was read, or since its checksum was taken; run prepare again"
 
 
-def corpus(tmp_path: Path, packed: bool = False) -> tuple[PrepareConfig, Path]:
+def make_corpus(tmp_path: Path, packed: bool = False) -> tuple[PrepareConfig, Path]:
+    """Return the settings of a corpus of two files, and the one that tests change."""
     folder = tmp_path / "raw"
     folder.mkdir()
-    file = folder / ("b.jsonl.gz" if packed else "b.jsonl")
+    file = folder / "b.jsonl"
     content = "".join(LINES).encode()
-    file.write_bytes(gzip.compress(content) if packed else content)
+    if packed:
+        file = folder / "b.jsonl.gz"
+        content = gzip.compress(content)
+    file.write_bytes(content)
     (folder / "a.jsonl").write_text(json.dumps({"text": f"{TEXT} Ein annan."}))
     source = SourceConfig(reader="jsonl", path=str(folder), license="CC0-1.0")
-    made = CorpusConfig(name="x", sources={"letters": source}, tokenizer=TokenizerConfig(vocab_size=400))
-    return PrepareConfig(
-        corpus=made, corpora_dir=str(tmp_path / "corpora"), workers=1, shard_characters=5_000
-    ), file
+    corpus = CorpusConfig(name="x", sources={"letters": source}, tokenizer=TokenizerConfig(vocab_size=400))
+    corpora_dir = str(tmp_path / "corpora")
+    config = PrepareConfig(corpus=corpus, corpora_dir=corpora_dir, workers=1, shard_characters=5_000)
+    return config, file
 
 
-def replace(file: Path) -> None:
+def replace_file(file: Path) -> None:
     file.with_name("new").write_bytes(file.read_bytes().replace(b"tillatelse", b"avslag nok"))
     os.replace(file.with_name("new"), file)
 
 
-def rewrite(file: Path) -> None:
-    """The same size and time as before, so that only the bytes tell."""
+def rewrite_file(file: Path) -> None:
+    """Change bytes of a file and keep its size and modification time."""
     stat = file.stat()
     file.write_bytes(file.read_bytes().replace(b"Sak nummer 7", b"Sak nummer 8"))
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -56,20 +62,20 @@ CHANGES: dict[str, Callable[[Path], Any]] = {
     "grows": lambda file: file.open("a").write(LINES[0]),
     "is cut": lambda file: os.truncate(file, file.stat().st_size // 4),
     "is emptied": lambda file: os.truncate(file, 0),
-    "is replaced": replace,
-    "is rewritten": rewrite,
+    "is replaced": replace_file,
+    "is rewritten": rewrite_file,
     "vanishes": Path.unlink,
     "becomes another kind": lambda file: file.write_bytes(b"%PDF-1.7 " + b"x" * 1000),
 }
 
 
-def read_step(config: PrepareConfig) -> None:
+def run_read_step(config: PrepareConfig) -> None:
     work = Path(config.corpora_dir) / ".x.stages"
     pipeline.run_task(work, "read")
 
 
 def change_in_the_middle(monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], Any], file: Path) -> None:
-    """Change a file once 200 documents of it were read."""
+    """Change a file after 200 of its documents were read."""
     read = reading.read
 
     def interrupted(*arguments: Any) -> Iterator[Document]:
@@ -81,19 +87,19 @@ def change_in_the_middle(monkeypatch: pytest.MonkeyPatch, change: Callable[[Path
     monkeypatch.setattr(reading, "read", interrupted)
 
 
-def left(config: PrepareConfig) -> list[str]:
+def list_read_stage(config: PrepareConfig) -> list[str]:
     return sorted(path.name for path in (Path(config.corpora_dir) / ".x.stages" / "0-read").glob("*"))
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_file_that_changes_after_the_plan_fails_its_task(tmp_path: Path, change: str) -> None:
-    config, file = corpus(tmp_path)
+    config, file = make_corpus(tmp_path)
     pipeline.plan(config)
     CHANGES[change](file)
     with pytest.raises(ValueError, match=MESSAGE) as raised:
-        read_step(config)
+        run_read_step(config)
     assert "\n" not in str(raised.value)
-    assert not left(config), "no half of a task is kept"
+    assert not list_read_stage(config), "nothing of an unfinished task is kept"
 
 
 @pytest.mark.parametrize(
@@ -108,18 +114,18 @@ def test_a_file_that_changes_after_the_plan_fails_its_task(tmp_path: Path, chang
 def test_a_file_that_changes_while_it_is_read_fails_its_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, packed: bool
 ) -> None:
-    config, file = corpus(tmp_path, packed)
+    config, file = make_corpus(tmp_path, packed)
     change_in_the_middle(monkeypatch, CHANGES[change], file)
     with pytest.raises(ValueError, match=MESSAGE):
         pipeline.prepare(config)
-    assert not left(config)
+    assert not list_read_stage(config)
     assert not (tmp_path / "corpora" / "x").exists()
 
 
-def test_an_arrow_file_that_is_cut_while_it_is_read_does_not_kill_the_process(
+def test_an_arrow_file_truncated_while_it_is_read_does_not_crash_the_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, _ = corpus(tmp_path)
+    config, _ = make_corpus(tmp_path)
     folder = tmp_path / "saved"
     folder.mkdir()
     rows = pa.table({"text": [f"{TEXT * 20} {n}" for n in range(2000)]})
@@ -132,24 +138,24 @@ def test_an_arrow_file_that_is_cut_while_it_is_read_does_not_kill_the_process(
         pipeline.prepare(config)
 
 
-def test_what_was_changed_is_read_whole_by_the_next_prepare(tmp_path: Path) -> None:
-    config, file = corpus(tmp_path)
+def test_a_changed_file_is_read_whole_by_the_next_prepare(tmp_path: Path) -> None:
+    config, file = make_corpus(tmp_path)
     pipeline.plan(config)
     os.truncate(file, file.stat().st_size // 4)
     with pytest.raises(ValueError, match=MESSAGE):
-        read_step(config)
+        run_read_step(config)
     file.write_text("".join(LINES[:300]))
     counts = pipeline.prepare(config).manifest.stages[0].counts
     assert counts["read_letters"] == 301
 
 
-def test_it_is_one_line_from_another_process_too() -> None:
-    fault = pickle.loads(pickle.dumps(FileChanged("letters", "a.jsonl")))
-    assert re.match(MESSAGE, str(fault))
+def test_the_error_survives_pickling_as_one_line() -> None:
+    error = pickle.loads(pickle.dumps(FileChanged("letters", "a.jsonl")))
+    assert re.match(MESSAGE, str(error))
 
 
-def test_a_fault_of_a_file_that_did_not_change_is_its_own(tmp_path: Path) -> None:
-    config, file = corpus(tmp_path)
+def test_an_error_in_an_unchanged_file_is_reported_as_it_is(tmp_path: Path) -> None:
+    config, file = make_corpus(tmp_path)
     file.rename(file.with_suffix(".csv"))
     config.corpus.sources["letters"].reader = "table"
     with pytest.raises(ValueError, match="has no column 'text'"):

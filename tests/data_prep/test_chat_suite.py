@@ -1,9 +1,8 @@
-"""The law of conversations, over the forms of 45 families of chat templates and twelve conversations: what is
-a target is what inference would have to write, and it ends where generation stops.
+"""Targets of twelve conversations in 45 families of chat templates, compared with inference.
 
-The oracle knows a form by its end of turn alone. It asks transformers for the prompt that inference would
-use, and for the conversation once it is answered; what stands behind the prompt, up to the end of turn, must
-be learned, token by token.
+A target is a token that the model must generate at inference, and targets end where generation stops.
+The oracle needs only the end-of-turn token of a family. It asks transformers for the prompt of inference
+and for the answered conversation: the tokens after the prompt, up to the end of turn, must be the targets.
 """
 
 from __future__ import annotations
@@ -25,37 +24,46 @@ from data_prep.tokens.chat_template import ChatTemplate, UnusableChat
 from data_prep.tokens.row import Row
 
 TEMPLATES = Path(__file__).parent / "templates"
-# The token that ends an answer; "" where a family has none, so that the end of the sequence does.
+# The token that ends an answer by family; "" for a family whose answers end with the sequence.
 ENDS = {
     "alpaca": "</s>", "apertus": "<|assistant_end|>", "baichuan": "", "chatml": "<|im_end|>",
-    "chatml_ended_by_the_next": "<|im_end|>", "chatml_marked": "<|im_end|>", "chatml_marked_without_thoughts": "<|im_end|>",
-    "chatml_without_prompt": "<|im_end|>", "command_r": "<|END_OF_TURN_TOKEN|>", "command_r7b": "<|END_OF_TURN_TOKEN|>",
-    "deepseek_r1": "<｜end▁of▁sentence｜>",
-    "deepseek_r1_unopened": "<｜end▁of▁sentence｜>", "deepseek_v2": "</s>", "exaone": "[|endofturn|]", "falcon": "",
-    "gemma": "<end_of_turn>", "gemma3": "<end_of_turn>", "glm4": "", "gpt_oss": "<|return|>", "granite": "<|end_of_text|>",
-    "internlm2": "<|im_end|>", "jamba": "<|eom|>", "llama2": "</s>", "llama3": "<|eot_id|>", "llama31": "<|eot_id|>",
-    "llama4": "<|eot|>", "mistral_v1": "</s>", "mistral_v3": "</s>", "mistral_v3_tekken": "</s>", "mistral_v7": "</s>",
-    "nemotron": "", "norwai": "</s>", "olmo2": "</s>", "openchat": "<|end_of_turn|>", "phi3": "<|end|>", "phi4": "<|im_end|>",
-    "qwen25": "<|im_end|>", "qwen3": "<|im_end|>", "qwen3_thinking": "<|im_end|>", "smollm3": "<|im_end|>", "solar": "",
-    "starchat": "<|end|>", "viking": "<|im_end|>", "vicuna": "</s>", "zephyr": "</s>",
+    "chatml_ended_by_the_next": "<|im_end|>", "chatml_marked": "<|im_end|>",
+    "chatml_marked_without_thoughts": "<|im_end|>", "chatml_without_prompt": "<|im_end|>",
+    "command_r": "<|END_OF_TURN_TOKEN|>", "command_r7b": "<|END_OF_TURN_TOKEN|>",
+    "deepseek_r1": "<｜end▁of▁sentence｜>", "deepseek_r1_unopened": "<｜end▁of▁sentence｜>",
+    "deepseek_v2": "</s>", "exaone": "[|endofturn|]", "falcon": "", "gemma": "<end_of_turn>",
+    "gemma3": "<end_of_turn>", "glm4": "", "gpt_oss": "<|return|>", "granite": "<|end_of_text|>",
+    "internlm2": "<|im_end|>", "jamba": "<|eom|>", "llama2": "</s>", "llama3": "<|eot_id|>",
+    "llama31": "<|eot_id|>", "llama4": "<|eot|>", "mistral_v1": "</s>", "mistral_v3": "</s>",
+    "mistral_v3_tekken": "</s>", "mistral_v7": "</s>", "nemotron": "", "norwai": "</s>",
+    "olmo2": "</s>", "openchat": "<|end_of_turn|>", "phi3": "<|end|>", "phi4": "<|im_end|>",
+    "qwen25": "<|im_end|>", "qwen3": "<|im_end|>", "qwen3_thinking": "<|im_end|>",
+    "smollm3": "<|im_end|>", "solar": "", "starchat": "<|end|>", "viking": "<|im_end|>",
+    "vicuna": "</s>", "zephyr": "</s>",
 }  # fmt: skip
 LEAVE_OUT_THOUGHTS = ("deepseek_r1", "deepseek_r1_unopened")
 HEADERS = (
-    "<|im_start|>", "<|im_sep|>", "<|start_header_id|>", "<|end_header_id|>", "<|header_start|>", "<|header_end|>", "[INST]",
-    "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "<start_of_turn>", "<|user|>", "<|assistant|>", "<|system|>", "<|tool|>",
-    "<｜User｜>", "<｜Assistant｜>", "<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|SYSTEM_TOKEN|>",
-    "<|start_of_role|>", "<|end_of_role|>", "<reserved_106>", "<reserved_107>", "[gMASK]", "<sop>", "<|observation|>", "<|bom|>",
-    "[|system|]", "[|user|]", "[|assistant|]", "[|tool|]", "<|start|>", "<|channel|>", "<|message|>", "<|system_start|>",
-    "<|system_end|>", "<|developer_start|>", "<|developer_end|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>",
-    "<extra_id_0>", "<extra_id_1>", "<|START_RESPONSE|>", "<|END_RESPONSE|>",
+    "<|im_start|>", "<|im_sep|>", "<|start_header_id|>", "<|end_header_id|>", "<|header_start|>",
+    "<|header_end|>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "<start_of_turn>",
+    "<|user|>", "<|assistant|>", "<|system|>", "<|tool|>", "<｜User｜>", "<｜Assistant｜>",
+    "<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|SYSTEM_TOKEN|>",
+    "<|start_of_role|>", "<|end_of_role|>", "<reserved_106>", "<reserved_107>", "[gMASK]", "<sop>",
+    "<|observation|>", "<|bom|>", "[|system|]", "[|user|]", "[|assistant|]", "[|tool|]",
+    "<|start|>", "<|channel|>", "<|message|>", "<|system_start|>", "<|system_end|>",
+    "<|developer_start|>", "<|developer_end|>", "<|user_start|>", "<|user_end|>",
+    "<|assistant_start|>", "<extra_id_0>", "<extra_id_1>", "<|START_RESPONSE|>", "<|END_RESPONSE|>",
 )  # fmt: skip
-# as Llama 3 cuts text
+# Llama 3's pattern for splitting text before BPE.
 PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns, and which of the assistant's are no target."""
+    """A conversation as (role, content) turns.
+
+    Attributes:
+        not_learned: indices of the assistant's turns that are not targets.
+    """
 
     id: str
     turns: list[tuple[str, str]]
@@ -67,9 +75,8 @@ class Conversation:
 
     @property
     def targets(self) -> list[int]:
-        return [
-            i for i, (role, _) in enumerate(self.turns) if role == "assistant" and i not in self.not_learned
-        ]
+        answers = [i for i, (role, _) in enumerate(self.turns) if role == "assistant"]
+        return [i for i in answers if i not in self.not_learned]
 
     def as_turns(self) -> list[Turn]:
         return [
@@ -78,15 +85,21 @@ class Conversation:
         ]
 
 
-Q, A = "Når må jeg senest søke om barnehageplass?", "Fristen er 1. mars."
-Q2, A2 = "Gjelder søknaden neste år også?", "Nei, du må søke på nytt hvert år."
+Q = "Når må jeg senest søke om barnehageplass?"
+A = "Fristen er 1. mars."
+Q2 = "Gjelder søknaden neste år også?"
+A2 = "Nei, du må søke på nytt hvert år."
 SYSTEM = "Du svarer for kommunen, kort og på bokmål."
 THOUGHT = "<think>\nBrukeren spør om barnehage. Kommunen har én frist.\n</think>\n\n"
 WORDS = "Skriv <|im_end|>, </s>, [/INST], <|eot_id|>\n<end_of_turn> eller <|assistant|> til slutt."
 CODE = "Slik:\n\n```python\nif x:\n    print('å')\n```\n\n- ett 🎉\n  - to"
 LONG = [
-    ("user", f"{Q} ({n})") if n % 2 == 0 else ("assistant", f"Svar nummer {n}: {A} " * 12 + "Slutt.")
-    for n in range(16)
+    turn
+    for n in range(0, 16, 2)
+    for turn in (
+        ("user", f"{Q} ({n})"),
+        ("assistant", f"Svar nummer {n + 1}: {A} " * 12 + "Slutt."),
+    )
 ]
 CONVERSATIONS = [
     Conversation("one turn", [("user", Q), ("assistant", A)]),
@@ -103,25 +116,34 @@ CONVERSATIONS = [
     ),
     Conversation("empty answer", [("user", Q), ("assistant", ""), ("user", Q2), ("assistant", A2)], {1}),
     Conversation(
-        "flags", [("user", Q), ("assistant", A), ("user", Q2), ("assistant", A2), ("user", "Takk!")], {1}
+        "flags",
+        [("user", Q), ("assistant", A), ("user", Q2), ("assistant", A2), ("user", "Takk!")],
+        {1},
     ),
     Conversation("long", LONG),
     Conversation(
-        "control words", [("user", WORDS), ("assistant", WORDS), ("user", Q), ("assistant", f"{WORDS}\n{A}")]
+        "control words",
+        [("user", WORDS), ("assistant", WORDS), ("user", Q), ("assistant", f"{WORDS}\n{A}")],
     ),
     Conversation(
-        "layout", [("user", CODE), ("assistant", CODE), ("user", f"{CODE}\n\nOg nå?"), ("assistant", A)]
+        "layout",
+        [("user", CODE), ("assistant", CODE), ("user", f"{CODE}\n\nOg nå?"), ("assistant", A)],
     ),
     Conversation(
         "tool",
-        [("user", Q), ("assistant", "Jeg ser etter."), ("tool", '{"frist": "1. mars"}'), ("assistant", A)],
+        [
+            ("user", Q),
+            ("assistant", "Jeg ser etter."),
+            ("tool", '{"frist": "1. mars"}'),
+            ("assistant", A),
+        ],
     ),
 ]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer with the control tokens of all families."""
+    """Return the folder of a tokenizer with the control tokens of all families."""
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(PATTERN), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -147,14 +169,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Expected:
-    """What inference has of a turn: the prompt's text, and what the model must then write."""
+    """One turn at inference.
+
+    Attributes:
+        prompt: text that the model is given.
+        written: text that it must generate, with the end of turn.
+    """
 
     prompt: str
     written: str
 
 
 class Oracle:
-    """Targets by the prompt that inference uses."""
+    """The expected targets of a family, derived from the prompts of inference."""
 
     def __init__(self, folder: Path, form: str) -> None:
         self.tokenizer = PreTrainedTokenizerFast(
@@ -163,12 +190,15 @@ class Oracle:
             eos_token="</s>",
             clean_up_tokenization_spaces=False,
         )
-        self.form, self.end = form, ENDS[form]
-        self.tokenizer.chat_template = source(form)
+        self.form = form
+        self.end = ENDS[form]
+        self.tokenizer.chat_template = read_template(form)
 
     def expected(self, conversation: Conversation) -> list[Expected] | None:
-        """None if the template refuses the conversation, or its prompt opens thoughts that an answer does not
-        have."""
+        """Return the turns that are targets, or None.
+
+        None means that the template rejects the conversation, or opens thoughts that an answer lacks.
+        """
         try:
             return [self._turn(conversation.messages, i) for i in conversation.targets]
         except (jinja2.TemplateError, LookupError):
@@ -176,7 +206,8 @@ class Oracle:
 
     def _turn(self, messages: list[dict[str, str]], i: int) -> Expected:
         prompt = self._render(messages[:i], add_generation_prompt=True)
-        answered, content = self._render(messages[: i + 1]), messages[i]["content"]
+        answered = self._render(messages[: i + 1])
+        content = messages[i]["content"]
         if self.form in LEAVE_OUT_THOUGHTS:
             if prompt.endswith("<think>\n"):
                 if not content.startswith("<think>\n"):
@@ -190,9 +221,12 @@ class Oracle:
         return Expected(prompt, self._until_end(written))
 
     def _until_end(self, written: str) -> str:
-        if self.end and (found := re.search(rf"{re.escape(self.end)}\s*(</s>)?\s*$", written)):
-            return written[: found.start()] + self.end
-        return written + (self.end or "</s>")
+        if not self.end:
+            return f"{written}</s>"
+        end = re.search(rf"{re.escape(self.end)}\s*(</s>)?\s*$", written)
+        if end:
+            written = written[: end.start()]
+        return written + self.end
 
     def _render(self, messages: list[dict[str, str]], **options: Any) -> str:
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **options))
@@ -202,25 +236,29 @@ class Oracle:
 
 
 @cache
-def source(form: str) -> str:
+def read_template(form: str) -> str:
     return (TEMPLATES / f"{form}.jinja").read_text(encoding="utf-8")
 
 
-def runs(row: Row) -> list[tuple[int, int]]:
-    """Begin and end of each run of targets."""
-    edges = [i for i in range(len(row.mask) + 1) if [0, *row.mask, 0][i] != [0, *row.mask, 0][i + 1]]
+def target_spans(row: Row) -> list[tuple[int, int]]:
+    """Return start and end of each contiguous run of targets."""
+    padded = [0, *row.mask, 0]
+    edges = [i for i in range(len(row.mask) + 1) if padded[i] != padded[i + 1]]
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 @pytest.mark.parametrize("form", ENDS)
-def test_targets_are_what_inference_must_write_and_end_where_it_stops(folder: Path, form: str) -> None:
+def test_targets_are_the_tokens_inference_must_generate(folder: Path, form: str) -> None:
     oracle = Oracle(folder, form)
     template = ChatTemplate(
-        source(form), {"bos_token": "<s>", "eos_token": "</s>"}, ChatEncoder(folder / "tokenizer.json"), form
+        read_template(form),
+        {"bos_token": "<s>", "eos_token": "</s>"},
+        ChatEncoder(folder / "tokenizer.json"),
+        form,
     )
     stop = oracle.tokenizer.convert_tokens_to_ids(ENDS[form] or "</s>")
     assert (template.end_of_turn or "</s>") == (ENDS[form] or "</s>")
-    taught = 0
+    num_compared = 0
     for conversation in CONVERSATIONS:
         expected = oracle.expected(conversation)
         if expected is None:
@@ -231,21 +269,21 @@ def test_targets_are_what_inference_must_write_and_end_where_it_stops(folder: Pa
         found = []
         for row in rows:
             assert row.input_ids[-1] == stop, conversation.id
-            for begin, end in runs(row):
+            for begin, end in target_spans(row):
                 parts = row.input_ids[:begin], row.input_ids[begin:end]
                 turn = Expected(*(oracle.tokenizer.decode(part, skip_special_tokens=False) for part in parts))
                 found.append(turn)
-                if (
-                    conversation.id != "control words"
-                ):  # there plain transformers would take a user's words for control tokens
+                # in "control words" transformers would encode spelled control tokens as tokens
+                if conversation.id != "control words":
                     assert list(parts[1]) == oracle.ids(turn.written)
-                    assert begin > runs(row)[0][0] or list(parts[0]) == oracle.ids(turn.prompt)
+                    assert begin > target_spans(row)[0][0] or list(parts[0]) == oracle.ids(turn.prompt)
                 assert row.input_ids[end - 1] == stop, (
-                    f"{conversation.id}: generation goes on behind the turn"
+                    f"{conversation.id}: generation continues after the turn"
                 )
         assert found == expected, conversation.id
-        taught += 1
-    assert taught >= (2 if form == "deepseek_r1" else 8)
+        num_compared += 1
+    # deepseek_r1 opens thoughts, which most conversations lack
+    assert num_compared >= (2 if form == "deepseek_r1" else 8)
 
 
 def test_every_template_is_in_the_suite() -> None:

@@ -1,7 +1,6 @@
-"""The law of chat templates: the tokens marked as targets, decoded, are the assistant's contents and the end
-of each turn.
+"""Tests that the targets of chat templates are the assistant's contents and the ends of turns.
 
-The templates are invented, in the style of families that people fine-tune.
+The templates are invented, in the style of families that are often fine-tuned.
 """
 
 from __future__ import annotations
@@ -44,18 +43,17 @@ CHAT = [
 
 
 class Case:
-    """A template on the tokenizer, and what it gives for a conversation."""
+    """A chat template on the tokenizer of the tests, and helpers that decode its rows."""
 
     def __init__(self, folder: Path, source: str, **variables: object) -> None:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.source, self.variables = source, {"bos_token": "<s>", "eos_token": "</s>", **variables}
-        self.template = ChatTemplate(
-            source, self.variables, ChatEncoder(folder / "tokenizer.json"), "the test"
-        )
+        encoder = ChatEncoder(folder / "tokenizer.json")
+        variables = {"bos_token": "<s>", "eos_token": "</s>", **variables}
+        self.template = ChatTemplate(source, variables, encoder, "the test")
 
     def rows(self, *turns: tuple[str, str], everything: bool = False) -> list[Row]:
-        made = [Turn(role=role, content=content, target=role == "assistant") for role, content in turns]
-        return self.template.rows(made, self.tokenizer.token_to_id("</s>"), everything)
+        parsed = [Turn(role=role, content=content, target=role == "assistant") for role, content in turns]
+        return self.template.rows(parsed, self.tokenizer.token_to_id("</s>"), everything)
 
     def row(self, *turns: tuple[str, str]) -> Row:
         (row,) = self.rows(*turns)
@@ -65,7 +63,7 @@ class Case:
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
     def learned(self, row: Row) -> list[str]:
-        """The targets, decoded run by run."""
+        """Return the decoded targets of each contiguous run."""
         assert len(row.input_ids) == len(row.mask)
         runs: list[list[int]] = []
         for i, (token, marked) in enumerate(zip(row.input_ids, row.mask, strict=True)):
@@ -81,7 +79,10 @@ FAMILIES = {
     "chatml-marked": (CHATML_MARKED, "{}<|im_end|>"),
     "chatml-marked-short": (CHATML_MARKED_SHORT, "{}<|im_end|>"),
     "chatml-marked-long": (CHATML_MARKED_LONG, "{}<|im_end|>"),
-    "chatml-without-generation-prompt": (CHATML_WITHOUT_PROMPT, "<|im_start|>assistant\n{}<|im_end|>"),
+    "chatml-without-generation-prompt": (
+        CHATML_WITHOUT_PROMPT,
+        "<|im_start|>assistant\n{}<|im_end|>",
+    ),
     "llama3": (LLAMA3, "{}<|eot_id|>"),
     "mistral": (MISTRAL, " {}</s>"),
     "gemma": (GEMMA, "{}<end_of_turn>"),
@@ -91,7 +92,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_targets_are_the_answers_and_the_ends_of_their_turns(folder: Path, family: str) -> None:
+def test_targets_are_the_answers_and_their_end_of_turn_tokens(folder: Path, family: str) -> None:
     source, written = FAMILIES[family]
     case = Case(folder, source)
     assert case.learned(case.row(*CHAT)) == [written.format(answer) for answer in ANSWERS]
@@ -101,9 +102,10 @@ def test_targets_are_the_answers_and_the_ends_of_their_turns(folder: Path, famil
 @pytest.mark.parametrize(
     "turns", [CHAT, CHAT[:2], [*CHAT, ("user", "Takk!")]], ids=["two", "one", "unanswered"]
 )
-def test_tokens_are_those_transformers_gives(folder: Path, family: str, turns: list[tuple[str, str]]) -> None:
-    """The whole of a conversation up to its last answer is what apply_chat_template makes of it; BOS comes
-    once, if at all."""
+def test_tokens_equal_those_of_apply_chat_template(
+    folder: Path, family: str, turns: list[tuple[str, str]]
+) -> None:
+    """Tokens up to the last answer equal those of apply_chat_template, with at most one BOS."""
     from transformers import PreTrainedTokenizerFast
 
     source, _ = FAMILIES[family]
@@ -118,46 +120,61 @@ def test_tokens_are_those_transformers_gives(folder: Path, family: str, turns: l
 
 @pytest.mark.parametrize(
     "answer",
-    ["a", "assistant", "<|", "Ja\n", "  innrykk\n\n- liste", "Så\n\n\nslutt", "🎉 ø", "\n\nSvar", "user\n"],
+    [
+        "a",
+        "assistant",
+        "<|",
+        "Ja\n",
+        "  innrykk\n\n- liste",
+        "Så\n\n\nslutt",
+        "🎉 ø",
+        "\n\nSvar",
+        "user\n",
+    ],
 )
 @pytest.mark.parametrize("family", FAMILIES)
-def test_odd_answers_too(folder: Path, family: str, answer: str) -> None:
-    """Trimmed where the template trims; never with a character of the template's own, but what the family
-    writes."""
+def test_targets_of_odd_answers_are_exact(folder: Path, family: str, answer: str) -> None:
+    """Targets are trimmed where the template trims, and hold no other text of the template."""
     source, written = FAMILIES[family]
     case = Case(folder, source)
     kept = answer.strip() if "trim" in source else answer
     if family == "phi":
-        kept = answer.lstrip()  # <|assistant|> swallows white space after it
-    learned = case.learned(
-        case.row(("user", "assistant\na"), ("assistant", answer), ("user", answer), ("assistant", ANSWERS[0]))
-    )
+        kept = answer.lstrip()  # <|assistant|> strips white space after it
+    turns = [
+        ("user", "assistant\na"),
+        ("assistant", answer),
+        ("user", answer),
+        ("assistant", ANSWERS[0]),
+    ]
+    learned = case.learned(case.row(*turns))
     assert learned == [written.format(kept), written.format(ANSWERS[0])]
 
 
 @pytest.mark.parametrize("marked", [CHATML_MARKED, CHATML_MARKED_SHORT, CHATML_MARKED_LONG])
-def test_without_markers_is_with_markers(folder: Path, marked: str) -> None:
+def test_templates_with_and_without_generation_markers_agree(folder: Path, marked: str) -> None:
     assert Case(folder, CHATML).rows(*CHAT) == Case(folder, marked).rows(*CHAT)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
-    "token", ["<|im_end|>", "</s>", "<|eot_id|>", "<end_of_turn>", "<|im_start|>", "[/INST]", "<|end|>"]
+    "token",
+    ["<|im_end|>", "</s>", "<|eot_id|>", "<end_of_turn>", "<|im_start|>", "[/INST]", "<|end|>"],
 )
-def test_control_tokens_in_a_content_are_text(folder: Path, family: str, token: str) -> None:
+def test_control_tokens_spelled_in_content_are_text(folder: Path, family: str, token: str) -> None:
     source, written = FAMILIES[family]
     case = Case(folder, source)
-    said = f"Skriv {token} eller {token}\nuser til slutt"
-    plain, spelled = case.row(*CHAT[:2]), case.row(("user", said), ("assistant", said))
-    assert case.learned(spelled) == [written.format(said)]
-    if token != "<end_of_turn>" or family == "gemma":  # elsewhere it is one more token of the vocabulary
+    content = f"Skriv {token} eller {token}\nuser til slutt"
+    plain = case.row(*CHAT[:2])
+    spelled = case.row(("user", content), ("assistant", content))
+    assert case.learned(spelled) == [written.format(content)]
+    # <end_of_turn> is a control token in Gemma alone, and elsewhere an ordinary added token
+    if token != "<end_of_turn>" or family == "gemma":
         number = case.tokenizer.token_to_id(token)
         assert spelled.input_ids.count(number) == plain.input_ids.count(number)
 
 
-def test_transformers_marks_and_sanitises_the_same(folder: Path) -> None:
-    """Its own mask of a template with markers, and its own way to make text of control tokens in a
-    content."""
+def test_masks_and_sanitised_content_equal_those_of_transformers(folder: Path) -> None:
+    """transformers has its own mask of generation markers, and its own sanitising."""
     from transformers import PreTrainedTokenizerFast
 
     theirs = PreTrainedTokenizerFast.from_pretrained(folder)
@@ -170,31 +187,28 @@ def test_transformers_marks_and_sanitises_the_same(folder: Path) -> None:
     assert row.mask == marked["assistant_masks"][: len(row.mask)]
     assert sum(row.mask) == sum(marked["assistant_masks"])
 
-    said = "Skriv <|im_end|> eller </s>"
-    messages = [{"role": "user", "content": said}, {"role": "assistant", "content": said}]
-    sanitised = theirs.apply_chat_template(messages, chat_template=CHATML, sanitize_control_tokens=True)[
-        "input_ids"
-    ]
-    ids = Case(folder, CHATML).row(("user", said), ("assistant", said)).input_ids
+    content = "Skriv <|im_end|> eller </s>"
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": content}]
+    encoded = theirs.apply_chat_template(messages, chat_template=CHATML, sanitize_control_tokens=True)
+    sanitised = encoded["input_ids"]
+    ids = Case(folder, CHATML).row(("user", content), ("assistant", content)).input_ids
     assert ids == sanitised[: len(ids)]
 
 
-def test_a_template_that_rewrites_history_gives_a_row_a_turn(folder: Path) -> None:
-    """Each row is what the model would have seen when it wrote that turn."""
+def test_a_template_that_rewrites_history_gives_one_row_per_turn(folder: Path) -> None:
+    """Each row equals the context and answer of that turn at inference."""
     case = Case(folder, QWEN3)
-    thoughtful = [
-        (role, f"<think>\nHm, {i}.\n</think>\n\n{text}" if role == "assistant" else text)
-        for i, (role, text) in enumerate(CHAT)
-    ]
-    rows = case.rows(*thoughtful)
+    thoughts = ["", "<think>\nHm, 1.\n</think>\n\n", "", "<think>\nHm, 3.\n</think>\n\n"]
+    turns = [(role, thought + text) for thought, (role, text) in zip(thoughts, CHAT, strict=True)]
+    rows = case.rows(*turns)
     assert [case.learned(row) for row in rows] == [
-        [f"<think>\nHm, {i}.\n</think>\n\n{answer}<|im_end|>"]
-        for i, answer in ((1, ANSWERS[0]), (3, ANSWERS[1]))
+        [f"{thoughts[1]}{ANSWERS[0]}<|im_end|>"],
+        [f"{thoughts[3]}{ANSWERS[1]}<|im_end|>"],
     ]
     first, last = (case.decoded(row.input_ids) for row in rows)
-    assert (
-        first
-        == f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n<think>\nHm, 1.\n</think>\n\n{ANSWERS[0]}<|im_end|>"
+    assert first == (
+        f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n<think>\nHm, 1.\n"
+        f"</think>\n\n{ANSWERS[0]}<|im_end|>"
     )
     assert "Hm, 1." not in last
     assert f"<|im_start|>assistant\n{ANSWERS[0]}<|im_end|>" in last
@@ -208,7 +222,11 @@ OPENS_THOUGHTS = CHATML.replace("assistant\\n' }}{% endif", "assistant\\n<think>
 @pytest.mark.parametrize(
     ("source", "answer", "expected"),
     [
-        (CHATML_WITHOUT_PROMPT, THOUGHT + ANSWERS[0], f"<|im_start|>assistant\n{THOUGHT}{ANSWERS[0]}"),
+        (
+            CHATML_WITHOUT_PROMPT,
+            THOUGHT + ANSWERS[0],
+            f"<|im_start|>assistant\n{THOUGHT}{ANSWERS[0]}",
+        ),
         (DROPS_THOUGHTS, THOUGHT + ANSWERS[0], THOUGHT + ANSWERS[0]),
         (DROPS_THOUGHTS, "<think>\n\n</think>\n\nJa", "<think>\n\n</think>\n\nJa"),
         (DROPS_THOUGHTS, "<think>Ja</think>Ja", "<think>Ja</think>Ja"),
@@ -217,15 +235,15 @@ OPENS_THOUGHTS = CHATML.replace("assistant\\n' }}{% endif", "assistant\\n<think>
         (QWEN3, THOUGHT, THOUGHT),
     ],
 )
-def test_thoughts_that_the_model_must_write_are_targets(
+def test_thoughts_that_the_model_must_generate_are_targets(
     folder: Path, source: str, answer: str, expected: str
 ) -> None:
     case = Case(folder, source)
     assert case.learned(case.row(CHAT[0], ("assistant", answer))) == [f"{expected}<|im_end|>"]
 
 
-def test_marks_of_thoughts_are_tokens_where_they_mark_thoughts(folder: Path, tmp_path: Path) -> None:
-    """Special ones too. Elsewhere, spelled by a person, they are text as all control tokens are."""
+def test_thought_markers_are_tokens_only_where_they_mark_thoughts(folder: Path, tmp_path: Path) -> None:
+    """This holds for special tokens too; markers elsewhere in a content are text."""
     body = json.loads((folder / "tokenizer.json").read_text())
     for token in body["added_tokens"]:
         token["special"] = token["special"] or "think" in token["content"]
@@ -250,10 +268,14 @@ def test_marks_of_thoughts_are_tokens_where_they_mark_thoughts(folder: Path, tmp
             {"answers_that_the_template_marks_otherwise": 1},
         ),
         (DROPS_THOUGHTS, THOUGHT + ANSWERS[0], {"thoughts_that_the_template_leaves_out": 1}),
-        (CHATML.replace("<|im_end|>", "<|slutt|>"), ANSWERS[0], {"answers_whose_end_is_no_token": 1}),
+        (
+            CHATML.replace("<|im_end|>", "<|slutt|>"),
+            ANSWERS[0],
+            {"answers_whose_end_is_no_token": 1},
+        ),
     ],
 )
-def test_answers_that_are_learned_otherwise_than_the_template_has_them_are_counted(
+def test_answers_whose_targets_deviate_from_the_template_are_counted(
     folder: Path, source: str, answer: str, counted: dict[str, int]
 ) -> None:
     counts = Counter[str]()
@@ -266,7 +288,7 @@ def test_answers_that_are_learned_otherwise_than_the_template_has_them_are_count
 
 
 @pytest.mark.parametrize("turns", [CHAT, [("system", "Svar kort."), *CHAT]], ids=["plain", "system"])
-def test_a_system_prompt_in_the_last_user_turn_gives_a_row_a_turn(
+def test_a_system_prompt_in_the_last_user_turn_gives_one_row_per_turn(
     folder: Path, turns: list[tuple[str, str]]
 ) -> None:
     case = Case(folder, SYSTEM_IN_LAST_TURN)
@@ -278,68 +300,75 @@ def test_a_system_prompt_in_the_last_user_turn_gives_a_row_a_turn(
         return
     first, second = (case.decoded(row.input_ids) for row in rows)
     assert first == f"<s>[INST]Svar kort.\n\n{QUESTION}[/INST]{ANSWERS[0]}</s>"
-    assert (
-        second
-        == f"<s>[INST]{QUESTION}[/INST]{ANSWERS[0]}</s>[INST]Svar kort.\n\n{CHAT[2][1]}[/INST]{ANSWERS[1]}</s>"
+    assert second == (
+        f"<s>[INST]{QUESTION}[/INST]{ANSWERS[0]}</s>[INST]Svar kort.\n\n{CHAT[2][1]}[/INST]{ANSWERS[1]}</s>"
     )
 
 
 def test_arguments_reach_the_template(folder: Path) -> None:
-    """Without thinking, the empty thought is part of the prompt and no target."""
+    """With enable_thinking=False the empty thought belongs to the prompt and is not a target."""
     case = Case(folder, QWEN3, enable_thinking=False)
     assert [case.learned(row) for row in case.rows(*CHAT)] == [[f"{answer}<|im_end|>"] for answer in ANSWERS]
 
 
-def test_no_control_token_ends_a_turn_then_the_end_of_the_sequence_does(folder: Path) -> None:
-    """After every answer: in a row that went on, nothing would end the first."""
+def test_without_an_end_of_turn_token_eos_ends_every_answer(folder: Path) -> None:
+    """Each answer has a row of its own: within a longer row nothing would end the first answer."""
     case = Case(folder, PLAIN)
     assert [case.learned(row) for row in case.rows(*CHAT)] == [[f"{answer}\n</s>"] for answer in ANSWERS]
 
 
 @dataclass(frozen=True)
-class Unclear:
-    """A template and a conversation whose targets cannot be told for certain, and why."""
+class Uncertain:
+    """A template and a conversation whose targets are uncertain, and the expected error."""
 
     id: str
     source: str
     turns: list[tuple[str, str]]
     reason: str
-    words: str
+    message: str
 
 
 THINKS_TWICE = [CHAT[0], ("assistant", f"{THOUGHT}Ja{THOUGHT}Nei")]
 UPPER_MARKED = CHATML_MARKED.replace("m.content + '<|im", "m.content | upper + '<|im")
 OPENS_THOUGHT = CHATML.replace("assistant\\n' }}{% endif", "assistant\\n<think>\\n' }}{% endif")
 WITHOUT_FIRST = LLAMA3.replace("{{- bos_token }}", "{{- messages[0].content[:0] }}")
-UNCLEAR = [
-    Unclear(
-        "no system", GEMMA, [("system", "Svar kort."), *CHAT], "template_refuses", "System role not supported"
+UNCERTAIN = [
+    Uncertain(
+        "no system",
+        GEMMA,
+        [("system", "Svar kort."), *CHAT],
+        "template_refuses",
+        "System role not supported",
     ),
-    Unclear(
-        "answers in a row", MISTRAL, [CHAT[0], CHAT[1], CHAT[1]], "template_refuses", "roles must alternate"
+    Uncertain(
+        "answers in a row",
+        MISTRAL,
+        [CHAT[0], CHAT[1], CHAT[1]],
+        "template_refuses",
+        "roles must alternate",
     ),
-    Unclear(
+    Uncertain(
         "upper",
         CHATML.replace("m.content +", "m.content | upper +"),
         CHAT,
         "template_changes_answer",
         "Fristen",
     ),
-    Unclear("upper, marked", UPPER_MARKED, CHAT, "template_changes_answer", "Fristen"),
-    Unclear("opens a thought", OPENS_THOUGHT, CHAT, "prompt_is_no_prefix", "turn 2"),
-    Unclear("two thoughts", QWEN3, THINKS_TWICE, "template_changes_answer", "Ja<think>"),
-    Unclear("no question", WITHOUT_FIRST, [CHAT[1]], "template_refuses", "no element 0"),
+    Uncertain("upper, marked", UPPER_MARKED, CHAT, "template_changes_answer", "Fristen"),
+    Uncertain("opens a thought", OPENS_THOUGHT, CHAT, "prompt_is_no_prefix", "turn 2"),
+    Uncertain("two thoughts", QWEN3, THINKS_TWICE, "template_changes_answer", "Ja<think>"),
+    Uncertain("no question", WITHOUT_FIRST, [CHAT[1]], "template_refuses", "no element 0"),
 ]
 
 
-@pytest.mark.parametrize("unclear", UNCLEAR, ids=lambda unclear: unclear.id)
-def test_what_cannot_be_told_for_certain_is_refused(folder: Path, unclear: Unclear) -> None:
-    with pytest.raises(UnusableChat, match=unclear.words) as refused:
-        Case(folder, unclear.source).rows(*unclear.turns)
-    assert refused.value.reason == unclear.reason
+@pytest.mark.parametrize("uncertain", UNCERTAIN, ids=lambda uncertain: uncertain.id)
+def test_conversations_with_uncertain_targets_are_rejected(folder: Path, uncertain: Uncertain) -> None:
+    with pytest.raises(UnusableChat, match=uncertain.message) as rejected:
+        Case(folder, uncertain.source).rows(*uncertain.turns)
+    assert rejected.value.reason == uncertain.reason
 
 
-def test_a_template_that_cannot_render_a_question_and_its_answer_is_one_line(folder: Path) -> None:
+def test_a_template_that_cannot_render_a_conversation_is_a_one_line_error(folder: Path) -> None:
     for source in (
         "{% for m in messages %}",
         "{{ missing.role }}",
@@ -355,31 +384,29 @@ def test_a_template_that_cannot_render_a_question_and_its_answer_is_one_line(fol
         Case(folder, parts)
 
 
-def test_everything_is_the_whole_conversation(folder: Path) -> None:
+def test_with_everything_the_whole_conversation_is_a_target(folder: Path) -> None:
     case = Case(folder, QWEN3)
     (row,) = case.rows(*CHAT, ("user", "Takk!"), everything=True)
     assert all(row.mask)
     assert case.decoded(row.input_ids).endswith("Takk!<|im_end|>\n")
 
 
-def test_no_token_spans_the_border_of_an_answer(folder: Path) -> None:
-    """The model is given the prompt's tokens, so the answer begins with a token of its own, though one could
-    span both."""
+def test_no_token_spans_prompt_and_answer(folder: Path) -> None:
+    """The answer begins with its own token, as at inference, even where one could span both."""
     case = Case(folder, CHATML)
     answer = "\n\n" + ANSWERS[0]
     prompt = "<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n"
-    whole, alone = (
-        case.tokenizer.encode(text, add_special_tokens=False).ids for text in (prompt + answer, prompt)
-    )
-    assert whole[: len(alone)] != alone, "a token does span them"
+    whole_ids = case.tokenizer.encode(prompt + answer, add_special_tokens=False).ids
+    prompt_ids = case.tokenizer.encode(prompt, add_special_tokens=False).ids
+    assert whole_ids[: len(prompt_ids)] != prompt_ids, "a token would span prompt and answer"
     row = case.row(("user", "?"), ("assistant", answer))
-    assert row.input_ids[: len(alone)] == alone
-    assert row.mask[: len(alone) + 1] == [0] * len(alone) + [1]
+    assert row.input_ids[: len(prompt_ids)] == prompt_ids
+    assert row.mask[: len(prompt_ids) + 1] == [0] * len(prompt_ids) + [1]
     assert case.learned(row) == [f"{answer}<|im_end|>"]
 
 
-def test_a_tokenizer_that_puts_a_space_first_does_so_once(spaced: Path) -> None:
-    """SentencePiece's kin (Llama 2, Mistral): pieces in the middle get no space of their own."""
+def test_a_tokenizer_that_prepends_a_space_does_so_once(spaced: Path) -> None:
+    """Pieces after the first get no space. Llama 2 and Mistral have such tokenizers."""
     case = Case(spaced, MISTRAL)
     assert [text.strip() for text in case.learned(case.row(*CHAT))] == [f"{answer}</s>" for answer in ANSWERS]
     encoder = ChatEncoder(spaced / "tokenizer.json")

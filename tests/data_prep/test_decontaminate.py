@@ -1,4 +1,4 @@
-"""Evaluation sets are kept out: a planted overlap is found, and nothing else."""
+"""Tests of decontamination: planted overlaps with evaluation sets are found, and nothing else."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import gzip
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,16 +14,22 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.containers.streams import zstd
-from data_prep.document import Turn
+from data_prep.document import Document, Report, Turn
 from data_prep.evaluation_sets import texts
 from data_prep.ngrams import ngram_hashes, word_hashes
 from data_prep.stage_settings import DecontaminateConfig
 from data_prep.stages.decontaminate import Decontaminate
-from tests.data_prep.documents import config, document, through
+from tests.data_prep.documents import make_config, make_document, run_shard_stage
 
-CONTEXT = "Ordføreren åpnet den nye brua over Storelva en lørdag i mai, mens korpset spilte og barna fikk is av kommunen."
+CONTEXT = (
+    "Ordføreren åpnet den nye brua over Storelva en lørdag i mai, mens korpset spilte og barna "
+    "fikk is av kommunen."
+)
 QUESTION = "Hvem åpnet den nye brua over Storelva i mai?"
-OURS = "Kommunestyret vedtok budsjettet for neste år etter en lang debatt der alle partiene tok ordet minst to ganger hver."
+OWN_TEXT = (
+    "Kommunestyret vedtok budsjettet for neste år etter en lang debatt der alle partiene tok "
+    "ordet minst to ganger hver."
+)
 
 
 @pytest.fixture
@@ -34,47 +41,52 @@ def squad(tmp_path: Path) -> Path:
     return path
 
 
-def run(documents: list[object], path: Path, **settings: object) -> tuple[list[object], object]:
-    rules = DecontaminateConfig(sets={"norquad": str(path)}, **settings)  # type: ignore[arg-type]
-    return through(Decontaminate(), documents, config(decontaminate=rules))  # type: ignore[arg-type, return-value]
+def run_decontaminate(
+    documents: list[Document], path: Path, **settings: Any
+) -> tuple[list[Document], Report]:
+    rules = DecontaminateConfig(sets={"norquad": str(path)}, **settings)
+    return run_shard_stage(Decontaminate(), documents, make_config(decontaminate=rules))
 
 
-def test_a_planted_overlap_is_found_and_nothing_else(squad: Path) -> None:
-    planted = " ".join(
-        CONTEXT.upper().replace(",", " –").split()[2:17]
-    )  # fifteen words, in other letters and signs
+def test_planted_overlaps_are_found_and_nothing_else(squad: Path) -> None:
+    # fifteen words of the context, in capitals and with other punctuation
+    planted = " ".join(CONTEXT.upper().replace(",", " –").split()[2:17])
     twelve = " ".join(CONTEXT.split()[2:14])
     documents = [
-        document(OURS, "ours"),
-        document(f"{OURS} {planted} {OURS}", "planted"),
-        document(f"{OURS} {twelve}. {OURS}", "twelve"),
-        document(f"Vi spør: {QUESTION}", "question"),
-        document("Ordføreren. Brua.", "answer"),
+        make_document(OWN_TEXT, "ours"),
+        make_document(f"{OWN_TEXT} {planted} {OWN_TEXT}", "planted"),
+        make_document(f"{OWN_TEXT} {twelve}. {OWN_TEXT}", "twelve"),
+        make_document(f"Vi spør: {QUESTION}", "question"),
+        make_document("Ordføreren. Brua.", "answer"),
     ]
-    kept, said = run(list(documents), squad)
-    assert [d.id for d in kept] == ["ours", "twelve", "answer"]  # type: ignore[attr-defined]
-    assert {d.id: d.reason for d in said.drops} == {"planted": "in_norquad", "question": "in_norquad"}  # type: ignore[attr-defined]
+    kept, report = run_decontaminate(documents, squad)
+    assert [d.id for d in kept] == ["ours", "twelve", "answer"]
+    assert {d.id: d.reason for d in report.drops} == {
+        "planted": "in_norquad",
+        "question": "in_norquad",
+    }
 
 
-def test_cut_takes_the_paragraphs_and_drops_what_has_no_others(squad: Path) -> None:
-    talk = [
+def test_action_cut_removes_only_matching_paragraphs(squad: Path) -> None:
+    turns = [
         Turn(role="user", content=QUESTION, target=False),
         Turn(role="assistant", content="Hun.", target=True),
     ]
     documents = [
-        document(f"{OURS}\n\n{CONTEXT}\n\nSlutt."),
-        document(CONTEXT, "all"),
-        document("", "chat", turns=talk),
+        make_document(f"{OWN_TEXT}\n\n{CONTEXT}\n\nSlutt."),
+        make_document(CONTEXT, "all"),
+        make_document("", "chat", turns=turns),
     ]
-    kept, said = run(list(documents), squad, action="cut")
-    assert [d.text for d in kept] == [f"{OURS}\n\nSlutt."]  # type: ignore[attr-defined]
-    assert said.counts == {"documents_cut_norquad": 1, "paragraphs_cut": 1}  # type: ignore[attr-defined]
-    assert [d.id for d in said.drops] == ["all", "chat"]  # type: ignore[attr-defined]
-    ((cut,), wanted) = said.cuts.values(), " ".join(CONTEXT.split())  # type: ignore[attr-defined]
-    assert (cut.reason, cut.documents, cut.example, cut.text) == ("in_norquad", 1, "a", wanted)
+    kept, report = run_decontaminate(documents, squad, action="cut")
+    assert [d.text for d in kept] == [f"{OWN_TEXT}\n\nSlutt."]
+    assert report.counts == {"documents_cut_norquad": 1, "paragraphs_cut": 1}
+    assert [d.id for d in report.drops] == ["all", "chat"]
+    (cut,) = report.cuts.values()
+    text = " ".join(CONTEXT.split())
+    assert (cut.reason, cut.documents, cut.example, cut.text) == ("in_norquad", 1, "a", text)
 
 
-def test_every_form_of_set_gives_its_texts(tmp_path: Path, squad: Path) -> None:
+def test_every_format_of_evaluation_set_yields_its_texts(tmp_path: Path, squad: Path) -> None:
     assert {CONTEXT, QUESTION, "Ordføreren"} <= set(texts(str(squad)))
     folder = tmp_path / "sets"
     folder.mkdir()
@@ -90,33 +102,45 @@ def test_every_form_of_set_gives_its_texts(tmp_path: Path, squad: Path) -> None:
     pq.write_table(table, folder / "g.parquet")
     with pa.ipc.new_stream(str(folder / "h.arrow"), table.schema) as stream:
         stream.write_table(table)
-    expected = [CONTEXT, "question", "answer", QUESTION, "ja", CONTEXT, "b", "en", "to", "tre", "fire"]
+    expected = [
+        CONTEXT,
+        "question",
+        "answer",
+        QUESTION,
+        "ja",
+        CONTEXT,
+        "b",
+        "en",
+        "to",
+        "tre",
+        "fire",
+    ]
     assert list(texts(str(folder))) == [*expected, *["fem", "seks", "sju"] * 2]
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
-def test_a_cell_of_a_set_is_one_text_whatever_parts_the_columns(tmp_path: Path, separator: str) -> None:
-    """Cut at its commas, each piece would have fewer words than are looked for."""
+def test_a_cell_of_a_table_is_one_text_whatever_the_delimiter(tmp_path: Path, separator: str) -> None:
+    """Split at its commas, the cell would yield pieces with fewer words than an n-gram."""
     cell = "Når, på hvilken måte, og av hvem, skal vedtaket, som er enkelt, påklages?"
     quoted = f'"{cell}"' if separator == "," else cell
     (tmp_path / "a.csv").write_text(f"nr{separator}tekst\n1{separator}{quoted}\n")
     assert cell in list(texts(str(tmp_path)))
-    kept, _ = run([document(f"{OURS} {cell}")], tmp_path / "a.csv")
+    kept, _ = run_decontaminate([make_document(f"{OWN_TEXT} {cell}")], tmp_path / "a.csv")
     assert not kept
 
 
 @pytest.mark.parametrize("body", ["{", "[" * 100_000, "\udcff"])
-def test_a_set_that_cannot_be_read_is_one_line_and_never_ignored(body: str, tmp_path: Path) -> None:
+def test_an_unreadable_evaluation_set_is_a_one_line_error(body: str, tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_bytes(body.encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError, match=r"broken\.json cannot be read"):
-        run([document(OURS)], tmp_path / "broken.json")
+        run_decontaminate([make_document(OWN_TEXT)], tmp_path / "broken.json")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         Decontaminate().settings(
-            config(decontaminate=DecontaminateConfig(sets={"x": str(tmp_path / "none")}))
+            make_config(decontaminate=DecontaminateConfig(sets={"x": str(tmp_path / "none")}))
         )
 
 
-def test_ngram_hashes_are_the_same_for_the_same_words_in_the_same_order_only() -> None:
+def test_ngram_hashes_are_equal_only_for_equal_word_sequences() -> None:
     numbers = word_hashes(["a", "b", "c", "d", "a", "b", "c", "e", "c", "b", "a"])
     hashes = ngram_hashes(numbers, 3)
     assert len(hashes) == 9
@@ -125,9 +149,15 @@ def test_ngram_hashes_are_the_same_for_the_same_words_in_the_same_order_only() -
     assert len(ngram_hashes(numbers, 12)) == 0
 
 
-def test_no_law_is_in_norquad_and_its_own_contexts_are(real_corpora: Path) -> None:
+def test_norquads_own_contexts_are_found_and_our_text_is_not(real_corpora: Path) -> None:
     path = real_corpora / "norquad" / "data_evaluation_all_validation_dataset_flattened.json"
     contexts = sorted({text for text in texts(str(path)) if len(text) > 500})[:50]
-    kept, said = run([document(OURS), *(document(text, str(i)) for i, text in enumerate(contexts))], path)
-    assert [d.text for d in kept] == [OURS]  # type: ignore[attr-defined]
-    assert len(said.drops) == len(contexts) > 10  # type: ignore[attr-defined]
+    kept, report = run_decontaminate(
+        [
+            make_document(OWN_TEXT),
+            *(make_document(text, str(i)) for i, text in enumerate(contexts)),
+        ],
+        path,
+    )
+    assert [d.text for d in kept] == [OWN_TEXT]
+    assert len(report.drops) == len(contexts) > 10

@@ -1,5 +1,4 @@
-"""Near duplicates, on invented text: found, and nothing else; the best is kept; what documents share is
-counted."""
+"""Tests of deduplication: copies are found, the best one is kept, and shared text is counted."""
 
 from __future__ import annotations
 
@@ -16,35 +15,33 @@ from data_prep.document import Document, Report, Turn
 from data_prep.stage_settings import DeduplicateConfig
 from data_prep.stages import deduplicate
 from data_prep.stages.deduplicate import Deduplicate
-from tests.data_prep.stages import run_stage
+from tests.data_prep.stages import run_corpus_stage
 
-STARTS, MIDDLES = (
-    ["kom", "søk", "ved", "for", "be", "ut", "å"],
-    ["mun", "nad", "tak", "skrift", "hand", "ling", "ær"],
-)
+STARTS = ["kom", "søk", "ved", "for", "be", "ut", "å"]
+MIDDLES = ["mun", "nad", "tak", "skrift", "hand", "ling", "ær"]
 WORDS = [
     a + b + c
     for a in STARTS
     for b in MIDDLES
-    for c in ["", *["en", "er", "ene", "et", "ing", "sk", "lig", "som", "het"]]
+    for c in ["", "en", "er", "ene", "et", "ing", "sk", "lig", "som", "het"]
 ]
 
 
-def config(**settings: Any) -> CorpusConfig:
+def make_config(**settings: Any) -> CorpusConfig:
     sources = {"s": SourceConfig(reader="text", path="x", license="CC0-1.0")}
     return CorpusConfig(name="x", sources=sources, deduplicate=DeduplicateConfig(**settings))
 
 
-def document(name: str, text: str, **fields: Any) -> Document:
+def make_document(name: str, text: str, **fields: Any) -> Document:
     return Document(id=name, text=text, source="s", license="CC0-1.0", group=name, **fields)
 
 
-def prose(rng: random.Random, length: int) -> list[str]:
+def draw_words(rng: random.Random, length: int) -> list[str]:
     return [rng.choice(WORDS) for _ in range(length)]
 
 
-def edited(rng: random.Random, words: list[str], share: float) -> list[str]:
-    """Each word, with this probability, replaced, left out, or followed by another."""
+def edit_words(rng: random.Random, words: list[str], share: float) -> list[str]:
+    """With the probability `share`, replace a word, remove it, or insert another after it."""
     out: list[str] = []
     for word in words:
         if rng.random() >= share:
@@ -54,78 +51,83 @@ def edited(rng: random.Random, words: list[str], share: float) -> list[str]:
     return out
 
 
-def kept(documents: list[Document], cuts: int = 2, **settings: Any) -> tuple[set[str], Report]:
-    size = -(-len(documents) // cuts)
-    out, report = run_stage(
-        Deduplicate(), [documents[i : i + size] for i in range(0, len(documents), size)], config(**settings)
-    )
-    return {document.id for document in out}, report
+def deduplicate_documents(
+    documents: list[Document], num_shards: int = 2, **settings: Any
+) -> tuple[set[str], Report]:
+    """Return the ids that are kept of documents in `num_shards` shards, and the report."""
+    size = -(-len(documents) // num_shards)
+    shards = [documents[i : i + size] for i in range(0, len(documents), size)]
+    kept, report = run_corpus_stage(Deduplicate(), shards, make_config(**settings))
+    return {document.id for document in kept}, report
 
 
-def test_copies_with_edited_words_are_found_and_nothing_else_is() -> None:
+def test_copies_with_edited_words_are_found_and_nothing_else() -> None:
     rng = random.Random(0)
-    originals = [prose(rng, rng.randrange(60, 400)) for _ in range(600)]
+    originals = [draw_words(rng, rng.randrange(60, 400)) for _ in range(600)]
     planted = [
-        document(f"copy-{i}", " ".join(edited(rng, words, 0.03))) for i, words in enumerate(originals[:300])
+        make_document(f"copy-{i}", " ".join(edit_words(rng, words, 0.03)))
+        for i, words in enumerate(originals[:300])
     ]
-    documents = [document(f"original-{i}", " ".join(words)) for i, words in enumerate(originals)] + planted
+    documents = [
+        make_document(f"original-{i}", " ".join(words)) for i, words in enumerate(originals)
+    ] + planted
     rng.shuffle(documents)
-    _, report = kept(documents, cuts=5)
-    lost = [(drop.id.split("-")[1], drop.detail.split("-")[1]) for drop in report.drops]
-    right = {one for one, other in lost if one == other and int(one) < 300}
-    assert len(right) >= 0.93 * len(planted)
-    assert len(right) >= 0.98 * len(lost)
+    _, report = deduplicate_documents(documents, num_shards=5)
+    dropped = [(drop.id.split("-")[1], drop.detail.split("-")[1]) for drop in report.drops]
+    correct = {one for one, other in dropped if one == other and int(one) < 300}
+    assert len(correct) >= 0.93 * len(planted)
+    assert len(correct) >= 0.98 * len(dropped)
     assert {drop.reason for drop in report.drops} >= {"near_duplicate"}
-    assert set(kept(documents, near=False)[1].drop_reasons()) == {"exact_duplicate"}, (
+    assert set(deduplicate_documents(documents, near=False)[1].drop_reasons()) == {"exact_duplicate"}, (
         "some copies have no edit"
     )
 
 
-def test_how_shards_are_cut_decides_nothing() -> None:
+def test_shard_boundaries_change_no_decision() -> None:
     rng = random.Random(1)
-    originals = [prose(rng, 120) for _ in range(40)]
+    originals = [draw_words(rng, 120) for _ in range(40)]
     documents = [
-        document(f"{i}-{n}", " ".join(edited(rng, words, 0.02 * n)))
+        make_document(f"{i}-{n}", " ".join(edit_words(rng, words, 0.02 * n)))
         for i, words in enumerate(originals)
         for n in range(3)
     ]
     rng.shuffle(documents)
-    whole, report = kept(documents, cuts=1)
-    assert 40 <= len(whole) < 60
-    for cuts in (2, 7, 50):
-        again, other = kept(documents, cuts=cuts)
-        assert again == whole
-        assert [(drop.id, drop.detail) for drop in other.drops] == [
-            (drop.id, drop.detail) for drop in report.drops
-        ]
+    expected, report = deduplicate_documents(documents, num_shards=1)
+    assert 40 <= len(expected) < 60
+    for num_shards in (2, 7, 50):
+        names, other = deduplicate_documents(documents, num_shards=num_shards)
+        assert names == expected
+        assert [(d.id, d.detail) for d in other.drops] == [(d.id, d.detail) for d in report.drops]
         assert other.counts == report.counts
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_the_best_is_kept_wherever_it_stands(turned: bool) -> None:
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_best_copy_is_kept_in_either_order(reverse: bool) -> None:
     rng = random.Random(2)
-    words = prose(rng, 300)
-    longer, newer, fuller = (edited(rng, words, 0.01) for _ in range(3))
+    words = draw_words(rng, 300)
+    longer, newer, fuller = (edit_words(rng, words, 0.01) for _ in range(3))
     pairs = [
-        (document("short", " ".join(words[:240])), document("long", " ".join(words))),
+        (make_document("short", " ".join(words[:240])), make_document("long", " ".join(words))),
         (
-            document("old", " ".join(longer), date="2019-05-01"),
-            document("new", " ".join(longer[:-2]), date="2024-01-15"),
+            make_document("old", " ".join(longer), date="2019-05-01"),
+            make_document("new", " ".join(longer[:-2]), date="2024-01-15"),
         ),
         (
-            document("bare", " ".join(newer)),
-            document("described", " ".join(newer).upper(), title="Vedtak", date="2020"),
+            make_document("bare", " ".join(newer)),
+            make_document("described", " ".join(newer).upper(), title="Vedtak", date="2020"),
         ),
-        (document("cut", " ".join(fuller[:-5])), document("whole", " ".join(fuller))),
+        (make_document("cut", " ".join(fuller[:-5])), make_document("whole", " ".join(fuller))),
     ]
     for worse, better in pairs:
-        both = [better, worse] if turned else [worse, better]
-        assert kept(both)[0] == {better.id}
+        both = [worse, better]
+        if reverse:
+            both.reverse()
+        assert deduplicate_documents(both)[0] == {better.id}
 
 
-def test_the_first_is_kept_of_those_that_are_equally_good() -> None:
-    text = " ".join(prose(random.Random(3), 50))
-    names, report = kept([document(name, text) for name in ("b", "a", "c")])
+def test_the_first_of_equally_good_copies_is_kept() -> None:
+    text = " ".join(draw_words(random.Random(3), 50))
+    names, report = deduplicate_documents([make_document(name, text) for name in ("b", "a", "c")])
     assert names == {"b"}
     assert {(drop.id, drop.reason, drop.detail) for drop in report.drops} == {
         ("a", "exact_duplicate", "same text as s/b"),
@@ -133,27 +135,32 @@ def test_the_first_is_kept_of_those_that_are_equally_good() -> None:
     }
 
 
-def test_a_paragraph_that_many_share_stays_in_each_and_is_counted() -> None:
+def test_shared_paragraphs_are_kept_and_counted() -> None:
     rng = random.Random(4)
-    shared = "Loven gjelder fra den tid Kongen bestemmer og de enkelte bestemmelser kan settes i kraft til ulik tid."
-    acts = [document(str(i), "\n".join([" ".join(prose(rng, 90)), shared, "Kort."])) for i in range(6)]
-    acts.append(document("copy", acts[0].text))
-    names, report = kept(acts, cuts=3)
+    shared = (
+        "Loven gjelder fra den tid Kongen bestemmer og de enkelte bestemmelser kan settes i kraft "
+        "til ulik tid."
+    )
+    acts = [
+        make_document(str(i), "\n".join([" ".join(draw_words(rng, 90)), shared, "Kort."])) for i in range(6)
+    ]
+    acts.append(make_document("copy", acts[0].text))
+    names, report = deduplicate_documents(acts, num_shards=3)
     assert names == {str(i) for i in range(6)}
     assert report.counts == {"shared_paragraphs": 1, "shared_paragraph_copies": 5}, (
         "the dropped copy shares nothing"
     )
 
 
-def test_a_chain_of_small_changes_does_not_take_what_nothing_kept_resembles() -> None:
+def test_in_a_chain_of_edits_every_drop_resembles_a_kept_document() -> None:
     rng = random.Random(5)
-    words = prose(rng, 400)
+    words = draw_words(rng, 400)
     chain = [words]
     for step in range(1, 6):
-        chain.append(prose(rng, 40 * step) + words[40 * step :])
+        chain.append(draw_words(rng, 40 * step) + words[40 * step :])
         chain[-1][: 40 * (step - 1)] = chain[-2][: 40 * (step - 1)]
-    documents = [document(str(i), " ".join(words)) for i, words in enumerate(chain)]
-    names, report = kept(documents)
+    documents = [make_document(str(i), " ".join(words)) for i, words in enumerate(chain)]
+    names, report = deduplicate_documents(documents)
     assert 1 < len(names) < 6
     sets = {d.id: set(zip(*(d.text.split()[i:] for i in range(5)), strict=False)) for d in documents}
     for drop in report.drops:
@@ -161,72 +168,71 @@ def test_a_chain_of_small_changes_does_not_take_what_nothing_kept_resembles() ->
         assert len(sets[drop.id] & other) / len(sets[drop.id] | other) >= 0.6
 
 
-def test_questions_on_one_text_are_no_duplicates_though_they_have_one_answer() -> None:
-    text = " ".join(prose(random.Random(4), 200))
+def test_questions_on_one_text_are_not_duplicates() -> None:
+    text = " ".join(draw_words(random.Random(4), 200))
 
-    def asked(name: str, question: str) -> Document:
+    def make_question(name: str, question: str) -> Document:
         prompt = Turn(role="user", content=f"{text}\n\nSpørsmål: {question}", target=False)
-        return document(name, "", turns=[prompt, Turn(role="assistant", content="Skien", target=True)])
+        return make_document(name, "", turns=[prompt, Turn(role="assistant", content="Skien", target=True)])
 
-    made = [
-        asked("a", "Hvor er Ibsen født?"),
-        asked("b", "Hvilken by var sete for fylket?"),
-        asked("c", "Hvor er ibsen, født ?"),
+    documents = [
+        make_question("a", "Hvor er Ibsen født?"),
+        make_question("b", "Hvilken by var sete for fylket?"),
+        make_question("c", "Hvor er ibsen, født ?"),
     ]
-    names, _ = kept(made)
+    names, _ = deduplicate_documents(documents)
     assert len(names) == 2
     assert "b" in names
 
 
-def test_answers_tell_conversations_apart() -> None:
+def test_conversations_are_distinguished_by_their_answers() -> None:
     rng = random.Random(6)
 
-    def conversation(name: str, asked: list[str], answer: list[str]) -> Document:
+    def make_conversation(name: str, question: list[str], answer: list[str]) -> Document:
         turns = [
-            Turn(role="user", content=" ".join(asked), target=False),
+            Turn(role="user", content=" ".join(question), target=False),
             Turn(role="assistant", content=" ".join(answer), target=True),
         ]
         return Document(id=name, text="", source="s", license="CC0-1.0", group=name, turns=turns)
 
-    asked, answer = prose(rng, 200), prose(rng, 3)
-    made = [
-        conversation("a", asked, answer),
-        conversation("b", asked, prose(rng, 3)),
-        conversation("c", asked[:-2], answer),
+    question = draw_words(rng, 200)
+    answer = draw_words(rng, 3)
+    documents = [
+        make_conversation("a", question, answer),
+        make_conversation("b", question, draw_words(rng, 3)),
+        make_conversation("c", question[:-2], answer),
     ]
-    names, report = kept(made)
-    assert names == {"a", "b"}, "another answer is another lesson, however long what both are asked about"
+    names, report = deduplicate_documents(documents)
+    assert names == {"a", "b"}, "another answer makes another document, however long the shared question"
     assert report.drops[0].id == "c"
 
 
-def test_documents_without_words_and_empty_shards() -> None:
-    names, report = kept(
-        [document("a", "…"), document("b", "– –"), document("c", "Ja."), document("d", "ja")], cuts=4
+def test_documents_without_words_and_empty_shards_are_handled() -> None:
+    names, report = deduplicate_documents(
+        [
+            make_document("a", "…"),
+            make_document("b", "– –"),
+            make_document("c", "Ja."),
+            make_document("d", "ja"),
+        ],
+        num_shards=4,
     )
     assert names == {"a", "b", "c"}
     assert report.drop_reasons() == {"near_duplicate": 1}
-    out, report = run_stage(Deduplicate(), [[], [document("a", "Ja.")], []], config())
+    out, report = run_corpus_stage(Deduplicate(), [[], [make_document("a", "Ja.")], []], make_config())
     assert [d.id for d in out] == ["a"]
-    assert run_stage(Deduplicate(), [[], []], config())[0] == []
+    assert run_corpus_stage(Deduplicate(), [[], []], make_config())[0] == []
 
 
-def test_the_last_date_counts_however_it_is_written() -> None:
-    assert [
-        deduplicate._date_number(date)
-        for date in ("2024-01-31", "2024", "", "ukjent", "2024-01-31T10:00:00Z")
-    ] == [
-        20240131,
-        20240000,
-        0,
-        0,
-        20240131,
-    ]
+def test_dates_are_compared_in_every_notation() -> None:
+    dates = ("2024-01-31", "2024", "", "ukjent", "2024-01-31T10:00:00Z")
+    assert [deduplicate._date_number(date) for date in dates] == [20240131, 20240000, 0, 0, 20240131]
 
 
-def test_ngrams_are_the_sets_of_word_ngrams() -> None:
-    """Against plain Python, on texts of every length, over the borders of batches and chunks."""
+def test_ngrams_equal_plain_python_sets() -> None:
+    """Texts of every length are compared, across the borders of batches and chunks."""
     rng = random.Random(7)
-    texts = [" ".join(prose(rng, n)) for n in [*range(12), 300, 5000]]
+    texts = [" ".join(draw_words(rng, n)) for n in [*range(12), 300, 5000]]
     texts += [
         "«Ærlig» – talt, 2 % av §12",
         "a" * 100,
@@ -239,7 +245,8 @@ def test_ngrams_are_the_sets_of_word_ngrams() -> None:
     expected = []
     for text in texts:
         words = re.findall(r"[^\W_]+", text.casefold())
-        expected.append({tuple(words[i : i + 5]) for i in range(max(len(words) - 4, 1))} if words else set())
+        starts = range(max(len(words) - 4, 1)) if words else range(0)
+        expected.append({tuple(words[i : i + 5]) for i in starts})
     for chunk in (2**20, 64):
         shingles.CHUNK = chunk
         values, begins, num_words = shingles.ngrams(texts, 5)

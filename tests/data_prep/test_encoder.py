@@ -1,5 +1,4 @@
-"""Running text is encoded by gigatoken only where it gives what tokenizers gives, and found out where it does
-not."""
+"""Tests that gigatoken encodes running text only where its tokens equal those of tokenizers."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from data_prep.tokens import encoder
 from data_prep.tokens.encoder import TextEncoder, choose
 
 gigatoken = pytest.importorskip("gigatoken", reason="the extra `fast` is not installed")
-ak = pytest.importorskip("awkward", reason="gigatoken brings it")
+ak = pytest.importorskip("awkward", reason="a dependency of gigatoken")
 
 TEXTS = [
     "Fristen er 1. mars.",
@@ -32,28 +31,29 @@ ODD = ["<s>slik</s>", "før <|im_start|> etter", "日本語 🫨", "Ａ\u0301", 
 
 @pytest.fixture
 def file(folder: Path) -> Path:
-    """A byte-level BPE that puts <s> before a text; see conftest."""
+    """Return a byte-level BPE tokenizer that prepends <s>; see conftest.py."""
     return folder / "tokenizer.json"
 
 
-def test_the_ids_are_those_of_tokenizers_whatever_the_text(file: Path) -> None:
+def test_token_ids_equal_those_of_tokenizers(file: Path) -> None:
     plain = Tokenizer.from_file(str(file))
     plain.encode_special_tokens = True
     mixed = [text for pair in zip(TEXTS, ODD, strict=False) for text in pair] * 3
     for library in ("gigatoken", "tokenizers"):
-        assert [ids.tolist() for ids in TextEncoder(file, library)(mixed)] == [
-            plain.encode(text).ids for text in mixed
-        ]
+        encoded = [ids.tolist() for ids in TextEncoder(file, library)(mixed)]
+        assert encoded == [plain.encode(text).ids for text in mixed]
         assert TextEncoder(file, library)([]) == []
 
 
-def test_texts_in_which_they_may_differ_are_left_to_tokenizers(file: Path) -> None:
+def test_texts_on_which_the_libraries_may_differ_are_left_to_tokenizers(file: Path) -> None:
     fast = TextEncoder(file, "gigatoken")
     assert all(fast.is_stable(text) for text in TEXTS)
     assert not any(fast.is_stable(text) for text in ODD)
 
 
-def test_the_choice_says_why(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_choice_of_library_gives_its_reason(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chosen = choose(file, TEXTS)
     assert (chosen["library"], chosen["reason"]) == (
         "gigatoken",
@@ -74,21 +74,21 @@ def test_the_choice_says_why(file: Path, tmp_path: Path, monkeypatch: pytest.Mon
     }
 
 
-def test_a_later_difference_stops_the_corpus(file: Path) -> None:
-    class Lying:
+def test_a_later_difference_stops_the_preparation(file: Path) -> None:
+    class WrongTokens:
         def encode_batch(self, texts: list[str], parallel: bool) -> ak.Array:
             return ak.from_regular(np.full((len(texts), 1), 7, np.uint32))
 
     fast = TextEncoder(file, "gigatoken")
-    honest: Any = fast._gigatoken
+    original: Any = fast._gigatoken
     assert fast(TEXTS)
-    fast._gigatoken = Lying()
+    fast._gigatoken = WrongTokens()
     with pytest.raises(ValueError, match="library=tokenizers"):
         fast(TEXTS)
-    fast._gigatoken = honest
+    fast._gigatoken = original
 
 
-def test_memory_is_given_back(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_released(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "RELOAD_AFTER", 50)
     fast = TextEncoder(file, "gigatoken")
     first = fast._gigatoken

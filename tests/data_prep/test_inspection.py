@@ -1,4 +1,4 @@
-"""Looking at the prepared sample: traces, drops, tokens, lengths, the card, and `finetune inspect`."""
+"""Tests of `finetune inspect` on the sample: traces, drops, tokens, lengths and the card."""
 
 from __future__ import annotations
 
@@ -31,139 +31,133 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def seen(folder: Path) -> Inspection:
+def inspection(folder: Path) -> Inspection:
     return Inspection(folder)
 
 
-def test_a_document_is_followed_through_every_stage(seen: Inspection) -> None:
-    ((source, name),) = seen.find("brev-037")
-    views = {view.stage: view for view in seen.trace(source, name)}
-    assert list(views) == ["read", *(stage.name for stage in seen.stages[1:])]
+def run_inspect(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Return the exit code and all output of `finetune inspect`."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(["inspect", *arguments])
+    captured = capsys.readouterr()
+    return f"{end.value.code} {captured.out}{captured.err}"
+
+
+def test_a_document_is_followed_through_every_stage(inspection: Inspection) -> None:
+    ((source, name),) = inspection.find("brev-037")
+    views = {view.stage: view for view in inspection.trace(source, name)}
+    assert list(views) == ["read", *(stage.name for stage in inspection.stages[1:])]
     assert views["read"].text.startswith("Til beboerne i Fyrlyktveien")
     assert views["normalise"].outcome == "unchanged"
     assert any(line.startswith("-Åpningstider: ") for line in views["boilerplate"].diff)
     assert views["split"].fields["split"][1] in ("train", "validation")
 
 
-def test_a_document_is_found_by_the_ids_of_its_repetitions_and_rows(seen: Inspection) -> None:
-    ((source, name),) = seen.find("brev-037")
+def test_a_document_is_found_by_the_ids_of_its_copies_and_rows(inspection: Inspection) -> None:
+    ((source, name),) = inspection.find("brev-037")
     for id in (f"{name}@3", f"{name}#2", f"{name}@3#2"):
-        assert seen.find(id) == seen.find(f"{source}/{id}") == [(source, name)]
-        assert seen.trace(source, id) == seen.trace(source, name)
+        assert inspection.find(id) == inspection.find(f"{source}/{id}") == [(source, name)]
+        assert inspection.trace(source, id) == inspection.trace(source, name)
 
 
-def test_lines_that_were_cut_are_listed_with_counts_and_an_example(folder: Path, seen: Inspection) -> None:
-    cuts = seen.cuts("guidance storvika.example.no")
+def test_cut_lines_are_listed_with_counts_and_an_example(folder: Path, inspection: Inspection) -> None:
+    cuts = inspection.cuts("guidance storvika.example.no")
     menu = next(cut for _, cut in cuts if cut.text.startswith("Hjem | Tjenester"))
     assert (menu.source, menu.documents, menu.example) == ("guidance", 4, "veileder-027")
-    assert {(stage, cut.source) for stage, cut in seen.cuts()} == {
+    assert {(stage, cut.source) for stage, cut in inspection.cuts()} == {
         ("boilerplate", "guidance"),
         ("boilerplate", "letters"),
     }
-    info = next(stage for stage in seen.corpus.manifest.stages if stage.name == "boilerplate")
-    assert sum(cut.documents for _, cut in seen.cuts("boilerplate")) == info.counts["lines_cut"]
+    info = next(stage for stage in inspection.corpus.manifest.stages if stage.name == "boilerplate")
+    assert sum(cut.documents for _, cut in inspection.cuts("boilerplate")) == info.counts["lines_cut"]
     card = (folder / CARD).read_text()
     assert f"lines_cut {info.counts['lines_cut']}" in card
-    assert not [cut.text for _, cut in seen.cuts() if cut.text in card]
+    assert not [cut.text for _, cut in inspection.cuts() if cut.text in card]
     with pytest.raises(ValueError, match="nothing was cut for 'minutes'"):
-        seen.cuts("minutes")
+        inspection.cuts("minutes")
 
 
-def test_what_was_dropped_says_where_and_why(seen: Inspection) -> None:
-    (last,) = seen.trace("guidance", "veileder-032")[-1:]
+def test_drops_are_shown_with_stage_and_reason(inspection: Inspection) -> None:
+    (last,) = inspection.trace("guidance", "veileder-032")[-1:]
     assert (last.stage, last.outcome) == ("language", "dropped")
     assert last.drop is not None
     assert last.drop.reason == "language_eng"
-    for drop, stage, text in seen.dropped("exact_duplicate", 9):
+    for drop, stage, text in inspection.dropped("exact_duplicate", 9):
         assert (drop.reason, stage) == ("exact_duplicate", "deduplicate")
         assert len(text) > 100
     with pytest.raises(ValueError, match="the reasons are exact_duplicate, language_dan"):
-        seen.dropped("none such", 1)
+        inspection.dropped("none such", 1)
 
 
-def test_the_pieces_of_a_row_are_its_text_and_all_but_the_first_token_are_targets(seen: Inspection) -> None:
-    for source, name in seen.sample(5):
-        (view,) = seen.tokens(source, name)
+def test_pieces_of_a_row_join_to_its_text_and_all_but_the_first_are_targets(inspection: Inspection) -> None:
+    for source, name in inspection.sample(5):
+        (view,) = inspection.tokens(source, name)
         whole = "".join(text for text, _, _ in view.pieces)
-        assert whole.replace("</s>", "") == next(
-            d.text for d in seen.stages[-1].documents() if (d.source, d.id) == (source, name)
-        )
+        documents = inspection.stages[-1].documents()
+        text = next(d.text for d in documents if (d.source, d.id) == (source, name))
+        assert whole.replace("</s>", "") == text
         assert view.targets == view.tokens - 1
-    assert seen.sample(5) == seen.sample(5) != seen.sample(5, seed=1)
+    assert inspection.sample(5) == inspection.sample(5) != inspection.sample(5, seed=1)
 
 
-def test_lengths_are_counted_and_drawn(seen: Inspection, tmp_path: Path) -> None:
-    lengths = seen.lengths()
-    assert sum(len(values) for values in lengths.values()) == sum(
-        seen.corpus.manifest.documents(s) for s in ("train", "validation")
-    )
+def test_lengths_are_counted_and_plotted(inspection: Inspection, tmp_path: Path) -> None:
+    lengths = inspection.lengths()
+    manifest = inspection.corpus.manifest
+    num_documents = manifest.documents("train") + manifest.documents("validation")
+    assert sum(len(values) for values in lengths.values()) == num_documents
     assert sum(count for _, _, count in bin_lengths(lengths["laws"])) == len(lengths["laws"])
     for suffix, magic in ((".png", b"\x89PNG"), (".svg", b"<?xml")):
         assert draw_lengths(lengths, tmp_path / f"lengths{suffix}").read_bytes().startswith(magic)
 
 
-def test_the_card_adds_up_and_holds_no_text(folder: Path, seen: Inspection) -> None:
+def test_the_sums_of_the_card_are_right_and_it_holds_no_text(folder: Path, inspection: Inspection) -> None:
     card = (folder / CARD).read_text()
-    manifest = seen.corpus.manifest
-    cells = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in card.splitlines()
-        if line.startswith("| ")
-    ]
-    tokens = {
-        row[0]: int(row[3].replace(",", "")) for row in cells if row[0] in manifest.sources and len(row) == 6
-    }
+    manifest = inspection.corpus.manifest
+    lines = [line for line in card.splitlines() if line.startswith("| ")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    rows = [row for row in rows if row[0] in manifest.sources]
+    # the table of sources has six columns, and the table of years has four
+    tokens = {row[0]: int(row[3].replace(",", "")) for row in rows if len(row) == 6}
     assert sum(tokens.values()) == manifest.tokens("train") + manifest.tokens("validation")
-    years = [
-        row
-        for row in cells
-        if len(row) == 4 and row[0] in manifest.sources and re.fullmatch(r"\d{4}|unknown", row[1])
-    ]
+    years = [row for row in rows if len(row) == 4 and re.fullmatch(r"\d{4}|unknown", row[1])]
     assert sum(int(row[3].replace(",", "")) for row in years) == sum(tokens.values())
     assert "| language | language_dan | 2 |" in card
     assert "| deduplicate | exact_duplicate | 5 |" in card
-    documents = list(seen.stages[0].documents())
+    documents = list(inspection.stages[0].documents())
     assert not [d.id for d in documents if d.title and d.title in card]
     assert not [n for n in re.findall(r"\d{6} ?\d{5}", card) if identity_number_kind(n.replace(" ", ""))]
     sentences = {s for d in documents for s in re.split(r"[.\n]", d.text) if len(s) > 30}
     assert not [s for s in sentences if s in card]
 
 
-def test_the_verb_shows_it(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    def said(*arguments: str) -> str:
-        with pytest.raises(SystemExit) as end:
-            cli.main(["inspect", *arguments])
-        captured = capsys.readouterr()
-        return f"{end.value.code} {captured.out}{captured.err}"
+def test_finetune_inspect_prints_every_view(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def inspect(*arguments: str) -> str:
+        return run_inspect(capsys, str(folder), *arguments)
 
-    assert "deduplicate" in said(str(folder))
-    assert (
-        said(folder.name, "--corpora-dir", str(folder.parent), "veileder-032").count("dropped: language_eng")
-        == 1
-    )
-    assert "targets" in said(str(folder), "brev-045", "--tokens")
-    assert "exact_duplicate (same text as" in said(str(folder), "--dropped", "exact_duplicate")
-    listed = said(str(folder), "--cut", "--sample", "2")
-    assert "boilerplate: guidance: frame of guidance storvika.example.no" in listed
-    assert "4 documents, as guidance/veileder-027: Hopp til hovedinnhold" not in listed, (
-        "only two lines of each site are asked for"
-    )
-    assert "4 documents, as guidance/veileder-027: Hopp til hovedinnhold" in said(
-        str(folder), "--cut", "guidance"
-    )
-    assert "letters/" not in said(str(folder), "--cut", "guidance")
-    assert said(str(folder), "--cut", "none such").startswith("2 error: nothing was cut for 'none such'")
-    assert "█" in said(str(folder), "--lengths")
-    assert str(tmp_path / "a.png") in said(str(folder), "--picture", str(tmp_path / "a.png"))
-    assert said(str(folder), "none-such").startswith("2 error: no document 'none-such'")
-    assert said(str(tmp_path / "nothing")).startswith("2 error: no corpus in")
-    assert said(str(folder), "--picture", str(tmp_path / "a.xyz")).startswith("2 error: ")
+    assert "deduplicate" in inspect()
+    trace = run_inspect(capsys, folder.name, "--corpora-dir", str(folder.parent), "veileder-032")
+    assert trace.count("dropped: language_eng") == 1
+    assert "targets" in inspect("brev-045", "--tokens")
+    assert "exact_duplicate (same text as" in inspect("--dropped", "exact_duplicate")
+    first_lines = inspect("--cut", "--sample", "2")
+    assert "boilerplate: guidance: frame of guidance storvika.example.no" in first_lines
+    third_line = "4 documents, as guidance/veileder-027: Hopp til hovedinnhold"
+    assert third_line not in first_lines, "two lines of each site are asked for"
+    assert third_line in inspect("--cut", "guidance")
+    assert "letters/" not in inspect("--cut", "guidance")
+    assert inspect("--cut", "none such").startswith("2 error: nothing was cut for 'none such'")
+    assert "█" in inspect("--lengths")
+    assert str(tmp_path / "a.png") in inspect("--picture", str(tmp_path / "a.png"))
+    assert inspect("none-such").startswith("2 error: no document 'none-such'")
+    assert run_inspect(capsys, str(tmp_path / "nothing")).startswith("2 error: no corpus in")
+    assert inspect("--picture", str(tmp_path / "a.xyz")).startswith("2 error: ")
 
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus whose source holds records that cannot be read: in a plain file, a packed one and an
-    archive."""
+    """Return a corpus with unreadable records in a plain file, a gzip file and an archive."""
     folder = tmp_path_factory.mktemp("broken")
     raw = folder / "raw"
     raw.mkdir()
@@ -190,78 +184,71 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).folder
 
 
-def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    with pytest.raises(SystemExit) as end:
-        cli.main(["inspect", *arguments])
-    captured = capsys.readouterr()
-    return f"{end.value.code} {captured.out}{captured.err}"
-
-
 def test_dropped_shows_the_quarantine_with_place_error_and_raw_text(
     broken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown = printed(capsys, str(broken), "--dropped", "quarantined")
-    assert "s: a.jsonl:line 11: quarantined: not JSON" in shown
-    assert '{"text": "avbrutt Øksfjord\n' in shown
-    assert 's: b.jsonl.gz:line 1: quarantined: no string under \'text\'\n{"id": "gz", "text": 5}\n' in shown
+    output = run_inspect(capsys, str(broken), "--dropped", "quarantined")
+    assert "s: a.jsonl:line 11: quarantined: not JSON" in output
+    assert '{"text": "avbrutt Øksfjord\n' in output
+    assert 's: b.jsonl.gz:line 1: quarantined: no string under \'text\'\n{"id": "gz", "text": 5}\n' in output
     assert (
-        's: c.zip:in/d.jsonl:line 1: quarantined: no string under \'text\'\n{"id": "zip", "tekst": "feil felt"}\n'
-        in shown
-    )
-    assert shown.endswith("3 records are quarantined, 3 shown (--sample N): s 3\n")
-    every = printed(capsys, str(broken), "--dropped", "--sample", "1")
-    assert every.endswith("3 records are quarantined, 1 shown (--sample N): s 3\n")
-    assert "the reasons are quarantined" in printed(capsys, str(broken), "--dropped", "none such")
-    assert "quarantined" not in printed(capsys, str(broken), "--find", "sak 3 om")
+        "s: c.zip:in/d.jsonl:line 1: quarantined: no string under 'text'\n"
+        '{"id": "zip", "tekst": "feil felt"}\n'
+    ) in output
+    assert output.endswith("3 records are quarantined, 3 shown (--sample N): s 3\n")
+    output = run_inspect(capsys, str(broken), "--dropped", "--sample", "1")
+    assert output.endswith("3 records are quarantined, 1 shown (--sample N): s 3\n")
+    assert "the reasons are quarantined" in run_inspect(capsys, str(broken), "--dropped", "none such")
+    assert "quarantined" not in run_inspect(capsys, str(broken), "--find", "sak 3 om")
 
 
 def test_find_follows_a_text_through_the_stages(
-    folder: Path, seen: Inspection, capsys: pytest.CaptureFixture[str]
+    folder: Path, inspection: Inspection, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cut = printed(capsys, str(folder), "--find", "HOPP til hovedinnhold")
+    cut = run_inspect(capsys, str(folder), "--find", "HOPP til hovedinnhold")
     assert "guidance/veileder-027: read to normalise, cut or changed by boilerplate\n" in cut
     assert "Hopp til hovedinnhold" in cut
-    dropped = next(drop for drop, _, _ in seen.dropped("exact_duplicate", 1))
-    text = next(
-        d.text for d in seen.stages[0].documents() if (d.source, d.id) == (dropped.source, dropped.id)
-    )
-    found = seen.search(text[:200], number=5)
+    dropped = next(drop for drop, _, _ in inspection.dropped("exact_duplicate", 1))
+    documents = inspection.stages[0].documents()
+    text = next(d.text for d in documents if (d.source, d.id) == (dropped.source, dropped.id))
+    found = inspection.search(text[:200], number=5)
     fates = {hit.id: hit.drop and hit.drop[1].reason for hit in found.hits}
     assert fates[dropped.id] == "exact_duplicate"
-    assert None in fates.values(), "the one that was kept in its place"
+    assert None in fates.values(), "one copy was kept"
 
 
-def test_find_is_bounded_counts_all_and_knows_our_letters(
+def test_find_is_limited_counts_all_and_folds_norwegian_letters(
     broken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for text in ("ÆRFUGLVEGEN", "om  ærfuglvegen"):
-        shown = printed(capsys, str(broken), "--find", text, "--sample", "2")
-        assert shown.count("read to mixture, kept") == 2
-        assert f"30 documents contain '{text}', 2 shown (--sample N)" in shown
-    assert compile_pattern("på").search(unicodedata.normalize("NFC", "PA\u030a vei")), (
-        "a ring that is a letter of its own"
+        output = run_inspect(capsys, str(broken), "--find", text, "--sample", "2")
+        assert output.count("read to mixture, kept") == 2
+        assert f"30 documents contain '{text}', 2 shown (--sample N)" in output
+    composed = unicodedata.normalize("NFC", "PA\u030a vei")
+    assert compile_pattern("på").search(composed), (
+        "å written as a and a combining ring is found once composed"
     )
-    assert "1 quarantined record\n" in printed(capsys, str(broken), "--find", "øksfjord")
-    assert printed(capsys, str(broken), "--find", "none such").startswith(
+    assert "1 quarantined record\n" in run_inspect(capsys, str(broken), "--find", "øksfjord")
+    assert run_inspect(capsys, str(broken), "--find", "none such").startswith(
         "2 error: --find: no document contains 'none such'"
     )
-    assert printed(capsys, str(broken), "--find", " ").startswith("2 error: --find: the text is empty")
+    assert run_inspect(capsys, str(broken), "--find", " ").startswith("2 error: --find: the text is empty")
 
 
-def test_find_reads_the_tokens_where_the_stages_are_gone(
+def test_find_reads_the_tokens_where_the_stages_are_missing(
     broken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stages = broken.with_name(".broken.stages")
     stages.rename(stages.with_name("elsewhere"))
     try:
-        shown = printed(capsys, str(broken), "--find", "sak 7 OM ærfuglvegen")
-        assert re.search(r"s/d7: tokenise \((train|validation)\), kept", shown)
-        assert "1 document contains" in shown
+        output = run_inspect(capsys, str(broken), "--find", "sak 7 OM ærfuglvegen")
+        assert re.search(r"s/d7: tokenise \((train|validation)\), kept", output)
+        assert "1 document contains" in output
     finally:
         stages.with_name("elsewhere").rename(stages)
 
 
-def test_a_damaged_file_of_a_stage_is_one_line_that_names_it(tmp_path: Path, folder: Path) -> None:
+def test_a_damaged_stage_file_is_a_one_line_error(tmp_path: Path, folder: Path) -> None:
     shutil.copytree(folder, tmp_path / folder.name)
     shutil.copytree(folder.with_name(f".{folder.name}.stages"), tmp_path / f".{folder.name}.stages")
     damaged = max((tmp_path / f".{folder.name}.stages").glob("*-quality/drops-*.parquet"))

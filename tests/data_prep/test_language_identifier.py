@@ -1,5 +1,4 @@
-"""py3langid's automaton, walked through many texts at once: the same scores as its own, whoever else is
-walked through."""
+"""Tests that py3langid's automaton, applied to many texts at once, gives py3langid's own scores."""
 
 from __future__ import annotations
 
@@ -30,7 +29,8 @@ ODD = [
     "日本語のテキスト",
     "\x00\x00",
     "å",
-    'Statsråden sa:\n"Alt er bra."',  # py3langid's feature number 0, which is no zero
+    # has the feature with index 0 of py3langid, which must not be taken for "no feature"
+    'Statsråden sa:\n"Alt er bra."',
 ]
 
 
@@ -39,29 +39,34 @@ def identifier() -> LanguageIdentifier:
     return LanguageIdentifier(CODES)
 
 
-def texts() -> list[str]:
-    """Of all lengths, cut anywhere, and what is odd."""
+def make_texts() -> list[str]:
+    """Return texts of all lengths, truncated at random, alternating with odd ones."""
     rng = random.Random(0)
-    mixed = [
-        " ".join(rng.choices(SENTENCES, k=rng.randrange(1, 6)))[: rng.randrange(1, 400)] for _ in range(300)
-    ]
+    mixed = []
+    for _ in range(300):
+        text = " ".join(rng.choices(SENTENCES, k=rng.randrange(1, 6)))
+        mixed.append(text[: rng.randrange(1, 400)])
     return [text for pair in zip(mixed, ODD * 40, strict=False) for text in pair]
 
 
-def test_the_scores_are_py3langids_own(identifier: LanguageIdentifier) -> None:
-    for text, scores in zip(texts(), identifier.compute_scores(texts()), strict=True):
+def test_scores_equal_those_of_py3langid(identifier: LanguageIdentifier) -> None:
+    for text, scores in zip(make_texts(), identifier.compute_scores(make_texts()), strict=True):
         expected = dict(identifier.original.rank(text))
         assert identifier.codes == identifier.original.nb_classes
         np.testing.assert_allclose(
-            scores, [expected[code] for code in identifier.codes], rtol=1e-5, atol=1e-3, err_msg=repr(text)
+            scores,
+            [expected[code] for code in identifier.codes],
+            rtol=1e-5,
+            atol=1e-3,
+            err_msg=repr(text),
         )
         assert identifier.codes[scores.argmax()] == identifier.original.classify(text)[0]
 
 
-def test_a_text_scores_the_same_alone_and_in_any_company(
+def test_a_text_scores_the_same_alone_and_in_any_batch(
     identifier: LanguageIdentifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    many = texts()
+    many = make_texts()
     together = identifier.compute_scores(many)
     assert len(many) > FEW
     assert np.array_equal(together, np.concatenate([identifier.compute_scores([text]) for text in many]))

@@ -1,5 +1,4 @@
-"""What stages took from the text, by source and reason, and what sources lack: in manifest, card and
-console."""
+"""Tests of losses by stage, source and reason, and of warnings, in manifest, card and console."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from data_prep.shards import Loss, Manifest, SourceInfo, StageInfo, TokenizerInf
 from data_prep.stage_files import sum_losses
 from data_prep.stage_settings import QualityConfig, SplitConfig, TokenizerConfig
 from finetune.cli.corpus_tables import print_corpus
-from tests.data_prep.documents import document
+from tests.data_prep.documents import make_document
 
 SENTENCES = [
     "Kommunen skal sørge for at alle som bor der får hjelp når de trenger det.",
@@ -26,16 +25,16 @@ SENTENCES = [
     "Departementet gir forskrift om gebyr, og om hvem som skal betale det.",
 ]
 
-NONE = TokenizerInfo(sha256="", vocab_size=0, eos_token_id=0)
+NO_TOKENIZER = TokenizerInfo(sha256="", vocab_size=0, eos_token_id=0)
 
 
-def text(number: int) -> str:
+def make_text(number: int) -> str:
     return "\n\n".join(
         [f"Vedtak {number} om sak {7 * number}", *SENTENCES[number % 4 :], *SENTENCES[: number % 4]]
     )
 
 
-def write(folder: Path, name: str, records: list[dict[str, Any]]) -> SourceConfig:
+def write_source(folder: Path, name: str, records: list[dict[str, Any]]) -> SourceConfig:
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return SourceConfig(reader="jsonl", path=str(path), license="CC0-1.0", language="nob")
@@ -43,21 +42,23 @@ def write(folder: Path, name: str, records: list[dict[str, Any]]) -> SourceConfi
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Prepared:
-    """Letters with a copy, ids that are not unique and a short one; notes of one group; minutes that are all
-    kept."""
+    """Return a corpus of three sources, each with its own losses.
+
+    Letters hold repeated ids, a copy and a short document; notes are one group; minutes are all kept.
+    """
     folder = tmp_path_factory.mktemp("raw")
     letters = [
-        {"id": str(n % 15), "text": text(n), "group": str(n), "date": f"{2000 + n}"} for n in range(20)
+        {"id": str(n % 15), "text": make_text(n), "group": str(n), "date": f"{2000 + n}"} for n in range(20)
     ]
     letters += [
-        {"id": "copy", "text": text(3).upper(), "group": "3", "date": "1990"},
+        {"id": "copy", "text": make_text(3).upper(), "group": "3", "date": "1990"},
         {"id": "short", "text": "Ring oss", "group": "short"},
     ]
-    notes = [{"id": str(n), "text": text(100 + n), "group": "all"} for n in range(5)]
-    minutes = [{"id": str(n), "text": text(200 + n), "group": str(n)} for n in range(40)]
+    notes = [{"id": str(n), "text": make_text(100 + n), "group": "all"} for n in range(5)]
+    minutes = [{"id": str(n), "text": make_text(200 + n), "group": str(n)} for n in range(40)]
     sources = {
-        name: write(folder, name, made)
-        for name, made in (("letters", letters), ("notes", notes), ("minutes", minutes))
+        name: write_source(folder, name, records)
+        for name, records in (("letters", letters), ("notes", notes), ("minutes", minutes))
     }
     corpus = CorpusConfig(
         name="losses",
@@ -69,13 +70,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Prepared:
     return pipeline.prepare(PrepareConfig(corpus=corpus, corpora_dir=str(folder / "corpora"), workers=1))
 
 
-def test_drops_and_cuts_are_added_up_by_source_and_reason() -> None:
+def test_drops_and_cuts_are_summed_by_source_and_reason() -> None:
     report = Report()
-    report.drop(document("Ti tegn her", "a"), "too_short")
-    report.drop(document("Kort", "b"), "too_short")
-    report.cut(document("En lang tekst", "c"), "frame", ["En lang"], 8, "of a.example")
-    report.cut(document("En lang tekst", "d", source="laws"), "frame", ["tekst"], 5, "of b.example")
-    report.cut(document("En lang tekst", "e"), "frame", ["En  lang"], 9, "of a.example")
+    report.drop(make_document("Ti tegn her", "a"), "too_short")
+    report.drop(make_document("Kort", "b"), "too_short")
+    report.cut(make_document("En lang tekst", "c"), "frame", ["En lang"], 8, "of a.example")
+    report.cut(make_document("En lang tekst", "d", source="laws"), "frame", ["tekst"], 5, "of b.example")
+    report.cut(make_document("En lang tekst", "e"), "frame", ["En  lang"], 9, "of a.example")
     assert sum_losses(report) == [
         Loss(source="laws", reason="frame", cut=1, characters=5),
         Loss(source="letters", reason="frame", cut=2, characters=17),
@@ -83,22 +84,25 @@ def test_drops_and_cuts_are_added_up_by_source_and_reason() -> None:
     ]
 
 
-def test_each_stage_says_what_it_took_of_each_source(prepared: pipeline.Prepared) -> None:
+def test_each_stage_records_its_losses_by_source(prepared: pipeline.Prepared) -> None:
     manifest = Manifest.read(prepared.folder)
-    taken = {
+    by_reason = {
         (stage.name, loss.source, loss.reason): loss for stage in manifest.stages for loss in stage.losses
     }
-    assert taken["quality", "letters", "too_short"] == Loss(
+    assert by_reason["quality", "letters", "too_short"] == Loss(
         source="letters", reason="too_short", documents=1, characters=8
     )
-    copy = taken["deduplicate", "letters", "exact_duplicate"]
-    assert (copy.documents, copy.characters) == (1, len(text(3)))
-    assert {source for _, source, _ in taken} == {"letters"}
+    copy = by_reason["deduplicate", "letters", "exact_duplicate"]
+    assert (copy.documents, copy.characters) == (1, len(make_text(3)))
+    assert {source for _, source, _ in by_reason} == {"letters"}
     read = {
         name: (source.documents_read, source.characters_read) for name, source in manifest.sources.items()
     }
-    assert read["letters"] == (22, sum(len(text(n)) for n in range(20)) + len(text(3)) + len("Ring oss"))
-    assert read["notes"] == (5, sum(len(text(100 + n)) for n in range(5)))
+    assert read["letters"] == (
+        22,
+        sum(len(make_text(n)) for n in range(20)) + len(make_text(3)) + len("Ring oss"),
+    )
+    assert read["notes"] == (5, sum(len(make_text(100 + n)) for n in range(5)))
 
 
 def test_card_and_console_show_shares_of_the_text(
@@ -106,17 +110,16 @@ def test_card_and_console_show_shares_of_the_text(
 ) -> None:
     total = prepared.manifest.sources["letters"].characters_read
     card = (prepared.folder / CARD).read_text()
-    assert (
-        f"| deduplicate | exact_duplicate | letters | 1 | 4.55% | 0 | {len(text(3))} | {len(text(3)) / total:.2%} |"
-        in card
-    )
+    length = len(make_text(3))
+    row = f"| deduplicate | exact_duplicate | letters | 1 | 4.55% | 0 | {length} | {length / total:.2%} |"
+    assert row in card
     assert f"| quality | too_short | letters | 1 | 4.55% | 0 | 8 | {8 / total:.2%} |" in card
     print_corpus(prepared)
     console = capsys.readouterr().err
-    assert f"exact_duplicate {len(text(3)) / total:.1%}, too_short {8 / total:.1%}" in console
+    assert f"exact_duplicate {len(make_text(3)) / total:.1%}, too_short {8 / total:.1%}" in console
 
 
-def test_ids_that_are_not_unique_and_sources_without_validation_are_said(
+def test_repeated_ids_and_sources_without_validation_are_warned_about(
     prepared: pipeline.Prepared, capsys: pytest.CaptureFixture[str]
 ) -> None:
     warnings = prepared.manifest.warnings()
@@ -130,28 +133,32 @@ def test_ids_that_are_not_unique_and_sources_without_validation_are_said(
     assert warnings[1].endswith(
         "set corpus.sources.notes.fields.group to a finer field, or raise corpus.split.validation_share (now 0.2)"
     )
-    assert sum(prepared.manifest.sources["letters"].documents.values()) == 20, "none is lost by its id"
+    assert sum(prepared.manifest.sources["letters"].documents.values()) == 20, (
+        "no document is dropped for its id"
+    )
     card = (prepared.folder / CARD).read_text()
     print_corpus(prepared)
     console = capsys.readouterr().err
     assert all(line in card and line in console for line in warnings)
     years = [line.split(" | ")[1:3] for line in card.splitlines() if line.startswith("| letters | 20")]
-    assert years[-20:] == [[str(2000 + n), "1"] for n in range(20)], "each has its own date"
+    assert years[-20:] == [[str(2000 + n), "1"] for n in range(20)], (
+        "documents with repeated ids keep their own dates"
+    )
 
 
-def test_a_source_whose_groups_all_fell_in_training_is_another_case() -> None:
+def test_a_source_whose_groups_all_fell_in_training_gets_its_own_warning() -> None:
     sources = {"laws": SourceInfo(license="CC0-1.0", attribution="", sha256="", documents={"train/nob": 3})}
     manifest = Manifest(
         name="x",
         fingerprint="",
         mask_column=None,
         unigram_loss=None,
-        tokenizer=NONE,
+        tokenizer=NO_TOKENIZER,
         splits={},
         sources=sources,
         stages=[],
     )
-    assert manifest.warnings() == [], "where nothing is held out, nothing is missing"
+    assert manifest.warnings() == [], "without a held-out share no validation documents are expected"
     split = StageInfo(
         name="split",
         version=1,
@@ -166,7 +173,7 @@ def test_a_source_whose_groups_all_fell_in_training_is_another_case() -> None:
     assert "by chance none of its groups is in the validation split; set another corpus.split.seed" in line
 
 
-def test_a_manifest_from_before_is_read_and_keeps_its_digest(
+def test_a_manifest_without_losses_is_read_and_keeps_its_digest(
     prepared: pipeline.Prepared, tmp_path: Path
 ) -> None:
     body = json.loads((prepared.folder / "manifest.json").read_text())

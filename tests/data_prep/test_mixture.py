@@ -1,8 +1,8 @@
-"""Laws of the mixture: what is chosen depends on the document and the seed alone, and targets are met from
-below."""
+"""Tests of the mixture: selection is a function of document and seed, and targets are upper bounds."""
 
 from __future__ import annotations
 
+import copy
 import random
 from collections import Counter
 from pathlib import Path
@@ -23,7 +23,7 @@ from tests.data_prep.sample import SAMPLE
 SHARDS = 3
 
 
-def documents(count: int = 2000, source: str = "s", **settings: Any) -> list[Document]:
+def make_documents(count: int = 2000, source: str = "s", **settings: Any) -> list[Document]:
     return [
         Document(
             id=str(n),
@@ -40,29 +40,33 @@ def documents(count: int = 2000, source: str = "s", **settings: Any) -> list[Doc
     ]
 
 
-def config(*rules: MixtureRule, tokenizer: Path | None = None, seed: int = 0) -> CorpusConfig:
+def make_config(*rules: MixtureRule, tokenizer: Path | None = None, seed: int = 0) -> CorpusConfig:
+    """Return a corpus of source `s` with the rules, and of source `whole` without any."""
     source = SourceConfig(reader="text", path="x", license="CC0-1.0", mixture=list(rules))
     whole = SourceConfig(reader="text", path="x", license="CC0-1.0")
+    path = str(tokenizer) if tokenizer else None
     return CorpusConfig(
         name="x",
         sources={"s": source, "whole": whole},
         split=SplitConfig(seed=seed),
-        tokenizer=TokenizerConfig(path=str(tokenizer) if tokenizer else None),
+        tokenizer=TokenizerConfig(path=path),
     )
 
 
-def mix(
-    made: list[Document], corpus: CorpusConfig, tmp_path: Path, shards: int = SHARDS
+def run_mixture(
+    documents: list[Document], corpus: CorpusConfig, tmp_path: Path, shards: int = SHARDS
 ) -> tuple[list[Document], Report]:
-    cut = [made[n::shards] for n in range(shards)]
+    parts = [documents[n::shards] for n in range(shards)]
     paths = []
-    for number, shard in enumerate(cut):
+    for number, shard in enumerate(parts):
         paths.append(tmp_path / f"{number}.parquet")
         pq.write_table(Mixture().collect(iter(shard), corpus), paths[-1])
-    decided, report = Mixture().decide(paths, corpus), Report()
-    return [
-        document for shard in cut for document in Mixture().run(iter(shard), corpus, report, decided)
-    ], report
+    decided = Mixture().decide(paths, corpus)
+    report = Report()
+    chosen: list[Document] = []
+    for shard in parts:
+        chosen += Mixture().run(iter(shard), corpus, report, decided)
+    return chosen, report
 
 
 def ids(chosen: list[Document]) -> set[str]:
@@ -70,14 +74,14 @@ def ids(chosen: list[Document]) -> set[str]:
 
 
 def test_a_source_without_rules_is_used_whole(tmp_path: Path) -> None:
-    chosen, report = mix(documents(source="whole"), config(), tmp_path)
+    chosen, report = run_mixture(make_documents(source="whole"), make_config(), tmp_path)
     assert len(chosen) == 2000
     assert report.counts == {"train": 1800, "validation": 200}
 
 
 @pytest.mark.parametrize("weight", [0, 0.25, 1, 2.5])
-def test_a_weight_is_how_often_documents_are_used(tmp_path: Path, weight: float) -> None:
-    chosen, report = mix(documents(), config(MixtureRule(weight=weight)), tmp_path)
+def test_a_weight_is_the_mean_number_of_uses_of_a_document(tmp_path: Path, weight: float) -> None:
+    chosen, report = run_mixture(make_documents(), make_config(MixtureRule(weight=weight)), tmp_path)
     used = Counter(document.id.partition("@")[0] for document in chosen if document.split == "train")
     assert sum(used.values()) == pytest.approx(1800 * weight, abs=70)
     assert set(used.values()) <= {int(weight), int(weight) + (weight % 1 > 0)} - {0}
@@ -87,103 +91,108 @@ def test_a_weight_is_how_often_documents_are_used(tmp_path: Path, weight: float)
     assert report.counts["train"] + report.counts["validation"] == len(chosen)
 
 
-def test_the_choice_depends_on_seed_and_document_alone(tmp_path: Path) -> None:
-    made, half = documents(), config(MixtureRule(weight=0.5))
-    chosen = ids(mix(made, half, tmp_path)[0])
-    random.Random(1).shuffle(made)
-    assert ids(mix(made, half, tmp_path, shards=7)[0]) == chosen
-    assert ids(mix(made[:500], half, tmp_path)[0]) == chosen & {document.id for document in made[:500]}
-    assert ids(mix(made, config(MixtureRule(weight=0.25)), tmp_path)[0]) < chosen
-    assert ids(mix(made, config(MixtureRule(weight=0.5), seed=1), tmp_path)[0]) != chosen
+def test_selection_depends_on_seed_and_document_alone(tmp_path: Path) -> None:
+    documents = make_documents()
+    half = make_config(MixtureRule(weight=0.5))
+    chosen = ids(run_mixture(documents, half, tmp_path)[0])
+    random.Random(1).shuffle(documents)
+    assert ids(run_mixture(documents, half, tmp_path, shards=7)[0]) == chosen
+    assert ids(run_mixture(documents[:500], half, tmp_path)[0]) == chosen & ids(documents[:500])
+    assert ids(run_mixture(documents, make_config(MixtureRule(weight=0.25)), tmp_path)[0]) < chosen
+    assert ids(run_mixture(documents, make_config(MixtureRule(weight=0.5), seed=1), tmp_path)[0]) != chosen
 
 
-def test_the_first_rule_that_fits_standard_and_years_decides(tmp_path: Path) -> None:
+def test_the_first_rule_that_matches_standard_and_year_decides(tmp_path: Path) -> None:
     rules = [
         MixtureRule(languages=["nno"], years=[2000, 2030], weight=2),
         MixtureRule(languages=["nob", "nno"], years=[1995, 2009]),
     ]
-    made = [
-        *documents(),
+    documents = [
+        *make_documents(),
         Document(id="udatert", text="x", source="s", license="", group="g", language="nob", split="train"),
     ]
-    chosen, report = mix(made, config(*rules), tmp_path)
+    chosen, report = run_mixture(documents, make_config(*rules), tmp_path)
     used = Counter(document.id.partition("@")[0] for document in chosen)
-    for document in made:
+    for document in documents:
         year = int(document.date or 0)
-        expected = 2 if document.language == "nno" and year >= 2000 else 1 if 1995 <= year <= 2009 else 0
-        assert used[document.id] == (min(expected, 1) if document.split == "validation" else expected), (
-            document
-        )
-    assert report.drop_reasons() == {"mixture_no_rule": len(made) - len(used)}
+        expected = 0
+        if document.language == "nno" and year >= 2000:
+            expected = 2
+        elif 1995 <= year <= 2009:
+            expected = 1
+        if document.split == "validation":
+            expected = min(expected, 1)
+        assert used[document.id] == expected, document
+    assert report.drop_reasons() == {"mixture_no_rule": len(documents) - len(used)}
 
 
 @pytest.mark.parametrize("weight", [0.5, 1, 3])
 @pytest.mark.parametrize("target", [1, 5_000, 20_000, 10**9])
-def test_a_token_target_is_met_from_below_to_a_document(
+def test_a_token_target_is_met_from_below_within_one_document(
     tmp_path: Path, folder: Path, target: int, weight: float
 ) -> None:
-    made = documents()
-    corpus = config(MixtureRule(max_tokens=target, weight=weight), tokenizer=folder)
-    chosen, _ = mix(made, corpus, tmp_path)
-    everything, _ = mix(made, config(MixtureRule(weight=weight)), tmp_path)
-    tokens = num_tokens([document for document in chosen if document.split == "train"], corpus, tmp_path)
-    available = num_tokens(
-        [document for document in everything if document.split == "train"], corpus, tmp_path
-    )
+    documents = make_documents()
+    corpus = make_config(MixtureRule(max_tokens=target, weight=weight), tokenizer=folder)
+    chosen, _ = run_mixture(documents, corpus, tmp_path)
+    unlimited, _ = run_mixture(documents, make_config(MixtureRule(weight=weight)), tmp_path)
+    tokens = count_tokens(chosen, corpus, tmp_path)
+    available = count_tokens(unlimited, corpus, tmp_path)
     assert tokens <= target
-    assert tokens == available or tokens > target - 3 * 150  # a document, three times
-    assert ids(chosen) <= ids(everything)
+    # at most one document is missing: 150 tokens, used up to three times
+    assert tokens == available or tokens > target - 3 * 150
+    assert ids(chosen) <= ids(unlimited)
     if target < available:
         held_out = sum(document.split == "validation" for document in chosen)
         assert held_out == pytest.approx(200 * min(weight, 1) * target / available, abs=25)
 
 
-def num_tokens(chosen: list[Document], corpus: CorpusConfig, tmp_path: Path) -> int:
+def count_tokens(documents: list[Document], corpus: CorpusConfig, tmp_path: Path) -> int:
+    """Return the number of tokens of the documents of the training split."""
     from data_prep.tokens.tokeniser import Tokeniser
     from data_prep.tokens.tokenizer_files import place_files
 
     files = tmp_path / f"tokenizer-{random.random()}"
     place_files(corpus, [], files)
-    return sum(
-        len(row.input_ids) for _, rows in Tokeniser(corpus, files).rows(chosen, Report()) for row in rows
-    )
+    train = [document for document in documents if document.split == "train"]
+    tokenised = Tokeniser(corpus, files).rows(train, Report())
+    return sum(len(row.input_ids) for _, rows in tokenised for row in rows)
 
 
-def test_targets_do_not_depend_on_how_documents_are_cut_into_shards(tmp_path: Path, folder: Path) -> None:
-    made, corpus = documents(), config(MixtureRule(max_tokens=9000), tokenizer=folder)
-    chosen = ids(mix(made, corpus, tmp_path)[0])
-    random.Random(2).shuffle(made)
-    assert ids(mix(made, corpus, tmp_path, shards=11)[0]) == chosen
+def test_selection_for_a_target_does_not_depend_on_shards(tmp_path: Path, folder: Path) -> None:
+    documents = make_documents()
+    corpus = make_config(MixtureRule(max_tokens=9000), tokenizer=folder)
+    chosen = ids(run_mixture(documents, corpus, tmp_path)[0])
+    random.Random(2).shuffle(documents)
+    assert ids(run_mixture(documents, corpus, tmp_path, shards=11)[0]) == chosen
 
 
-def test_a_corpus_is_mixed_as_its_file_says(tmp_path: Path, folder: Path) -> None:
+def test_prepare_applies_the_mixture_of_the_corpus_file(tmp_path: Path, folder: Path) -> None:
     def source(reader: str, path: str, *rules: MixtureRule) -> SourceConfig:
         return SourceConfig(reader=reader, path=str(SAMPLE / path), license="CC0-1.0", mixture=list(rules))
 
     sources = {
         "letters": source(
-            "jsonl", "letters.jsonl", MixtureRule(languages=["nno"], weight=3), MixtureRule(languages=["nob"])
+            "jsonl",
+            "letters.jsonl",
+            MixtureRule(languages=["nno"], weight=3),
+            MixtureRule(languages=["nob"]),
         ),
         "minutes": source("jsonl", "minutes.jsonl", MixtureRule(max_tokens=3000)),
         "laws": source("lovdata", "laws"),
     }
     corpus = CorpusConfig(name="mixed", sources=sources, tokenizer=TokenizerConfig(path=str(folder)))
     prepared = pipeline.prepare(PrepareConfig(corpus=corpus, corpora_dir=str(tmp_path)))
-    plain = {
-        name: SourceConfig(reader=s.reader, path=s.path, license=s.license) for name, s in sources.items()
-    }
-    unmixed = pipeline.prepare(
-        PrepareConfig(
-            corpus=CorpusConfig(name="plain", sources=plain, tokenizer=TokenizerConfig(path=str(folder))),
-            corpora_dir=str(tmp_path),
-        )
-    )
-    mixed, whole = prepared.manifest.sources, unmixed.manifest.sources
+    mixed = prepared.manifest.sources
+    corpus = copy.deepcopy(corpus)
+    corpus.name = "plain"
+    for config in corpus.sources.values():
+        config.mixture = []
+    unmixed = pipeline.prepare(PrepareConfig(corpus=corpus, corpora_dir=str(tmp_path)))
+    whole = unmixed.manifest.sources
     assert mixed["letters"].tokens["train/nno"] == 3 * whole["letters"].tokens["train/nno"]
     assert mixed["letters"].tokens["train/nob"] == whole["letters"].tokens["train/nob"]
-    assert mixed["letters"].documents.get("validation/nno") == whole["letters"].documents.get(
-        "validation/nno"
-    )
+    held_out = "validation/nno"
+    assert mixed["letters"].documents.get(held_out) == whole["letters"].documents.get(held_out)
     minutes = sum(number for key, number in mixed["minutes"].tokens.items() if key.startswith("train/"))
     assert 2000 < minutes <= 3000
     assert mixed["laws"].tokens == whole["laws"].tokens
@@ -192,7 +201,7 @@ def test_a_corpus_is_mixed_as_its_file_says(tmp_path: Path, folder: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "message"),
     [
         ({"years": [2010]}, "give the first and the last year"),
         ({"years": [2010, 2000]}, "give the first and the last year"),
@@ -200,20 +209,20 @@ def test_a_corpus_is_mixed_as_its_file_says(tmp_path: Path, folder: Path) -> Non
         ({"max_tokens": 0}, "must be at least 1"),
     ],
 )
-def test_wrong_rules_are_one_line(settings: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_invalid_rules_are_rejected(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         MixtureRule(**settings)
 
 
 def test_a_target_needs_a_tokenizer() -> None:
     with pytest.raises(ValueError, match=r"sources.s.mixture has max_tokens.*tokenizer.path"):
-        config(MixtureRule(max_tokens=5))
+        make_config(MixtureRule(max_tokens=5))
 
 
 def test_collecting_without_a_target_reads_nothing() -> None:
-    def unread() -> Any:
+    def fail_if_read() -> Any:
         raise AssertionError
         yield
 
-    assert Mixture().collect(unread(), config(MixtureRule(weight=2))).num_rows == 0
-    assert isinstance(Mixture().decide([], config()), pa.Table)
+    assert Mixture().collect(fail_if_read(), make_config(MixtureRule(weight=2))).num_rows == 0
+    assert isinstance(Mixture().decide([], make_config()), pa.Table)

@@ -1,4 +1,4 @@
-"""Normalising: what it mends, what it leaves and counts, and that twice is once."""
+"""Tests of normalising: repairs, text that is kept, counts, and idempotence."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from data_prep import mojibake, verbatim
 from data_prep.document import Turn
 from data_prep.stages import normalise as stage
 from data_prep.stages.normalise import Normalise, normalise, repair
-from tests.data_prep.documents import config, document, through
+from tests.data_prep.documents import make_config, make_document, run_shard_stage
 
-NASTY = [
+FRAGMENTS = [
     *re.findall(
         r"\S+",
-        "Ã¸ Ã¥ &amp; &lt; a - é e\u0301 § 1 « â€™ å » – ﬁ og A Â &#229; | ` = https:// :// www. http 👩 amp; Ã oslash;",
+        "Ã¸ Ã¥ &amp; &lt; a - é e\u0301 § 1 « â€™ å » – ﬁ og A Â &#229; | ` = https:// :// "
+        "www. http 👩 amp; Ã oslash;",
     ),
     *"\n \u00ad\ufffe\x00\t\u200b\r\x85\ufeff\f\u2028\u200d\x92\ud83d",
     "```\n",
@@ -26,24 +27,23 @@ NASTY = [
 
 
 @pytest.mark.parametrize("clean", [normalise, repair])
-def test_twice_is_once(clean: object) -> None:
-    """Of 5,000 texts put together from all that is nasty."""
+def test_cleaning_is_idempotent(clean: object) -> None:
+    """Tested on 5,000 random concatenations of FRAGMENTS."""
     assert callable(clean)
     rng = random.Random(1)
     for _ in range(5000):
-        text = "".join(rng.choices(NASTY, k=rng.randint(1, 14)))
+        text = "".join(rng.choices(FRAGMENTS, k=rng.randint(1, 14)))
         assert "".join(verbatim.split(text)) == text
-        once = clean(text)
-        assert clean(once) == once
+        cleaned = clean(text)
+        assert clean(cleaned) == cleaned
 
 
-def test_plain_text_is_what_no_rule_would_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The short cut past the rules gives what they give: of every text it takes for plain, drawn from the
-    letters it knows."""
-    known = [chr(code) for code in range(9, 0x2100) if stage._PLAIN.fullmatch(chr(code))]
-    odd = [letter for letter in known if ord(letter) > 126] + list(" aA")
+def test_the_short_cut_for_plain_text_equals_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No rule changes a random text that the short cut takes for plain."""
+    letters = [chr(code) for code in range(9, 0x2100) if stage._PLAIN.fullmatch(chr(code))]
+    unusual = [letter for letter in letters if ord(letter) > 126] + list(" aA")
     rng = random.Random(3)
-    drawn = ["".join(rng.choices(odd, k=rng.randint(1, 8))) for _ in range(20_000)]
+    drawn = ["".join(rng.choices(unusual, k=rng.randint(1, 8))) for _ in range(20_000)]
     plain = [text for text in drawn if stage._is_plain(text)]
     assert len(plain) > 1000
     monkeypatch.setattr(stage, "_is_plain", lambda text: False)
@@ -54,7 +54,7 @@ def test_plain_text_is_what_no_rule_would_change(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("parted", "whole"),
+    ("hyphenated", "joined"),
     [
         ("kommu-\nnen vedtok", "kommunen vedtok"),
         ("Kommune-\nstyret", "Kommunestyret"),
@@ -67,30 +67,31 @@ def test_plain_text_is_what_no_rule_would_change(monkeypatch: pytest.MonkeyPatch
             "sosial-\nkontoret. Et sosial-kontor, altså sosial-kontoret",
             "sosial-kontoret. Et sosial-kontor, altså sosial-kontoret",
         ),
-        ("kom\u00ad\nmunen og fyl\ufffe\nket og ord\u00addeling", "kommunen og fylket og orddeling"),
+        (
+            "kom\u00ad\nmunen og fyl\ufffe\nket og ord\u00addeling",
+            "kommunen og fylket og orddeling",
+        ),
         ("- ett punkt\n- et annet", "- ett punkt\n- et annet"),
         ("av folke-\n\nregisteret", "av folke-\n\nregisteret"),
     ],
 )
-def test_words_that_a_line_end_parted_are_put_together(parted: str, whole: str) -> None:
-    assert normalise(parted) == whole
+def test_words_hyphenated_at_a_line_end_are_joined(hyphenated: str, joined: str) -> None:
+    assert normalise(hyphenated) == joined
 
 
-def test_parted_words_are_those_of_one_expression() -> None:
-    """It says the same more plainly, in quadratic time."""
+def test_joining_equals_one_regular_expression() -> None:
+    """The regular expression defines the rule, but takes quadratic time."""
     plain = re.compile(r"\b([^\W_][\w-]*)-[ \t]*\n[ \t]*([^\W_]\w*)")
     rng = random.Random(5)
     sample = Path(stage.__file__).parents[1] / "sample"
-    known = [
-        file.read_text(errors="replace")
-        for file in sorted(sample.rglob("*.*"))
-        if file.suffix in (".jsonl", ".txt")
-    ]
+    files = [file for file in sorted(sample.rglob("*.*")) if file.suffix in (".jsonl", ".txt")]
+    texts = [file.read_text(errors="replace") for file in files]
     drawn = [
         "".join(rng.choices(["a", "B", "-", "-\n", "_", " ", "1", "ø", "\t", "\n", "."], k=20))
         for _ in range(20_000)
     ]
-    for text in [*known, *(text.replace("s", "-\n").replace("\\n", "\n") for text in known), *drawn]:
+    hyphenated = [text.replace("s", "-\n").replace("\\n", "\n") for text in texts]
+    for text in [*texts, *hyphenated, *drawn]:
         found = stage._replace_divided_words(text, lambda first, second: f"<{first}|{second}>")
         assert found == plain.sub(r"<\1|\2>", text)
 
@@ -107,19 +108,18 @@ def test_parted_words_are_those_of_one_expression() -> None:
         "&#807;&#769;" * 50_000,
     ],
 )
-def test_no_text_takes_forever(text: str) -> None:
-    """Guards against rules in quadratic time: of a base64url blob of 100 KB, putting words together took
-    minutes."""
+def test_normalising_takes_linear_time(text: str) -> None:
+    """A rule in quadratic time would take minutes, as joining words did on 100 KB of base64url."""
     assert normalise(f"kommu-\nnen {text}-\nb").startswith("kommunen ")
 
 
-def test_typography_stays_and_noise_goes() -> None:
+def test_typography_is_kept_and_noise_removed() -> None:
     assert normalise("«Vedtak» – § 3, jf. ‘a’…") == "«Vedtak» – § 3, jf. ‘a’…"
     assert normalise("a\u00a0 b \t c\r\n\r\n\r\n\r\nd\ufeff\x00") == "a b c\n\nd"
     assert normalise("SÃ¸knad om a\u030a") == "Søknad om å"
 
 
-BROKEN = [
+MOJIBAKE = [
     ("«Vi mÃ¥ fÃ¥»", "«Vi må få»"),
     ("“NÃ¥ er det Ã¸st – Ã…lesund”", "“Nå er det øst – Ålesund”"),
     ("§ 3: kommunenÂ\u00a0skal sørge for bÃ¥de a og b", "§ 3: kommunen skal sørge for både a og b"),
@@ -138,15 +138,13 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("clean", [normalise, repair])
-@pytest.mark.parametrize(("broken", "whole"), BROKEN)
-def test_letters_of_a_wrong_encoding_are_mended_beside_those_that_are_right(
-    broken: str, whole: str, clean: object
-) -> None:
+@pytest.mark.parametrize(("broken", "repaired"), MOJIBAKE)
+def test_mojibake_is_repaired_beside_correct_letters(broken: str, repaired: str, clean: object) -> None:
     assert callable(clean)
-    assert clean(broken).replace("\u00a0", " ") == whole
+    assert clean(broken).replace("\u00a0", " ") == repaired
 
 
-RIGHT = [
+CORRECT = [
     "«PÅ» og «BLÅ», HVA ER «Å»?",
     "«på»… IDÉ»… og 5 Å², 3 Å³, Ø²",
     "A IRMÃ» e a MAÇû… SÃO PAULO, AMANHû. «Ã» e «Â»",
@@ -162,13 +160,13 @@ RIGHT = [
 
 
 @pytest.mark.parametrize("clean", [normalise, repair])
-@pytest.mark.parametrize("text", RIGHT)
-def test_text_that_is_right_stays(text: str, clean: object) -> None:
+@pytest.mark.parametrize("text", CORRECT)
+def test_correct_text_is_not_changed(text: str, clean: object) -> None:
     assert callable(clean)
     assert clean(text) == text
 
 
-def test_real_text_that_is_right_keeps_its_letters(real_corpora: Path) -> None:
+def test_correct_real_text_is_not_changed(real_corpora: Path) -> None:
     read = 0
     for path in sorted(real_corpora.rglob("*")):
         if path.suffix in (".md", ".txt", ".xml", ".jsonl", ".json", ".csv", ".conllu"):
@@ -193,26 +191,28 @@ VERBATIM = [
 
 
 @pytest.mark.parametrize("code", VERBATIM)
-def test_code_and_urls_keep_what_was_written(code: str) -> None:
+def test_code_and_urls_are_kept_verbatim(code: str) -> None:
     assert normalise(f"For  &aring;pen:\n\n{code}\n\net  kom-\nmune") == f"For åpen:\n\n{code}\n\net kommune"
     if "\n" not in code:
         assert normalise(f"For  &aring;pen {code} et  kom-\nmune.") == f"For åpen {code} et kommune."
     assert normalise(code) == code
 
 
-def test_code_that_does_not_end_runs_to_the_end() -> None:
+def test_an_unclosed_code_fence_runs_to_the_end() -> None:
     assert normalise("Slik:\n\n```\n&amp;  x\n\n\n\n  y") == "Slik:\n\n```\n&amp;  x\n\n\n\n  y"
-    assert normalise("~~~~~~\na  b\n\nS&oslash;k") == "~~~~~~\na b\n\nSøk", "a ruled line is no code"
+    assert normalise("~~~~~~\na  b\n\nS&oslash;k") == "~~~~~~\na b\n\nSøk", "a ruled line is not a code fence"
 
 
-def test_code_about_broken_letters_is_no_broken_letter() -> None:
+def test_mojibake_quoted_in_code_is_kept() -> None:
     about = 'Skriv `bokmÃ¥l` som det er:\n\n```\nfix("bÃ¥t")\n```'
     assert normalise(about) == repair(about) == about
-    assert "Ã" not in normalise(f"Les dette nÃ¥.\n\n{about}"), "all of it was read with the wrong encoding"
+    assert "Ã" not in normalise(f"Les dette nÃ¥.\n\n{about}"), (
+        "mojibake in prose shows that the whole text was decoded wrongly"
+    )
 
 
 @pytest.mark.parametrize(
-    "said",
+    "content",
     [
         "Skriv &lt;strong&gt; og &amp;nbsp;, `&lt;i&gt;` og R&amp;D.",
         "1\u00a0000\u00a0kr, or\u00addeling, e\u0301, ﬁn, ＡＢ, a\u200bb, می‌خواهم",
@@ -222,25 +222,23 @@ def test_code_about_broken_letters_is_no_broken_letter() -> None:
         "https://a.example/?a=1&amp;b=2",
     ],
 )
-def test_conversations_keep_what_was_written(said: str) -> None:
-    chat = document(
+def test_conversations_are_kept_verbatim(content: str) -> None:
+    chat = make_document(
         "",
         turns=[
             Turn(role="user", content="Hei", target=False),
-            Turn(role="assistant", content=said, target=True),
+            Turn(role="assistant", content=content, target=True),
         ],
     )
-    (kept,), report = through(Normalise(), [chat], config("chat"))
-    assert kept.turns[1].content == said
+    (kept,), report = run_shard_stage(Normalise(), [chat], make_config("chat"))
+    assert kept.turns[1].content == content
     assert not +report.counts
 
 
-def test_entities_of_running_text_are_decoded_once_and_not_where_text_is_about_them() -> None:
-    assert (
-        normalise("S&oslash;knad &amp; vedtak&nbsp;fra &laquo;R&amp;D&raquo; &#229;")
-        == "Søknad & vedtak fra «R&D» å"
-    )
-    assert normalise("s&amp;oslash;knad") == "søknad", "surely escaped twice"
+def test_entities_are_decoded_once_and_kept_where_the_text_is_about_them() -> None:
+    text = "S&oslash;knad &amp; vedtak&nbsp;fra &laquo;R&amp;D&raquo; &#229;"
+    assert normalise(text) == "Søknad & vedtak fra «R&D» å"
+    assert normalise("s&amp;oslash;knad") == "søknad", "it was escaped twice"
     for about in (
         "Skriv &amp;lt; for mindre enn.",
         "Bruk &lt;strong&gt;fet&lt;/strong&gt; skrift.",
@@ -248,17 +246,19 @@ def test_entities_of_running_text_are_decoded_once_and_not_where_text_is_about_t
     ):
         assert normalise(about) == about
     page = "Et hardt mellomrom skrives &nbsp;, og R&amp;D og s&oslash;knad er feil."
-    (kept,), report = through(Normalise(), [document(page, title="A &amp; B")], config("markdown"))
+    (kept,), report = run_shard_stage(
+        Normalise(), [make_document(page, title="A &amp; B")], make_config("markdown")
+    )
     assert kept.text == "Et hardt mellomrom skrives &nbsp;, og R&D og søknad er feil."
     assert report.counts["entities_decoded"] == 1
 
 
-def test_an_apostrophe_is_no_code_and_an_ampersand_before_a_semicolon_no_entity() -> None:
+def test_backticks_as_apostrophes_and_stray_ampersands_are_text() -> None:
     assert normalise("Per`s hus, s&oslash;r for Kari`s") == "Per`s hus, sør for Kari`s"
     assert normalise("AT&amp;T; R&amp;D; og &xyz;") == "AT&T; R&D; og &xyz;"
 
 
-def test_joiners_without_a_meaning_and_other_noise_go() -> None:
+def test_meaningless_joiners_and_other_noise_are_removed() -> None:
     assert normalise("a\u200db\u200cc\u200b d\u2060e 👩\u200d \u200d👩") == "abc de 👩 👩"
     assert normalise("eﬀekt ＡＢＣ ko\u00admune a\u030a") == "effekt ABC komune å"
 
@@ -275,16 +275,21 @@ def test_each_kind_of_change_is_counted_by_documents() -> None:
         "words_joined": "kom-\nmune",
         "white_space_changed": "a  b",
     }
-    documents = [document(text, kind) for kind, text in texts.items()]
-    _, report = through(Normalise(), [*documents, document("Helt vanlig tekst – «ja».", "plain")], config())
+    documents = [make_document(text, kind) for kind, text in texts.items()]
+    _, report = run_shard_stage(
+        Normalise(),
+        [*documents, make_document("Helt vanlig tekst – «ja».", "plain")],
+        make_config(),
+    )
     assert report.counts == {**dict.fromkeys(texts, 1), "changed": len(texts)}
 
 
 def test_an_answer_that_begins_with_code_keeps_its_indent() -> None:
-    chat = document(
-        "", turns=[Turn(role="assistant", content="\n\n    def f():\n        pass\n\n", target=True)]
+    chat = make_document(
+        "",
+        turns=[Turn(role="assistant", content="\n\n    def f():\n        pass\n\n", target=True)],
     )
-    (kept,), report = through(Normalise(), [chat], config("chat"))
+    (kept,), report = run_shard_stage(Normalise(), [chat], make_config("chat"))
     assert kept.turns[0].content == "    def f():\n        pass"
     assert report.counts["white_space_changed"] == 1
 
@@ -300,6 +305,6 @@ def test_an_answer_that_begins_with_code_keeps_its_indent() -> None:
         "\n\n    a" * 20_000,
     ],
 )
-def test_code_and_broken_letters_are_found_in_linear_time(text: str) -> None:
+def test_finding_code_and_mojibake_takes_linear_time(text: str) -> None:
     verbatim.find_spans(text)
     normalise(text)

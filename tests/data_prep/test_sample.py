@@ -1,9 +1,9 @@
-"""`prepare` on the bundled sample: everything planted that this version catches is caught, and nothing
-else."""
+"""Tests of `prepare` on the bundled sample: planted defects are handled, other text is unchanged."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -26,13 +26,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Prepared:
     return pipeline.prepare(sample_config(tmp_path_factory.mktemp("corpora")))
 
 
-def raw() -> list[dict[str, str]]:
-    return [
-        json.loads(line) for name in JSONL for line in (SAMPLE / f"{name}.jsonl").read_text().splitlines()
-    ]
+def read_raw_records() -> list[dict[str, str]]:
+    texts = [(SAMPLE / f"{name}.jsonl").read_text() for name in JSONL]
+    return [json.loads(line) for text in texts for line in text.splitlines()]
 
 
-def text_after(prepared: pipeline.Prepared, stage: str) -> dict[str, dict[str, str]]:
+def read_stage(prepared: pipeline.Prepared, stage: str) -> dict[str, dict[str, str]]:
+    """Return the documents after a stage by their ids."""
     folder = prepared.folder.with_name(".sample.stages")
     parts = sorted(folder.glob(f"*-{stage}/part-*.parquet"))
     return {row["id"]: row for part in parts for row in pq.read_table(part).to_pylist()}
@@ -40,7 +40,7 @@ def text_after(prepared: pipeline.Prepared, stage: str) -> dict[str, dict[str, s
 
 def test_the_sample_is_large_varied_and_in_both_standards() -> None:
     texts = Counter[str]()
-    for record in raw():
+    for record in read_raw_records():
         texts[record["language"]] += len(record["text"])
     for path in (SAMPLE / "consultation_replies").glob("*.txt"):
         texts[path.stem.rpartition(".")[2]] += len(path.read_bytes().decode(errors="replace"))
@@ -48,14 +48,22 @@ def test_the_sample_is_large_varied_and_in_both_standards() -> None:
     assert 2.5 < texts["nob"] / texts["nno"] < 3.5
 
 
-def test_planted_duplicates_and_strays_are_dropped_and_nothing_else_is(prepared: pipeline.Prepared) -> None:
-    """Of a planted pair either may be kept: the better one is."""
-    expected = {r["id"]: f"language_{r['language']}" for r in raw() if r["language"] not in ("nob", "nno")}
+def test_only_planted_duplicates_and_languages_are_dropped(prepared: pipeline.Prepared) -> None:
+    """Of a planted pair the better copy is kept, which may be either."""
+    expected = {
+        r["id"]: f"language_{r['language']}"
+        for r in read_raw_records()
+        if r["language"] not in ("nob", "nno")
+    }
     for path in (SAMPLE / "consultation_replies").glob("*.txt"):
         language = path.stem.rpartition(".")[2]
         if language not in ("nob", "nno"):
             expected[path.stem] = f"language_{language}"
-    planted = {r["id"]: r["planted"] for r in raw() if r["planted"] in ("exact_duplicate", "near_duplicate")}
+    planted = {
+        r["id"]: r["planted"]
+        for r in read_raw_records()
+        if r["planted"] in ("exact_duplicate", "near_duplicate")
+    }
     planted["svar-05.nob"] = "exact_duplicate"
     stages = prepared.folder.with_name(".sample.stages").glob("[0-9]*")
     dropped = [drop for stage in stages for drop in StageFolder(stage).drops()]
@@ -68,32 +76,35 @@ def test_planted_duplicates_and_strays_are_dropped_and_nothing_else_is(prepared:
     for name, reason in planted.items():
         assert any(name in pair and reason == found for pair, found in pairs), name
     assert {drop.id: drop.reason for drop in dropped if "duplicate" not in drop.reason} == expected
-    same_form = {r["id"] for r in raw() if r["planted"] == "same_form"} | {"svar-07.nob", "svar-26.nno"}
-    assert same_form <= text_after(prepared, "deduplicate").keys(), (
-        "another person's letter is another document"
-    )
+    same_form = {r["id"] for r in read_raw_records() if r["planted"] == "same_form"} | {
+        "svar-07.nob",
+        "svar-26.nno",
+    }
+    kept = read_stage(prepared, "deduplicate")
+    assert same_form <= kept.keys(), "letters to different persons are different documents"
 
 
-def test_planted_frames_are_cut_and_nothing_else_is(prepared: pipeline.Prepared) -> None:
-    before, after = text_after(prepared, "normalise"), text_after(prepared, "boilerplate")
+def test_planted_boilerplate_is_cut_and_nothing_else(prepared: pipeline.Prepared) -> None:
+    before = read_stage(prepared, "normalise")
+    after = read_stage(prepared, "boilerplate")
     changed = {name for name in before if before[name]["text"] != after[name]["text"]}
-    assert changed == {r["id"] for r in raw() if r["planted"] == "boilerplate" and "url" in r}
+    assert changed == {r["id"] for r in read_raw_records() if r["planted"] == "boilerplate" and "url" in r}
     for name in changed:
         assert "Informasjonskapsler" not in after[name]["text"]
         assert len(after[name]["text"]) > 150
 
 
-def test_written_standards_are_told_apart(prepared: pipeline.Prepared) -> None:
-    gold = {r["id"]: r["language"] for r in raw()}
+def test_written_standards_are_distinguished(prepared: pipeline.Prepared) -> None:
+    gold = {r["id"]: r["language"] for r in read_raw_records()}
     gold |= {p.stem: p.stem.rpartition(".")[2] for p in (SAMPLE / "consultation_replies").glob("*.txt")}
-    found = text_after(prepared, "language")
+    found = read_stage(prepared, "language")
     wrong = [name for name, row in found.items() if name in gold and row["language"] != gold[name]]
     assert len(wrong) <= len(found) * 0.02, wrong
 
 
 def test_broken_encodings_are_repaired(prepared: pipeline.Prepared) -> None:
-    found = text_after(prepared, "normalise")
-    for record in raw():
+    found = read_stage(prepared, "normalise")
+    for record in read_raw_records():
         if record["planted"] == "mojibake":
             assert "Ã" in record["text"]
             assert found[record["id"]]["text"] == record["text"].encode("cp1252").decode("utf-8")
@@ -102,14 +113,13 @@ def test_broken_encodings_are_repaired(prepared: pipeline.Prepared) -> None:
             assert not set("\u00ad\u00a0\u030a\u0308") & set(text)
             assert "å" in text
     assert "æøå" not in found["svar-18.nob"]["text"]
-    assert {"ø", "å"} <= set(found["svar-18.nob"]["text"]), "a Latin-1 file lost its letters"
+    assert {"ø", "å"} <= set(found["svar-18.nob"]["text"]), "the letters of a Latin-1 file are kept"
     assert not {"\0", "\r", "\f", "\ufeff"} & set(found["svar-27.nno"]["text"])
 
 
-def test_every_identity_number_is_masked_and_no_decoy_is(prepared: pipeline.Prepared) -> None:
-    import re
-
-    before, after = text_after(prepared, "deduplicate"), text_after(prepared, "deidentify")
+def test_every_identity_number_is_masked_and_no_decoy(prepared: pipeline.Prepared) -> None:
+    before = read_stage(prepared, "deduplicate")
+    after = read_stage(prepared, "deidentify")
     numbers = [
         n
         for row in before.values()
@@ -117,71 +127,65 @@ def test_every_identity_number_is_masked_and_no_decoy_is(prepared: pipeline.Prep
         if identity_number_kind(n.replace(" ", ""))
     ]
     assert len(numbers) == 21
-    everything = "\n".join(row["text"] for row in after.values())
-    assert not any(number in everything for number in numbers)
-    assert everything.count("[fødselsnummer]") == 21
-    assert "10203040506" in everything
-    assert "1234.56.78903" in everything
+    text = "\n".join(row["text"] for row in after.values())
+    assert not any(number in text for number in numbers)
+    assert text.count("[fødselsnummer]") == 21
+    assert "10203040506" in text
+    assert "1234.56.78903" in text
 
 
-def test_a_group_is_on_one_side_and_every_source_and_standard_on_both(prepared: pipeline.Prepared) -> None:
-    sides: dict[str, set[str]] = {}
+def test_a_group_is_in_one_split_and_each_source_and_standard_in_both(prepared: pipeline.Prepared) -> None:
+    splits: dict[str, set[str]] = {}
     cells: set[tuple[str, str, str]] = set()
-    for row in text_after(prepared, "split").values():
-        sides.setdefault(row["group"], set()).add(row["split"])
+    for row in read_stage(prepared, "split").values():
+        splits.setdefault(row["group"], set()).add(row["split"])
         cells.add((row["source"], row["language"], row["split"]))
-    assert all(len(side) == 1 for side in sides.values())
+    assert all(len(names) == 1 for names in splits.values())
     assert len(cells) == 5 * 2 * 2
 
 
-def test_laws_keep_their_structure_and_lose_their_apparatus(prepared: pipeline.Prepared) -> None:
-    laws = {
-        name: row["text"]
-        for name, row in text_after(prepared, "normalise").items()
-        if row["source"] == "laws"
-    }
-    everything = "\n".join(laws.values())
+def test_laws_keep_their_structure_and_lose_notes_and_metadata(prepared: pipeline.Prepared) -> None:
+    rows = read_stage(prepared, "normalise")
+    laws = {name: row["text"] for name, row in rows.items() if row["source"] == "laws"}
+    text = "\n".join(laws.values())
     assert len(laws) == 12
-    assert everything.count("§ 1.") >= 10
-    assert "Endret ved" not in everything, "a note on amendments is no law text"
-    assert " | " in everything, "the table of fees keeps its columns"
+    assert text.count("§ 1.") >= 10
+    assert "Endret ved" not in text, "notes on amendments are left out"
+    assert " | " in text, "the table of fees keeps its columns"
     amending = laws["LTI/lov/2025-06-20-905"]
-    assert "§ 11 a" in amending, "in an announcement, the new wording is the text"
+    assert "§ 11 a" in amending, "an announcement includes the new wording"
 
 
-def test_the_folder_loads_in_datasets_and_is_whole(prepared: pipeline.Prepared) -> None:
+def test_the_corpus_folder_loads_in_datasets(prepared: pipeline.Prepared) -> None:
     from datasets import load_dataset
 
     corpus = Corpus(prepared.folder)
     corpus.verify()
-    loaded = load_dataset(
-        "arrow",
-        data_files=[str(p) for p in sorted((prepared.folder / "train").glob("*.arrow"))],
-        split="train",
-    )
+    files = sorted(str(path) for path in (prepared.folder / "train").glob("*.arrow"))
+    loaded = load_dataset("arrow", data_files=files, split="train")
     assert loaded.num_rows == corpus.manifest.documents("train")
     assert sum(len(ids) for ids in loaded["input_ids"]) == corpus.manifest.tokens("train")
     assert all(ids[-1] == corpus.manifest.tokenizer.eos_token_id for ids in loaded["input_ids"])
     assert set(loaded["license"]) == {"CC0-1.0", "NLOD-2.0", "CC-BY-4.0"}
 
 
-def test_a_second_prepare_does_nothing_and_gives_the_same_bytes(
+def test_a_second_prepare_does_nothing_and_another_folder_gets_the_same_bytes(
     prepared: pipeline.Prepared, tmp_path: Path
 ) -> None:
     before = checksums(prepared.folder)
-    again = pipeline.prepare(sample_config(prepared.folder.parent))
-    assert again.skipped == ["read", *STAGES, "tokenise"]
+    second = pipeline.prepare(sample_config(prepared.folder.parent))
+    assert second.skipped == ["read", *STAGES, "tokenise"]
     assert checksums(prepared.folder) == before
     elsewhere = pipeline.prepare(sample_config(tmp_path))
     assert checksums(elsewhere.folder) == before
     cuts = [
-        StageFolder(of.folder.with_name(".sample.stages") / "2-boilerplate").cuts()
-        for of in (prepared, elsewhere)
+        StageFolder(corpus.folder.with_name(".sample.stages") / "2-boilerplate").cuts()
+        for corpus in (prepared, elsewhere)
     ]
     assert cuts[0] == cuts[1] != []
 
 
-def test_a_changed_setting_runs_from_its_stage_on(prepared: pipeline.Prepared, tmp_path: Path) -> None:
+def test_a_changed_setting_reruns_from_its_stage(prepared: pipeline.Prepared, tmp_path: Path) -> None:
     first = pipeline.prepare(sample_config(tmp_path))
     changed = pipeline.prepare(sample_config(tmp_path, split=SplitConfig(validation_share=0.5, seed=2)))
     assert changed.skipped == ["read", *STAGES[: STAGES.index("split")]]

@@ -1,4 +1,4 @@
-"""Readers of pages: the web's, Markdown, PDF. All of it is invented."""
+"""Tests of the readers of web pages, Markdown and PDF. All of it is invented."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ import pytest
 from data_prep.document import Report
 from data_prep.sources import markdown, markup, pdf
 from data_prep.sources.pdf_layout import Line, Page
-from tests.data_prep.reading import faults, read
+from tests.data_prep.reading import broken_places, read
 
 # --- web pages
-# ------------------------------------------------------------------------------------------------------------------
 
-PARAGRAPH = "Kommunen behandler søknaden innen tre uker, og du får svar i posten når saken er ferdig behandlet av rådmannen. "
+PARAGRAPH = (
+    "Kommunen behandler søknaden innen tre uker, og du får svar i posten når saken er ferdig "
+    "behandlet av rådmannen. "
+)
 PAGE = f"""<!DOCTYPE html><html lang="nb"><head><title>Barnehage</title>
 <meta property="og:url" content="https://www.kommune.no/barnehage/soek">
-<meta property="article:published_time" content="2023-03-01"></head><body><nav><ul><li><a href="/">Forsiden</a></li><li>
+<meta property="article:published_time" content="2023-03-01"></head><body><nav><ul><li>\
+<a href="/">Forsiden</a></li><li>
 <a href="/kart">Kart</a></li></ul></nav>
-<div class="cookie-banner">Vi bruker informasjonskapsler. Godta alle.</div><main><article><h1>Søke barnehage</h1>
+<div class="cookie-banner">Vi bruker informasjonskapsler. Godta alle.</div><main><article>\
+<h1>Søke barnehage</h1>
 <p>{PARAGRAPH * 2}</p><h2>Frister</h2>
-<p>{PARAGRAPH}<a href="/frist">Les om frister</a>.</p><ul><li>Hovedopptak er 1. mars.</li><li>Klagefrist er tre uker.</li>
+<p>{PARAGRAPH}<a href="/frist">Les om frister</a>.</p><ul><li>Hovedopptak er 1. mars.</li>\
+<li>Klagefrist er tre uker.</li>
 </ul></article></main>
 <footer>Telefon 00 00 00 00 | Personvern</footer></body></html>"""
 
@@ -46,7 +51,6 @@ def test_a_page_is_its_main_text_with_its_headings(tmp_path: Path) -> None:
 
 
 # --- Markdown
-# -------------------------------------------------------------------------------------------------------------------
 
 MARKDOWN = """---
 title: "Feilsøking"
@@ -60,7 +64,8 @@ dette -->
 {% include note.html content="Vi flyttar i mai." %}
 ## Steg 1 {#steg-1}
 
-![Skjermbilete](bilete.png) Skriv `<navn>` og <a href="mailto:x@y.no">x@y.no</a>, sjå <https://docs.no>.
+![Skjermbilete](bilete.png) Skriv `<navn>` og <a href="mailto:x@y.no">x@y.no</a>, sjå \
+<https://docs.no>.
 {: .tabell}
 
 ```bash
@@ -85,7 +90,8 @@ def test_markdown_keeps_headings_code_and_tables_and_reduces_the_rest(tmp_path: 
     (tmp_path / "docs" / "a.md").write_text(MARKDOWN)
     (document,), _ = read("markdown", tmp_path)
     assert document.text == (
-        "# Feilsøking\n\nSjå loggen, kosmos-[versjon].jar og regelen.\nNy linje.\n\nVi flyttar i mai.\n## Steg 1\n\n"
+        "# Feilsøking\n\nSjå loggen, kosmos-[versjon].jar og regelen.\nNy linje.\n\n"
+        "Vi flyttar i mai.\n## Steg 1\n\n"
         "Skjermbilete Skriv `<navn>` og x@y.no, sjå https://docs.no.\n\n"
         '```bash\n# ikkje ei overskrift\ncurl "$URL" | grep "[a](b)" <!-- blir -->\n```\n\n'
         "```xml\n<skjerming>JA</skjerming>\n```\n\n| A | B |\n|---|---|\n| 1 2 | <x> |"
@@ -137,14 +143,14 @@ her
 """
 
 
-def test_a_paragraph_of_markdown_is_one_line_wherever_its_source_broke_it(tmp_path: Path) -> None:
+def test_wrapped_lines_of_a_markdown_paragraph_are_joined(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text(WRAPPED)
     (document,), _ = read("markdown", tmp_path)
     assert document.text == (
-        "# Postkasse\n\nDigital post er brev som sendes *elektronisk* (se reglene).\nNy linje,\\\nog en til\n\n"
-        "- Den som sender, er avsender\n- Den som mottar\n1. 3. august er fristen\n\n"
-        "    innrykket kode\n    i to linjer\n\n> sitat\n> i to\n\n"
-        "A | B\n:---|---:\nen -------- | to\n\nOverskrift\n----------\n\n```\nkode\nsom står\n```\nslutt her"
+        "# Postkasse\n\nDigital post er brev som sendes *elektronisk* (se reglene).\nNy linje,\\\n"
+        "og en til\n\n- Den som sender, er avsender\n- Den som mottar\n1. 3. august er fristen\n\n"
+        "    innrykket kode\n    i to linjer\n\n> sitat\n> i to\n\nA | B\n:---|---:\n"
+        "en -------- | to\n\nOverskrift\n----------\n\n```\nkode\nsom står\n```\nslutt her"
     )
 
 
@@ -163,7 +169,10 @@ def test_a_paragraph_of_markdown_is_one_line_wherever_its_source_broke_it(tmp_pa
             "Ein | To\nTre | Fire",
         ),
         ("<dl><dt>Frist</dt><dd>1. mars</dd></dl>", "Frist\n1. mars"),
-        ("<aside>\n<h2>Fakta</h2>\n<p>Vedteke i <mark>2012</mark>.</p>\n</aside>", "Fakta\nVedteke i 2012."),
+        (
+            "<aside>\n<h2>Fakta</h2>\n<p>Vedteke i <mark>2012</mark>.</p>\n</aside>",
+            "Fakta\nVedteke i 2012.",
+        ),
         ("<details><summary>Meir</summary>Gøymd.</details>", "Meir\nGøymd."),
         ("{{% notice info %}}\nViktig.\n{{% /notice %}}", "Viktig."),
         ('{{< figure src="a.png" caption="Kart over vegen" >}}', "Kart over vegen"),
@@ -182,13 +191,14 @@ def test_a_paragraph_of_markdown_is_one_line_wherever_its_source_broke_it(tmp_pa
         ("Skriv <namn> og trykk <Ctrl>, der a < b.", "Skriv <namn> og trykk <Ctrl>, der a < b."),
     ],
 )
-def test_what_markup_within_markdown_holds_arrives(source: str, expected: str) -> None:
+def test_the_text_of_markup_within_markdown_is_kept(source: str, expected: str) -> None:
     assert markdown.simplify(source, Report())[0] == expected
 
 
-def test_values_of_templates_are_taken_from_the_front_matter_or_counted(tmp_path: Path) -> None:
+def test_template_values_are_filled_from_the_front_matter_or_counted(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text(
-        "---\ntitle: Hent person\n---\n| Term | {{page.title}} |\n\nVi har {{ antal }} saker, [sjå]({{site.url}}/x)."
+        "---\ntitle: Hent person\n---\n| Term | {{page.title}} |\n\n"
+        "Vi har {{ antal }} saker, [sjå]({{site.url}}/x)."
     )
     (tmp_path / "b.md").write_text('+++\ntitle = "Fjell"\ndate = 2020-01-02\n+++\n\nTekst.')
     documents, report = read("markdown", tmp_path)
@@ -197,7 +207,7 @@ def test_values_of_templates_are_taken_from_the_front_matter_or_counted(tmp_path
     assert (documents[1].text, documents[1].date) == ("# Fjell\n\nTekst.", "2020-01-02")
 
 
-def test_markdown_with_a_heading_of_its_own_gets_no_other(tmp_path: Path) -> None:
+def test_the_title_is_not_added_to_markdown_that_has_a_heading(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("# Min tittel\n\nTekst.")
     (tmp_path / "b.md").write_text("---\ntitle: Noe\n---\n# Min tittel\n\n```\nåpen kode\n")
     documents, _ = read("markdown", tmp_path)
@@ -239,35 +249,36 @@ def test_markdown_with_a_heading_of_its_own_gets_no_other(tmp_path: Path) -> Non
         "+++\n",
     ],
 )
-def test_no_page_of_markdown_takes_forever(opening: str) -> None:
-    """Guards against rules in quadratic time: what opens and never closes took minutes, of 64 MB days."""
+def test_markdown_is_reduced_in_linear_time(opening: str) -> None:
+    """An unclosed opening once took quadratic time: minutes for 200 kB, days for 64 MB."""
     text, _ = markdown.simplify("a" + opening * (200_000 // len(opening)) + "b", Report())
     assert text.startswith("a")
 
 
-def test_front_matter_and_fences_do_not_take_forever() -> None:
+def test_front_matter_and_fences_are_read_in_linear_time() -> None:
     assert markdown.simplify("---\na: x" + " " * 200_000 + "x\n---\n", Report())[1]["a"].endswith("x")
     assert markdown.simplify("`" * 100_000 + "a" * 100_000, Report())[0].endswith("a")
 
 
-def test_markdown_with_a_reference_to_no_character_is_quarantined(tmp_path: Path) -> None:
+def test_markdown_with_an_invalid_character_reference_is_quarantined(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text(f"&#{'9' * 5000};")
     (tmp_path / "b.md").write_text("Tekst.")
     documents, report = read("markdown", tmp_path)
     assert [d.text for d in documents] == ["Tekst."]
-    assert faults(report) == [("a.md", "contains a numeric character reference that names no character")]
+    assert broken_places(report) == [
+        ("a.md", "contains a numeric character reference that names no character")
+    ]
 
 
-def test_a_declaration_of_markup_does_not_take_forever() -> None:
+def test_an_xml_declaration_is_read_in_linear_time() -> None:
     markup.parse_html(b"<?xml " + b'encoding="a" ' * 40_000 + b"<p>Tekst", Report())
 
 
 # --- PDF
-# ------------------------------------------------------------------------------------------------------------------------
 
 
-def page(*lines: str) -> Page:
-    """A page whose lines have no known places."""
+def make_page(*lines: str) -> Page:
+    """Return a page of lines without coordinates."""
     return Page([Line(line) for line in lines])
 
 
@@ -277,15 +288,15 @@ def test_pdf_lines_become_paragraphs_without_running_titles() -> None:
         "på neste linje. Ferdig.",
     ]
     words = ("en", "to", "tre", "fire", "fem")
-    own = [[body[0].replace("siden", word), body[1].replace("Ferdig", f"Ferdig {word}")] for word in words]
+    bodies = [[body[0].replace("siden", word), body[1].replace("Ferdig", f"Ferdig {word}")] for word in words]
     pages = [
-        page("Kommunens årsmelding", *own[n], f"{n + 1} Avsnitt", *own[n], f"Side {n + 1} av 5")
+        make_page("Kommunens årsmelding", *bodies[n], f"{n + 1} Avsnitt", *bodies[n], f"Side {n + 1} av 5")
         for n in range(5)
     ]
     text = pdf.extract_running_text(pages).text
     assert "årsmelding" not in text
     assert "Side" not in text
-    paragraphs = [" ".join(lines) for lines in own]
+    paragraphs = [" ".join(lines) for lines in bodies]
     assert text.split("\n\n") == [
         part for n in range(5) for part in (paragraphs[n], f"{n + 1} Avsnitt", paragraphs[n])
     ]
@@ -306,43 +317,53 @@ def test_pdf_lines_become_paragraphs_without_running_titles() -> None:
         (["Gjelder Nord\ufffe", "Norge alene."], "Gjelder Nord-Norge alene."),
         (["• en", "• to"], "• en\n• to"),
         (
-            ["Innholdsfortegnelse", "1 Innledning ........ 3", "2 Mer . . . . . 17", "Selve teksten."],
+            [
+                "Innholdsfortegnelse",
+                "1 Innledning ........ 3",
+                "2 Mer . . . . . 17",
+                "Selve teksten.",
+            ],
             "Selve teksten.",
         ),
     ],
 )
-def test_pdf_words_that_a_line_break_parted(lines: list[str], expected: str) -> None:
-    assert pdf.extract_running_text([page(*lines)]).text == expected
+def test_pdf_words_hyphenated_at_a_line_end_are_joined(lines: list[str], expected: str) -> None:
+    assert pdf.extract_running_text([make_page(*lines)]).text == expected
 
 
 @pytest.mark.parametrize(
     "line", ["a" * 200_000, "a" + " " * 200_000 + "b", "...." + " " * 200_000 + "b", "a\n" * 20_000]
 )
-def test_no_page_of_a_pdf_takes_forever(line: str) -> None:
-    """Guards against rules in quadratic time."""
-    assert pdf.extract_running_text([page(*line.split("\n"))]).text.startswith(line[0])
+def test_the_lines_of_a_pdf_are_joined_in_linear_time(line: str) -> None:
+    """No rule may take quadratic time."""
+    assert pdf.extract_running_text([make_page(*line.split("\n"))]).text.startswith(line[0])
 
 
 def make_pdf(text: str) -> bytes:
-    """A PDF of one page, with or without a line of text."""
+    """Return a PDF of one page, which an empty text leaves without a text layer."""
     stream = f"BT /F1 12 Tf 72 700 Td ({text}) Tj ET".encode("latin-1") if text else b""
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
         b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>",
+        (
+            b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R /Resources << "
+            b"/Font << /F1 5 0 R >> >> >>"
+        ),
         b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream),
         b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>",
         b"<< /Title (Brevet) /CreationDate (D:20150312101500) >>",
     ]
-    out, offsets = b"%PDF-1.4\n", []
+    out = b"%PDF-1.4\n"
+    offsets = []
     for number, body in enumerate(objects, start=1):
         offsets.append(len(out))
         out += b"%d 0 obj\n%s\nendobj\n" % (number, body)
-    table = b"xref\n0 7\n0000000000 65535 f \n" + b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
-    return out + table + b"trailer << /Size 7 /Root 1 0 R /Info 6 0 R >>\nstartxref\n%d\n%%%%EOF" % len(out)
+    table = b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
+    trailer = b"trailer << /Size 7 /Root 1 0 R /Info 6 0 R >>\nstartxref\n%d\n%%%%EOF" % len(out)
+    return out + b"xref\n0 7\n0000000000 65535 f \n" + table + trailer
 
 
-def test_pdf_files_are_read_scans_are_dropped_and_broken_ones_quarantined(tmp_path: Path) -> None:
+def test_pdf_scans_are_dropped_and_broken_files_quarantined(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(make_pdf("Søknaden er innvilget."))
     (tmp_path / "b.pdf").write_bytes(make_pdf(""))
     (tmp_path / "c.pdf").write_bytes(b"%PDF-1.4\nikke noe mer")
@@ -351,4 +372,4 @@ def test_pdf_files_are_read_scans_are_dropped_and_broken_ones_quarantined(tmp_pa
         ("a", "Søknaden er innvilget.", "Brevet", "2015-03-12")
     ]
     assert [(drop.id, drop.reason) for drop in report.drops] == [("b", "no_text_layer")]
-    assert [place for place, _ in faults(report)] == ["c.pdf"]
+    assert [place for place, _ in broken_places(report)] == ["c.pdf"]

@@ -1,5 +1,4 @@
-"""PDF files by the places and type of their lines: line numbers, page numbers, running titles, headings. All
-of it is invented."""
+"""Tests of PDF layout, on invented files: line and page numbers, running titles, headings."""
 
 from __future__ import annotations
 
@@ -29,32 +28,33 @@ THEMES = [
 ]
 
 
-def text_of(tmp_path: Path, pages: list[list[Piece]], picture: bool = False) -> tuple[str, Report]:
+def read_text(tmp_path: Path, pages: list[list[Piece]], picture: bool = False) -> tuple[str, Report]:
     (tmp_path / "a.pdf").write_bytes(make_pdf(pages, picture))
     (document,), report = read("pdf", tmp_path)
     return document.text, report
 
 
-def sentence(page: int, line: int) -> str:
-    theme, other = THEMES[line % 14], THEMES[(line + page + 1) % 14]
+def make_sentence(page: int, line: int) -> str:
+    theme = THEMES[line % 14]
+    other = THEMES[(line + page + 1) % 14]
     return (
         f"kommunen skal i planperioden bruke mer på {theme} og mindre på {other} enn den gjorde i den forrige"
     )
 
 
-def words(pages: int, lines: int) -> list[str]:
-    return " ".join(sentence(page, line) for page in range(pages) for line in range(lines)).split()
+def expected_words(pages: int, lines: int) -> list[str]:
+    return " ".join(make_sentence(page, line) for page in range(pages) for line in range(lines)).split()
 
 
-def numbers(values: list[int], x: float, flush_right: bool = False, step: int = 1) -> list[Piece]:
+def make_numbers(values: list[int], x: float, flush_right: bool = False, step: int = 1) -> list[Piece]:
+    """Return the numbers of lines, of which every `step`-th is drawn, in a column at `x`."""
     size = 8
-    return [
-        Piece(
-            x - (0.556 * size * len(str(value)) if flush_right else 0), 760 - LEADING * line, str(value), size
-        )
-        for line, value in enumerate(values)
-        if value % step == 0
-    ]
+    pieces = []
+    for line, value in enumerate(values):
+        if value % step == 0:
+            width = 0.556 * size * len(str(value)) if flush_right else 0
+            pieces.append(Piece(x - width, 760 - LEADING * line, str(value), size))
+    return pieces
 
 
 @pytest.mark.parametrize("x", [50.0, 545.0])
@@ -66,40 +66,42 @@ def test_line_numbers_are_left_out_and_counted(
 ) -> None:
     pages = []
     for page in range(3):
-        text = column([sentence(page, line) for line in range(24)], size=10)
+        text = column([make_sentence(page, line) for line in range(24)], size=10)
         first = 1 if restarts else 1 + 24 * page
-        marks = numbers(list(range(first, first + 24)), x + 16, flush_right=x < 100, step=step)
-        pages.append(text + marks if drawn == "after the text" else marks + text)
-        if drawn == "line by line":
-            pages[-1].sort(key=lambda piece: (-piece.y, piece.x))
-    text, report = text_of(tmp_path, pages)
-    assert text.split() == words(3, 24)
+        marks = make_numbers(list(range(first, first + 24)), x + 16, flush_right=x < 100, step=step)
+        if drawn == "after the text":
+            pages.append(text + marks)
+        elif drawn == "before the text":
+            pages.append(marks + text)
+        else:
+            pages.append(sorted(marks + text, key=lambda piece: (-piece.y, piece.x)))
+    text, report = read_text(tmp_path, pages)
+    assert text.split() == expected_words(3, 24)
     assert report.counts["line_numbers_left_out"] == sum(len(page) - 24 for page in pages)
 
 
-def test_line_numbers_within_a_parted_word_are_left_out(tmp_path: Path) -> None:
-    """PDFium goes on in the next line where a hyphen ends one: what stands first there is the number."""
-    lines = [
-        f"{sentence(0, line)} og i hver kom-" if line % 2 == 0 else f"mune. {sentence(0, line)}."
-        for line in range(20)
-    ]
-    pages = [
-        sorted(column(lines, size=9) + numbers(list(range(1, 21)), 50), key=lambda piece: (-piece.y, piece.x))
-    ]
-    text, report = text_of(tmp_path, pages)
+def test_line_numbers_within_a_hyphenated_word_are_left_out(tmp_path: Path) -> None:
+    """PDFium joins a hyphenated line with the next one, which begins with its line number."""
+    lines = []
+    for line in range(0, 20, 2):
+        lines.append(f"{make_sentence(0, line)} og i hver kom-")
+        lines.append(f"mune. {make_sentence(0, line + 1)}.")
+    pieces = column(lines, size=9) + make_numbers(list(range(1, 21)), 50)
+    pages = [sorted(pieces, key=lambda piece: (-piece.y, piece.x))]
+    text, report = read_text(tmp_path, pages)
     assert text.count("kommune.") == 10
     assert not any(character.isdecimal() for character in text)
     assert report.counts["line_numbers_left_out"] == 20
 
 
-def test_short_last_pages_and_headings_have_their_line_numbers_left_out_too(tmp_path: Path) -> None:
+def test_line_numbers_of_short_pages_and_headings_are_left_out(tmp_path: Path) -> None:
     first = [
         Piece(72, 760, "Plan for skog og fjell", 16, True),
-        *column([sentence(0, n) for n in range(19)], top=746, size=10),
+        *column([make_sentence(0, n) for n in range(19)], top=746, size=10),
     ]
     last = column(["Vedtatt av kommunestyret."], size=10)
-    pages = [first + numbers(list(range(1, 21)), 40), last + numbers([21], 40)]
-    text, report = text_of(tmp_path, pages)
+    pages = [first + make_numbers(list(range(1, 21)), 40), last + make_numbers([21], 40)]
+    text, report = read_text(tmp_path, pages)
     assert text.startswith("Plan for skog og fjell\n\nkommunen")
     assert text.endswith("Vedtatt av kommunestyret.")
     assert report.counts["line_numbers_left_out"] == 21
@@ -122,7 +124,7 @@ LISTS = {
         for n in range(1, 11)
         for piece in (
             Piece(72, 790 - 42 * n, f"{n} Om {THEMES[n]}", 12, True),
-            Piece(72, 776 - 42 * n, sentence(0, n), 10),
+            Piece(72, 776 - 42 * n, make_sentence(0, n), 10),
         )
     ],
     "paragraphs numbered in the margin": [
@@ -130,7 +132,11 @@ LISTS = {
         for n in range(1, 9)
         for piece in (
             Piece(50, 800 - 56 * n, str(n)),
-            *column([sentence(n, 0), sentence(n, 1), "slik er det."], top=800 - 56 * n, size=10),
+            *column(
+                [make_sentence(n, 0), make_sentence(n, 1), "slik er det."],
+                top=800 - 56 * n,
+                size=10,
+            ),
         )
     ],
 }
@@ -138,7 +144,7 @@ LISTS = {
 
 @pytest.mark.parametrize("kind", LISTS)
 def test_numbers_of_lists_sections_and_tables_are_kept(tmp_path: Path, kind: str) -> None:
-    text, report = text_of(tmp_path, [LISTS[kind]])
+    text, report = read_text(tmp_path, [LISTS[kind]])
     digits = [piece.text for piece in LISTS[kind]]
     assert sorted(filter(str.isdecimal, text)) == sorted(filter(str.isdecimal, "".join(digits)))
     assert not report.counts["line_numbers_left_out"]
@@ -156,7 +162,14 @@ PAGE_NUMBERS = {
     "4 (6)": [f"{number} (6)" for number in range(1, 7)],
     "a title and a number": [f"Forord {number}" for number in ROMAN],
     "a number and a title": [f"{number} Årsmelding 2020" for number in range(7, 13)],
-    "left and right": ["NOU 2020: 1", "Om vann", "NOU 2020: 1", "Om vann", "NOU 2020: 1", "Om vann"],
+    "left and right": [
+        "NOU 2020: 1",
+        "Om vann",
+        "NOU 2020: 1",
+        "Om vann",
+        "NOU 2020: 1",
+        "Om vann",
+    ],
 }
 
 
@@ -168,17 +181,17 @@ def test_page_numbers_and_running_titles_are_left_out_and_counted(
     y = 40 if at_foot else 810
     pages = [
         [
-            *column([sentence(page, line) for line in range(8)], size=10),
+            *column([make_sentence(page, line) for line in range(8)], size=10),
             Piece(290, y, PAGE_NUMBERS[kind][page], 9),
         ]
         for page in range(6)
     ]
-    text, report = text_of(tmp_path, pages)
-    assert text.split() == words(6, 8)
+    text, report = read_text(tmp_path, pages)
+    assert text.split() == expected_words(6, 8)
     assert report.counts["page_titles_and_numbers_left_out"] == 6
 
 
-REAL_LINES = {
+CONTENT_LINES = {
     "numbers of cases": [f"Sak {number}/2020" for number in (12, 17, 19, 23, 40, 41)],
     "headings of chapters": [f"Kapittel {number}" for number in range(1, 7)],
     "years": [str(year) for year in (1998, 2003, 2014, 2015, 2019, 2021)],
@@ -186,17 +199,17 @@ REAL_LINES = {
 }
 
 
-@pytest.mark.parametrize("kind", REAL_LINES)
-def test_lines_that_differ_otherwise_than_page_numbers_are_kept(tmp_path: Path, kind: str) -> None:
-    titles = REAL_LINES[kind]
+@pytest.mark.parametrize("kind", CONTENT_LINES)
+def test_lines_that_resemble_page_numbers_are_kept(tmp_path: Path, kind: str) -> None:
+    titles = CONTENT_LINES[kind]
     pages = [
         [
             Piece(72, 790, titles[page], 16, True),
-            *column([sentence(page, line) for line in range(8)], size=10),
+            *column([make_sentence(page, line) for line in range(8)], size=10),
         ]
         for page in range(6)
     ]
-    text, report = text_of(tmp_path, pages)
+    text, report = read_text(tmp_path, pages)
     assert [paragraph for paragraph in text.split("\n\n") if len(paragraph) < 30] == titles
     assert not report.counts["page_titles_and_numbers_left_out"]
 
@@ -211,7 +224,13 @@ HEADINGS = {
         Piece(72, 741, "2020 til 2030 med kart", 16),
     ],
     "bold and no larger": [
-        Piece(72, 760, "Kommunens plan for vern av vann og vassdrag og andre saker i perioden for", 11, True),
+        Piece(
+            72,
+            760,
+            "Kommunens plan for vern av vann og vassdrag og andre saker i perioden for",
+            11,
+            True,
+        ),
         Piece(72, 746, "Troms og Finnmark", 11, True),
     ],
     "numbered": [
@@ -227,65 +246,67 @@ HEADINGS = {
 
 
 @pytest.mark.parametrize("kind", HEADINGS)
-def test_a_heading_of_several_lines_is_one_and_parted_from_the_paragraph(tmp_path: Path, kind: str) -> None:
+def test_a_heading_of_several_lines_is_one_paragraph_of_its_own(tmp_path: Path, kind: str) -> None:
     lines = HEADINGS[kind]
-    after = column([sentence(0, line) for line in range(6)], top=600, size=10)
-    text, _ = text_of(tmp_path, [[*lines, *column(BODY, top=lines[-1].y - 16, size=10), *after]])
+    after = column([make_sentence(0, line) for line in range(6)], top=600, size=10)
+    text, _ = read_text(tmp_path, [[*lines, *column(BODY, top=lines[-1].y - 16, size=10), *after]])
     assert text.split("\n\n")[:2] == [" ".join(piece.text for piece in lines), " ".join(BODY)]
 
 
-def test_a_long_heading_of_the_texts_own_type_is_parted_by_its_distance(tmp_path: Path) -> None:
+def test_a_heading_in_body_type_is_separated_by_its_distance(tmp_path: Path) -> None:
     heading = (
         "Kommunens plan for vern av vann og vassdrag og andre viktige saker i hele perioden fram til neste"
     )
-    after = column([sentence(0, line) for line in range(6)], top=600, size=10)
-    text, _ = text_of(tmp_path, [[*column([heading], size=10), *column(BODY, top=730, size=10), *after]])
+    after = column([make_sentence(0, line) for line in range(6)], top=600, size=10)
+    text, _ = read_text(tmp_path, [[*column([heading], size=10), *column(BODY, top=730, size=10), *after]])
     assert text.split("\n\n")[:2] == [heading, " ".join(BODY)]
 
 
-def test_two_headings_below_each_other_stay_two(tmp_path: Path) -> None:
+def test_consecutive_headings_stay_separate(tmp_path: Path) -> None:
     heads = [Piece(72, 760, "2 Vann", 14, True), Piece(72, 740, "2.1 Drikkevann", 12, True)]
-    text, _ = text_of(
-        tmp_path,
-        [
-            [
-                *heads,
-                *column(BODY, top=720, size=10),
-                *column([sentence(0, n) for n in range(6)], top=600, size=10),
-            ]
-        ],
-    )
+    after = column([make_sentence(0, n) for n in range(6)], top=600, size=10)
+    text, _ = read_text(tmp_path, [[*heads, *column(BODY, top=720, size=10), *after]])
     assert text.split("\n\n")[:3] == ["2 Vann", "2.1 Drikkevann", " ".join(BODY)]
 
 
-def test_a_bold_word_in_a_paragraph_does_not_part_it(tmp_path: Path) -> None:
+def test_a_bold_word_does_not_split_a_paragraph(tmp_path: Path) -> None:
     first = [
         Piece(72, 760, "Formål.", 10, True),
-        Piece(115, 760, "Kommunen skal verne vannet og sørge for at alle får rent drikkevann hele året", 10),
+        Piece(
+            115,
+            760,
+            "Kommunen skal verne vannet og sørge for at alle får rent drikkevann hele året",
+            10,
+        ),
     ]
     rest = [
         *column(["og i hele kommunen."], top=746, size=10),
-        *column([sentence(0, n) for n in range(6)], top=600, size=10),
+        *column([make_sentence(0, n) for n in range(6)], top=600, size=10),
     ]
-    text, _ = text_of(tmp_path, [[*first, *rest]])
+    text, _ = read_text(tmp_path, [[*first, *rest]])
     assert text.startswith(
-        "Formål. Kommunen skal verne vannet og sørge for at alle får rent drikkevann hele året og i hele kommunen."
+        "Formål. Kommunen skal verne vannet og sørge for at alle får rent drikkevann hele "
+        "året og i hele kommunen."
     )
 
 
-def test_scanned_pages_among_others_are_counted(tmp_path: Path) -> None:
-    text, report = text_of(tmp_path, [column(BODY), [], []], picture=True)
+def test_scanned_pages_are_counted(tmp_path: Path) -> None:
+    text, report = read_text(tmp_path, [column(BODY), [], []], picture=True)
     assert text == " ".join(BODY)
     assert report.counts["pages_without_text"] == 2
-    _, report = text_of(tmp_path, [column(BODY), [], []])
-    assert report.counts["pages_without_text"] == 0, "an empty page is no scan"
+    _, report = read_text(tmp_path, [column(BODY), [], []])
+    assert report.counts["pages_without_text"] == 0, "an empty page is not a scan"
 
 
-def test_a_document_that_would_lose_most_of_its_letters_keeps_all_lines(tmp_path: Path) -> None:
-    """A form whose pages are alike but for one word: what comes again on each is nearly all of it."""
-    form = ["Jeg søker om støtte til friluftsliv for barn og unge", "Jeg har lest vilkårene", "Sted og dato"]
+def test_all_lines_are_kept_where_most_letters_would_be_lost(tmp_path: Path) -> None:
+    """The pages of this form differ in one word, so nearly all lines look like running titles."""
+    form = [
+        "Jeg søker om støtte til friluftsliv for barn og unge",
+        "Jeg har lest vilkårene",
+        "Sted og dato",
+    ]
     pages = [[*column([*form, f"Søker: {THEMES[n]}"])] for n in range(5)]
-    text, report = text_of(tmp_path, pages)
+    text, report = read_text(tmp_path, pages)
     assert text.count("Jeg har lest vilkårene") == 5
     assert report.counts["documents_below_min_kept"] == 1
     assert report.counts["page_titles_and_numbers_left_out"] == 0

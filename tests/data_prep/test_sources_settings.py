@@ -1,5 +1,4 @@
-"""What a corpus file may say of a source, what a record may say of itself, and how much of a source may be
-broken."""
+"""Tests of the settings of sources, of metadata in records, and of the share of broken records."""
 
 from __future__ import annotations
 
@@ -25,18 +24,17 @@ from data_prep.stage_settings import (
     QualityConfig,
     TokenizerConfig,
 )
-from tests.data_prep.documents import config as corpus_of
-from tests.data_prep.reading import faults, read, texts, write_lines
+from tests.data_prep.documents import make_config as corpus_of
+from tests.data_prep.reading import broken_places, read, texts, write_lines
 
 TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygningsloven."
 
 
-# --- what a corpus file may say
-# ------------------------------------------------------------------------------------------------
+# --- settings of a corpus file
 
 
 @pytest.mark.parametrize(
-    ("reader", "settings", "words"),
+    ("reader", "settings", "message"),
     [
         ("text", {"options": {"unit": "line"}}, "options.unit: reader text has no options"),
         ("text", {"fields": {"text": "body"}}, "fields.text: unknown field of reader text; it has no fields"),
@@ -50,7 +48,11 @@ TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygnin
             {"options": {"unit": "paragraph"}},
             "options.unit is 'paragraph': choose one of item, speech",
         ),
-        ("parlamint", {"options": {"unit": 3}}, "options.unit: must be a str for reader parlamint, not 3"),
+        (
+            "parlamint",
+            {"options": {"unit": 3}},
+            "options.unit: must be a str for reader parlamint, not 3",
+        ),
         (
             "ncc",
             {"options": {"doc_types": ["parliament", "newspapers_online_nb"]}},
@@ -82,19 +84,25 @@ TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygnin
         ),
     ],
 )
-def test_a_wrong_setting_is_one_line_before_anything_is_read(
-    tmp_path: Path, reader: str, settings: dict[str, Any], words: str
+def test_an_invalid_setting_is_a_one_line_error_before_reading(
+    tmp_path: Path, reader: str, settings: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=words) as raised:
+    with pytest.raises(ValueError, match=message) as raised:
         read(reader, tmp_path, **settings)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("made", "words"),
+    ("make", "message"),
     [
-        (lambda: LanguageConfig(keep=["nob", "nb"]), "language.keep names 'nb': choose among nob, nno"),
-        (lambda: MixtureRule(languages=["nn"]), "mixture.languages names 'nn': choose among nob, nno"),
+        (
+            lambda: LanguageConfig(keep=["nob", "nb"]),
+            "language.keep names 'nb': choose among nob, nno",
+        ),
+        (
+            lambda: MixtureRule(languages=["nn"]),
+            "mixture.languages names 'nn': choose among nob, nno",
+        ),
         (
             lambda: corpus_of(boilerplate=BoilerplateConfig(readers=["web"])),
             "boilerplate.readers names 'web': choose among jsonl",
@@ -105,21 +113,17 @@ def test_a_wrong_setting_is_one_line_before_anything_is_read(
         ),
     ],
 )
-def test_a_name_that_nothing_has_is_refused(made: Callable[[], object], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        made()
+def test_an_unknown_name_is_rejected(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
-def test_every_corpus_file_is_one_that_its_readers_take(tmp_path: Path) -> None:
-    """Each composes to the schema, and names only options that its reader has. Without data, that is all
-    there is to refuse."""
+def test_every_bundled_corpus_file_is_valid(tmp_path: Path) -> None:
+    """Each has the schema and valid options, so the only error is that its data are missing."""
     for file in sorted((Path(__file__).parents[2] / "conf" / "corpus").glob("*.yaml")):
-        text = re.sub(
-            r"\$\{package_dir:data_prep\}|\$\{downloads_dir\}|\?\?\?", str(tmp_path), file.read_text()
-        )
-        corpus = from_settings(
-            CorpusConfig, OmegaConf.to_container(OmegaConf.create(text.replace("${corpora_dir}", "x")))
-        )
+        placeholders = r"\$\{package_dir:data_prep\}|\$\{downloads_dir\}|\?\?\?"
+        text = re.sub(placeholders, str(tmp_path), file.read_text()).replace("${corpora_dir}", "x")
+        corpus = from_settings(CorpusConfig, OmegaConf.to_container(OmegaConf.create(text)))
         assert file.stem == corpus.name
         for source in corpus.sources.values():
             with pytest.raises(
@@ -128,7 +132,7 @@ def test_every_corpus_file_is_one_that_its_readers_take(tmp_path: Path) -> None:
                 reading.files(source)
 
 
-def test_a_place_without_files_for_a_reader_is_one_line(tmp_path: Path) -> None:
+def test_a_path_without_files_for_its_reader_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "a.docx").write_text("x")
     with pytest.raises(
         FileNotFoundError,
@@ -138,24 +142,24 @@ def test_a_place_without_files_for_a_reader_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["id", "group", "title", "date"])
-def test_what_a_record_says_of_itself_is_no_list(tmp_path: Path, key: str) -> None:
+def test_metadata_of_a_record_must_not_be_a_list(tmp_path: Path, key: str) -> None:
     deep: Any = "x"
     for _ in range(700):
         deep = [deep]
     write_lines(tmp_path / "a.jsonl", [{"text": "En.", key: deep}, {"text": "To.", key: 2019}])
     documents, report = read("jsonl", tmp_path)
     assert texts(documents) == ["To."]
-    assert faults(report) == [("a.jsonl:line 1", f"'{key}' is a list, not a string or a number")]
+    assert broken_places(report) == [("a.jsonl:line 1", f"'{key}' is a list, not a string or a number")]
 
 
-def test_a_row_of_a_table_that_never_ends_is_stepped_over(tmp_path: Path) -> None:
+def test_an_unterminated_table_row_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text\nEn.\n" + "x" * 3_000_000 + "\nTo.\n")
     documents, report = read("table", tmp_path, limits={"max_record_bytes": 2**20})
     assert texts(documents) == ["En.", "To."]
-    assert [place for place, _ in faults(report)] == ["a.csv:line 3"]
+    assert [place for place, _ in broken_places(report)] == ["a.csv:line 3"]
 
 
-def test_a_document_is_called_the_same_however_its_folder_is_named(
+def test_ids_do_not_depend_on_how_the_folder_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder in ("a", "b"):
@@ -167,39 +171,38 @@ def test_a_document_is_called_the_same_however_its_folder_is_named(
     absolute, _ = read("markdown", tmp_path / "docs")
     assert documents == absolute
     source = SourceConfig(reader="markdown", path="docs", license="CC0-1.0")
-    tasks = [path.absolute() for path in reading.files(source)]  # as a plan writes them down
+    tasks = [path.absolute() for path in reading.files(source)]  # a plan records absolute paths
     assert list(reading.read("s", source, Report(), tasks)) == absolute
 
 
-def test_a_claim_that_is_no_language_is_none(tmp_path: Path) -> None:
+def test_an_invalid_language_claim_is_ignored(tmp_path: Path) -> None:
     write_lines(
-        tmp_path / "a.jsonl", [{"text": "En.", "language": claim} for claim in ("NN", "klingon", "x" * 500)]
+        tmp_path / "a.jsonl",
+        [{"text": "En.", "language": claim} for claim in ("NN", "klingon", "x" * 500)],
     )
     documents, _ = read("jsonl", tmp_path)
     assert [document.language for document in documents] == ["nno", "", ""]
 
 
-def test_a_file_whose_name_is_no_utf8_is_one_line(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf8_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "s\udcf8knad.jsonl").write_text('{"text": "En."}')
     with pytest.raises(ValueError, match=r"søknad\.jsonl: its name is not valid UTF-8; rename it"):
         read("jsonl", tmp_path)
 
 
-# --- how much may be broken
-# ------------------------------------------------------------------------------------------------
+# --- the share of broken records
 
 
 def prepare(tmp_path: Path, good: int, broken: int, **settings: Any) -> pipeline.Prepared:
-    lines = [json.dumps({"text": f"{TEXT} Sak nummer {n}."}, ensure_ascii=False) for n in range(good)] + [
-        "nei"
-    ] * broken
-    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    records = [{"text": f"{TEXT} Sak nummer {n}."} for n in range(good)]
+    lines = [json.dumps(record, ensure_ascii=False) for record in records]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, *["nei"] * broken]))
     source = SourceConfig(reader="jsonl", path=str(tmp_path / "a.jsonl"), license="CC0-1.0", **settings)
     corpus = CorpusConfig(name="x", sources={"letters": source}, tokenizer=TokenizerConfig(vocab_size=400))
     return pipeline.prepare(PrepareConfig(corpus=corpus, corpora_dir=str(tmp_path / "corpora"), workers=1))
 
 
-def test_broken_records_up_to_the_share_are_quarantined_and_said(tmp_path: Path) -> None:
+def test_broken_records_up_to_max_broken_share_are_quarantined(tmp_path: Path) -> None:
     counts = prepare(tmp_path, good=30, broken=10).manifest.stages[0].counts
     assert (counts["read_letters"], counts["quarantined_letters"]) == (30, 10)
     stage = StageFolder(tmp_path / "corpora" / ".x.stages" / "0-read")
@@ -207,36 +210,34 @@ def test_broken_records_up_to_the_share_are_quarantined_and_said(tmp_path: Path)
     assert places == [("letters", "a.jsonl", f"line {n}") for n in range(31, 41)]
 
 
-def test_more_broken_records_stop_the_stage_in_one_line(tmp_path: Path) -> None:
-    line = r"source letters: 11 of 41 records cannot be read, more than max_broken_share 0.01 .* a.jsonl:line 31: not JSON"
+def test_broken_records_over_max_broken_share_stop_the_stage(tmp_path: Path) -> None:
+    line = (
+        r"source letters: 11 of 41 records cannot be read, more than max_broken_share 0.01 .* "
+        r"a.jsonl:line 31: not JSON"
+    )
     with pytest.raises(ValueError, match=line):
         prepare(tmp_path, good=30, broken=11)
     assert not (tmp_path / "corpora" / "x").exists()
-    assert (
-        prepare(tmp_path, good=30, broken=11, max_broken_share=0.5)
-        .manifest.stages[0]
-        .counts["quarantined_letters"]
-        == 11
-    )
+    prepared = prepare(tmp_path, good=30, broken=11, max_broken_share=0.5)
+    assert prepared.manifest.stages[0].counts["quarantined_letters"] == 11
     with pytest.raises(
         ValueError, match=r"source letters: no document can be read; a.jsonl:line 1: not JSON"
     ):
         prepare(tmp_path, good=0, broken=1, max_broken_share=1.0)
 
 
-def test_a_source_that_gives_nothing_is_one_line(tmp_path: Path) -> None:
+def test_a_source_without_documents_is_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match="source letters: no document can be read; its files hold no document"
     ):
         prepare(tmp_path, good=0, broken=0)
 
 
-# --- what would be refused at the end is refused at the beginning
-# ---------------------------------------------------------
+# --- checks before reading
 
 
 @pytest.mark.parametrize("wrong", ["evaluation set", "tokenizer"])
-def test_what_a_late_step_would_refuse_is_refused_before_anything_is_read(tmp_path: Path, wrong: str) -> None:
+def test_settings_of_late_steps_are_checked_before_reading(tmp_path: Path, wrong: str) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": TEXT}))
     (tmp_path / "norquad.json").write_text("{")
     (tmp_path / "tokenizer.json").write_text(Tokenizer(BPE()).to_str())
@@ -247,10 +248,9 @@ def test_what_a_late_step_would_refuse_is_refused_before_anything_is_read(tmp_pa
         "tokenizer": {"tokenizer": TokenizerConfig(path=str(tmp_path))},
     }[wrong]
     source = SourceConfig(reader="jsonl", path=str(tmp_path / "a.jsonl"), license="CC0-1.0")
-    config = PrepareConfig(
-        corpus=CorpusConfig(name="x", sources={"s": source}, **settings), corpora_dir=str(tmp_path / "c")
-    )
-    for begin in (pipeline.prepare, pipeline.plan):
+    corpus = CorpusConfig(name="x", sources={"s": source}, **settings)
+    config = PrepareConfig(corpus=corpus, corpora_dir=str(tmp_path / "c"))
+    for start in (pipeline.prepare, pipeline.plan):
         with pytest.raises(ValueError, match=r"norquad\.json cannot be read|names no eos_token"):
-            begin(config)
+            start(config)
     assert not (tmp_path / "c" / ".x.stages" / "0-read").exists()

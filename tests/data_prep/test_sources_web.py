@@ -1,5 +1,4 @@
-"""Web pages of agencies: all of the text arrives, and nothing of what stands around it. All of it is
-invented."""
+"""Tests that web pages, all invented, are read whole without the furniture of their site."""
 
 from __future__ import annotations
 
@@ -14,19 +13,31 @@ from tests.data_prep.reading import read
 
 INTRO = (
     "Kommunen gir støtte til lag og foreninger som driver med friluftsliv for barn og unge, og "
-    "svarer på søknaden innen tre uker. "
-    "Støtten kan brukes til utstyr, turer og kurs, og må brukes i løpet av det året den er gitt for."
+    "svarer på søknaden innen tre uker. Støtten kan brukes til utstyr, turer og kurs, og må brukes "
+    "i løpet av det året den er gitt for."
 )
-CLOSING = "Har du spørsmål om ordningen, kan du ringe kommunens servicetorg mellom klokken ni og tre på alle hverdager i uken."
-SITE_TOP = '<header><a href="/">Forsiden</a><nav><ul><li><a href="/a">Bolig</a></li><li><a href="/b">Skole</a></li></ul></nav></header>'
-SITE_FOOT = "<footer><p>Prøvevik kommune, postboks 1, 0001 Prøvevik.</p><p>Ansvarlig redaktør: Kari Eksempel</p></footer>"
+CLOSING = (
+    "Har du spørsmål om ordningen, kan du ringe kommunens servicetorg mellom klokken ni og tre på "
+    "alle hverdager i uken."
+)
+SITE_TOP = (
+    '<header><a href="/">Forsiden</a><nav><ul><li><a href="/a">Bolig</a></li><li>'
+    '<a href="/b">Skole</a></li></ul></nav></header>'
+)
+SITE_FOOT = (
+    "<footer><p>Prøvevik kommune, postboks 1, 0001 Prøvevik.</p>"
+    "<p>Ansvarlig redaktør: Kari Eksempel</p></footer>"
+)
 
 
-def page_of(article: str) -> str:
-    return f'<html lang="nb"><head><title>Støtte</title></head><body>{SITE_TOP}<main>{article}</main>{SITE_FOOT}</body></html>'
+def make_page(article: str) -> str:
+    return (
+        f'<html lang="nb"><head><title>Støtte</title></head>'
+        f"<body>{SITE_TOP}<main>{article}</main>{SITE_FOOT}</body></html>"
+    )
 
 
-def text_of(tmp_path: Path, page: str, reader: str = "webpage", **options: object) -> tuple[str, Report]:
+def read_text(tmp_path: Path, page: str, reader: str = "webpage", **options: object) -> tuple[str, Report]:
     (tmp_path / "a.html").write_text(page)
     documents, report = read(reader, tmp_path, options=options)
     return documents[0].text, report
@@ -34,7 +45,7 @@ def text_of(tmp_path: Path, page: str, reader: str = "webpage", **options: objec
 
 @dataclass
 class Case:
-    """A part of a page, and the lines that it is read as."""
+    """A part of a page and the expected lines of its text."""
 
     id: str
     html: str
@@ -70,7 +81,7 @@ KEPT = [
         ["Frist", "1. mars", "Beløp", "10 000 kroner"],
     ),
     Case(
-        "what can be unfolded",
+        "details to unfold",
         "<details><summary>Hvem kan søke?</summary><p>Alle lag.</p></details>",
         ["Hvem kan søke?", "Alle lag."],
     ),
@@ -120,11 +131,12 @@ KEPT = [
     Case("code", "<pre>konto = 1\n  navn = 2</pre>", ["```", "konto = 1", "  navn = 2", "```"]),
     Case(
         "links are content in a list of laws",
-        '<ul><li><a href="https://lov.no/1">Friluftsloven</a></li><li><a href="https://lov.no/2">Naturloven</a></li></ul>',
+        '<ul><li><a href="https://lov.no/1">Friluftsloven</a></li><li>'
+        '<a href="https://lov.no/2">Naturloven</a></li></ul>',
         ["- Friluftsloven", "- Naturloven"],
     ),
     Case(
-        "words of furniture in running text",
+        "terms of furniture in running text",
         "<p>Del på Facebook at det er mulig å søke, og be andre tipse en venn om ordningen.</p>",
         ["Del på Facebook at det er mulig å søke, og be andre tipse en venn om ordningen."],
     ),
@@ -138,18 +150,15 @@ KEPT = [
 
 @pytest.mark.parametrize("case", KEPT, ids=lambda case: case.id)
 @pytest.mark.parametrize("place", ["in the middle", "at the end"])
-def test_all_of_the_text_arrives(tmp_path: Path, case: Case, place: str) -> None:
+def test_all_text_of_a_page_is_kept(tmp_path: Path, case: Case, place: str) -> None:
     after = f"<p>{CLOSING}</p>" if place == "in the middle" else ""
-    text, report = text_of(
-        tmp_path, page_of(f"<article><h1>Støtte</h1><p>{INTRO}</p>{case.html}{after}</article>")
+    text, report = read_text(
+        tmp_path, make_page(f"<article><h1>Støtte</h1><p>{INTRO}</p>{case.html}{after}</article>")
     )
     assert text.startswith(f"# Støtte\n\n{INTRO}\n\n")
     assert text.endswith(CLOSING) == bool(after)
-    lines = [
-        line
-        for line in text.split("\n")
-        if line and line not in (INTRO, CLOSING) and not line.startswith(("# S", "|---"))
-    ]
+    lines = [line for line in text.split("\n") if line and line not in (INTRO, CLOSING)]
+    lines = [line for line in lines if not line.startswith(("# S", "|---"))]
     assert lines == case.lines
     assert report.counts["pages_read_by_main_element"] == 1
     assert report.counts["page_letters_kept"] >= report.counts["page_letters"] > 0
@@ -200,16 +209,16 @@ FURNITURE = [
 
 @pytest.mark.parametrize("furniture", FURNITURE)
 @pytest.mark.parametrize("reader", ["webpage", "regjeringen"])
-def test_what_stands_around_the_text_is_left_out(tmp_path: Path, reader: str, furniture: str) -> None:
-    text, _ = text_of(
+def test_furniture_around_the_text_is_left_out(tmp_path: Path, reader: str, furniture: str) -> None:
+    text, _ = read_text(
         tmp_path,
-        page_of(f"<article><h1>Støtte</h1><p>{INTRO}</p><p>{CLOSING}</p>{furniture}</article>"),
+        make_page(f"<article><h1>Støtte</h1><p>{INTRO}</p><p>{CLOSING}</p>{furniture}</article>"),
         reader,
     )
     assert text.removeprefix("# ") == f"Støtte\n\n{INTRO}\n\n{CLOSING}"
-    text, _ = text_of(
+    text, _ = read_text(
         tmp_path,
-        page_of(f"<article><h1>Støtte</h1>{furniture}<p>{INTRO}</p><p>{CLOSING}</p></article>"),
+        make_page(f"<article><h1>Støtte</h1>{furniture}<p>{INTRO}</p><p>{CLOSING}</p></article>"),
         reader,
     )
     assert text.removeprefix("# ") == f"Støtte\n\n{INTRO}\n\n{CLOSING}"
@@ -227,70 +236,80 @@ def test_what_stands_around_the_text_is_left_out(tmp_path: Path, reader: str, fu
         "</p>{table}<p>{closing}</p></td></tr></table>",
     ],
 )
-def test_pages_without_a_main_element_arrive_whole_too(tmp_path: Path, body: str) -> None:
-    table = "<table><tr><th>Hvem</th><th>Krav</th></tr><tr><td>Lag</td><td><ul><li>styre</li><li>revisor</li></ul></td></tr></table>"
+def test_pages_without_a_main_element_are_read_whole(tmp_path: Path, body: str) -> None:
+    table = (
+        "<table><tr><th>Hvem</th><th>Krav</th></tr><tr><td>Lag</td><td><ul><li>styre</li>"
+        "<li>revisor</li></ul></td></tr></table>"
+    )
     filled = body.format(intro=INTRO, closing=CLOSING, table=table)
-    text, _ = text_of(tmp_path, f"<html><body>{SITE_TOP}{filled}{SITE_FOOT}</body></html>")
+    text, _ = read_text(tmp_path, f"<html><body>{SITE_TOP}{filled}{SITE_FOOT}</body></html>")
     assert f"{INTRO}\n\n| Hvem | Krav |\n|---|---|\n| Lag | • styre • revisor |\n\n{CLOSING}" in text
     assert "Bolig" not in text
     assert "redaktør" not in text
 
 
 @pytest.mark.parametrize("reader", ["webpage", "regjeringen"])
-def test_a_page_that_would_lose_most_of_its_letters_is_read_another_way(tmp_path: Path, reader: str) -> None:
-    """Here all text stands in parts of a class that is furniture elsewhere."""
+def test_a_page_that_would_lose_most_letters_falls_back_to_another_method(
+    tmp_path: Path, reader: str
+) -> None:
+    """All text of this page is in elements of a class that marks furniture on other pages."""
     parts = "".join(
         f'<div class="promo"><p>{text}</p></div>'
         for text in (INTRO, CLOSING, INTRO.replace("uker", "dager"), CLOSING[::-1])
     )
-    text, report = text_of(tmp_path, page_of(parts), reader)
+    text, report = read_text(tmp_path, make_page(parts), reader)
     assert text.split("\n\n")[:3] == [INTRO, CLOSING, INTRO.replace("uker", "dager")]
     way = {"webpage": "pages_read_by_tags_of_main_element", "regjeringen": "pages_read_by_tags"}
     assert report.counts[way[reader]] == 1
 
 
-def test_letters_kept_are_counted_against_the_pages_own(tmp_path: Path) -> None:
-    _, report = text_of(
+def test_kept_letters_are_counted_against_those_of_the_page(tmp_path: Path) -> None:
+    _, report = read_text(
         tmp_path,
-        page_of(
+        make_page(
             f"<article><h1>Støtte</h1><p>{INTRO}</p><p>{CLOSING}</p><nav><a href='/'>Hjem</a></nav></article>"
         ),
     )
-    assert (
-        report.counts["page_letters"]
-        == report.counts["page_letters_kept"]
-        == sum(map(str.isalnum, f"Støtte{INTRO}{CLOSING}"))
-    )
+    num_letters = sum(map(str.isalnum, f"Støtte{INTRO}{CLOSING}"))
+    assert report.counts["page_letters"] == num_letters
+    assert report.counts["page_letters_kept"] == num_letters
 
 
 @pytest.mark.parametrize("reader", ["webpage", "pdf", "regjeringen"])
-def test_a_share_is_between_0_and_1(tmp_path: Path, reader: str) -> None:
+def test_min_kept_must_be_between_0_and_1(tmp_path: Path, reader: str) -> None:
     (tmp_path / "a.html").write_text("x")
     with pytest.raises(ValueError, match=r"options.min_kept is 1.5: must be between 0 and 1"):
         read(reader, tmp_path, options={"min_kept": 1.5})
 
 
 @pytest.mark.parametrize("case", KEPT, ids=lambda case: case.id)
-def test_all_letters_of_a_page_of_regjeringen_arrive(tmp_path: Path, case: Case) -> None:
-    text, report = text_of(
-        tmp_path, page_of(f"<article><h1>Støtte</h1><p>{INTRO}</p>{case.html}</article>"), "regjeringen"
+def test_all_letters_of_a_page_of_regjeringen_are_kept(tmp_path: Path, case: Case) -> None:
+    text, report = read_text(
+        tmp_path,
+        make_page(f"<article><h1>Støtte</h1><p>{INTRO}</p>{case.html}</article>"),
+        "regjeringen",
     )
     own = html.fromstring(f"<div>{case.html}</div>").text_content()
     assert sorted(filter(str.isalnum, text)) == sorted(filter(str.isalnum, f"Støtte{INTRO}{own}"))
     assert not report.counts["pages_read_by_tags"]
 
 
-def test_a_box_of_related_information_without_links_is_text(tmp_path: Path) -> None:
-    said = "Barn fødde før 30. november har rett til plass, og kommunen skal gi tilbod til alle som har rett."
+def test_a_box_of_related_information_without_links_is_kept(tmp_path: Path) -> None:
+    text_of_box = (
+        "Barn fødde før 30. november har rett til plass, og kommunen skal gi tilbod til alle som har rett."
+    )
     around = "".join(
         f"<p>Søknad nummer {n} om plass blir handsama innan tre veker etter fristen.</p>" for n in range(8)
     )
-    box = f'<div class="related-info"><h3>Viktig å vite</h3><p>{said}</p></div>'
-    links = '<div class="related-info"><h3>Sjå også</h3><p><a href="/b">Betaling for plass i barnehage</a></p></div>'
+    box = f'<div class="related-info"><h3>Viktig å vite</h3><p>{text_of_box}</p></div>'
+    links = (
+        '<div class="related-info"><h3>Sjå også</h3><p>'
+        '<a href="/b">Betaling for plass i barnehage</a></p></div>'
+    )
     (tmp_path / "a.html").write_text(
         f"<html><body><div><h1>Plass</h1>{around}{box}{links}</div></body></html>"
     )
     (document,), _ = read("webpage", tmp_path / "a.html")
-    assert said in document.text
+    assert text_of_box in document.text
     assert "Viktig å vite" in document.text
     assert "Betaling for plass" not in document.text

@@ -1,5 +1,4 @@
-"""A preparation shows one live line on a terminal of 80 columns, and a few plain lines elsewhere; no warning
-is lost."""
+"""Tests of progress: a live line on a terminal, a few plain lines elsewhere, no lost warning."""
 
 from __future__ import annotations
 
@@ -13,23 +12,7 @@ import sys
 import termios
 from pathlib import Path
 
-PROGRAM = """
-import logging, sys
-from data_prep import step_progress
-from data_prep.workers import Workers
-
-def work(number):
-    logging.getLogger("data_prep.containers").warning("file %d breaks off", number)
-    return True
-
-if __name__ == "__main__":
-    step_progress.LOG_SECONDS = float(sys.argv[1])
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    names = [f"step_number_{number}.collect" for number in range(24)]
-    with Workers(int(sys.argv[2]), names) as workers:
-        for name in names:
-            workers.run(name, work, (), [1000] * (2 if name == names[3] else 1))
-"""
+PROGRAM = '\nimport logging, sys\nfrom data_prep import step_progress\nfrom data_prep.workers import Workers\n\ndef work(number):\n    logging.getLogger("data_prep.containers").warning("file %d breaks off", number)\n    return True\n\nif __name__ == "__main__":\n    step_progress.LOG_SECONDS = float(sys.argv[1])\n    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)\n    names = [f"step_number_{number}.collect" for number in range(24)]\n    with Workers(int(sys.argv[2]), names) as workers:\n        for name in names:\n            workers.run(name, work, (), [1000] * (2 if name == names[3] else 1))\n'
 
 
 def write_program(folder: Path) -> Path:
@@ -38,8 +21,8 @@ def write_program(folder: Path) -> Path:
     return path
 
 
-def on_terminal(command: list[str], columns: int) -> str:
-    """All that a command writes to a terminal of this width."""
+def run_on_terminal(command: list[str], columns: int) -> str:
+    """Return everything that a command writes to a terminal of this width."""
     process, descriptor = pty.fork()
     if process == 0:
         os.execvp(command[0], command)
@@ -57,23 +40,23 @@ def on_terminal(command: list[str], columns: int) -> str:
     return written.decode()
 
 
-def test_a_terminal_shows_one_line_that_fits_and_warnings_above_it(tmp_path: Path) -> None:
-    shown = on_terminal([sys.executable, str(write_program(tmp_path)), "30", "2"], columns=80)
+def test_a_terminal_shows_one_line_that_fits_with_warnings_above_it(tmp_path: Path) -> None:
+    shown = run_on_terminal([sys.executable, str(write_program(tmp_path)), "30", "2"], columns=80)
     lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line) for line in re.split(r"[\r\n]+", shown)]
     assert max(len(line) for line in lines if "done in" not in line) <= 80
     assert any(line.startswith("step 24/24 step_number_23.collect ") for line in lines)
     kept = [line for line in shown.split("\n") if "\x1b[2K" not in line]
     assert not [line for line in lines if "breaks off" in line and "step_number" in line], (
-        "one across the other"
+        "a warning overlaps the live line"
     )
-    assert sum("file 1 breaks off" in line for line in lines) == 1, "a process of its own has logged it"
+    assert sum("file 1 breaks off" in line for line in lines) == 1, "it was logged in a worker process"
     assert len([line for line in kept if "step " in line and "done in" not in line]) <= 1, (
-        "one line, drawn anew"
+        "the live line is redrawn in place"
     )
     assert any(line.startswith("24 of 24 steps done in") for line in lines)
 
 
-def test_a_pipe_gets_a_line_now_and_then(tmp_path: Path) -> None:
+def test_a_pipe_gets_a_few_plain_lines(tmp_path: Path) -> None:
     command = [sys.executable, str(write_program(tmp_path))]
     quick = subprocess.run(
         [*command, "30", "1"], capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""Planted faults: each breaks what one law is about, and that law must notice. A rank plants them by name."""
+"""Planted faults by name: each breaks the subject of a test, which must notice it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
-# What is replaced: the name in the module that looks it up.
+# Functions that faults replace, by the names in the modules that call them.
 TRAIN_STEP = "finetune.training.loop.train_step"
 NORMALISE_LOSS = "finetune.training.loop.normalise_loss"
 LEARNING_RATE = "finetune.training.schedule.Schedule.learning_rate"
@@ -28,18 +28,20 @@ ENGINE_STEP = "finetune.training.engine.Engine.step"
 SAVE_CHECKPOINT = "finetune.training.checkpoint.Checkpoints.save"
 WATCHDOG_GRACE = "finetune.training.watchdog.Watchdog.GRACE"
 
-POISONED = 18  # a batch: late enough for a mean to rise above
+# Index of the batch that is poisoned: late enough for a mean of losses that a spike exceeds.
+POISONED = 18
+# Name of the parameter that is damaged.
 DAMAGED = "model.layers.1.mlp.up_proj.weight"
 
 
 @dataclass
 class Call:
-    """One call of the function that a fault replaces.
+    """A call of a function that a fault replaces.
 
     Args:
         original: the function without the fault.
-        number: 1 for the first call since the fault was planted.
-        memory: kept from call to call.
+        number: of the call, from 1, since the fault was planted.
+        memory: values that the fault keeps from call to call.
     """
 
     original: Callable[..., Any]
@@ -49,12 +51,12 @@ class Call:
 
 @dataclass(frozen=True)
 class Fault:
-    """A function of the product and what is called in its place.
+    """A replacement for a function of the product.
 
     Args:
-        breaks: the fault in one line.
-        target: the function's import path, one of those above.
-        broken: called with a Call, and then as the function is.
+        breaks: description of the fault.
+        target: import path of the function, one of those above.
+        broken: the replacement; called with a Call and the function's arguments.
     """
 
     name: str
@@ -62,7 +64,7 @@ class Fault:
     target: str
     broken: Callable[..., Any] = field(repr=False)
 
-    def planted(self) -> AbstractContextManager[Any]:
+    def plant(self) -> AbstractContextManager[Any]:
         """Replace the function until the context ends."""
         original = pkgutil.resolve_name(self.target)
         memory: dict[str, Any] = {}
@@ -89,7 +91,7 @@ def mean_of_means(call: Call, run: Any, data: Any, lr: float) -> Any:
         return call.original(run, data, lr)
 
 
-def number_through(call: Call, data: Any, packs: Any) -> Any:
+def number_positions_through(call: Call, data: Any, packs: Any) -> Any:
     import torch
 
     batch = call.original(data, packs)
@@ -98,8 +100,8 @@ def number_through(call: Call, data: Any, packs: Any) -> Any:
 
 
 def start_over(call: Call, schedule: Any, step: int) -> float:
-    first = call.memory.setdefault("first", step)
-    learning_rate: float = call.original(schedule, step - first)
+    first_step = call.memory.setdefault("first_step", step)
+    learning_rate: float = call.original(schedule, step - first_step)
     return learning_rate
 
 
@@ -118,7 +120,7 @@ def die_in_step(call: Call, run: Any, data: Any, lr: float) -> Any:
 
 
 def poison(call: Call, run: Any, data: Any, lr: float, *, factor: float) -> Any:
-    poisoned = run.data.step(POISONED, run.config.global_batch_size, run.config.micro_batch_size)
+    poisoned = run.data.load_batch(POISONED, run.config.global_batch_size, run.config.micro_batch_size)
     if data.segments.tobytes() != poisoned.segments.tobytes():
         return call.original(run, data, lr)
     normalise_loss = pkgutil.resolve_name(NORMALISE_LOSS)
@@ -175,34 +177,34 @@ TABLE = [
     ),
     Fault(
         "positions_not_reset",
-        "packed documents are numbered through, as in a plain concatenation, and see each other",
+        "positions do not start again at 0 in packed documents, which then attend to each other",
         MICRO_BATCH,
-        number_through,
+        number_positions_through,
     ),
-    Fault("schedule_starts_over", "a resumed run begins its schedule again", LEARNING_RATE, start_over),
+    Fault("schedule_starts_over", "a resumed run starts its schedule again", LEARNING_RATE, start_over),
     Fault(
         "killed_inside_checkpoint",
-        "every rank gets SIGKILL amid its second save: the files are there, the checkpoint's name is not",
+        "every rank gets SIGKILL during its second save: files are written, but not published",
         SAVE_CHECKPOINT,
         die_in_second_save,
     ),
     Fault(
         "killed_at_step",
-        "every rank gets SIGKILL before the update of a step from 17 to 24, drawn from the run's folder",
+        "every rank gets SIGKILL in a step from 17 to 24, which depends on the folder's path",
         TRAIN_STEP,
         die_in_step,
     ),
     Fault(
-        "no_number",
+        "nan",
         "loss and gradients of one batch are NaN, and then all weights",
         TRAIN_STEP,
         partial(poison, factor=float("nan")),
     ),
     Fault("spike", "the loss of one batch is three times as high", TRAIN_STEP, partial(poison, factor=3.0)),
-    Fault("rank_1_hangs", "rank 1 stops in its sixth step; rank 0 waits in a collective", TRAIN_STEP, hang),
+    Fault("rank_1_hangs", "rank 1 sleeps in its sixth step; rank 0 waits in a collective", TRAIN_STEP, hang),
     Fault(
         "term_in_evaluation",
-        "rank 1 gets SIGTERM amid the evaluation after step 4, the second of the run",
+        "rank 1 gets SIGTERM during the evaluation after step 4, the second of the run",
         EVALUATION_BATCHES,
         terminate_in_second_evaluation,
     ),
@@ -225,23 +227,26 @@ TABLE = [
         partial(send_signal, number=signal.SIGUSR2, rank=1, at_call=13),
     ),
     Fault(
-        "usr2_alone",
+        "usr2_on_only_rank",
         "the only rank gets SIGUSR2 in its 17th step",
         ENGINE_STEP,
         partial(send_signal, number=signal.SIGUSR2, rank=0, at_call=17),
     ),
     Fault(
-        "loaded_whole",
-        "at ZeRO 3 every rank reads the whole base first, instead of its slices",
+        "loaded_complete",
+        "at ZeRO 3 every rank reads the complete base first, instead of its slices",
         LOAD_PARTITIONED,
         load_nothing_partitioned,
     ),
     Fault(
-        "weight_left_random", "no file reaches one parameter, the same on all ranks", LOAD_MODEL, leave_random
+        "weight_left_random",
+        "one parameter keeps random values, the same on all ranks",
+        LOAD_MODEL,
+        leave_random,
     ),
     Fault(
         "slice_at_wrong_offset",
-        "the last rank holds its slice of a parameter one number off",
+        "the last rank has its slice of a parameter shifted by one number",
         LOAD_MODEL,
         shift_last_slice,
     ),

@@ -1,8 +1,8 @@
-"""Trainings whose results must be the same, and how two are compared.
+"""Trainings whose results must be equal, and their comparison.
 
-Every case trains 24 steps over more than one epoch on documents of 3 to 512 tokens in packs of 128 (so some
-are split), with accumulation, warm-up and cosine, weight decay, clipping that bites, and unequal numbers of
-targets a rank; fp32, no dropout.
+Every case trains 24 steps over more than one epoch on documents of 3 to 512 tokens in packs of 128,
+so that some are split. It uses gradient accumulation, a warm-up and a cosine schedule, weight
+decay, clipping that takes effect, and unequal numbers of targets on the ranks; fp32, no dropout.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from tests.models import LLAMA, LORA
 
 STEPS = 24
 LONG = 42  # steps of runs that are killed and resumed
-# fp32 on other partitions sums in another order. Measured on x86-64: losses within 2e-8, weights within 9e-7.
+# Other partitions sum in another order in fp32. Measured on x86-64: losses within 2e-8, weights
+# within 9e-7.
 LOSS_TOLERANCE = 2e-6
 WEIGHT_TOLERANCE = 2e-5
 
-# threshold 0: by default ZeRO-3 keeps parameters this small whole, and nothing would be tested
+# threshold 0: by default ZeRO-3 does not partition parameters as small as these
 ZERO: list[dict[str, Any]] = [
     {"stage": 0},
     {"stage": 1},
@@ -45,7 +46,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Training:
-    """A method, one of ADAPTERS, at a ZeRO stage."""
+    """A training method, a key of ADAPTERS, at a ZeRO stage."""
 
     method: str
     stage: int
@@ -55,17 +56,17 @@ class Training:
         return f"{self.method}-zero{self.stage}"
 
     def config(self, corpus: Path, **changes: Any) -> TrainConfig:
-        """Return the laws' config for this training."""
+        """Return the config of this training."""
         settings: dict[str, Any] = {"zero": ZERO[self.stage], "adapter": ADAPTERS[self.method]}
         return law_config(corpus, quantized=self.method == "qlora", **{**settings, **changes})
 
 
-# bitsandbytes' packed numbers cannot be partitioned: QLoRA ends at stage 2
+# bitsandbytes' packed numbers cannot be partitioned, so QLoRA has no stage 3
 MATRIX = [Training(method, stage) for method in ADAPTERS for stage in range(3 if method == "qlora" else 4)]
 
 
 def law_config(corpus: Path, quantized: bool = False, **changes: Any) -> TrainConfig:
-    """Return the config that all laws share, on two ranks unless `changes` say otherwise."""
+    """Return the config that all trainings share, for two ranks, with `changes`."""
     settings: dict[str, Any] = {
         "data": DataConfig(corpus=str(corpus), sequence_length=128),
         "model": ModelConfig(from_scratch=LLAMA),
@@ -82,7 +83,7 @@ def law_config(corpus: Path, quantized: bool = False, **changes: Any) -> TrainCo
         "checkpoint_every": 5,
         "check_first_loss": False,
     }
-    if changes.get("adapter"):  # an adapter needs a base on disk; this one lies beside the corpus
+    if changes.get("adapter"):  # it needs a base on disk; the fixture writes one beside the corpus
         settings["model"] = ModelConfig(path=str(corpus.parent / "base"))
     if quantized:
         settings["model"] = ModelConfig(path=str(corpus.parent / "wide"), quantization="nf4")
@@ -111,7 +112,7 @@ def make_run(
 
 
 def runs_by_name(folder: Path) -> dict[str, RunFolder]:
-    """Return the runs that `make_run` made in a folder."""
+    """Return by name the runs that `make_run` made in a folder."""
     return {path.name: RunFolder(path) for path in (folder / "runs").iterdir()}
 
 
@@ -124,7 +125,7 @@ def checksums(run: RunFolder) -> list[int]:
 
 
 def steps(run: RunFolder) -> list[dict[str, Any]]:
-    """Return metrics by step; a resumed run logs some steps twice, and the later record counts."""
+    """Return the metrics of each step; of a step that was logged twice, the later ones."""
     by_step = {record["step"]: record["values"] for record in spool(run) if "train/loss" in record["values"]}
     return [by_step[step] for step in sorted(by_step)]
 
@@ -140,12 +141,12 @@ def weights(run: RunFolder) -> dict[str, torch.Tensor]:
 
 
 def loss_distance(run: RunFolder, other: RunFolder) -> float:
-    """Return the largest difference of a step's loss."""
+    """Return the largest difference of a step's loss between two runs."""
     return float((losses(run) - losses(other)).abs().max())
 
 
 def weight_distance(run: RunFolder, other: RunFolder) -> float:
-    """Return the largest difference of a weight of the results."""
+    """Return the largest difference of a weight between the results of two runs."""
     a, b = weights(run), weights(other)
     assert a.keys() == b.keys()
     return max(float((a[name] - b[name]).abs().max()) for name in a)
@@ -159,6 +160,6 @@ def assert_same(
 ) -> None:
     """Assert that two runs trained on the same documents, to the same losses and weights."""
     assert len(steps(run)) == len(steps(other)) == num_steps
-    assert checksums(run) == checksums(other), "other documents went into a step"
+    assert checksums(run) == checksums(other), "a step was trained on other documents"
     assert loss_distance(run, other) < LOSS_TOLERANCE
     assert weight_distance(run, other) < tolerance

@@ -1,5 +1,7 @@
-"""A rank that runs the preflight on each planted fault: `python -m tests.distributed.preflight_rank
-FOLDER`."""
+"""A rank that runs the preflight with each planted fault.
+
+python -m tests.distributed.preflight_rank FOLDER
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,12 @@ RANKS = 3
 
 @dataclass(frozen=True)
 class Case:
-    """A fault, and the nodes that must be named; none of them where no node alone is to blame."""
+    """A fault of the network, and the result that the preflight must have.
+
+    Attributes:
+        blamed: the nodes that its error must name; none if several nodes could be at fault.
+        passes: the preflight must not fail.
+    """
 
     id: str
     blamed: tuple[str, ...] = ()
@@ -36,7 +43,7 @@ CASES = [
 
 
 def main(folder: Path) -> None:
-    """Write how the preflight of each case ended on this rank to `rank-<number>.json`."""
+    """Write the result of each case on this rank to `rank-<number>.json`."""
     import torch.distributed as dist
 
     from finetune.distributed import World
@@ -45,37 +52,38 @@ def main(folder: Path) -> None:
     rendezvous = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=rendezvous, rank=World().rank, world_size=RANKS)
     preflight.PATIENCE_SECONDS = 0.5
-    world, ended = World(), {}
+    world = World()
+    results: dict[str, object] = {}
     for case in CASES:
         elsewhere = case.id == "another_folder" and world.rank == 1
         run = RunFolder(folder / (f"{case.id}-elsewhere" if elsewhere else case.id))
         run.jobs.mkdir(parents=True, exist_ok=True)
         try:
-            with planted(case.id, world.rank):
+            with plant_fault(case.id, world.rank):
                 preflight.check_together(run, world)
-            ended[case.id] = {"passed": True}
+            results[case.id] = {"passed": True}
         except (preflight.PreflightError, ValueError) as error:
             nodes = list(getattr(error, "nodes", ()))
-            ended[case.id] = {"kind": type(error).__name__, "error": str(error), "nodes": nodes}
-    (folder / f"rank-{world.rank}.json").write_text(json.dumps(ended))
+            results[case.id] = {"kind": type(error).__name__, "error": str(error), "nodes": nodes}
+    (folder / f"rank-{world.rank}.json").write_text(json.dumps(results))
     world.barrier()
 
 
 @contextmanager
-def planted(name: str, rank: int) -> Iterator[None]:
-    """Corrupt what this rank receives from its peers, as a broken network would."""
+def plant_fault(name: str, rank: int) -> Iterator[None]:
+    """Corrupt the data that this rank receives from its peers, as a broken network would."""
     from finetune.distributed import World
 
-    honest_sum = World.all_reduce_sum
-    honest_broadcast = World.broadcast
+    original_sum = World.all_reduce_sum
+    original_broadcast = World.broadcast
 
     def wrong_sum(self: World, values: Any) -> Any:
-        honest_sum(self, values)
+        original_sum(self, values)
         values[7] += 1
         return values
 
     def wrong_broadcast(self: World, values: Any, source: int) -> Any:
-        honest_broadcast(self, values, source)
+        original_broadcast(self, values, source)
         if source == 2 and self.rank != 2:
             values[7] += 1
         return values

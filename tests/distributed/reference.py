@@ -1,5 +1,7 @@
-"""Training written out plainly: one process, torch alone, one document at a time, nothing packed. What the
-product must equal."""
+"""A plain reference training, which the product must equal.
+
+It uses one process and torch alone, runs one document at a time, and packs nothing.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,13 @@ import torch
 
 from data_prep.shards import Corpus
 from finetune.config.train import TrainConfig
-from finetune.data.packing import pack, segments_of
+from finetune.data.packing import cut_segments, pack
 from finetune.models import build as models
 from finetune.training.schedule import Schedule
 
 
 def train(config: TrainConfig, steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Losses by step, and the final trainable parameters."""
+    """Train; return the losses by step and the final trainable parameters."""
     assert config.max_steps is not None
     corpus = Corpus(config.data.corpus)
     documents = [np.asarray(ids) for ids in corpus.split("train")["input_ids"]]
@@ -30,6 +32,8 @@ def train(config: TrainConfig, steps: int) -> tuple[list[float], dict[str, torch
         {"params": [p for p in trainable.values() if p.ndim < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_eps)
+    sequence_length = config.data.sequence_length
+    all_segments = cut_segments(lengths, sequence_length)
     losses = []
     schedule = Schedule.of(config, num_packs=0)
     for step in range(steps):
@@ -37,23 +41,22 @@ def train(config: TrainConfig, steps: int) -> tuple[list[float], dict[str, torch
         for index in range(step * config.global_batch_size, (step + 1) * config.global_batch_size):
             for epoch in range(index + 1):
                 if epoch not in plans:
-                    plans[epoch] = pack(
-                        segments_of(lengths, config.data.sequence_length),
-                        config.data.sequence_length,
-                        config.seed,
-                        epoch,
-                    )
+                    plans[epoch] = pack(all_segments, sequence_length, config.seed, epoch)
                 num_packs = plans[epoch]["pack"][-1] + 1
                 if index < num_packs:
                     break
                 index -= num_packs
             segments = plans[epoch][plans[epoch]["pack"] == index]
-            pieces += [documents[s["document"]][s["start"] : s["start"] + s["length"]] for s in segments]
-        loss_sum, targets = torch.zeros(()), 0
+            for segment in segments:
+                start = segment["start"]
+                pieces.append(documents[segment["document"]][start : start + segment["length"]])
+        loss_sum = torch.zeros(())
+        targets = 0
         for piece in pieces:
             ids = torch.from_numpy(piece).long()[None]
             out = model(input_ids=ids, use_cache=False).logits[0, :-1]
-            loss_sum = loss_sum + torch.nn.functional.cross_entropy(out.float(), ids[0, 1:], reduction="sum")
+            loss = torch.nn.functional.cross_entropy(out.float(), ids[0, 1:], reduction="sum")
+            loss_sum = loss_sum + loss
             targets += ids.shape[1] - 1
         optimizer.zero_grad()
         (loss_sum / targets).backward()

@@ -1,5 +1,4 @@
-"""Laws of a run over several attempts: it meets the same spike, learns from the same base, and its summary is
-of them all."""
+"""Laws of a run over several attempts: equal rewinds, unchanged inputs, one summary of all."""
 
 from __future__ import annotations
 
@@ -27,8 +26,10 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
-    """By name, after their last attempts, one rank each. What an attempt left is beside it as
-    `attempt-<number>`."""
+    """Return the runs, of one rank each, by name, after their last attempts.
+
+    The outcomes of earlier attempts are in first.json and second.json.
+    """
     folder = tmp_path_factory.mktemp("attempts")
     settings: dict[str, Any] = {
         "cluster": ClusterConfig(ranks_per_node=1),
@@ -36,57 +37,59 @@ def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         "spike_stds": 4.0,
         "on_bad_step": "rewind",
     }
-    whole = make_run(folder, "whole", law_config(law_corpus, **settings))
-    cut = make_run(folder, "cut", law_config(law_corpus, **settings))
-    stopping = make_run(folder, "stopping", law_config(law_corpus, **{**settings, "on_bad_step": "stop"}))
+    uninterrupted = make_run(folder, "uninterrupted", law_config(law_corpus, **settings))
+    interrupted = make_run(folder, "interrupted", law_config(law_corpus, **settings))
+    with_stop = {**settings, "on_bad_step": "stop"}
+    stopping = make_run(folder, "stopping", law_config(law_corpus, **with_stop))
     shutil.copytree(law_corpus.parent / "base", folder / "base")
-    adapted = {**settings, "adapter": LORA, "model": ModelConfig(path=str(folder / "base"))}
-    moved = make_run(folder, "moved", law_config(law_corpus, **adapted))
+    adapter = {**settings, "adapter": LORA, "model": ModelConfig(path=str(folder / "base"))}
+    base_changed = make_run(folder, "base-changed", law_config(law_corpus, **adapter))
     older = make_run(folder, "older", law_config(law_corpus, **settings))
     corpus = shutil.copytree(law_corpus, folder / "corpus")
-    swapped = make_run(folder, "swapped", law_config(corpus, **settings))
-    spiked = [replace(whole, fault="spike"), replace(stopping, fault="spike", refused=True)]
-    interrupted = [replace(case, fault="usr2_alone") for case in (cut, moved, older, swapped)]
-    worker.run(folder / "first", [*spiked, *interrupted], 1)
-    for case in (cut, stopping, moved):
+    corpus_changed = make_run(folder, "corpus-changed", law_config(corpus, **settings))
+
+    stopping_at_spike = replace(stopping, fault="spike", refused=True)
+    first = [replace(uninterrupted, fault="spike"), stopping_at_spike]
+    for case in (interrupted, base_changed, older, corpus_changed):
+        first.append(replace(case, fault="usr2_on_only_rank"))
+    worker.run(folder / "first", first, 1)
+    for case in (interrupted, stopping, base_changed):
         case.run.write_json("first.json", case.run.read_json("outcome.json") or {})
-    forget(older.run)
+    make_older(older.run)
     file = folder / "base" / "model.safetensors"
-    save_file(
-        {name: 1.001 * tensor for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"}
-    )
-    spiked = [replace(cut, fault="spike"), replace(stopping, fault="spike", refused=True)]
-    corpus.rename(folder / "put aside")
+    changed = {name: 1.001 * tensor for name, tensor in load_file(file).items()}
+    save_file(changed, file, metadata={"format": "pt"})
+    corpus.rename(folder / "original corpus")
     write_corpus(corpus, num_documents=60, longest=100, seed=7)
-    refused = [replace(case, refused=True) for case in (moved, swapped)]
-    worker.run(folder / "second", [older, *spiked, *refused], 1)
-    swapped.run.write_json("second.json", swapped.run.read_json("outcome.json") or {})
+
+    second = [older, replace(interrupted, fault="spike"), stopping_at_spike]
+    second += [replace(case, refused=True) for case in (base_changed, corpus_changed)]
+    worker.run(folder / "second", second, 1)
+    corpus_changed.run.write_json("second.json", corpus_changed.run.read_json("outcome.json") or {})
     shutil.rmtree(corpus)
-    (folder / "put aside").rename(corpus)
-    worker.run(folder / "third", [swapped], 1)
+    (folder / "original corpus").rename(corpus)
+
+    worker.run(folder / "third", [corpus_changed], 1)
     return runs_by_name(folder)
 
 
-def forget(run: RunFolder) -> None:
-    """Make a run, and its newest checkpoint, one of a version that noted neither what it saw nor what it
-    learns from."""
+def make_older(run: RunFolder) -> None:
+    """Remove from a run and its newest checkpoint what old versions did not write: totals, digests."""
     (run.path / "inputs.json").unlink()
-    folder = max(run.checkpoints.glob("step-*"))
-    state, manifest = (json.loads((folder / name).read_text()) for name in ("state.json", "manifest.json"))
-    (folder / "state.json").write_text(
-        json.dumps({key: state[key] for key in state.keys() - {"seen", "base"}})
-    )
-    manifest["state.json"] = {
-        "bytes": (folder / "state.json").stat().st_size,
-        "sha256": sha256_file(folder / "state.json"),
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    checkpoint = max(run.checkpoints.glob("step-*"))
+    state_file = checkpoint / "state.json"
+    state = json.loads(state_file.read_text())
+    state_file.write_text(json.dumps({key: state[key] for key in state.keys() - {"seen", "base"}}))
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["state.json"] = {"bytes": state_file.stat().st_size, "sha256": sha256_file(state_file)}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_an_interrupted_run_rewinds_at_the_same_spike(runs: dict[str, RunFolder]) -> None:
-    assert runs["cut"].read_json("first.json") == {"state": "interrupted"}
-    assert runs["cut"].summary().skipped_batches == [POISONED]  # type: ignore[index]
-    assert_same(runs["cut"], runs["whole"])
+    run = runs["interrupted"]
+    assert run.read_json("first.json") == {"state": "interrupted"}
+    assert run.summary().skipped_batches == [POISONED]  # type: ignore[index]
+    assert_same(run, runs["uninterrupted"])
 
 
 def test_a_run_that_stopped_at_a_spike_stops_there_again(runs: dict[str, RunFolder]) -> None:
@@ -96,11 +99,11 @@ def test_a_run_that_stopped_at_a_spike_stops_there_again(runs: dict[str, RunFold
     assert f"over {POISONED} steps" in first["error"]  # type: ignore[index]
 
 
-@pytest.mark.parametrize("name", ["whole", "cut"])
+@pytest.mark.parametrize("name", ["uninterrupted", "interrupted"])
 def test_the_summary_is_that_of_all_attempts(runs: dict[str, RunFolder], name: str) -> None:
-    """Of the steps that made the weights: those before a rewind, and those of an attempt that was killed
-    before it saved, are no part of them."""
-    summary, done = runs[name].summary(), steps(runs[name])
+    """It counts the steps that led to the weights, not those that a rewind or a kill undid."""
+    summary = runs[name].summary()
+    done = steps(runs[name])
     assert summary is not None
     assert summary.tokens == sum(step["train/tokens"] for step in done)
     assert summary.supervised_tokens == sum(step["train/supervised_tokens"] for step in done)
@@ -119,28 +122,31 @@ def test_every_metric_that_a_run_logs_is_described(runs: dict[str, RunFolder]) -
     assert [name for name in sorted(logged) if names.describe(name) is None] == []
 
 
-def test_a_checkpoint_of_before_totals_were_kept_resumes(runs: dict[str, RunFolder]) -> None:
-    assert runs["older"].summary().tokens == sum(step["train/tokens"] for step in steps(runs["older"])[17:])  # type: ignore[index]
-    assert len(steps(runs["older"])) == 24
+def test_a_checkpoint_of_a_version_without_totals_resumes(runs: dict[str, RunFolder]) -> None:
+    done = steps(runs["older"])
+    tokens_after_resume = sum(step["train/tokens"] for step in done[17:])
+    assert runs["older"].summary().tokens == tokens_after_resume  # type: ignore[index]
+    assert len(done) == 24
 
 
-def test_a_base_that_changed_between_attempts_is_refused(runs: dict[str, RunFolder]) -> None:
-    """An adapter's checkpoint leaves the base out: on other weights it would be another model."""
-    assert runs["moved"].read_json("first.json") == {"state": "interrupted"}
-    error = runs["moved"].read_json("outcome.json")["error"]  # type: ignore[index]
-    assert error.startswith(
-        f"base {runs['moved'].config().model.path} has changed since run moved was submitted"
-    )
-    assert len(steps(runs["moved"])) == 17
+def test_a_base_that_changed_between_attempts_is_rejected(runs: dict[str, RunFolder]) -> None:
+    """An adapter's checkpoint lacks the base: on other weights it would be another model."""
+    run = runs["base-changed"]
+    assert run.read_json("first.json") == {"state": "interrupted"}
+    error = run.read_json("outcome.json")["error"]  # type: ignore[index]
+    expected = f"base {run.config().model.path} has changed since run {run.id} was submitted"
+    assert error.startswith(expected)
+    assert len(steps(run)) == 17
 
 
-def test_a_corpus_that_changed_between_attempts_is_refused_and_resumes_once_it_is_put_back(
+def test_a_corpus_that_changed_between_attempts_is_rejected_until_it_is_restored(
     runs: dict[str, RunFolder],
 ) -> None:
-    """The refusal leaves nothing of the other corpus behind, such as its pack plan."""
-    run = runs["swapped"]
+    """The rejected attempt leaves nothing of the other corpus behind, such as its pack plan."""
+    run = runs["corpus-changed"]
     error = run.read_json("second.json")["error"]  # type: ignore[index]
-    assert error.startswith(f"corpus {run.config().data.corpus} has changed since run swapped was submitted")
+    expected = f"corpus {run.config().data.corpus} has changed since run {run.id} was submitted"
+    assert error.startswith(expected)
     assert run.read_json("outcome.json") == {"state": "completed"}
     assert len(steps(run)) == 24
     assert len(list(run.plan.glob("train-*-epoch-000.npy"))) == 1

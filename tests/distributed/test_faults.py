@@ -1,4 +1,4 @@
-"""Planted faults: each replaces something that exists, is undone, and is planted by a test."""
+"""Planted faults: each replaces an existing function, is undone, and is planted by a test."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tests.distributed.faults import FAULTS, NORMALISE_LOSS, TABLE, WATCHDOG_GRA
 @pytest.mark.parametrize("fault", TABLE, ids=lambda fault: fault.name)
 def test_a_planted_fault_replaces_its_target_and_is_undone(fault: Fault) -> None:
     original = pkgutil.resolve_name(fault.target)
-    with fault.planted():
+    with fault.plant():
         assert pkgutil.resolve_name(fault.target) is not original
     assert pkgutil.resolve_name(fault.target) is original
 
 
 @pytest.mark.parametrize("target", [NORMALISE_LOSS, WATCHDOG_GRACE])
-def test_what_faults_replace_for_one_call_exists(target: str) -> None:
+def test_functions_that_faults_replace_for_one_call_exist(target: str) -> None:
     assert pkgutil.resolve_name(target) is not None
 
 
@@ -28,21 +28,21 @@ def double(number: int) -> int:
 
 
 def test_each_planting_counts_its_own_calls() -> None:
-    """A rank trains several cases, and a fault of one must strike at the same call in the next."""
-    seen: list[int] = []
+    """A rank trains several cases, and a fault must act at the same call in each of them."""
+    numbers: list[int] = []
 
-    def note(call: Call, *args: object) -> object:
-        seen.append(call.number)
+    def record_number(call: Call, *args: object) -> object:
+        numbers.append(call.number)
         return call.original(*args)
 
-    fault = Fault("counted", "nothing: its calls are noted", f"{__name__}.double", note)
+    fault = Fault("counted", "nothing: its calls are recorded", f"{__name__}.double", record_number)
     for _ in range(2):
-        with fault.planted():
+        with fault.plant():
             assert [double(2), double(3)] == [4, 6]
-    assert seen == [1, 2, 1, 2]
+    assert numbers == [1, 2, 1, 2]
 
 
-def test_every_fault_has_a_name_of_its_own_and_a_test_that_plants_it() -> None:
+def test_every_fault_has_a_unique_name_and_a_test_that_plants_it() -> None:
     assert len(FAULTS) == len(TABLE)
     tests = "".join(path.read_text() for path in Path(__file__).parents[1].rglob("test_*.py"))
     assert [fault.name for fault in TABLE if f'"{fault.name}"' not in tests] == []

@@ -1,5 +1,7 @@
-"""The promise of ZeRO-3: a model larger than a rank's memory trains. A real run under a real limit, and its
-negative control."""
+"""The law of ZeRO-3: a model larger than a rank's memory trains.
+
+A run under a limit of the address space trains, and its negative control does not.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,9 +29,10 @@ from tests.models import LLAMA, LORA
 pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 RANKS = 4
-# of the model's bytes that each rank may map: libraries (1.1 GB), its quarter, the files and what is gathered
+# Address space of each rank as a share of the model's size: for libraries (1.1 GB), the rank's
+# quarter of the model, files and gathered parameters.
 SHARE = 0.7
-# few wide layers: DeepSpeed's hooks, LoRA and their states take 6 MB a layer whatever its width
+# Few wide layers: DeepSpeed's hooks, LoRA and their states take 6 MB a layer whatever its width.
 LARGE = {
     **LLAMA,
     "hidden_size": 1536,
@@ -38,28 +42,38 @@ LARGE = {
     "num_key_value_heads": 24,
     "max_position_embeddings": 64,
 }
-# DeepSpeed's defaults keep up to a thousand million gathered parameters (all of this model), and 2 GB for
-# gradients on their way
-ZERO = {"stage": 3, "stage3_max_live_parameters": 2e7, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0,
-        "reduce_bucket_size": 1e6}  # fmt: skip
+# By default DeepSpeed keeps up to 1e9 gathered parameters (all of this model), and 2 GB of
+# gradients that it reduces.
+ZERO = {
+    "stage": 3,
+    "stage3_max_live_parameters": 2e7,
+    "stage3_max_reuse_distance": 0,
+    "stage3_prefetch_bucket_size": 0,
+    "reduce_bucket_size": 1e6,
+}
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """A base of random numbers in shards of at most 300 MB, written without ever holding it; and its
-    bytes."""
+    """Write a random base in shards, tensor by tensor; return its folder and its size in bytes."""
     folder = tmp_path_factory.mktemp("large") / "base"
     write_tokenizer(folder)
     config = AutoConfig.for_model(**LARGE, vocab_size=VOCAB_SIZE, eos_token_id=EOS, bos_token_id=None)
     with torch.device("meta"):
-        shapes = {name: p.shape for name, p in AutoModelForCausalLM.from_config(config).named_parameters()}
+        model = AutoModelForCausalLM.from_config(config)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(max(math.prod(shape) for shape in shapes.values()), generator=generator) * 0.02
-    tensors = (
-        (n, torch.ones(s) if len(s) == 1 else noise[: math.prod(s)].roll(i).view(s))
-        for i, (n, s) in enumerate(shapes.items())
-    )
-    safetensors_io.write(folder, tensors, shard_bytes=300_000_000)
+    largest = max(math.prod(shape) for shape in shapes.values())
+    noise = torch.randn(largest, generator=generator) * 0.02
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        for index, (name, shape) in enumerate(shapes.items()):
+            if len(shape) == 1:
+                yield name, torch.ones(shape)
+            else:
+                yield name, noise[: math.prod(shape)].roll(index).view(shape)
+
+    safetensors_io.write(folder, tensors(), shard_bytes=300_000_000)
     config.dtype = torch.float32
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(folder)
@@ -86,18 +100,24 @@ def large_run(folder: Path, base: Path, corpus: Path, fault: str | None = None) 
 def train_under_limit(
     folder: Path, case: Case, address_space: int, timeout: int
 ) -> tuple[list[int], list[str]]:
-    """Exit codes and logs of ranks that may each map so many bytes, their libraries included: processes that
-    import them."""
+    """Train a case on ranks whose address space is limited; return their exit codes and logs.
+
+    The ranks are started, not forked, so that the limit includes their libraries.
+
+    Args:
+        address_space: limit of each rank, in bytes.
+    """
     worker.write_cases(folder, [case])
-    ranks, logs = [], [folder / f"rank-{rank}.log" for rank in range(RANKS)]
+    ranks = []
+    logs = [folder / f"rank-{rank}.log" for rank in range(RANKS)]
     for rank, log in enumerate(logs):
         environment = {
             **os.environ,
             **worker.environment(rank, RANKS),
             "OMP_NUM_THREADS": "1",
-            "MALLOC_ARENA_MAX": "1",  # each further arena reserves 64 MiB of addresses
-            "MALLOC_MMAP_THRESHOLD_": "1000000",  # or freed tensors leave holes that are never given back
-            "ARROW_DEFAULT_MEMORY_POOL": "system",  # mimalloc reserves a gigabyte of them at its first use
+            "MALLOC_ARENA_MAX": "1",  # each arena reserves 64 MiB of addresses
+            "MALLOC_MMAP_THRESHOLD_": "1000000",  # otherwise freed tensors leave unused holes
+            "ARROW_DEFAULT_MEMORY_POOL": "system",  # mimalloc reserves 1 GB of addresses
         }
         command = [sys.executable, "-m", "tests.distributed.worker", str(folder)]
         limit = functools.partial(resource.setrlimit, resource.RLIMIT_AS, (address_space, address_space))
@@ -111,7 +131,8 @@ def train_under_limit(
                 preexec_fn=limit,
             )
         ranks.append(started)
-    return [rank.wait(timeout=timeout) for rank in ranks], [log.read_text(errors="replace") for log in logs]
+    codes = [rank.wait(timeout=timeout) for rank in ranks]
+    return codes, [log.read_text(errors="replace") for log in logs]
 
 
 def test_a_model_larger_than_a_ranks_memory_trains(base: tuple[Path, int], tmp_path: Path) -> None:
@@ -122,13 +143,15 @@ def test_a_model_larger_than_a_ranks_memory_trains(base: tuple[Path, int], tmp_p
     assert codes == [0] * RANKS, logs[0][-3000:]
     assert len(losses(case.run)) == 2
     trained = {name: tensor for name, tensor in weights(case.run).items() if "lora_B" in name}
-    assert all(bool(tensor.any()) for tensor in trained.values()), "saved empty or untrained"
+    assert all(bool(tensor.any()) for tensor in trained.values()), "an empty or untrained adapter was saved"
 
 
-def test_loaded_whole_the_same_model_does_not_fit(base: tuple[Path, int], tmp_path: Path) -> None:
+def test_a_model_that_every_rank_loads_completely_does_not_fit(
+    base: tuple[Path, int], tmp_path: Path
+) -> None:
     folder, size = base
     corpus = write_corpus(tmp_path / "tiny", num_documents=16, longest=24, seed=5)
-    case = large_run(tmp_path, folder, corpus, fault="loaded_whole")
+    case = large_run(tmp_path, folder, corpus, fault="loaded_complete")
     codes, logs = train_under_limit(tmp_path / "ranks", case, int(SHARE * size), timeout=500)
     assert all(codes)
     assert any("allocate memory" in log or "MemoryError" in log for log in logs), logs[0][-2000:]

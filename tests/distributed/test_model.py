@@ -1,8 +1,7 @@
-"""Laws of how a base gets into the engine, on real processes: at ZeRO 3, cut up while it is read, as at ZeRO
-0, whole.
+"""Laws of loading a base: partitioned while it is read (ZeRO 3) or complete (ZeRO 0).
 
-Six steps of fp32 on two ranks, as in test_laws.py; each law is about the losses, the saved tensors, and the
-model that is loaded from them again.
+Two ranks train six steps in fp32, as in test_laws.py; the laws compare losses, saved tensors, and
+the model that is loaded from them.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune.config.train import ClusterConfig, DataConfig, ModelConfig, TrainConfig, conf_dir
 from finetune.evaluation.held_out import evaluate_on_corpus
+from finetune.models.safetensors_io import WeightFiles
 from finetune.runs import base_model
 from finetune.runs.folder import RunFolder
 from tests.corpora import VOCAB_SIZE, write_corpus
@@ -47,10 +47,10 @@ EMBEDDINGS = ["embed_tokens", "lm_head"]
 
 @dataclass(frozen=True)
 class Pair:
-    """What is trained at ZeRO 0 and at ZeRO 3.
+    """Settings that are trained at ZeRO 0 and at ZeRO 3.
 
     Args:
-        base: a base of the fixture's, or a run's result.
+        base: name of a base that the fixture writes, or `run:<name>`.
     """
 
     id: str
@@ -79,18 +79,19 @@ PAIRS = [
     Pair("on-enlarged", "run:enlarged-lora-zero0", "enlarged"),
     Pair("on-tied-matrix", "run:tied-matrix-zero0"),
     Pair("biases", "biased", adapter={**LORA, "bias": "all"}),
-    # both take their start out of the base's weights
+    # the initialisation of both changes the base's weights
     Pair("pissa", adapter={**LORA, "init_lora_weights": "pissa"}),
     Pair("olora", adapter={**LORA, "init_lora_weights": "olora"}),
-    # transformers fuses its experts as it loads them: loaded whole at ZeRO 3 too
+    # transformers fuses the experts when it loads them, so every rank loads the model completely at
+    # ZeRO 3 too
     Pair("converted", "moe", adapter=LORA),
     *(Pair(name, adapter=adapter_file(name)) for name in ("rslora", "lokr", "ia3")),
 ]
 
 
 @dataclass(frozen=True)
-class Same:
-    """Another way to train a pair, by its id, that must equal it at ZeRO 0."""
+class Variant:
+    """Another way to train a pair, named by its id, which must equal the pair at ZeRO 0."""
 
     id: str
     pair: str
@@ -100,18 +101,18 @@ class Same:
 
 CHECKPOINTED = {"activation_checkpointing": True}
 OFFLOADED = {**zero_file("stage3_offload"), **ZERO[3]}
-SAME = [
-    Same("checkpointed-full-zero0", "full", ZERO[0], CHECKPOINTED),
-    Same("checkpointed-full-zero3", "full", ZERO[3], CHECKPOINTED),
-    Same("checkpointed-lora-zero0", "lora", ZERO[0], CHECKPOINTED),
-    Same("checkpointed-lora-zero3", "lora", ZERO[3], CHECKPOINTED),
-    Same("offload-zero2", "full", zero_file("stage2_offload")),
-    Same("offload-zero3", "full", OFFLOADED),
-    Same("offload-lora-zero3", "lora", OFFLOADED),
+VARIANTS = [
+    Variant("checkpointed-full-zero0", "full", ZERO[0], CHECKPOINTED),
+    Variant("checkpointed-full-zero3", "full", ZERO[3], CHECKPOINTED),
+    Variant("checkpointed-lora-zero0", "lora", ZERO[0], CHECKPOINTED),
+    Variant("checkpointed-lora-zero3", "lora", ZERO[3], CHECKPOINTED),
+    Variant("offload-zero2", "full", zero_file("stage2_offload")),
+    Variant("offload-zero3", "full", OFFLOADED),
+    Variant("offload-lora-zero3", "lora", OFFLOADED),
 ]
 REFUSED = {
-    "stage3_zeropp": "zero.zero_quantized_weights needs CUDA",
-    "stage3_superoffload": "zero.offload_optimizer.super_offload needs CUDA",
+    "stage3_zeropp": "zero.zero_quantized_weights: it needs CUDA",
+    "stage3_superoffload": "zero.offload_optimizer.super_offload: it needs CUDA",
 }
 MOE = {
     "model_type": "qwen3_moe",
@@ -124,23 +125,24 @@ MOE = {
 
 @dataclass(frozen=True)
 class AtStage:
-    """Bases' files, or a planted fault, at a ZeRO stage."""
+    """A base, or a planted fault, by its name, at a ZeRO stage."""
 
-    what: str
+    name: str
     stage: int
 
     @property
     def id(self) -> str:
-        return f"{self.what}-zero{self.stage}"
+        return f"{self.name}-zero{self.stage}"
 
 
-BF16 = [AtStage(files, stage) for files in ("base", "half") for stage in (1, 2, 3)]
-FAULTS = [*(AtStage("weight_left_random", stage) for stage in (0, 2, 3)), AtStage("slice_at_wrong_offset", 3)]
+BF16 = [AtStage(base, stage) for base in ("base", "half") for stage in (1, 2, 3)]
+FAULTS = [AtStage("weight_left_random", stage) for stage in (0, 2, 3)]
+FAULTS.append(AtStage("slice_at_wrong_offset", 3))
 
 
 @dataclass(frozen=True)
-class Ended:
-    """Settings with which training ends a run without a result, and a part of the error."""
+class Failing:
+    """Settings with which training fails, and a part of the error."""
 
     id: str
     error: str
@@ -148,21 +150,21 @@ class Ended:
 
 
 HYBRID = {**LLAMA, "model_type": "lfm2", "layer_types": ["conv", "full_attention"]}
-# found out by weights that have learned something: random ones hide a leak below rounding
+# needs trained weights: with random ones the leak is smaller than rounding
 LEAKY = {"model": ModelConfig(from_scratch=HYBRID), "lr": 3e-2, "max_steps": 40}
-ENDED = [
-    Ended("blown-up", "the held-out loss after step 1 is nan", {"lr": 1e38, "max_steps": 1}),
-    Ended("hybrid", "documents in a pack see each other", LEAKY),
+FAILING = [
+    Failing("diverging", "step 1: the held-out loss is nan", {"lr": 1e38, "max_steps": 1}),
+    Failing("hybrid", "packed documents attend to each other", LEAKY),
 ]
 DAMAGE = {
-    "missing": "lacks 1 weights of its kind, e.g. model.norm.weight",
-    "misshapen": "lacks 1 weights of its kind, e.g. model.norm.weight",
-    "unexpected": "holds 1 weights that its architecture has no place for, e.g. model.norm.bias",
+    "missing": "1 weights are missing or have another shape, e.g. model.norm.weight",
+    "misshapen": "1 weights are missing or have another shape, e.g. model.norm.weight",
+    "unexpected": "1 weights have no place in its architecture, e.g. model.norm.bias",
     "truncated": "cannot be read",
 }
 
 
-def damaged(base: Path, fault: str) -> Path:
+def damage_base(base: Path, fault: str) -> Path:
     file = base / "model.safetensors"
     tensors = load_file(file)
     norm = tensors["model.norm.weight"]
@@ -187,7 +189,7 @@ def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         "half": write_base(folder / "half", dtype=torch.bfloat16),
         "moe": write_base(folder / "moe", **MOE),
         "biased": write_base(folder / "biased", model_type="qwen2"),
-        **{fault: damaged(write_base(folder / fault), fault) for fault in DAMAGE},
+        **{fault: damage_base(write_base(folder / fault), fault) for fault in DAMAGE},
     }
     enlarged = write_corpus(folder / "corpora" / "enlarged", 60, 256, seed=2, added_tokens=ADDED)
     corpora = {"laws": law_corpus, "enlarged": enlarged}
@@ -216,26 +218,27 @@ def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
             settings = config(pair.base, pair.corpus, adapter=pair.adapter, zero=ZERO[stage])
             cases.append(case(f"{pair.id}-zero{stage}", settings))
     for bf16 in BF16:
-        settings = config(bf16.what, zero=ZERO[bf16.stage], precision="bf16", adapter=dict(LORA), max_steps=2)
+        settings = config(bf16.name, zero=ZERO[bf16.stage], precision="bf16", adapter=dict(LORA), max_steps=2)
         cases.append(case(f"bf16-{bf16.id}", settings))
     for fault in FAULTS:
-        cases.append(case(fault.id, config("base", zero=ZERO[fault.stage]), fault.what, refused=True))
-    for same in SAME:
-        adapter = next(pair.adapter for pair in PAIRS if pair.id == same.pair)
-        cases.append(case(same.id, config("base", adapter=adapter, zero=same.zero, **same.settings)))
+        cases.append(case(fault.id, config("base", zero=ZERO[fault.stage]), fault.name, refused=True))
+    for variant in VARIANTS:
+        adapter = next(pair.adapter for pair in PAIRS if pair.id == variant.pair)
+        settings = config("base", adapter=adapter, zero=variant.zero, **variant.settings)
+        cases.append(case(variant.id, settings))
     for name in REFUSED:
         cases.append(case(name, config("base", zero=zero_file(name)), refused=True))
     for damage in DAMAGE:
         cases.append(case(damage, config(damage, zero=ZERO[3]), refused=True))
-    for ended in ENDED:
-        cases.append(case(ended.id, config("base", zero=ZERO[2], **ended.settings), refused=True))
+    for failing in FAILING:
+        cases.append(case(failing.id, config("base", zero=ZERO[2], **failing.settings), refused=True))
     frozen = config("base", "enlarged", adapter=dict(LORA), zero=ZERO[3])
     cases.append(case("frozen-rows", frozen, refused=True))
     worker.run(folder / "two", cases, 2)
     return runs_by_name(folder)
 
 
-def case_id(case: Pair | Same | AtStage | Ended) -> str:
+def case_id(case: Pair | Variant | AtStage | Failing) -> str:
     return case.id
 
 
@@ -246,11 +249,14 @@ def error_of(run: RunFolder) -> str:
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=case_id)
-def test_zero_3_from_slices_is_zero_0_from_the_whole(runs: dict[str, RunFolder], pair: Pair) -> None:
-    whole, cut = runs[f"{pair.id}-zero0"], runs[f"{pair.id}-zero3"]
-    assert len(losses(whole)) == STEPS
-    assert loss_distance(whole, cut) < LOSS_TOLERANCE
-    assert weight_distance(whole, cut) < WEIGHT_TOLERANCE
+def test_a_base_loaded_by_slices_at_zero_3_trains_as_at_zero_0(
+    runs: dict[str, RunFolder], pair: Pair
+) -> None:
+    complete = runs[f"{pair.id}-zero0"]
+    partitioned = runs[f"{pair.id}-zero3"]
+    assert len(losses(complete)) == STEPS
+    assert loss_distance(complete, partitioned) < LOSS_TOLERANCE
+    assert weight_distance(complete, partitioned) < WEIGHT_TOLERANCE
 
 
 @pytest.mark.parametrize("stage", [0, 3])
@@ -261,78 +267,81 @@ def test_a_saved_model_evaluates_as_its_run_logged(
     run = runs[f"{pair.id}-zero{stage}"]
     summary = run.summary()
     assert summary is not None
-    again = evaluate_on_corpus(f"run:{run.id}", run.config().data, str(run.path.parent))
-    assert again.loss == pytest.approx(summary.after.loss, abs=1e-5)
+    held_out = evaluate_on_corpus(f"run:{run.id}", run.config().data, str(run.path.parent))
+    assert held_out.loss == pytest.approx(summary.after.loss, abs=1e-5)
 
 
-@pytest.mark.parametrize("same", SAME, ids=case_id)
-def test_checkpointed_and_offloaded_is_the_same_training(runs: dict[str, RunFolder], same: Same) -> None:
-    run, plain = runs[same.id], runs[f"{same.pair}-zero0"]
+@pytest.mark.parametrize("variant", VARIANTS, ids=case_id)
+def test_activation_checkpointing_and_offload_do_not_change_training(
+    runs: dict[str, RunFolder], variant: Variant
+) -> None:
+    run = runs[variant.id]
+    plain = runs[f"{variant.pair}-zero0"]
     assert loss_distance(run, plain) < LOSS_TOLERANCE
     assert weight_distance(run, plain) < WEIGHT_TOLERANCE
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_settings_that_this_machine_cannot_run_are_one_line(runs: dict[str, RunFolder], name: str) -> None:
+def test_settings_that_need_a_gpu_are_an_error_of_one_line(runs: dict[str, RunFolder], name: str) -> None:
     error = error_of(runs[name])
     assert REFUSED[name] in error
     assert "\n" not in error
 
 
-def test_no_false_alarm_in_bf16(runs: dict[str, RunFolder]) -> None:
+def test_guards_pass_healthy_training_in_bf16(runs: dict[str, RunFolder]) -> None:
     for case in BF16:
         assert runs[f"bf16-{case.id}"].summary() is not None, case.id
-    for files in ("base", "half"):
-        assert loss_distance(runs[f"bf16-{files}-zero2"], runs[f"bf16-{files}-zero3"]) < 0.02
+    for base in ("base", "half"):
+        assert loss_distance(runs[f"bf16-{base}-zero2"], runs[f"bf16-{base}-zero3"]) < 0.02
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=case_id)
-def test_weights_that_are_not_the_files_stop_the_run(runs: dict[str, RunFolder], fault: AtStage) -> None:
-    expected = f"1 of 21 weights are not those of the base's files, e.g. {DAMAGED} on 2 of 2 ranks"
+def test_weights_that_differ_from_the_files_stop_the_run(runs: dict[str, RunFolder], fault: AtStage) -> None:
+    expected = f"1 of 21 loaded weights differ from the base's files, e.g. {DAMAGED} on 2 of 2 ranks"
     assert expected in error_of(runs[fault.id])
 
 
-@pytest.mark.parametrize("ended", ENDED, ids=case_id)
+@pytest.mark.parametrize("failing", FAILING, ids=case_id)
 def test_a_fault_that_training_reveals_ends_the_run_without_a_result(
-    runs: dict[str, RunFolder], ended: Ended
+    runs: dict[str, RunFolder], failing: Failing
 ) -> None:
-    assert ended.error in error_of(runs[ended.id])
-    assert not runs[ended.id].model.exists()
+    assert failing.error in error_of(runs[failing.id])
+    assert not runs[failing.id].model.exists()
 
 
-def test_ranks_draw_dropout_each_their_own(runs: dict[str, RunFolder]) -> None:
+def test_dropout_differs_between_ranks(runs: dict[str, RunFolder]) -> None:
     (newest,) = runs["full-zero0"].checkpoints.glob("step-*")
     first, second = (torch.load(newest / f"rng-0000{rank}.pt", weights_only=True)["cpu"] for rank in (0, 1))
     assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("fault", DAMAGE)
-def test_a_damaged_base_is_one_line(runs: dict[str, RunFolder], fault: str) -> None:
+def test_a_damaged_base_is_an_error_of_one_line(runs: dict[str, RunFolder], fault: str) -> None:
     error = error_of(runs[fault])
     assert DAMAGE[fault] in error
     assert "\n" not in error
 
 
-def test_an_adapter_that_leaves_added_tokens_out_is_refused(runs: dict[str, RunFolder]) -> None:
+def test_an_adapter_that_does_not_train_added_tokens_is_rejected(runs: dict[str, RunFolder]) -> None:
     error = error_of(runs["frozen-rows"])
     assert f"adds {ADDED} tokens" in error
     assert "add +adapter.modules_to_save=[embed_tokens,lm_head]" in error
 
 
-def test_new_rows_start_as_the_mean_and_are_learned(runs: dict[str, RunFolder]) -> None:
-    old = load_file_of(runs["enlarged-zero3"], "model.embed_tokens.weight")
+def test_rows_of_added_tokens_start_as_the_mean_and_are_trained(runs: dict[str, RunFolder]) -> None:
+    old = load_base_tensor(runs["enlarged-zero3"], "model.embed_tokens.weight")
     new = weights(runs["enlarged-zero3"])["model.embed_tokens.weight"]
     assert new.shape[0] == VOCAB_SIZE + ADDED == old.shape[0] + ADDED
     rows = new[VOCAB_SIZE:] - old.mean(0)
-    assert 0 < rows.abs().max() < 0.1, "six steps from the mean"
+    assert 0 < rows.abs().max() < 0.1, "rows are not within six steps of the mean"
     assert len(rows.unique(dim=0)) > 1
-    assert (
-        weights(runs["enlarged-lora-zero3"])["base_model.model.lm_head.weight"].shape[0] == VOCAB_SIZE + ADDED
-    )
+    head = weights(runs["enlarged-lora-zero3"])["base_model.model.lm_head.weight"]
+    assert head.shape[0] == VOCAB_SIZE + ADDED
 
 
-def load_file_of(run: RunFolder, name: str) -> torch.Tensor:
+def load_base_tensor(run: RunFolder, name: str) -> torch.Tensor:
+    """Return a tensor in the files of the run's base."""
     path = run.config().model.path
     assert path is not None
     folder = base_model.resolve(path, run.path.parent).folder
-    return {n: t for file in folder.glob("*.safetensors") for n, t in load_file(file).items()}[name]
+    return dict(WeightFiles(folder))[name]

@@ -1,5 +1,7 @@
-"""The preflight on three real ranks, each a node of its own, with planted faults: a failure must name the
-node that is to blame, and on every rank, so that all of them end."""
+"""The preflight on three ranks, each a node of its own, with planted faults.
+
+A failure must name the faulty node on every rank, so that all ranks end.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from tests.distributed.preflight_rank import CASES, RANKS, Case
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """How each case ended on each rank."""
+    """Return the result of each case on each rank."""
     folder = tmp_path_factory.mktemp("preflight")
     ranks = []
     for rank in range(RANKS):
@@ -36,23 +38,21 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
         ranks.append(subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[2]))
     assert [rank.wait(timeout=300) for rank in ranks] == [0] * RANKS
     found = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(RANKS)]
-    return {case.id: [one[case.id] for one in found] for case in CASES}
+    return {case.id: [of_rank[case.id] for of_rank in found] for case in CASES}
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_the_node_to_blame_is_named_on_every_rank(
-    results: dict[str, list[dict[str, Any]]], case: Case
-) -> None:
-    for ended in results[case.id]:
+def test_the_faulty_node_is_named_on_every_rank(results: dict[str, list[dict[str, Any]]], case: Case) -> None:
+    for result in results[case.id]:
         if case.passes:
-            assert ended == {"passed": True}
+            assert result == {"passed": True}
         elif not case.blamed:
-            assert ended["kind"] == "UserError"
-            assert "no node alone is to blame" in ended["error"]
+            assert result["kind"] == "UserError"
+            assert "no node alone is to blame" in result["error"]
         else:
-            assert ended["nodes"] == list(case.blamed)
-            assert case.blamed[0] in ended["error"]
+            assert result["nodes"] == list(case.blamed)
+            assert case.blamed[0] in result["error"]
 
 
 @pytest.mark.parametrize(
@@ -61,18 +61,18 @@ def test_the_node_to_blame_is_named_on_every_rank(
         ([], set()),
         ([(1, 0), (1, 2), (1, 3)], {"b"}),
         ([(0, 2), (1, 2), (3, 2), (2, 0)], {"c"}),
-        ([(0, 1), (1, 0)], set()),  # one link: either end
+        ([(0, 1), (1, 0)], set()),  # one link: either of its nodes
         ([(to, source) for to in range(4) for source in range(4) if to != source], set()),
     ],
 )
-def test_the_node_that_wrong_transfers_have_in_common(
+def test_the_suspected_node_is_the_one_that_all_wrong_transfers_share(
     wrong_pairs: list[tuple[int, int]], nodes: set[str]
 ) -> None:
     wrong = [[(to, source) in wrong_pairs for source in range(4)] for to in range(4)]
     assert suspected(wrong, ["a", "b", "c", "d"]) == nodes
 
 
-def test_a_folder_that_cannot_be_written_is_the_nodes_fault(
+def test_a_folder_that_cannot_be_written_is_a_fault_of_the_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from finetune.config.train import DataConfig, ModelConfig, TrainConfig
@@ -84,17 +84,17 @@ def test_a_folder_that_cannot_be_written_is_the_nodes_fault(
     preflight.check_node(config, run)
     assert [path.name for path in (run.jobs / "present").iterdir()] == ["n7"]
     (tmp_path / "file").touch()
-    with pytest.raises(preflight.PreflightError, match="n7 cannot write into the shared folder") as fault:
+    with pytest.raises(preflight.PreflightError, match="n7 cannot write into the shared folder") as error:
         preflight.check_node(config, RunFolder(tmp_path / "file"))
-    assert fault.value.nodes == ("n7",)
+    assert error.value.nodes == ("n7",)
     with pytest.raises(preflight.PreflightError, match="n7 cannot write into"):
         preflight.check_room(tmp_path / "file", 1)
     with pytest.raises(preflight.PreflightError, match="GB left in"):
         preflight.check_room(tmp_path, 10**18)
 
 
-def test_a_rank_takes_its_own_gpu_before_it_joins_its_peers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NCCL sends objects from the current GPU, and another one than the group's is refused, or hangs."""
+def test_a_rank_selects_its_gpu_before_it_joins_the_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL sends objects from the current GPU, and fails or hangs if that is not the group's."""
     import torch
 
     from finetune.distributed import World

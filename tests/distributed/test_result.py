@@ -1,5 +1,7 @@
-"""Which weights a run saves, on real processes: those with the best held-out loss, whatever interrupted the
-run; and weights of any kept checkpoint, by name."""
+"""The result of a run, on real processes: the weights with the best held-out loss.
+
+Any kept checkpoint can be used as a base by its step.
+"""
 
 from __future__ import annotations
 
@@ -26,23 +28,25 @@ from tests.models import LLAMA
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
 
-EVERY, STEPS = 17, 51  # the fault usr2_alone interrupts step 17, where an evaluation is due
-ALONE, PAIR = ClusterConfig(ranks_per_node=1), ClusterConfig(ranks_per_node=2)
+EVERY = 17  # an evaluation is due after the step that the fault usr2_on_only_rank interrupts
+STEPS = 51
+ONE_RANK = ClusterConfig(ranks_per_node=1)
+TWO_RANKS = ClusterConfig(ranks_per_node=2)
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """So few documents that a model learns them by heart: the held-out loss falls, and rises again."""
+    """Write so few documents that a model overfits: the held-out loss falls, and rises again."""
     folder = tmp_path_factory.mktemp("small")
     return write_corpus(folder / "few", num_documents=12, longest=60, seed=2)
 
 
-def overfitting(corpus: Path, **changes: Any) -> TrainConfig:
+def overfitting_config(corpus: Path, **changes: Any) -> TrainConfig:
     settings: dict[str, Any] = {
         "data": DataConfig(corpus=str(corpus), sequence_length=64),
         "model": ModelConfig(from_scratch=LLAMA),
         "zero": {"stage": 1},
-        "cluster": ALONE,
+        "cluster": ONE_RANK,
         "global_batch_size": 4,
         "micro_batch_size": 2,
         "max_steps": STEPS,
@@ -61,15 +65,14 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ru
     folder = tmp_path_factory.mktemp("result")
 
     def make(name: str, fault: str | None = None, **changes: Any) -> Case:
-        return make_run(
-            folder, name, overfitting(corpus, runs_dir=str(folder / "runs"), **changes), fault=fault
-        )
+        config = overfitting_config(corpus, runs_dir=str(folder / "runs"), **changes)
+        return make_run(folder, name, config, fault=fault)
 
-    interrupted = make("interrupted", "usr2_alone")
-    worker.run(folder / "one", [make("whole"), interrupted], 1)
+    interrupted = make("interrupted", "usr2_on_only_rank")
+    worker.run(folder / "one", [make("uninterrupted"), interrupted], 1)
     path = interrupted.run.config_file
-    configuration.save(dataclasses.replace(configuration.load(path), cluster=PAIR), path)
-    zero3 = make("zero3", zero=ZERO[3], cluster=PAIR, micro_batch_size=1)
+    configuration.save(dataclasses.replace(configuration.load(path), cluster=TWO_RANKS), path)
+    zero3 = make("zero3", zero=ZERO[3], cluster=TWO_RANKS, micro_batch_size=1)
     worker.run(folder / "two", [Case(interrupted.path), zero3], 2)
     return runs_by_name(folder)
 
@@ -81,60 +84,63 @@ def summary_of(run: RunFolder) -> Summary:
 
 
 def held_out(run: RunFolder) -> dict[int, float]:
-    """Held-out loss by step, as the spool has it."""
-    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    return {
-        line["step"]: line["values"]["validation/loss"]
-        for line in lines
-        if "validation/loss" in line["values"]
-    }
+    """Return the logged held-out loss by step."""
+    losses = {}
+    for line in run.metrics.read_text().splitlines():
+        record = json.loads(line)
+        if "validation/loss" in record["values"]:
+            losses[record["step"]] = record["values"]["validation/loss"]
+    return losses
 
 
-def loss_of(run: RunFolder, name: str) -> float:
+def evaluate(run: RunFolder, name: str) -> float:
+    """Return the held-out loss of `run:<name>` on the run's corpus."""
     return evaluate_on_corpus(f"run:{name}", run.config().data, str(run.path.parent)).loss
 
 
-@pytest.mark.parametrize("name", ["whole", "interrupted", "zero3"])
+@pytest.mark.parametrize("name", ["uninterrupted", "interrupted", "zero3"])
 def test_the_result_is_the_step_with_the_best_held_out_loss(runs: dict[str, RunFolder], name: str) -> None:
-    run, summary = runs[name], summary_of(runs[name])
+    run = runs[name]
+    summary = summary_of(run)
     measured = {step: loss for step, loss in held_out(run).items() if step > 0}
     best = min(measured, key=lambda step: measured[step])
     assert summary.result_step == summary.best.step == best
     assert summary.last == StepLoss(step=STEPS, loss=measured[STEPS])
     assert summary.after.loss == pytest.approx(measured[best], abs=1e-5)
-    assert loss_of(run, run.id) == pytest.approx(measured[best], abs=1e-4)
+    assert evaluate(run, run.id) == pytest.approx(measured[best], abs=1e-4)
     kept = [layout.step_of(path) for path in layout.list_checkpoints(run.checkpoints)]
     assert kept == sorted({best, STEPS}, reverse=True)
 
 
 def test_the_runs_are_long_enough_to_overfit(runs: dict[str, RunFolder]) -> None:
-    """Else the tests above say nothing; and the run says that its end is worse than its best."""
-    summary = summary_of(runs["whole"])
+    """Otherwise the tests here would not test anything. The run warns that its result is poor."""
+    summary = summary_of(runs["uninterrupted"])
     assert summary.best.step < STEPS
     assert summary.last.loss > summary.best.loss + 0.2
-    assert any("worse than" in message for message in summary_of(runs["whole"]).warnings)
+    assert any("worse than" in message for message in summary.warnings)
 
 
-def test_an_interruption_changes_neither_which_step_is_best_nor_its_weights(
+def test_an_interruption_changes_neither_the_best_step_nor_its_weights(
     runs: dict[str, RunFolder],
 ) -> None:
-    """Interrupted where an evaluation was due, which is made up for, and gone on with by two ranks."""
-    whole, interrupted = summary_of(runs["whole"]), summary_of(runs["interrupted"])
-    assert interrupted.result_step == whole.result_step
-    a, b = (dict(WeightFiles(runs[name].model)) for name in ("whole", "interrupted"))
+    """The run is interrupted where an evaluation is due, and resumed by two ranks, which evaluate."""
+    uninterrupted = summary_of(runs["uninterrupted"])
+    interrupted = summary_of(runs["interrupted"])
+    assert interrupted.result_step == uninterrupted.result_step
+    a, b = (dict(WeightFiles(runs[name].model)) for name in ("uninterrupted", "interrupted"))
     assert max(float((a[name] - b[name]).abs().max()) for name in a) < 2e-3
-    assert interrupted.best.loss == pytest.approx(whole.best.loss, abs=1e-3)
+    assert interrupted.best.loss == pytest.approx(uninterrupted.best.loss, abs=1e-3)
 
 
-def test_a_kept_checkpoint_is_a_base_by_its_step(runs: dict[str, RunFolder]) -> None:
-    run, summary = runs["zero3"], summary_of(runs["zero3"])
-    assert loss_of(run, f"{run.id}@{STEPS}") == pytest.approx(summary.last.loss, abs=1e-4)
-    assert loss_of(run, f"{run.id}@{summary.result_step}") == pytest.approx(summary.best.loss, abs=1e-4)
-    assert [path.name for path in run.path.glob("exports/*")] == [
-        f"step-{STEPS:08d}"
-    ]  # the best is the result itself
+def test_a_kept_checkpoint_can_be_used_as_a_base_by_its_step(runs: dict[str, RunFolder]) -> None:
+    run = runs["zero3"]
+    summary = summary_of(run)
+    assert evaluate(run, f"{run.id}@{STEPS}") == pytest.approx(summary.last.loss, abs=1e-4)
+    assert evaluate(run, f"{run.id}@{summary.result_step}") == pytest.approx(summary.best.loss, abs=1e-4)
+    # the best checkpoint is not exported, because it is the result itself
+    assert [path.name for path in run.path.glob("exports/*")] == [f"step-{STEPS:08d}"]
 
 
-def test_a_step_without_a_checkpoint_is_one_line(runs: dict[str, RunFolder]) -> None:
+def test_a_step_without_a_checkpoint_is_a_user_error(runs: dict[str, RunFolder]) -> None:
     with pytest.raises(ValueError, match=f"no checkpoint of step 3; its checkpoints: steps .*{STEPS}"):
-        base.resolve("run:whole@3", runs["whole"].path.parent)
+        base.resolve("run:uninterrupted@3", runs["uninterrupted"].path.parent)

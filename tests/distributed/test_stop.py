@@ -1,5 +1,7 @@
-"""Laws of leaving early, on two real ranks of which one is told: both leave after the same step or batch,
-nothing is lost, and the run that goes on is the run that was never interrupted."""
+"""Laws of stopping early: if one of two ranks is asked to, both stop after the same step or batch.
+
+No finished step is lost, and the resumed run equals an uninterrupted one.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +19,25 @@ from tests.distributed.laws import assert_same, law_config, make_run, runs_by_na
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
-# where each leaves, and with how many steps in its checkpoint
-FAULTS = {"term_in_evaluation": 4, "term_in_last_evaluation": 24, "usr2_while_loading": 0, "usr2_in_step": 13}
-LEFT = {**FAULTS, "deadline": 0, "stop_file": 0, "stop_file_and_deadline": 0}
+# Steps in the checkpoint with which each fault stops its run.
+FAULTS = {
+    "term_in_evaluation": 4,
+    "term_in_last_evaluation": 24,
+    "usr2_while_loading": 0,
+    "usr2_in_step": 13,
+}
+STOPPED = [*FAULTS, "deadline", "stop_file", "stop_file_and_deadline"]
 
 
 @pytest.fixture(scope="module")
-def left(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
-    """Every case left once, then gone on with to its end."""
-    folder = tmp_path_factory.mktemp("left")
+def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
+    """Return the runs by name, each stopped once, then resumed to its end."""
+    folder = tmp_path_factory.mktemp("stopped")
     config = law_config(law_corpus, evaluate_every=4, checkpoint_every=50)
-    cases = {name: make_run(folder, name, config) for name in ("whole", *LEFT)}
-    hurried = ClusterConfig(
-        scheduler="slurm", ranks_per_node=2, signal_lead_s=0
-    )  # less than any checkpoint takes
-    configuration.save(replace(config, cluster=hurried), folder / "runs" / "usr2_in_step" / "config.yaml")
+    cases = {name: make_run(folder, name, config) for name in ("uninterrupted", *STOPPED)}
+    # a signal lead that is shorter than any checkpoint takes
+    cluster = ClusterConfig(scheduler="slurm", ranks_per_node=2, signal_lead_s=0)
+    configuration.save(replace(config, cluster=cluster), cases["usr2_in_step"].run.config_file)
     first = dict(cases)
     for name in FAULTS:
         first[name] = replace(cases[name], fault=name)
@@ -40,13 +46,12 @@ def left(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     for name in ("stop_file", "stop_file_and_deadline"):
         cases[name].run.stop_file.touch()
     worker.run(folder / "first", list(first.values()), 2)
-    for name in LEFT:
+    for name in STOPPED:
         run = cases[name].run
-        run.write_json(
-            "first.json", {"state": run.read_json("outcome.json")["state"], "checkpoints": checkpoints(run)}
-        )  # type: ignore[index]
+        state = (run.read_json("outcome.json") or {})["state"]
+        run.write_json("first.json", {"state": state, "checkpoints": checkpoints(run)})
         run.stop_file.unlink(missing_ok=True)
-    worker.run(folder / "second", [cases[name] for name in LEFT], 2)
+    worker.run(folder / "second", [cases[name] for name in STOPPED], 2)
     return runs_by_name(folder)
 
 
@@ -54,35 +59,36 @@ def checkpoints(run: RunFolder) -> list[int]:
     return sorted(int(path.name[5:]) for path in run.checkpoints.glob("step-*"))
 
 
-@pytest.mark.parametrize("name", LEFT)
-def test_both_ranks_leave_together_with_all_they_did(left: dict[str, RunFolder], name: str) -> None:
-    first = left[name].read_json("first.json")
+@pytest.mark.parametrize("name", STOPPED)
+def test_both_ranks_stop_together_and_lose_no_finished_step(runs: dict[str, RunFolder], name: str) -> None:
+    first = runs[name].read_json("first.json")
     assert first is not None
     assert first["state"] == ("stopped" if "stop_file" in name else "interrupted")
     steps = FAULTS.get(name, 0)
     newest = first["checkpoints"][-1:]
-    assert newest == ([steps] if steps else []), "not the steps that were done"
-    assert len(first["checkpoints"]) <= 2, "beside the newest, the best alone is kept"
+    assert newest == ([steps] if steps else []), "the newest checkpoint lacks finished steps"
+    assert len(first["checkpoints"]) <= 2, "more than the newest and the best checkpoint are kept"
 
 
-@pytest.mark.parametrize("name", LEFT)
-def test_the_run_that_goes_on_was_never_interrupted(left: dict[str, RunFolder], name: str) -> None:
-    assert_same(left[name], left["whole"])
+@pytest.mark.parametrize("name", STOPPED)
+def test_a_resumed_run_equals_an_uninterrupted_one(runs: dict[str, RunFolder], name: str) -> None:
+    assert_same(runs[name], runs["uninterrupted"])
 
 
-@pytest.mark.parametrize("name", LEFT)
-def test_an_evaluation_that_was_cut_short_is_made_up_for(left: dict[str, RunFolder], name: str) -> None:
-    assert evaluations(left[name]) == pytest.approx(evaluations(left["whole"]), abs=1e-6)
+@pytest.mark.parametrize("name", STOPPED)
+def test_an_interrupted_evaluation_is_made_up_for(runs: dict[str, RunFolder], name: str) -> None:
+    expected = metric_by_step(runs["uninterrupted"], "validation/loss")
+    assert metric_by_step(runs[name], "validation/loss") == pytest.approx(expected, abs=1e-6)
 
 
-def test_too_short_a_grace_time_is_logged(left: dict[str, RunFolder]) -> None:
-    said = {
-        name
-        for name, run in left.items()
-        if any("checkpoint/seconds_beyond_grace" in r["values"] for r in spool(run))
-    }
-    assert said == {"usr2_in_step"}
+def test_a_signal_lead_that_is_too_short_is_logged(runs: dict[str, RunFolder]) -> None:
+    metric = "checkpoint/seconds_beyond_grace"
+    assert {name for name, run in runs.items() if metric_by_step(run, metric)} == {"usr2_in_step"}
 
 
-def evaluations(run: RunFolder) -> dict[int, float]:
-    return {r["step"]: r["values"]["validation/loss"] for r in spool(run) if "validation/loss" in r["values"]}
+def metric_by_step(run: RunFolder, metric: str) -> dict[int, float]:
+    values = {}
+    for record in spool(run):
+        if metric in record["values"]:
+            values[record["step"]] = record["values"][metric]
+    return values

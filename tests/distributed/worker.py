@@ -1,9 +1,9 @@
-"""Launcher of the distributed tests: real worker processes, which train cases one after another in one
-process group.
+"""Launcher of the distributed tests: worker processes that train cases one after another.
 
-Importing torch and DeepSpeed takes longer than a tiny run: the cases of a world size share a process group,
-and all ranks are forked from one server, which has imported them and done nothing else. Each case is an
-ordinary run folder given to `finetune.training.train.train`; the run's own files are the result.
+Importing torch and DeepSpeed takes longer than a tiny run. Cases of a world size therefore share a
+process group, and all ranks are forked from one server, which only imports these libraries. Each
+case is an ordinary run folder given to `finetune.training.train.train`; the run's own files are the
+result.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Case:
 
     Args:
         path: the run's folder.
-        fault: name in FAULTS of what is planted in every rank.
-        refused: training is to raise a UserError, which becomes the outcome's `error`.
-        deadline: seconds since the epoch at which the job's time is up.
+        fault: name in FAULTS of the fault that is planted in every rank.
+        refused: training should raise a UserError, which becomes the outcome's `error`.
+        deadline: end of the job's time, in seconds since the epoch.
     """
 
     path: str
@@ -58,13 +58,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Launched:
-    """Ranks that are at work on the cases in a folder."""
+    """The running ranks that train the cases in a folder."""
 
     folder: Path
     ranks: list[ForkServerProcess]
 
     def join(self, expected: int = 0, timeout: int = 500) -> None:
-        """Wait for the ranks to end, each with the exit code `expected`."""
+        """Wait for the ranks to end; assert that each has the exit code `expected`."""
         end = time.monotonic() + timeout
         for rank in self.ranks:
             rank.join(max(0.0, end - time.monotonic()))
@@ -77,26 +77,27 @@ class Launched:
 
 
 def run(folder: Path, cases: list[Case], world_size: int, expected: int = 0) -> None:
-    """Train the cases on new ranks, and wait for their end."""
+    """Train the cases on new ranks, and wait for them to end."""
     start(folder, cases, world_size).join(expected)
 
 
 def start(folder: Path, cases: list[Case], world_size: int) -> Launched:
-    """Start ranks that train the cases."""
+    """Start ranks that train the cases, and return at once."""
     write_cases(folder, cases)
     forks = multiprocessing.get_context("forkserver")
     forks.set_forkserver_preload(IMPORTED)
-    with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):  # read where torch is imported
+    with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):  # torch reads it when it is imported
         ensure_running()
-    numbers = range(world_size)
-    ranks = [forks.Process(target=_forked, args=(folder, rank, world_size), daemon=True) for rank in numbers]
-    for rank in ranks:
+    ranks = []
+    for number in range(world_size):
+        rank = forks.Process(target=_run_fork, args=(folder, number, world_size), daemon=True)
         rank.start()
+        ranks.append(rank)
     return Launched(folder, ranks)
 
 
 def write_cases(folder: Path, cases: list[Case]) -> None:
-    """Write the cases where a rank that is started with `folder` finds them."""
+    """Write the cases to the file that a rank started with `folder` reads."""
     folder.mkdir(parents=True)
     (folder / "cases.json").write_text(json.dumps([dataclasses.asdict(case) for case in cases]))
 
@@ -111,7 +112,7 @@ def environment(rank: int, world_size: int) -> dict[str, str]:
     }
 
 
-def _forked(folder: Path, rank: int, world_size: int) -> None:
+def _run_fork(folder: Path, rank: int, world_size: int) -> None:
     with (folder / f"rank-{rank}.log").open("wb") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -120,7 +121,7 @@ def _forked(folder: Path, rank: int, world_size: int) -> None:
 
 
 def run_rank(folder: Path) -> None:
-    """Train the cases as the rank that the environment names; end the process if one fails."""
+    """Train the cases as the rank in the environment variables; end the process if one fails."""
     try:
         _train_cases(folder)
     except BaseException:
@@ -141,18 +142,18 @@ def _train_cases(folder: Path) -> None:
     init_distributed(world, f"file://{folder}/rendezvous")
     for case in [Case(**fields) for fields in json.loads((folder / "cases.json").read_text())]:
         outcome: dict[str, str] = {}
-        stop = StopFlag(case.run.stop_file, case.deadline)
-        stop.install_signal_handlers()
+        stop_flag = StopFlag(case.run.stop_file, case.deadline)
+        stop_flag.install_signal_handlers()
         try:
-            with FAULTS[case.fault].planted() if case.fault else nullcontext():
-                outcome["state"] = train(case.run.config(), case.run, world, stop)
+            with FAULTS[case.fault].plant() if case.fault else nullcontext():
+                outcome["state"] = train(case.run.config(), case.run, world, stop_flag)
         except UserError as error:
             if not case.refused:
                 raise
             outcome["error"] = str(error)
         if world.is_main:
             case.run.write_json("outcome.json", outcome)
-        world.barrier()  # the next case may build on this one's result
+        world.barrier()  # the next case may use the result of this one
     world.barrier()
     dist.destroy_process_group()
 

@@ -158,10 +158,10 @@ def test_a_sweep_completes_its_valid_points_and_reports_the_failed_one(
     assert good.config().model.attention == "auto"
     assert bad.state() == "failed"
     assert "1 of 2 runs did not complete" in done.stderr
-    assert "no attention implementation keeps this model's packed documents apart" in (bad.failure() or "")
+    assert "no implementation isolates this model's packed documents" in (bad.failure() or "")
     sweep = str(good.sweep())
     table = command(folder, "status", sweep).stdout
-    assert "no attention implementation" in table
+    assert "model.attention: no implementation" in table
     assert any(line.split()[:3] == [good.id, "auto", "completed"] for line in table.splitlines())
     assert done.stderr.startswith(f"sweep {sweep}: 2 points")
     assert f"{bad.id} (attention=flash_attention_2)" in done.stderr

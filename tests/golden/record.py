@@ -1,6 +1,6 @@
 """Measure the losses and corpora that refactoring must not change, and write them to golden.json.
 
-python -m tests.golden.record        # only where a change of the numbers is meant; the commit says why
+python -m tests.golden.record    # only for an intended change, which the commit message explains
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.models import LLAMA, LORA, write_base
 GOLDEN = Path(__file__).with_name("golden.json")
 STEPS = 24
 RANKS = 2
-# threshold 0: by default ZeRO-3 keeps parameters this small whole
+# threshold 0: by default ZeRO-3 does not partition parameters as small as these
 ZERO: dict[int, dict[str, Any]] = {0: {"stage": 0}, 3: {"stage": 3, "stage3_param_persistence_threshold": 0}}
 ADAPTERS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -34,7 +34,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "dora": {**LORA, "use_dora": True},
     "sft": LORA,
 }
-# a bundled mixture: one source taken twice in Nynorsk and half in Bokmål, one by years, one whole
+# a mixture of the bundled sources: weights by written standard for one, one weight for another
 MIXTURE = (
     "corpus=sample",
     "corpus.name=sample_mixture",
@@ -47,18 +47,17 @@ CORPORA = {"sample": ("corpus=sample",), "sample_chat": ("corpus=sample_chat",),
 
 
 def cpu_kind() -> str:
-    """Return what floating-point results depend on: the CPU's vendor, family and model, its vector
-    instructions, torch."""
-    text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
-    found = (
-        re.search(rf"^{key}\s*: (.+)$", text, re.MULTILINE) for key in ("vendor_id", "cpu family", "model")
-    )
+    """Return the properties that floating-point results depend on: CPU, instructions, torch."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
+    keys = ("vendor_id", "cpu family", "model")
+    found = [re.search(rf"^{key}\s*: (.+)$", text, re.MULTILINE) for key in keys]
     model = " ".join(match[1] for match in found if match)
     return f"{model or 'unknown CPU'}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
 
 
 def measure_losses(folder: Path) -> dict[str, list[float]]:
-    """Train every method for 24 steps on two ranks in fp32; return its losses by `method-zeroN`."""
+    """Train every method on two ranks in fp32; return the losses by `method-zeroN`."""
     write_base(folder / "base")
     texts = write_corpus(folder / "texts", num_documents=120, longest=512, seed=1)
     chats = write_corpus(
@@ -103,16 +102,16 @@ def _losses(run: RunFolder) -> list[float]:
 def measure_corpora(folder: Path) -> dict[str, dict[str, str]]:
     """Prepare the bundled corpora; return the SHA-256 of each of their files by name.
 
-    Manifest and card are hashed without the library that encoded running text: its version may differ, its
-        tokens may not.
+    Manifest and card are hashed without the name and version of the library that encoded running
+    text.
     """
-    found = {}
+    digests = {}
     for name, arguments in CORPORA.items():
         command(folder, "prepare", *arguments)
         corpus = folder / "corpora" / name
         files = sorted(path for path in corpus.rglob("*") if path.is_file())
-        found[name] = {path.relative_to(corpus).as_posix(): _digest(path) for path in files}
-    return found
+        digests[name] = {path.relative_to(corpus).as_posix(): _digest(path) for path in files}
+    return digests
 
 
 def _digest(path: Path) -> str:
@@ -123,9 +122,8 @@ def _digest(path: Path) -> str:
         manifest["tokenizer"].pop("encoder", None)
         content = json.dumps(manifest, sort_keys=True).encode()
     if path.name == "README.md":
-        kept = [
-            line for line in content.decode().splitlines() if not line.startswith(("Tokenizer: ", "Made by "))
-        ]
+        lines = content.decode().splitlines()
+        kept = [line for line in lines if not line.startswith(("Tokenizer: ", "Made by "))]
         content = "\n".join(kept).encode()
     return hashlib.sha256(content).hexdigest()
 

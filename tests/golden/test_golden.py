@@ -1,5 +1,4 @@
-"""Refactoring changes no number: losses and corpora are those of golden.json (record.py says how they are
-measured)."""
+"""Losses and corpora equal those recorded in golden.json; record.py measures them."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def evaluate_models(options: argparse.Namespace) -> str | None:
     """
     extras.check("torch", "evaluating a model")
     from data_prep.shards import Corpus
-    from finetune.data.rows import LongRows, account_of
+    from finetune.data.rows import LongRows, read_account
 
     subjects = resolve_subjects(options.models, options.against, options.runs_dir)
     data = choose_data(subjects, options)
@@ -127,7 +127,7 @@ def evaluate_models(options: argparse.Namespace) -> str | None:
         result_tables.print_held_out(before=None, after=results[0])
     else:
         console().print(comparison_table(subjects, results))
-    held_out_rows = account_of(corpus, "validation", list(corpus.manifest.sources), LongRows.of(data))
+    held_out_rows = read_account(corpus, "validation", list(corpus.manifest.sources), LongRows.of(data))
     result_tables.print_losses({"validation": held_out_rows.token_use()})
     if not options.json:
         return None

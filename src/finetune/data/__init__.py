@@ -1,1 +1,1 @@
-"""Rows of a corpus cut, packed and dealt to ranks."""
+"""Rows of a corpus: cutting, packing, and their distribution over ranks."""

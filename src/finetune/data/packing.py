@@ -1,10 +1,12 @@
-"""Packing: which piece of which document goes into which pack. Pure functions of lengths and seeds; no torch
-in here.
+"""Packing: the assignment of pieces of documents to packs, as pure functions of lengths and seeds.
 
-Documents become segments of at most `sequence_length` tokens (rows.py decides how much of each is kept),
-packed by best fit decreasing (the bin-packing heuristic of Johnson 1973; for language models Ding et al.
-2024, "Fewer Truncations Improve Language Modeling"). A segment is never cut again, and packed documents never
-see each other: each starts at position 0, which is what isolates them.
+Documents become segments of at most `sequence_length` tokens (rows.py decides how much of each is
+kept), packed by best fit decreasing (the bin-packing heuristic of Johnson 1973; for language models
+Ding et al. 2024, "Fewer Truncations Improve Language Modeling"). A segment is never split again.
+Packed documents do not attend to each other: each starts at position 0, which isolates them
+(models/attention.py).
+
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -21,16 +23,19 @@ SEGMENT = np.dtype(
 Segments = NDArray[np.void]
 
 
-def segments_of(lengths: NDArray[np.int64], sequence_length: int) -> Segments:
+def cut_segments(lengths: NDArray[np.int64], sequence_length: int) -> Segments:
     """Cut documents into segments of at most `sequence_length` tokens.
 
-    The next segment of a document starts at the last token of the one before: that token is context in both
-        and a target
-    only once, so every token but a document's first is predicted exactly once, whatever the sequence length.
+    The next segment of a document starts at the last token of the one before. That token is context
+    in both and a target only once, so that every token but a document's first is predicted exactly
+    once, whatever the sequence length.
 
     Args:
-        lengths: [documents] tokens of each document that are trained on (see rows.py). Documents of fewer
-            than 2 tokens have nothing to predict and get no segment.
+        lengths: [documents] tokens of each document that are trained on (see rows.py). Documents of
+            fewer than 2 tokens have nothing to predict and get no segment.
+
+    Returns:
+        [segments] of dtype SEGMENT, without packs.
     """
     stride = sequence_length - 1
     count = np.maximum(0, -(-(lengths - 1) // stride))
@@ -44,19 +49,26 @@ def segments_of(lengths: NDArray[np.int64], sequence_length: int) -> Segments:
 
 
 def pack(segments: Segments, sequence_length: int, seed: int, epoch: int | None) -> Segments:
-    """Assign every segment to a pack; returned sorted by pack.
+    """Assign every segment to a pack; return the segments sorted by pack.
 
-    The number of packs depends on the lengths alone, so it is the same in every epoch. Which segments of
-    equal length share a pack, and the order of the packs, change with (seed, epoch); `epoch=None` keeps the
-    order as it is, for evaluation.
+    The number of packs depends on the lengths alone, so it is the same in every epoch. The segments
+    of equal length that share a pack, and the order of the packs, depend on seed and epoch.
+
+    Args:
+        epoch: None keeps segments and packs in order, for evaluation.
     """
-    rng = None if epoch is None else np.random.default_rng([seed, epoch])
-    order = np.arange(len(segments)) if rng is None else rng.permutation(len(segments))
+    rng = None
+    order = np.arange(len(segments))
+    if epoch is not None:
+        rng = np.random.default_rng([seed, epoch])
+        order = rng.permutation(len(segments))
     by_length = order[np.argsort(-segments["length"][order], kind="stable")]
     packs = np.empty(len(segments), dtype=np.int64)
     num_packs = 0
-    open_packs: list[list[int]] = [[] for _ in range(sequence_length + 1)]  # by free space
-    free_spaces: list[int] = []  # sorted; the spaces for which open_packs is not empty
+    # packs that are not full, by their free space
+    open_packs: list[list[int]] = [[] for _ in range(sequence_length + 1)]
+    # free spaces for which open_packs is not empty, sorted
+    free_spaces: list[int] = []
     for index in by_length:
         length = int(segments["length"][index])
         position = bisect.bisect_left(free_spaces, length)
@@ -66,7 +78,9 @@ def pack(segments: Segments, sequence_length: int, seed: int, epoch: int | None)
             if not open_packs[space]:
                 free_spaces.pop(position)
         else:
-            number, space, num_packs = num_packs, sequence_length, num_packs + 1
+            number = num_packs
+            space = sequence_length
+            num_packs += 1
         packs[index] = number
         left = space - length
         if left >= 2:  # the shortest segment has two tokens

@@ -1,5 +1,7 @@
-"""From a corpus folder and a pack plan to the micro-batches of a step, filled up with padding. The step is
-the position in the data: a resume needs nothing else."""
+"""Training data: a corpus folder and a pack plan become the micro-batches of each optimizer step.
+
+The index of a batch is the position in the data, so a resumed run needs no other state.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,22 @@ from data_prep.shards import Corpus
 from data_prep.user_error import UserError
 from finetune.data import packing
 from finetune.data.packing import Segments
-from finetune.data.rows import Fate, ListColumn, LongRows, Rows, account, count_documents, groups_of, rows_of
+from finetune.data.rows import (
+    Fate,
+    ListColumn,
+    LongRows,
+    Rows,
+    build_account,
+    count_documents,
+    decide_rows,
+    read_groups,
+)
 from finetune.distributed import World
 from finetune.models.loss import IGNORE
 from finetune.models.packed import PackInputs
 from finetune.runs import layout
 
+# document index of padding
 PADDING = -1
 
 logger = logging.getLogger(__name__)
@@ -32,15 +44,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class MicroBatch:
-    """Packs of one forward pass on one rank, [packs, length] each.
+    """The packs of one forward pass on one rank.
 
     Attributes:
-        input_ids: token ids; padding is 0.
-        position_ids: start at 0 with every document, which is what keeps documents apart; padding counts as
-            one.
-        labels: the next token where it is a target, else IGNORE: at the last token of a document, at masked
-            tokens, at padding.
-        documents: index of the token's document in the split, PADDING at padding.
+        input_ids: [packs, length] token ids; padding is 0.
+        position_ids: [packs, length]; they start at 0 in every document, which isolates documents.
+            Padding is a document of its own.
+        labels: [packs, length] the next token where it is a target, else IGNORE: at the last token
+            of a document, before masked tokens, at padding.
+        documents: [packs, length] index of the token's document in the split, PADDING at padding.
     """
 
     input_ids: torch.Tensor
@@ -50,30 +62,32 @@ class MicroBatch:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that are not padding."""
+        """Number of tokens that are not padding."""
         return int((self.documents != PADDING).sum())
 
     @property
     def checksum(self) -> int:
-        """Sum of a CRC over each pack's tokens and documents: equal sums over a step mean the same data went
-        in."""
-        return sum(
-            zlib.crc32(d.tobytes(), zlib.crc32(t.tobytes()))
-            for t, d in zip(self.input_ids.numpy(), self.documents, strict=True)
-        )
+        """Sum over the packs of a CRC of their tokens and documents.
+
+        Summed over ranks and micro-batches, it is equal for equal data of a step.
+        """
+        total = 0
+        for tokens, documents in zip(self.input_ids.numpy(), self.documents, strict=True):
+            total += zlib.crc32(documents.tobytes(), zlib.crc32(tokens.tobytes()))
+        return total
 
     @property
     def num_targets(self) -> int:
-        """Tokens that have a target: those that the loss is computed of."""
+        """Number of supervised positions."""
         return int((self.labels != IGNORE).sum())
 
     @property
     def target_positions(self) -> torch.Tensor:
-        """[targets] positions in the flattened packs that have a target."""
+        """Supervised positions in the flattened packs, [targets]."""
         return (self.labels.flatten() != IGNORE).nonzero()[:, 0]
 
     def to(self, device: torch.device) -> PackInputs:
-        """Return what PackedModel.losses takes, on a device."""
+        """Return the inputs of PackedModel.losses, on a device."""
         positions = self.target_positions
         return PackInputs(
             input_ids=self.input_ids.to(device),
@@ -85,8 +99,13 @@ class MicroBatch:
 
 @dataclass
 class StepData:
-    """The data of one optimizer step for one rank. `num_targets` counts supervised tokens of the whole global
-    step."""
+    """The data of one optimizer step.
+
+    Attributes:
+        segments: of the global batch.
+        num_targets: supervised tokens of the global batch.
+        micro_batches: those of this rank.
+    """
 
     segments: Segments
     num_targets: int
@@ -96,23 +115,24 @@ class StepData:
 class PackedData:
     """A split of a corpus as packs.
 
-    Training draws an endless row of epochs: global step s is packs [s·B, (s+1)·B) of that row, whatever the
-        world size, and
-    rank r takes its micro-batches from it by index. Evaluation walks one epoch in fixed order.
+    Training reads epoch after epoch as one endless sequence of packs. With B packs a batch, global
+    batch b has packs b·B to (b+1)·B - 1, whatever the number of ranks, and each rank takes its
+    micro-batches from these by index. Evaluation reads one epoch in fixed order.
 
     Args:
         sources: documents of other sources are left out.
-        long_documents, long_conversations: what becomes of rows longer than a pack; see rows.LongRows.
-        plan_folder: where the plan is kept, one memory-mapped file an epoch, made by rank 0 when first
-            needed.
-        shuffle_seed: None walks the documents in their own order.
+        long_documents, long_conversations: treatment of rows longer than a pack; see rows.LongRows.
+        plan_folder: folder of the plans, one memory-mapped file an epoch; rank 0 writes each when
+            it is first needed.
+        shuffle_seed: None keeps the documents in order.
 
     Attributes:
-        counts: documents in the plan, and how many were split, cut or left out (see rows.count_documents).
-        account: the split's tokens, and those that are not used, by source, written standard and reason.
+        counts: documents in the plan, and how many were split, cut or left out (see
+            rows.count_documents).
+        account: all and lost tokens of the split, by source, written standard and reason.
 
     Raises:
-        UserError: nothing is left to train on.
+        UserError: no training text is left.
     """
 
     def __init__(
@@ -128,85 +148,87 @@ class PackedData:
         world: World,
         long_conversations: str = "cut",
     ) -> None:
-        self.split, self.sequence_length, self.world = split, sequence_length, world
-        self._seed, self._plan_folder = shuffle_seed, plan_folder
+        self.split = split
+        self.sequence_length = sequence_length
+        self.world = world
+        self._seed = shuffle_seed
+        self._plan_folder = plan_folder
         mask_column = corpus.manifest.mask_column
-        text = "split" if long_documents == "auto" else long_documents
-        self._long = LongRows(sequence_length, text, long_conversations)
-        inputs = [corpus.manifest.digest, sequence_length, text, shuffle_seed, sorted(sources)]
-        inputs += [long_conversations] if mask_column else []
-        self._plan_key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[
-            :12
-        ]  # another corpus never meets this plan
+        text_treatment = "split" if long_documents == "auto" else long_documents
+        long_rows = LongRows(sequence_length, text_treatment, long_conversations)
+        # part of the plans' file names, so that no plan is used with another corpus or other
+        # settings
+        key = [corpus.manifest.digest, sequence_length, text_treatment, shuffle_seed, sorted(sources)]
+        if mask_column:
+            key.append(long_conversations)
+        self._plan_key = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
+
         table = corpus.table(split)
         self.tokens = ListColumn(table["input_ids"])
-        self._targets = ListColumn(table[mask_column]) if mask_column else None
-        self.sources, self.languages = groups_of(table)
-        rows = plan_folder / layout.pack_rows(split, self._plan_key)
-        if world.is_main and not rows.exists():
-            _save(rows, rows_of(table, mask_column, sources, self._long))
+        self._masks = ListColumn(table[mask_column]) if mask_column else None
+        self.sources, self.languages = read_groups(table)
+        rows_file = plan_folder / layout.pack_rows(split, self._plan_key)
+        if world.is_main and not rows_file.exists():
+            _save(rows_file, decide_rows(table, mask_column, sources, long_rows))
         world.barrier()
-        self._rows: Rows = _load(rows)
+        self._rows: Rows = _load(rows_file)
         self._epochs: dict[int, Segments] = {}
-        self.num_packs = int(self._epoch(0)["pack"][-1]) + 1 if len(self._epoch(0)) else 0
+        first_epoch = self._epoch(0)
+        self.num_packs = int(first_epoch["pack"][-1]) + 1 if len(first_epoch) else 0
         self.counts = count_documents(self._rows)
-        self.account = account(self._rows, self.sources, self.languages)
+        self.account = build_account(self._rows, self.sources, self.languages)
         if world.is_main:
             self._log_counts()
         if not self.num_packs and split == "train":
-            lost = {
-                name: count for name, count in self.counts.items() if count and name.startswith("documents")
-            }
-            raise UserError(
-                f"corpus {corpus.folder} has no training text in {', '.join(sources)}: nothing to learn from"
-                + (f" ({_words(lost)}; sequence_length {sequence_length})" if lost else "")
-            )
+            raise UserError(self._describe_empty(corpus.folder, sources))
 
     def check_plan(self) -> None:
-        """Raise if the folder holds another plan of this split: an earlier version cut long rows in another
-        way.
+        """Check that the folder holds no other plan of this split.
 
         Raises:
-            UserError: a run that goes on would see some documents twice and others never.
+            UserError: an earlier version planned long rows in another way; a resumed run would read
+                some documents twice and others never.
         """
         for path in self._plan_folder.glob(layout.pack_plan(self.split, "*", 0)):
             if self._plan_key not in path.name and not np.array_equal(_load(path), self._epoch(0)):
                 raise UserError(
-                    f"{path} is the plan of an earlier version, which treated rows longer than a pack in another way: "
-                    f"start a new run, or resume this one with the version that began it"
+                    f"{path}: it is the plan of an earlier version, which treated rows longer than "
+                    "a pack differently; start a new run, or resume this one with the version "
+                    "that started it"
                 )
 
-    def step(self, step: int, global_batch_size: int, micro_batch_size: int) -> StepData:
-        """The data of optimizer step `step` (0-based). Every rank must ask for the same steps in the same
-        order."""
-        first = step * global_batch_size
-        packs = [self._pack(index) for index in range(first, first + global_batch_size)]
+    def load_batch(self, index: int, global_batch_size: int, micro_batch_size: int) -> StepData:
+        """Return global batch `index`, with this rank's micro-batches.
+
+        Every rank must load the same batches in the same order.
+        """
+        first = index * global_batch_size
+        packs = [self._pack(number) for number in range(first, first + global_batch_size)]
         segments = np.concatenate(packs)
         stride = micro_batch_size * self.world.size
-        mine = [
-            packs[i + self.world.rank * micro_batch_size :][:micro_batch_size]
-            for i in range(0, len(packs), stride)
-        ]
+        offset = self.world.rank * micro_batch_size
+        own_packs = [packs[start + offset :][:micro_batch_size] for start in range(0, len(packs), stride)]
         return StepData(
-            segments, int(segments["supervised"].sum()), (self._micro_batch(chunk) for chunk in mine)
+            segments=segments,
+            num_targets=int(segments["supervised"].sum()),
+            micro_batches=(self._micro_batch(chunk) for chunk in own_packs),
         )
 
     def iter_epoch(self, micro_batch_size: int) -> Iterator[MicroBatch]:
-        """Yield one epoch in order, dealt to the ranks.
+        """Yield this rank's micro-batches of one epoch in order.
 
-        All ranks get equally many batches, as ZeRO-3 needs it; the last ones may be padding.
+        All ranks get equally many, as ZeRO-3 requires; the last ones may be padding.
         """
         stride = micro_batch_size * self.world.size
+        offset = self.world.rank * micro_batch_size
+        padding = np.zeros(0, packing.SEGMENT)
         for first in range(0, self.num_packs, stride):
-            mine = range(
-                first + self.world.rank * micro_batch_size, first + (self.world.rank + 1) * micro_batch_size
-            )
-            yield self._micro_batch(
-                [self._pack(i) if i < self.num_packs else np.zeros(0, packing.SEGMENT) for i in mine]
-            )
+            start = first + offset
+            numbers = range(start, start + micro_batch_size)
+            yield self._micro_batch([self._pack(n) if n < self.num_packs else padding for n in numbers])
 
     def _pack(self, index: int) -> Segments:
-        """Pack `index` of the endless row of epochs."""
+        """Return the segments of pack `index` of the endless sequence of epochs."""
         epoch, number = divmod(index, self.num_packs)
         segments = self._epoch(epoch)
         start, stop = np.searchsorted(segments["pack"], [number, number + 1])
@@ -222,50 +244,61 @@ class PackedData:
         return self._epochs[epoch]
 
     def _plan(self, epoch: int, path: Path) -> None:
-        segments = packing.segments_of(self._rows["kept"], self.sequence_length)
-        in_one_piece = np.isin(self._rows["fate"], (Fate.WHOLE, Fate.CUT))[segments["document"]]
+        """Write the plan of an epoch."""
+        segments = packing.cut_segments(self._rows["kept"], self.sequence_length)
+        fates = self._rows["fate"][segments["document"]]
+        in_one_piece = np.isin(fates, (Fate.WHOLE, Fate.CUT))
         segments["supervised"][in_one_piece] = self._rows["targets"][segments["document"][in_one_piece]]
-        _save(
-            path,
-            packing.pack(
-                segments, self.sequence_length, self._seed or 0, epoch if self._seed is not None else None
-            ),
-        )
+        shuffled_epoch = None if self._seed is None else epoch
+        _save(path, packing.pack(segments, self.sequence_length, self._seed or 0, shuffled_epoch))
 
     def _log_counts(self) -> None:
-        changed = {name: count for name, count in self.counts.items() if count and name != "documents"}
+        counts = {name: count for name, count in self.counts.items() if count and name != "documents"}
         logger.info(
             "%s: %d documents in %d packs of %d tokens%s",
             self.split,
             self.counts["documents"],
             self.num_packs,
             self.sequence_length,
-            f"; {_words(changed)}" if changed else "",
+            f"; {_format_counts(counts)}" if counts else "",
         )
+
+    def _describe_empty(self, corpus: Path, sources: list[str]) -> str:
+        lost = {name: n for name, n in self.counts.items() if n and name.startswith("documents")}
+        message = f"corpus {corpus}: no training text in {', '.join(sources)}"
+        if lost:
+            message += f" ({_format_counts(lost)}; sequence_length {self.sequence_length})"
+        return message + "; choose other sources, or another data.sequence_length"
 
     def _micro_batch(self, packs: list[Segments]) -> MicroBatch:
         shape = (len(packs), self.sequence_length)
-        input_ids, position_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        labels, documents = np.full(shape, IGNORE, np.int64), np.full(shape, PADDING, np.int64)
+        input_ids = np.zeros(shape, np.int64)
+        position_ids = np.zeros(shape, np.int64)
+        labels = np.full(shape, IGNORE, np.int64)
+        documents = np.full(shape, PADDING, np.int64)
         for row, segments in enumerate(packs):
-            at = 0
+            end = 0
             for _pack, document, start, length, _supervised in segments.tolist():
-                here, tokens = slice(at, at + length), self.tokens.row(document)[start : start + length]
-                input_ids[row, here] = tokens
-                position_ids[row, here] = np.arange(length)
-                documents[row, here] = document
+                place = slice(end, end + length)
+                tokens = self.tokens.row(document)[start : start + length]
+                input_ids[row, place] = tokens
+                position_ids[row, place] = np.arange(length)
+                documents[row, place] = document
                 targets = tokens[1:].astype(np.int64)
-                if self._targets is not None:
-                    targets[self._targets.row(document)[start + 1 : start + length] == 0] = IGNORE
-                labels[row, at : at + length - 1] = targets
-                at += length
-            position_ids[row, at:] = np.arange(self.sequence_length - at)
+                if self._masks is not None:
+                    targets[self._masks.row(document)[start + 1 : start + length] == 0] = IGNORE
+                labels[row, end : end + length - 1] = targets
+                end += length
+            position_ids[row, end:] = np.arange(self.sequence_length - end)
         return MicroBatch(
-            torch.from_numpy(input_ids), torch.from_numpy(position_ids), torch.from_numpy(labels), documents
+            input_ids=torch.from_numpy(input_ids),
+            position_ids=torch.from_numpy(position_ids),
+            labels=torch.from_numpy(labels),
+            documents=documents,
         )
 
 
-def _words(counts: dict[str, int]) -> str:
+def _format_counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
 
 
@@ -276,7 +309,7 @@ def _save(path: Path, array: NDArray[np.void]) -> None:
 
 
 def _load(path: Path) -> NDArray[np.void]:
-    """Memory-mapped; an empty array cannot be mapped."""
+    """Load an array memory-mapped, or into memory if it is empty, which cannot be mapped."""
     try:
         array: NDArray[np.void] = np.load(path, mmap_mode="r")
     except ValueError:

@@ -1,9 +1,10 @@
-"""Rows longer than a pack: which are split, cut or dropped, and how many tokens that costs.
+"""Rows of a corpus that are longer than a pack, and the tokens that are lost with them.
 
-A row whose mask marks every token as a target is running text: it may be split anywhere. A row with masked
-tokens is a conversation (or a prompt with its completion): a piece from its middle would be an answer without
-its question, so it is cut after a whole answer or left out. No torch here: a submission counts the lost
-tokens before anything is queued.
+A row in which every token is a target is running text: it may be split anywhere. A row with masked
+tokens is a conversation (or a prompt with its completion): a piece from its middle would be an
+answer without its question, so it is cut after a complete answer or left out.
+
+This module does not import torch: `finetune train` counts the lost tokens before it submits a job.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ MaskOf = Callable[[int], NDArray[np.int32]]
 
 
 class Fate(IntEnum):
-    """What becomes of a row; the values are written to plan files."""
+    """The treatment of a row; the values are written to plan files."""
 
     WHOLE = 0
     SPLIT = 1
@@ -43,14 +44,14 @@ class Fate(IntEnum):
     NO_TARGET = 8
 
 
-# Reasons for lost tokens: the heading in tables, and the setting that changes it.
+# Reason why tokens are lost, as tables show it, and the setting that changes it.
 LOSSES = {
-    Fate.TRUNCATED: ("running text cut off after one pack", "data.long_documents=split"),
+    Fate.TRUNCATED: ("running text truncated to one pack", "data.long_documents=split"),
     Fate.DROPPED: ("running text longer than a pack, dropped", "data.long_documents=split"),
     Fate.CUT: ("conversations cut after the last answer that fits", "a larger data.sequence_length"),
     Fate.CONVERSATION_DROPPED: ("conversations longer than a pack, dropped", "data.long_conversations=cut"),
     Fate.NO_ANSWER_FITS: (
-        "conversations of which no whole answer fits, dropped",
+        "conversations without a complete answer that fits, dropped",
         "a larger data.sequence_length",
     ),
     Fate.NO_TARGET: ("rows without any target", "corpus.chat.targets of `finetune prepare`"),
@@ -59,11 +60,12 @@ LOSSES = {
 
 @dataclass(frozen=True)
 class LongRows:
-    """What to do with rows longer than a pack.
+    """The settings for rows longer than a pack.
 
     Attributes:
-        documents: running text: "split", "truncate" to its first tokens, or "drop".
-        conversations: "cut" after the last whole answer that fits, or "drop".
+        sequence_length: tokens of a pack.
+        documents: of running text: "split", "truncate" to its first tokens, or "drop".
+        conversations: "cut" after the last complete answer that fits, or "drop".
     """
 
     sequence_length: int
@@ -77,7 +79,7 @@ class LongRows:
 
 @dataclass(frozen=True)
 class Loss:
-    """Tokens of one source and written standard that are not used, for one reason."""
+    """The tokens of one source and written standard that are lost for one reason."""
 
     source: str
     language: str
@@ -96,8 +98,12 @@ class Loss:
 
 @dataclass(frozen=True)
 class Account:
-    """Tokens of a split, of the sources in use: all those that came in by group, and what was lost of them by
-    reason."""
+    """The tokens of a split, from the sources in use.
+
+    Attributes:
+        groups: all tokens and used tokens by source and written standard.
+        losses: lost tokens by group and reason.
+    """
 
     groups: list[UsedGroup]
     losses: list[Loss]
@@ -112,10 +118,12 @@ class Account:
 
     @property
     def lost_share(self) -> float:
-        return self.lost / self.tokens if self.tokens else 0.0
+        if not self.tokens:
+            return 0.0
+        return self.lost / self.tokens
 
     def token_use(self) -> TokenUse:
-        """Return the account as a summary holds it."""
+        """Return the account in the format of a run's summary."""
         losses = [
             LostTokens(
                 source=loss.source,
@@ -128,42 +136,47 @@ class Account:
             )
             for loss in self.losses
         ]
-        return TokenUse(
-            tokens=self.tokens,
-            used=self.tokens - self.lost,
-            lost=self.lost,
-            groups=self.groups,
-            losses=losses,
-        )
+        used = self.tokens - self.lost
+        return TokenUse(tokens=self.tokens, used=used, lost=self.lost, groups=self.groups, losses=losses)
 
 
-def rows_of(table: pa.Table, mask_column: str | None, sources: list[str], long: LongRows) -> Rows:
-    """Decide what becomes of each row of a split, in the order of `table`.
+def decide_rows(table: pa.Table, mask_column: str | None, sources: list[str], long: LongRows) -> Rows:
+    """Decide the treatment of each row of a split.
 
     Args:
+        mask_column: marks the target tokens; None: all tokens are targets.
         sources: rows of other sources are left out.
+
+    Returns:
+        [rows] of dtype ROW, in the order of `table`.
     """
     lengths = ListColumn(table["input_ids"]).lengths
-    mask = ListColumn(table[mask_column]) if mask_column else None
-    marked, first = (lengths, np.minimum(lengths, 1)) if mask is None else mask.sums()
+    if mask_column is None:
+        mask = None
+        num_marked = lengths
+        first = np.minimum(lengths, 1)
+    else:
+        mask = ListColumn(table[mask_column])
+        num_marked, first = mask.sums_and_first_values()
     rows = np.zeros(len(lengths), ROW)
-    rows["length"] = rows["kept"] = lengths
-    rows["targets"] = marked - first  # a row's first token has nothing to be predicted from
-    fate = rows["fate"]
+    rows["length"] = lengths
+    rows["kept"] = lengths
+    rows["targets"] = num_marked - first  # nothing precedes a row's first token, so it is not predicted
     is_long = lengths > long.sequence_length
-    is_text = marked == lengths
+    is_text = num_marked == lengths
     _decide_text(rows, is_long & is_text, long)
     _decide_conversations(rows, is_long & ~is_text, long, mask.row if mask else None)
-    fate[
-        (rows["targets"] <= 0)
-        & ~np.isin(fate, [Fate.DROPPED, Fate.CONVERSATION_DROPPED, Fate.NO_ANSWER_FITS])
-    ] = Fate.NO_TARGET
-    fate[~np.isin(np.asarray(table["source"].to_pylist(), dtype=str), sources)] = Fate.EXCLUDED
-    gone = np.isin(
+    fate = rows["fate"]
+    is_dropped = np.isin(fate, [Fate.DROPPED, Fate.CONVERSATION_DROPPED, Fate.NO_ANSWER_FITS])
+    has_no_target = rows["targets"] <= 0
+    fate[has_no_target & ~is_dropped] = Fate.NO_TARGET
+    sources_of_rows = np.asarray(table["source"].to_pylist(), dtype=str)
+    fate[~np.isin(sources_of_rows, sources)] = Fate.EXCLUDED
+    is_unused = np.isin(
         fate, [Fate.EXCLUDED, Fate.DROPPED, Fate.CONVERSATION_DROPPED, Fate.NO_ANSWER_FITS, Fate.NO_TARGET]
     )
-    rows["kept"][gone] = 0
-    rows["targets"][gone] = 0
+    rows["kept"][is_unused] = 0
+    rows["targets"][is_unused] = 0
     return rows
 
 
@@ -185,13 +198,13 @@ def _decide_conversations(
         assert mask_of is not None
         mask = mask_of(int(index))
         end = end_of_last_answer(mask, long.sequence_length)
-        rows["kept"][index], rows["targets"][index] = end, mask[1:end].sum()
+        rows["kept"][index] = end
+        rows["targets"][index] = mask[1:end].sum()
         rows["fate"][index] = Fate.CUT if rows["targets"][index] else Fate.NO_ANSWER_FITS
 
 
 def end_of_last_answer(mask: NDArray[np.integer[Any]], sequence_length: int) -> int:
-    """Return the tokens up to the end of the last whole answer within `sequence_length`; 0 if no answer ends
-    there.
+    """Return the number of tokens up to the end of the last complete answer that fits; 0 if none fits.
 
     An answer ends where the mask goes from 1 to 0, or with the row.
     """
@@ -200,123 +213,134 @@ def end_of_last_answer(mask: NDArray[np.integer[Any]], sequence_length: int) -> 
     return int(ends[-1]) if len(ends) else 0
 
 
-def account(rows: Rows, sources: NDArray[np.object_], languages: NDArray[np.object_]) -> Account:
-    """Add up the tokens of the rows by source and written standard, and those lost by reason too."""
-    groups, losses = [], []
+def build_account(rows: Rows, sources: NDArray[np.object_], languages: NDArray[np.object_]) -> Account:
+    """Add up all tokens, the used and the lost ones of the rows, by source and written standard."""
+    groups = []
+    losses = []
     lost = rows["length"] - rows["kept"]
-    for source, language in sorted({*zip(sources.tolist(), languages.tolist(), strict=True)}):
+    pairs = set(zip(sources.tolist(), languages.tolist(), strict=True))
+    for source, language in sorted(pairs):
         of_group = (sources == source) & (languages == language) & (rows["fate"] != Fate.EXCLUDED)
         if not of_group.any():
             continue
-        tokens, used = int(rows["length"][of_group].sum()), int(rows["kept"][of_group].sum())
-        groups.append(
-            UsedGroup(
-                source=source, language=language, documents=int(of_group.sum()), tokens=tokens, used=used
-            )
+        group = UsedGroup(
+            source=source,
+            language=language,
+            documents=int(of_group.sum()),
+            tokens=int(rows["length"][of_group].sum()),
+            used=int(rows["kept"][of_group].sum()),
         )
+        groups.append(group)
         for fate in LOSSES:
             of_fate = of_group & (rows["fate"] == fate)
             if of_fate.any():
-                losses.append(Loss(source, language, fate, int(of_fate.sum()), int(lost[of_fate].sum())))
+                num_tokens = int(lost[of_fate].sum())
+                losses.append(Loss(source, language, fate, documents=int(of_fate.sum()), tokens=num_tokens))
     return Account(groups, losses)
 
 
 def count_documents(rows: Rows) -> dict[str, int]:
-    """Count the documents of a plan, what became of the long ones, and the tokens that this costs."""
+    """Count the documents of a plan by treatment, and the lost tokens."""
     number = {fate: int((rows["fate"] == fate).sum()) for fate in Fate}
+    num_dropped = number[Fate.DROPPED] + number[Fate.CONVERSATION_DROPPED] + number[Fate.NO_ANSWER_FITS]
     in_use = rows["fate"] != Fate.EXCLUDED
     return {
         "documents": int((rows["kept"] > 0).sum()),
         "documents_split": number[Fate.SPLIT],
         "documents_truncated": number[Fate.TRUNCATED],
         "documents_cut": number[Fate.CUT],
-        "documents_too_long": number[Fate.DROPPED]
-        + number[Fate.CONVERSATION_DROPPED]
-        + number[Fate.NO_ANSWER_FITS],
+        "documents_too_long": num_dropped,
         "documents_without_targets": number[Fate.NO_TARGET],
         "tokens_lost": int((rows["length"] - rows["kept"])[in_use].sum()),
     }
 
 
-def account_of(corpus: Corpus, split: str, sources: list[str], long: LongRows) -> Account:
-    """Account for the tokens of a split without a plan."""
+def read_account(corpus: Corpus, split: str, sources: list[str], long: LongRows) -> Account:
+    """Return the account of a split, without planning its packs."""
     table = corpus.table(split)
-    return account(rows_of(table, corpus.manifest.mask_column, sources, long), *groups_of(table))
+    rows = decide_rows(table, corpus.manifest.mask_column, sources, long)
+    sources_of_rows, languages_of_rows = read_groups(table)
+    return build_account(rows, sources_of_rows, languages_of_rows)
 
 
-def training_account(corpus: Corpus, data: DataConfig) -> Account:
-    """Account for the training tokens of a run before it starts."""
+def read_training_account(corpus: Corpus, data: DataConfig) -> Account:
+    """Return the account of a run's training tokens, before it starts."""
     sources = [source for source in corpus.manifest.sources if data.trains_on(source)]
-    return account_of(corpus, "train", sources, LongRows.of(data))
+    return read_account(corpus, "train", sources, LongRows.of(data))
 
 
 def check_losses(training: Account, data: DataConfig) -> None:
-    """Refuse a run that leaves out more of its training tokens than `data.max_lost_share`.
+    """Check that a run does not lose more of its training tokens than data.max_lost_share.
 
     Raises:
-        UserError: it does; the line names the reasons and the settings that change them.
+        UserError: it does; the message names the reasons and the settings that change them.
     """
     if training.lost_share <= data.max_lost_share:
         return
+    reasons = "; ".join(_describe_losses(training))
     raise UserError(
-        f"data.max_lost_share is {data.max_lost_share:g}, but {training.lost_share:.0%} of the {training.tokens:,} training "
-        f"tokens of corpus {data.corpus} would be left out at data.sequence_length={data.sequence_length}: "
-        f"{'; '.join(_by_reason(training))}; change that, or accept it with "
-        f"data.max_lost_share={_rounded_up(training.lost_share)}"
+        f"data.max_lost_share is {data.max_lost_share:g}, and {training.lost_share:.0%} of the "
+        f"{training.tokens:,} training tokens of corpus {data.corpus} would be left out at "
+        f"data.sequence_length={data.sequence_length}: {reasons}; change that, or accept it with "
+        f"data.max_lost_share={_round_up(training.lost_share)}"
     )
 
 
-def groups_of(table: pa.Table) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
+def read_groups(table: pa.Table) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
     """Return the source and the written standard of each row."""
-    sources, languages = (
-        np.asarray(table[name].to_pylist(), dtype=object) for name in ("source", "language")
-    )
+    sources = np.asarray(table["source"].to_pylist(), dtype=object)
+    languages = np.asarray(table["language"].to_pylist(), dtype=object)
     return sources, languages
 
 
-def _by_reason(lost: Account) -> Iterator[str]:
+def _describe_losses(training: Account) -> Iterator[str]:
     for fate, (reason, setting) in LOSSES.items():
-        of_it = [loss for loss in lost.losses if loss.fate == fate]
-        if of_it:
-            tokens, documents = sum(loss.tokens for loss in of_it), sum(loss.documents for loss in of_it)
-            yield f"{tokens:,} in {documents} {reason} (changed by {setting})"
+        losses = [loss for loss in training.losses if loss.fate == fate]
+        if losses:
+            num_tokens = sum(loss.tokens for loss in losses)
+            num_documents = sum(loss.documents for loss in losses)
+            yield f"{num_tokens:,} in {num_documents} {reason} (changed by {setting})"
 
 
-def _rounded_up(share: float) -> float:
+def _round_up(share: float) -> float:
     return min(1.0, math.ceil(share * 100) / 100)
 
 
 class ListColumn:
-    """A list column of a memory-mapped table, row by row as numpy views: nothing is copied, nothing becomes
-    Python objects."""
+    """A list column of a memory-mapped table, read as numpy views of its rows without copies.
+
+    Attributes:
+        lengths: [rows] number of values in each row.
+    """
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         self._offsets = [np.asarray(chunk.offsets) for chunk in column.chunks]
         self._values = [chunk.values.to_numpy(zero_copy_only=True) for chunk in column.chunks]
         self._first_row = np.cumsum([0, *(len(chunk) for chunk in column.chunks)])
-        self.lengths = np.concatenate(
-            [np.diff(offsets) for offsets in self._offsets] or [np.zeros(0)]
-        ).astype(np.int64)
+        lengths = [np.diff(offsets) for offsets in self._offsets] or [np.zeros(0)]
+        self.lengths = np.concatenate(lengths).astype(np.int64)
 
     def row(self, index: int) -> NDArray[np.int32]:
         chunk = int(np.searchsorted(self._first_row, index, side="right")) - 1
-        start, stop = self._offsets[chunk][index - self._first_row[chunk] :][:2]
+        index_in_chunk = index - self._first_row[chunk]
+        start, stop = self._offsets[chunk][index_in_chunk:][:2]
         row: NDArray[np.int32] = self._values[chunk][start:stop]
         return row
 
-    def sums(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the sum of each row's values, and its first value (0 of an empty row)."""
-        chunks = [_sums(*chunk) for chunk in zip(self._offsets, self._values, strict=True)]
+    def sums_and_first_values(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the sum of each row's values, and its first value (0 for an empty row)."""
+        chunks = [_sums_and_first_values(*chunk) for chunk in zip(self._offsets, self._values, strict=True)]
         both = np.concatenate([*chunks, np.zeros((2, 0), np.int64)], axis=1)
         return both[0], both[1]
 
 
-def _sums(offsets: NDArray[np.int32], values: NDArray[Any]) -> NDArray[np.int64]:
-    """[2, rows] sums and first values of one chunk."""
-    sums = np.zeros((2, len(offsets) - 1), np.int64)
+def _sums_and_first_values(offsets: NDArray[np.int32], values: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the sums and the first values of one chunk's rows: [2, rows]."""
+    result = np.zeros((2, len(offsets) - 1), np.int64)
     filled = np.flatnonzero(np.diff(offsets))
-    if len(filled):  # empty rows take no place between the others
+    if len(filled):
+        # Empty rows have no values, so each filled row ends where the next filled one starts.
         starts = offsets[:-1][filled]
-        sums[0, filled] = np.add.reduceat(values[: offsets[-1]], starts, dtype=np.int64)
-        sums[1, filled] = values[starts]
-    return sums
+        result[0, filled] = np.add.reduceat(values[: offsets[-1]], starts, dtype=np.int64)
+        result[1, filled] = values[starts]
+    return result

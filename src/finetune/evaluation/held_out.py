@@ -60,7 +60,7 @@ def evaluate_held_out_loss(
     sums = torch.zeros(len(groups), 2, dtype=torch.float64)
     with torch.no_grad():
         for batch in data.iter_epoch(micro_batch_size):
-            losses = packed.losses(batch.to(world.device)).each
+            losses = packed.losses(batch.to(world.device)).per_token
             documents = batch.documents.ravel()[batch.target_positions.numpy()]
             group = torch.from_numpy(group_of_document[documents])
             sums[:, 0].index_add_(0, group, losses.double().cpu())

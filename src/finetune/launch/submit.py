@@ -45,7 +45,7 @@ from finetune.runs import inputs as run_inputs
 from finetune.runs.folder import RunFolder
 from finetune.runs.state import RETRIED_STATES, RunState
 from finetune.tracking.spool import last_step
-from finetune.training.schedule import Schedule, describe_leap
+from finetune.training.schedule import Schedule, describe_lr_jump
 
 
 def submit(points: list[TrainConfig], sweep: Sweep | None = None) -> list[RunFolder]:
@@ -128,7 +128,7 @@ def _check(points: list[TrainConfig]) -> tuple[bool, str | None]:
         run_inputs.check_inputs(point, has_corpus=after is None)
         if after is None:
             rows.check_losses(
-                rows.training_account(run_inputs.open_corpus(point.data), point.data), point.data
+                rows.read_training_account(run_inputs.open_corpus(point.data), point.data), point.data
             )
     if after is None:
         _check_models(points)
@@ -197,7 +197,7 @@ def _warnings_of_resume(run: RunFolder, config: TrainConfig) -> Iterator[str]:
     planned = state.get("seen", {}).get("num_steps") or (last.num_steps if last else 0)
     plan = next(run.plan.glob(layout.pack_plan("train", "*", 0)), None)
     num_packs = _planned_packs(plan) if plan else 0
-    if planned and num_packs and (message := describe_leap(step, planned, Schedule.of(config, num_packs))):
+    if planned and num_packs and (message := describe_lr_jump(step, planned, Schedule.of(config, num_packs))):
         yield message
 
 

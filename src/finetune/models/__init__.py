@@ -1,1 +1,1 @@
-"""The model of a rank: built, loaded, checked, partitioned, called on packs, and saved."""
+"""The model of a rank: building, loading, checks, partitioning, forward pass on packs, saving."""

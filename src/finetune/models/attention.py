@@ -1,9 +1,10 @@
-"""Attention that keeps packed documents apart: the implementations by speed, and our own.
+"""Attention implementations that isolate packed documents, and our own one.
 
-Documents are told apart by positions that start at 0 again. `sdpa` and `flex_attention` turn that into a mask
-over [length × length]; `flash_attention_2` and `documents` take one row of all documents and never compute
-what a mask would throw away. Which of them is used is decided on the running model, by a check of its results
-(checks.check_isolation).
+Documents of a pack are separated by their positions, which start at 0 again. `sdpa` and
+`flex_attention` turn positions into a mask over [length × length]; `flash_attention_2` and
+`documents` (ours) take all packs as one row of documents and never compute masked scores.
+checks.choose_attention tries them on the running model and takes the first that gives correct
+results.
 """
 
 from __future__ import annotations
@@ -19,18 +20,17 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 DOCUMENTS = "documents"
-ONE_ROW = (DOCUMENTS, "flash_attention_2")  # they want all packs of a batch as one row
-CPU = torch.device("cpu")
+ONE_ROW = (DOCUMENTS, "flash_attention_2")  # they take all packs of a batch as one row
 
 
-def by_speed(device: torch.device) -> list[str]:
-    """Implementations to try on this device, the fastest first."""
+def list_implementations(device: torch.device) -> list[str]:
+    """List the attention implementations to try on a device, the fastest first."""
     if device.type == "cpu":
         return [DOCUMENTS, "sdpa", "eager"]
-    installed = [
-        name for name, module in (("flash_attention_2", "flash_attn"),) if importlib.util.find_spec(module)
-    ]
-    return [*installed, DOCUMENTS, "flex_attention", "sdpa", "eager"]
+    on_gpu = [DOCUMENTS, "flex_attention", "sdpa", "eager"]
+    if importlib.util.find_spec("flash_attn"):
+        return ["flash_attention_2", *on_gpu]
+    return on_gpu
 
 
 def attend_by_document(
@@ -44,88 +44,121 @@ def attend_by_document(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each document of one row.
+    """Compute causal attention inside each document of one row.
 
-    On a GPU by the FlashAttention 2 that torch carries (Dao 2023), which takes 16-bit numbers only. torch's
-    CPU kernel skips what lies above the diagonal but not what a mask blocks: there a document at a time, so
-        that nothing is wasted.
+    It is an attention function of transformers, registered under the name DOCUMENTS.
+
+    A GPU uses the FlashAttention 2 that torch contains (Dao 2023), which takes 16-bit numbers only.
+    torch's CPU kernel skips scores above the diagonal but computes those that a mask blocks, so on
+    a CPU the documents are computed one by one.
 
     Args:
-        query, key, value: [1, heads, tokens, head size]; fewer key heads than query heads are shared among
-            them.
-        kwargs: holds `position_ids` [1, tokens], from which the documents are read.
+        query, key, value: [1, heads, tokens, head size]; key and value may have fewer heads
+            (grouped-query attention).
+        kwargs: contains `position_ids` [1, tokens], from which the documents are read.
 
     Returns:
-        [1, tokens, heads, head size], as transformers' attention functions do.
+        [1, tokens, heads, head size], and no attention weights.
 
     Raises:
-        NotImplementedError: the model asks for attention that this function does not do.
-        RuntimeError: torch's FlashAttention does not take these numbers or this head size.
+        NotImplementedError: the model uses an attention that this function does not support.
+        RuntimeError: torch's FlashAttention does not support this precision or head size.
     """
     positions = kwargs.get("position_ids")
     if positions is None or len(positions) != 1 or attention_mask is not None:
         raise NotImplementedError("it needs one row of positions and no mask")
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
-        raise NotImplementedError("no soft cap and no attention sinks")
-    lengths, bounds = _documents(positions)
+        raise NotImplementedError("it supports neither a soft cap nor attention sinks")
+    lengths, bounds = _find_documents(positions)
     if query.is_cuda:
-        # not torch.nn.attention.varlen: its arguments differ from release to release, and 2.8 and 2.9 have
-        # none
-        back = -1 if sliding_window is None else sliding_window - 1
-        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        out = torch.ops.aten._flash_attention_forward(
-            q,
-            k,
-            v,
-            bounds,
-            bounds,
-            max(lengths),
-            max(lengths),
-            dropout,
-            sliding_window is None,
-            False,
-            scale=scaling,
-            window_size_left=back,
-            window_size_right=-1 if sliding_window is None else 0,
-        )[0]
-        return out[None], None
-    shared = query.shape[1] // key.shape[1]
-    if shared > 1:
-        key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
-    documents = zip(
-        lengths, query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True
-    )
-    each = [
-        scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=_window(length, sliding_window, q.device),
-            dropout_p=dropout,
-            scale=scaling,
-            is_causal=sliding_window is None or length <= sliding_window,
-        ).transpose(1, 2)
-        for length, q, k, v in documents
-    ]
-    return torch.cat(each, 1), None
+        out = _attend_on_gpu(query, key, value, lengths, bounds, dropout, scaling, sliding_window)
+    else:
+        out = _attend_on_cpu(query, key, value, lengths, dropout, scaling, sliding_window)
+    return out, None
 
 
-@functools.lru_cache(maxsize=1)  # by the tensor's identity: all layers of a model are given the same one
-def _documents(positions: Tensor) -> tuple[list[int], Tensor]:
-    """From [1, tokens] positions the documents' lengths, and [documents + 1] where they begin and end. Waits
-    for the device."""
+def _attend_on_gpu(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: list[int],
+    bounds: Tensor,
+    dropout: float,
+    scaling: float | None,
+    sliding_window: int | None,
+) -> Tensor:
+    """Compute all documents in one call of torch's FlashAttention 2."""
+    # Not torch.nn.attention.varlen: its arguments differ between releases, and torch 2.8 and 2.9
+    # lack it.
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    is_causal = sliding_window is None
+    window: dict[str, int] = {"window_size_left": -1, "window_size_right": -1}
+    if sliding_window is not None:
+        window = {"window_size_left": sliding_window - 1, "window_size_right": 0}
+    longest = max(lengths)
+    return_debug_mask = False
+    out = torch.ops.aten._flash_attention_forward(
+        q,
+        k,
+        v,
+        bounds,
+        bounds,
+        longest,
+        longest,
+        dropout,
+        is_causal,
+        return_debug_mask,
+        scale=scaling,
+        **window,
+    )[0]
+    return out[None]  # type: ignore[no-any-return]
+
+
+def _attend_on_cpu(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: list[int],
+    dropout: float,
+    scaling: float | None,
+    sliding_window: int | None,
+) -> Tensor:
+    """Compute the documents one by one."""
+    queries_per_key = query.shape[1] // key.shape[1]
+    if queries_per_key > 1:
+        key = key.repeat_interleave(queries_per_key, 1)
+        value = value.repeat_interleave(queries_per_key, 1)
+    outputs = []
+    documents = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
+    for q, k, v in documents:
+        length = q.shape[2]
+        fits_window = sliding_window is None or length <= sliding_window
+        mask = None
+        if sliding_window is not None and not fits_window:
+            mask = _window_mask(length, sliding_window, q.device)
+        out = scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=fits_window
+        )
+        outputs.append(out.transpose(1, 2))
+    return torch.cat(outputs, 1)
+
+
+@functools.lru_cache(maxsize=1)  # by the tensor's identity: all layers of a model get the same one
+def _find_documents(positions: Tensor) -> tuple[list[int], Tensor]:
+    """Return the documents' lengths and their bounds, [documents + 1], from positions [1, tokens].
+
+    It waits for the device.
+    """
     starts = (positions[0] == 0).nonzero()[:, 0].tolist()
     bounds = [*starts, positions.shape[1]]
     lengths = [stop - start for start, stop in itertools.pairwise(bounds)]
     return lengths, torch.tensor(bounds, dtype=torch.int32, device=positions.device)
 
 
-def _window(length: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
-    """[length, length] True where a token may look: itself and the `sliding_window - 1` before it. None: all
-    before it."""
-    if sliding_window is None or length <= sliding_window:
-        return None
-    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
+def _window_mask(length: int, sliding_window: int, device: torch.device) -> Tensor:
+    """Return [length, length]: True for a token itself and the `sliding_window - 1` before it."""
+    positions = torch.arange(length, device=device)
+    distance = positions[:, None] - positions
     return (distance >= 0) & (distance < sliding_window)
 
 

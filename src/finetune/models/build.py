@@ -1,4 +1,4 @@
-"""The model that a run trains: the base, from files or from scratch, and PEFT's adapter on it."""
+"""The model that a run trains: a base, from files or from scratch, and PEFT's adapter on it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from data_prep.shards import TokenizerInfo
 from data_prep.user_error import UserError
 from finetune.config.train import TrainConfig
 from finetune.distributed import World
-from finetune.models.load import DTYPES, Model, enlarge, is_partitioned, load, stand_in
-from finetune.models.save import save, weights
-from finetune.models.tokenizer import FILES, place
+from finetune.models.load import DTYPES, build_placeholder, load
+from finetune.models.parameters import Model, enlarge_vocabulary, is_partitioned
+from finetune.models.save import gather_weights, save
+from finetune.models.tokenizer import FILES, copy_files
 from finetune.runs import base_model, layout, shared_bases
 from finetune.runs import inputs as run_inputs
 
@@ -32,47 +33,47 @@ logger = logging.getLogger(__name__)
 
 
 def build(config: TrainConfig, tokenizer: TokenizerInfo, merged_base: Path, is_main: bool) -> Model:
-    """Return the model to train: on the CPU, the same on every rank; or, under ZeRO-3, partitioned from the
-    first tensor on.
+    """Build the model to train: the same on every rank, on the CPU; or, under ZeRO-3, partitioned.
 
-    A model from scratch is made whole on every rank at any ZeRO stage, so that it starts from the same random
-    numbers; DeepSpeed partitions it later. Such models are small.
+    A model from scratch is built complete on every rank at any ZeRO stage, so that it starts from
+    the same random numbers, and DeepSpeed partitions it later. Such models are small.
 
     Args:
-        tokenizer: the corpus manifest's, for the vocabulary and end of sequence of a model from scratch.
-        merged_base: where rank 0 keeps the base of a new adapter if earlier adapters had to be merged into it
-            first: an adapter's config names one base on disk, and without them it would be put on other
-                weights than it was trained on.
+        tokenizer: from the corpus manifest; sets the vocabulary and end of sequence of a model from
+            scratch.
+        merged_base: folder in which rank 0 saves the base of a new adapter if earlier adapters were
+            merged into it: an adapter's config names one base on disk, which must be the one that
+            it was trained on.
 
     Raises:
-        UserError: the base or the adapter config is wrong; one line says what.
+        UserError: the base, the adapter or the ZeRO settings are wrong.
     """
     _check_zero(config.zero)
-    partitioner = _partitioner(config)
+    partitioner = _make_partitioner(config)
     dtype = DTYPES[config.precision]
     torch.manual_seed(config.seed)
-    added = 0
+    num_added = 0
     if config.model.path is None:
-        model = _from_scratch(config.model.from_scratch, tokenizer, dtype)
+        model = _build_from_scratch(config.model.from_scratch, tokenizer, dtype)
     else:
         base = base_model.resolve(config.model.path, config.runs_dir, config.model.revision)
         model = load(base, dtype, partitioner=partitioner, quantization=config.model.quantization)
         if base.adapters and config.adapter:
-            _keep_merged(model, base.tokenizer_folder, merged_base, is_main)
-        added = run_inputs.count_added_tokens(base, config.data.corpus_folder)
-        if added:
-            enlarge(model, tokenizer.vocab_size, partitioner)
+            _save_merged_base(model, base.tokenizer_folder, merged_base, is_main)
+        num_added = run_inputs.count_added_tokens(base, config.data.corpus_folder)
+        if num_added:
+            enlarge_vocabulary(model, tokenizer.vocab_size, partitioner)
     _check_sizes(model, tokenizer.vocab_size, config.data.sequence_length)
     if config.activation_checkpointing:
-        # not re-entrant: the re-entrant kind finds no gradient to compute where the embeddings are frozen
-        # under an adapter
+        # the re-entrant kind computes no gradients if the embeddings are frozen (under an adapter)
         model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     if config.adapter:
-        torch.manual_seed(config.seed)  # the same adapter whatever the base drew
-        model = _with_adapter(model, config.adapter, partitioner)
-        _check_magnitudes(model)
-        if added:
-            _check_added_tokens_are_trained(model, added)
+        # seeded again: the adapter is the same however many random numbers the base used
+        torch.manual_seed(config.seed)
+        model = _add_adapter(model, config.adapter, partitioner)
+        _check_dora_magnitudes(model)
+        if num_added:
+            _check_added_tokens_are_trained(model, num_added)
     if is_partitioned(model):
         from finetune.models import zero3
 
@@ -81,37 +82,41 @@ def build(config: TrainConfig, tokenizer: TokenizerInfo, merged_base: Path, is_m
 
 
 def check(config: TrainConfig) -> None:
-    """What `build` would refuse of a run's base, adapter and corpus together, found out before its job
-    starts, without weights.
+    """Check before a job starts that a run's base, adapter and corpus fit together.
+
+    No weights are read.
 
     Raises:
-        UserError: one line that says what is wrong.
+        UserError: `build` would raise it in the job.
     """
     assert config.model.path is not None
     base = base_model.resolve(config.model.path, config.runs_dir, config.model.revision)
     vocab_size = run_inputs.open_corpus(config.data).manifest.tokenizer.vocab_size
-    added = run_inputs.count_added_tokens(base, config.data.corpus_folder)
+    num_added = run_inputs.count_added_tokens(base, config.data.corpus_folder)
     try:
-        model = stand_in(AutoConfig.from_pretrained(base.folder))
+        model = build_placeholder(AutoConfig.from_pretrained(base.folder))
     except (ValueError, KeyError, OSError) as fault:
         raise UserError(
-            f"model {base.name}: transformers cannot make it: {str(fault).splitlines()[0]}"
+            f"model {base.name}: transformers cannot build it: {str(fault).splitlines()[0]}"
         ) from None
-    gets_rows = bool(added or base.adapters)  # then it gets those that it lacks
-    _check_sizes(model, 0 if gets_rows else vocab_size, config.data.sequence_length)
+    # `build` adds the rows that the base lacks
+    is_enlarged = bool(num_added or base.adapters)
+    _check_sizes(model, 0 if is_enlarged else vocab_size, config.data.sequence_length)
     if not config.adapter:
         return
-    plain = {"init_lora_weights": True} if isinstance(config.adapter.get("init_lora_weights"), str) else {}
+    adapter = dict(config.adapter)
+    if isinstance(adapter.get("init_lora_weights"), str):
+        adapter["init_lora_weights"] = True  # other initialisations read the base's weights
     try:
-        adapted = _with_adapter(model, {**config.adapter, **plain}, low_cpu_mem_usage=True)
-    except (RuntimeError, NotImplementedError, ImportError):  # what cannot be tried so, the job tries
-        return
-    if added:
-        _check_added_tokens_are_trained(adapted, added)
+        adapted = _add_adapter(model, adapter, low_cpu_mem_usage=True)
+    except (RuntimeError, NotImplementedError, ImportError):
+        return  # it needs real weights or a GPU; `build` checks it in the job
+    if num_added:
+        _check_added_tokens_are_trained(adapted, num_added)
 
 
-def _partitioner(config: TrainConfig) -> Partitioner | None:
-    """Return what cuts the model into the ranks' slices as it is loaded; None below ZeRO-3."""
+def _make_partitioner(config: TrainConfig) -> Partitioner | None:
+    """Return a partitioner for loading under ZeRO-3; None below stage 3."""
     if config.zero["stage"] != 3:
         return None
     from finetune.models import zero3
@@ -120,49 +125,61 @@ def _partitioner(config: TrainConfig) -> Partitioner | None:
 
 
 def _check_zero(zero: Mapping[str, Any]) -> None:
-    """Refuse what DeepSpeed would refuse in many lines, after the model is loaded, or compile for minutes."""
-    if any((zero.get(key) or {}).get("device") == "nvme" for key in ("offload_optimizer", "offload_param")):
+    """Check settings that DeepSpeed would reject late, or after minutes of compiling.
+
+    Raises:
+        UserError: a setting needs a GPU, or a library that is not installed.
+    """
+    offloads = [zero.get(key) or {} for key in ("offload_optimizer", "offload_param")]
+    if any(offload.get("device") == "nvme" for offload in offloads):
         from finetune.models import zero3
 
         if not zero3.has_async_io():
             raise UserError(
-                "zero: offload to nvme needs DeepSpeed's async_io (libaio-dev): choose zero=stage3_offload"
+                "zero: offload to nvme needs DeepSpeed's async_io, which needs libaio-dev; choose "
+                "zero=stage3_offload"
             )
     if torch.cuda.is_available():
         return
     for key in ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients"):
         if zero.get(key):
             raise UserError(
-                f"zero.{key} needs CUDA, and this rank sees no GPU: choose zero=stage3, or add zero.{key}=false"
+                f"zero.{key}: it needs CUDA, and this rank has no GPU; choose zero=stage3, or add "
+                f"zero.{key}=false"
             )
     if (zero.get("offload_optimizer") or {}).get("super_offload"):
         raise UserError(
-            "zero.offload_optimizer.super_offload needs CUDA, and this rank sees no GPU: choose zero=stage3_offload"
+            "zero.offload_optimizer.super_offload: it needs CUDA, and this rank has no GPU; choose "
+            "zero=stage3_offload"
         )
 
 
-def _keep_merged(model: Model, tokenizer_folder: Path, folder: Path, is_main: bool) -> None:
-    """Save a base with adapters merged into it, and its tokenizer, once, and name the model after that
-    folder. Runs of equal merged bases share the files (shared_bases.py)."""
+def _save_merged_base(model: Model, tokenizer_folder: Path, folder: Path, is_main: bool) -> None:
+    """Save a base with merged adapters, and its tokenizer, in `folder`; make that the model's name.
+
+    A resumed run has the folder already. Runs with equal merged bases share the files
+    (shared_bases.py).
+    """
     world = World()
     if not world.broadcast_object(folder.exists()):
-        digest = _digest(model, tokenizer_folder, is_main)
-        if not world.broadcast_object(is_main and shared_bases.link(folder, digest)):
+        digest = _compute_digest(model, tokenizer_folder, is_main)
+        is_linked = is_main and shared_bases.link(folder, digest)
+        if not world.broadcast_object(is_linked):
             temporary = layout.temporary_folder(folder)
             if is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
-            save(model, weights(model), temporary, is_main)
+            save(model, gather_weights(model), temporary, is_main)
             if is_main:
-                place(tokenizer_folder, temporary)
+                copy_files(tokenizer_folder, temporary)
                 temporary.rename(folder)
                 shared_bases.publish(folder, digest)
     model.name_or_path = str(folder)  # type: ignore[assignment]
 
 
-def _digest(model: Model, tokenizer_folder: Path, is_main: bool) -> str:
-    """Return a digest of all that a saved model consists of, on rank 0; every rank must call it."""
+def _compute_digest(model: Model, tokenizer_folder: Path, is_main: bool) -> str:
+    """Return on rank 0 a digest of a saved model's content; every rank must call it."""
     hasher = hashlib.sha256(model.config.to_json_string().encode())  # type: ignore[union-attr, operator]
-    for name, tensor in weights(model):
+    for name, tensor in gather_weights(model):
         if is_main:
             hasher.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
             hasher.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -171,22 +188,25 @@ def _digest(model: Model, tokenizer_folder: Path, is_main: bool) -> str:
     return hasher.hexdigest()[:16]
 
 
-def _from_scratch(stated: Mapping[str, Any], tokenizer: TokenizerInfo, dtype: torch.dtype) -> Model:
+def _build_from_scratch(
+    architecture: Mapping[str, Any], tokenizer: TokenizerInfo, dtype: torch.dtype
+) -> Model:
     settings = {
         "vocab_size": tokenizer.vocab_size,
         "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": None,
+        **architecture,
     }
-    settings |= stated
     try:
         known = set(AutoConfig.for_model(settings["model_type"]).to_dict())
-        if unknown := set(settings) - known - {"bos_token_id", "eos_token_id"}:
-            raise ValueError(f"{settings['model_type']} has no setting {', '.join(sorted(unknown))}")
-        architecture = AutoConfig.for_model(**settings)
+        unknown = set(settings) - known - {"bos_token_id", "eos_token_id"}
+        if unknown:
+            raise ValueError(f"unknown setting {', '.join(sorted(unknown))} of {settings['model_type']}")
+        model_config = AutoConfig.for_model(**settings)
     except (ValueError, TypeError, KeyError) as fault:
         raise UserError(f"model.from_scratch: {fault}") from None
     try:
-        model = AutoModelForCausalLM.from_config(architecture, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(model_config, dtype=dtype)
     except ValueError as fault:  # sizes that do not fit together
         raise UserError(f"model.from_scratch: {fault}") from fault
     model.train()
@@ -194,81 +214,109 @@ def _from_scratch(stated: Mapping[str, Any], tokenizer: TokenizerInfo, dtype: to
 
 
 def _check_sizes(model: Model, vocab_size: int, sequence_length: int) -> None:
-    rows = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    if vocab_size > rows:
+    """Check the vocabulary and the sequence length against the model's config.
+
+    Raises:
+        UserError: the model has too few rows or positions, or its positions do not isolate
+            documents.
+    """
+    num_rows = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    if vocab_size > num_rows:
         raise UserError(
-            f"the corpus' tokenizer has {vocab_size} tokens, the model embeds {rows}: it is not this model's tokenizer"
+            f"data.corpus: its tokenizer has {vocab_size} tokens, and the model embeds {num_rows}; "
+            "prepare the corpus with this model's own tokenizer (corpus.tokenizer.path)"
         )
-    text = model.config.get_text_config()  # type: ignore[union-attr, operator]
-    rope = getattr(text, "rope_parameters", None) or {}
+    text_config = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    rope = getattr(text_config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":
-        switch = rope.get("original_max_position_embeddings") or getattr(
-            text, "original_max_position_embeddings", None
-        )
-        if switch and sequence_length > switch:
+        limit = rope.get("original_max_position_embeddings")
+        limit = limit or getattr(text_config, "original_max_position_embeddings", None)
+        if limit and sequence_length > limit:
             raise UserError(
-                f"data.sequence_length is {sequence_length}: a document of more than {switch} tokens gives all "
-                f"others in its row other positions (longrope), so that they do not stand alone: choose at most {switch}"
+                f"data.sequence_length is {sequence_length}, and in a pack of this model "
+                f"(longrope) a document of more than {limit} tokens changes the positions of all "
+                f"others; choose at most {limit}"
             )
-    if getattr(text, "output_router_logits", False):
+    if getattr(text_config, "output_router_logits", False):
         logger.warning(
-            "the model's config asks for its routers' auxiliary loss (output_router_logits): it is not trained on"
+            "the model's config asks for its routers' auxiliary loss (output_router_logits), "
+            "which is not part of the training loss"
         )
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and sequence_length > limit:
+    num_positions = getattr(model.config, "max_position_embeddings", None)
+    if num_positions is not None and sequence_length > num_positions:
         raise UserError(
-            f"data.sequence_length is {sequence_length}, the model has {limit} positions: choose at most that"
+            f"data.sequence_length is {sequence_length}, and the model has {num_positions} "
+            f"positions; choose at most {num_positions}"
         )
 
 
-def _with_adapter(
-    model: Model, stated: Mapping[str, Any], partitioner: Partitioner | None = None, **settings: Any
+def _add_adapter(
+    model: Model, settings: Mapping[str, Any], partitioner: Partitioner | None = None, **options: Any
 ) -> Model:
-    visible: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    """Return PEFT's model with an adapter on `model`.
+
+    Args:
+        settings: of the adapter (`adapter` in the config).
+        options: of peft.get_peft_model.
+
+    Raises:
+        UserError: PEFT rejects the settings.
+    """
+    gathering: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if partitioner is not None and is_partitioned(model):
-        visible = partitioner.visible_to_peft()
+        gathering = partitioner.let_peft_gather()
     try:
-        with visible:
-            adapter = get_peft_config({"task_type": "CAUSAL_LM", **stated})
+        with gathering:
+            adapter = get_peft_config({"task_type": "CAUSAL_LM", **settings})
             if str(getattr(adapter, "init_lora_weights", "")).startswith("pissa_niter"):
                 raise ValueError(
-                    "init_lora_weights=pissa_niter_… changes the base by chance, at each load anew: choose pissa"
+                    "init_lora_weights=pissa_niter_… changes the base at random, and differently "
+                    "at each load; choose pissa"
                 )
-            return get_peft_model(model, adapter, **settings)  # type: ignore[no-any-return]
+            return get_peft_model(model, adapter, **options)  # type: ignore[no-any-return]
     except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as fault:
-        raise UserError(f"adapter: PEFT refuses this config: {str(fault).splitlines()[0]}") from None
+        raise UserError(f"adapter: PEFT rejects these settings: {str(fault).splitlines()[0]}") from None
 
 
-def _check_magnitudes(model: Model) -> None:
-    """DoRA divides each row of a weight by the row's length: one of zeros would be NaN from the first forward
-    pass on."""
-    rows: dict[str, int] = {}
+def _check_dora_magnitudes(model: Model) -> None:
+    """Check that no row of a DoRA weight is all zeros.
+
+    DoRA divides each row by its norm, so that a row of zeros gives NaN in the first forward pass.
+    """
+    zero_rows: dict[str, int] = {}
     for name, module in model.named_modules():
         for magnitude in getattr(module, "lora_magnitude_vector", {}).values():
-            if zeros := int((magnitude.weight == 0).sum()):
-                rows[name.removeprefix("base_model.model.")] = zeros
-    if rows:
-        first = next(iter(rows))
+            num_zeros = int((magnitude.weight == 0).sum())
+            if num_zeros:
+                zero_rows[name.removeprefix("base_model.model.")] = num_zeros
+    if zero_rows:
+        first = next(iter(zero_rows))
         raise UserError(
-            f"adapter: DoRA divides each weight row by its length, and {sum(rows.values())} rows in {len(rows)} modules of "
-            f"this base are all zeros, e.g. {rows[first]} in {first}: choose adapter=lora, or leave these modules out of "
-            f"adapter.target_modules"
+            f"adapter: DoRA divides each weight row by its norm, and {sum(zero_rows.values())} "
+            f"rows in {len(zero_rows)} modules of this base are all zeros, e.g. {zero_rows[first]} "
+            f"in {first}; choose adapter=lora, or leave these modules out of adapter.target_modules"
         )
 
 
-def _check_added_tokens_are_trained(model: Model, added: int) -> None:
-    """New rows of a frozen matrix stay a mean, and an adapter without them does not say what they were."""
+def _check_added_tokens_are_trained(model: Model, num_added: int) -> None:
+    """Check that the adapter trains the rows of added tokens.
+
+    Otherwise they stay a mean of the other rows, and the saved adapter does not contain them.
+    """
     base = model.get_base_model()  # type: ignore[operator]
-    embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
-    places = {name: module for name, module in base.named_modules() if module is embeddings or module is head}
-    frozen = [name for name, module in places.items() if not isinstance(module, AuxiliaryTrainingWrapper)]
+    embeddings = base.get_input_embeddings()
+    head = base.get_output_embeddings()
+    matrices = {name: module for name, module in base.named_modules() if module in (embeddings, head)}
+    frozen = [name for name, module in matrices.items() if not isinstance(module, AuxiliaryTrainingWrapper)]
     if not frozen:
         return
-    tied = base.config.get_text_config().tie_word_embeddings
-    names = ",".join(name.rpartition(".")[2] for name in places)
-    remedy = "[embed_tokens] and +adapter.ensure_weight_tying=true" if tied else f"[{names}]"
-    remedy = remedy.replace("embed_tokens", next(iter(places)).rpartition(".")[2])
+    own_names = [name.rpartition(".")[2] for name in matrices]
+    if base.config.get_text_config().tie_word_embeddings:
+        remedy = f"[{own_names[0]}] and +adapter.ensure_weight_tying=true"
+    else:
+        remedy = f"[{','.join(own_names)}]"
     raise UserError(
-        f"the corpus' tokenizer adds {added} tokens to the base's, and the adapter neither trains nor saves their rows in "
-        f"{', '.join(frozen)}: add +adapter.modules_to_save={remedy}"
+        f"adapter: the corpus' tokenizer adds {num_added} tokens to the base's, and the adapter "
+        f"neither trains nor saves their rows in {', '.join(frozen)}; add "
+        f"+adapter.modules_to_save={remedy}"
     )

@@ -1,9 +1,10 @@
-"""x Wᵀ in float32 on a CPU, by whichever library multiplies that shape fastest there.
+"""Matrix products x Wᵀ in float32 on a CPU, by the library that is faster for their shape.
 
-torch's own BLAS (MKL) and oneDNN trade places: for products of a model's size oneDNN was a fifth to a third
-faster (Zen 4), or more than twice as fast (Zen 5), on x86 CPUs with AVX-512, and MKL a sixth faster on one
-without (Zen 3). Products with a side of an adapter's rank are up to twice as fast by oneDNN on both. The
-choice rests on the CPU and the shape alone, so that a run and its resumption round alike.
+For products of a model's size, oneDNN was a fifth to a third faster than torch's own BLAS (MKL) on
+x86 CPUs with AVX-512 (Zen 4), or more than twice as fast (Zen 5), and MKL a sixth faster on one
+without (Zen 3). Products with a side as short as an adapter's rank are up to twice as fast with
+oneDNN on both kinds. The choice depends on the CPU and the shape alone, so that a run and its
+resumption round alike.
 """
 
 from __future__ import annotations
@@ -14,28 +15,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-THIN = 64  # rows or columns: at most an adapter's rank
+# Rows or columns of a thin matrix, at most: the rank of an adapter.
+THIN = 64
 
 _HAS_ONEDNN = (
     platform.machine() in ("x86_64", "AMD64")
     and torch.backends.mkldnn.is_available()
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # what torch.compile makes of a linear layer
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # torch.compile uses it for linear layers
 )
 _FAST_ONEDNN = _HAS_ONEDNN and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-def on_cpu(x: Tensor) -> bool:
-    """Whether `linear` has a choice to make: elsewhere it is torch.nn.functional.linear."""
+def can_use_onednn(x: Tensor) -> bool:
+    """Return whether `linear` can use oneDNN for x; otherwise it is torch.nn.functional.linear."""
     return _HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32
 
 
-def by_onednn(x: Tensor) -> bool:
-    """Whether oneDNN multiplies matrices of a model's size faster than torch's own BLAS here."""
-    return _FAST_ONEDNN and on_cpu(x)
+def prefers_onednn(x: Tensor) -> bool:
+    """Return whether oneDNN is faster here for matrices of a model's size."""
+    return _FAST_ONEDNN and can_use_onednn(x)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x Wᵀ + bias, without a gradient: for use inside of autograd functions.
+    """Return x Wᵀ + bias, without a gradient: for use inside autograd functions.
 
     Args:
         x: [rows, in]
@@ -44,7 +46,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         [rows, out]
     """
-    thin = min(*x.shape, len(weight)) <= THIN
-    if (by_onednn(x) or (thin and on_cpu(x))) and x.dtype == weight.dtype and len(x):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+    is_thin = min(*x.shape, len(weight)) <= THIN
+    use_onednn = prefers_onednn(x) or (is_thin and can_use_onednn(x))
+    if use_onednn and x.dtype == weight.dtype and len(x):
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return product
     return functional.linear(x, weight, bias)

@@ -1,9 +1,9 @@
-"""The token that ends a turn, declared as an end of sequence in what is saved: a model trained on
-conversations stops by itself.
+"""The token that ends a turn, declared as an end of sequence in saved models.
 
-A base's own end of sequence is often not the token with which its chat template ends a turn (ChatML on a base
-model). A model that learned to end its answers with that token would go on behind it: `generate` stops at the
-ids of generation_config.json only.
+With it, a model trained on conversations stops after its answer. A base's own end of sequence is
+often not the token with which its chat template ends a turn (ChatML on a base model), and
+`generate` stops only at the ids in generation_config.json: a model that learned to end its answers
+with another token would continue after it.
 """
 
 from __future__ import annotations
@@ -17,25 +17,23 @@ from typing import Any
 
 from data_prep.shards import TokenizerInfo
 
-GENERATION, CONFIG, TOKENIZER, SPECIAL_TOKENS = (
-    "generation_config.json",
-    "config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-)
+GENERATION = "generation_config.json"
+CONFIG = "config.json"
+TOKENIZER = "tokenizer_config.json"
+SPECIAL_TOKENS = "special_tokens_map.json"
 TEMPLATE = "chat_template.jinja"
 
 logger = logging.getLogger(__name__)
 
 
-def new_stop(tokenizer: TokenizerInfo, model: Any) -> str | None:
-    """Return the end of turn that a model was taught and does not stop at yet; None if there is none.
+def find_new_stop(tokenizer: TokenizerInfo, model: Any) -> str | None:
+    """Return the corpus' end of turn if the base does not stop at it; None otherwise.
 
     Args:
-        tokenizer: the corpus manifest's.
-        model: the trained model, or PEFT's around it.
+        tokenizer: from the corpus manifest.
+        model: the trained model, or PEFT's wrapper around it.
     """
-    if tokenizer.end_of_turn_id in (None, *_stops(_plain(model))):
+    if tokenizer.end_of_turn_id in (None, *_stop_ids(_unwrap(model))):
         return None
     return tokenizer.end_of_turn
 
@@ -43,47 +41,54 @@ def new_stop(tokenizer: TokenizerInfo, model: Any) -> str | None:
 def declare(folder: Path, tokenizer: TokenizerInfo, model: Any) -> None:
     """Make the end of turn an end of sequence in the configs and the tokenizer of a saved folder.
 
-    Beside an adapter, which is saved without its base's configs, the generation config is written for those
+    An adapter is saved without its base's configs; its folder gets a generation config for those
     who load it by hand.
     """
-    token = new_stop(tokenizer, model)
+    base = _unwrap(model)
+    token = find_new_stop(tokenizer, model)
+    has_config = (folder / CONFIG).is_file()
     if token is None:
-        if not (folder / CONFIG).is_file() and tokenizer.end_of_turn_id is not None:
-            _write_generation_config(folder, _plain(model), _stops(_plain(model)))
+        if not has_config and tokenizer.end_of_turn_id is not None:
+            _write_generation_config(folder, base, _stop_ids(base))
         return
     assert tokenizer.end_of_turn_id is not None
-    stops = [*_stops(_plain(model)), tokenizer.end_of_turn_id]
-    _write_generation_config(folder, _plain(model), stops)
-    if (folder / CONFIG).is_file():
-        config = _read(folder / CONFIG)
-        for part in (config, config.get("text_config") or {}):
-            if part is config or "eos_token_id" in part:
-                part["eos_token_id"] = stops
-        _write(folder / CONFIG, config)
-    if "eos_token" in _template(folder):
-        logger.info("the chat template uses eos_token: the tokenizer keeps its own")
+    stop_ids = [*_stop_ids(base), tokenizer.end_of_turn_id]
+    _write_generation_config(folder, base, stop_ids)
+    if has_config:
+        config = _read_json(folder / CONFIG)
+        config["eos_token_id"] = stop_ids
+        text_config = config.get("text_config") or {}
+        if "eos_token_id" in text_config:
+            text_config["eos_token_id"] = stop_ids
+        _write_json(folder / CONFIG, config)
+    if "eos_token" in _read_template(folder):
+        logger.info("the chat template uses eos_token, so the tokenizer's is not changed")
     else:
         for name in (TOKENIZER, SPECIAL_TOKENS):
             if (folder / name).is_file():
-                _write(folder / name, {**_read(folder / name), "eos_token": token})
-    logger.info("%s, the end of a turn, is an end of sequence in what is saved (%s)", token, GENERATION)
+                _write_json(folder / name, {**_read_json(folder / name), "eos_token": token})
+    logger.info("%s, the end of a turn, is declared as an end of sequence in %s", token, GENERATION)
 
 
 def inherit(model: Any, adapter: Path) -> None:
-    """Let a model into which an adapter was merged stop where the adapter's generation config says."""
+    """Add the ends of sequence of an adapter to a model that it was merged into."""
     if not (adapter / GENERATION).is_file():
         return
-    stops = _as_list(_read(adapter / GENERATION).get("eos_token_id"))
-    merged = [*_stops(model), *(stop for stop in stops if stop not in _stops(model))]
-    if merged != _stops(model):
-        model.config.eos_token_id = merged
+    adapter_ids = _as_list(_read_json(adapter / GENERATION).get("eos_token_id"))
+    own_ids = _stop_ids(model)
+    new_ids = [token for token in adapter_ids if token not in own_ids]
+    if new_ids:
+        model.config.eos_token_id = [*own_ids, *new_ids]
         if model.generation_config is not None:
-            model.generation_config.eos_token_id = merged
+            model.generation_config.eos_token_id = [*own_ids, *new_ids]
 
 
-def _write_generation_config(folder: Path, model: Any, stops: list[int]) -> None:
-    """Write the model's generation config with these stops. It may contradict itself, as some that are
-    published do."""
+def _write_generation_config(folder: Path, model: Any, stop_ids: list[int]) -> None:
+    """Write the model's generation config with these ends of sequence.
+
+    If transformers rejects the model's config, as it does for some published models, the file has
+    the ends of sequence only.
+    """
     path = folder / GENERATION
     if not path.is_file():
         with tempfile.TemporaryDirectory() as temporary:
@@ -91,21 +96,20 @@ def _write_generation_config(folder: Path, model: Any, stops: list[int]) -> None
                 model.generation_config.save_pretrained(temporary)
                 shutil.copyfile(Path(temporary) / GENERATION, path)
             except (ValueError, AttributeError) as fault:
-                logger.warning(
-                    "%s has the ends of sequence alone: %s", GENERATION, str(fault).splitlines()[0]
-                )
-                _write(path, {})
-    _write(path, {**_read(path), "eos_token_id": stops if len(stops) > 1 else stops[0]})
+                logger.warning("%s has the ends of sequence only: %s", GENERATION, str(fault).splitlines()[0])
+                _write_json(path, {})
+    eos_token_id = stop_ids if len(stop_ids) > 1 else stop_ids[0]
+    _write_json(path, {**_read_json(path), "eos_token_id": eos_token_id})
 
 
-def _stops(model: Any) -> list[int]:
+def _stop_ids(model: Any) -> list[int]:
     """Return the ids at which a model stops."""
-    generation = getattr(model, "generation_config", None)
-    stops = _as_list(getattr(generation, "eos_token_id", None))
-    return stops or _as_list(getattr(model.config, "eos_token_id", None))
+    generation_config = getattr(model, "generation_config", None)
+    stop_ids = _as_list(getattr(generation_config, "eos_token_id", None))
+    return stop_ids or _as_list(getattr(model.config, "eos_token_id", None))
 
 
-def _plain(model: Any) -> Any:
+def _unwrap(model: Any) -> Any:
     """Return the model without PEFT's wrapper."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
@@ -113,21 +117,23 @@ def _plain(model: Any) -> Any:
 def _as_list(ids: int | list[int] | None) -> list[int]:
     if ids is None:
         return []
-    return [int(token) for token in ids] if isinstance(ids, list) else [int(ids)]
+    if isinstance(ids, list):
+        return [int(token) for token in ids]
+    return [int(ids)]
 
 
-def _template(folder: Path) -> str:
-    """Return the text of all chat templates of a folder."""
+def _read_template(folder: Path) -> str:
+    """Return the text of all chat templates in a folder; "" without any."""
     if (folder / TEMPLATE).is_file():
         return (folder / TEMPLATE).read_text(encoding="utf-8")
     if not (folder / TOKENIZER).is_file():
         return ""
-    return json.dumps(_read(folder / TOKENIZER).get("chat_template", ""))
+    return json.dumps(_read_json(folder / TOKENIZER).get("chat_template", ""))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-def _write(path: Path, body: dict[str, Any]) -> None:
+def _write_json(path: Path, body: dict[str, Any]) -> None:
     path.write_text(json.dumps(body, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

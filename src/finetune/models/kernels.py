@@ -1,15 +1,16 @@
-"""Faster kernels for a model's small parts: the same mathematics in fewer passes over memory.
+"""Faster kernels for parts of a model: the same mathematics in fewer passes over memory.
 
-On a GPU, Liger's Triton kernels where they are installed (Hsu et al. 2024); elsewhere our own in plain torch:
-LoRA, RMSNorm, SwiGLU and, on CPUs, the linear layer itself. Each replaces a module's `forward` only if the
-module is just what it stands for; ours is compared with what it replaces, values and gradients, in
-tests/test_kernels.py.
+On a GPU these are Liger's Triton kernels, if they are installed (Hsu et al. 2024). Otherwise they
+are our own in plain torch: for LoRA, RMSNorm, SwiGLU and, on CPUs, linear layers. A kernel replaces
+the `forward` of a module only if the module computes exactly the same. tests/test_kernels.py
+compares values and gradients of ours with those of the modules that they replace.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
+from collections import Counter
 from types import MethodType
 from typing import Any
 
@@ -19,48 +20,57 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
 from data_prep.user_error import UserError
-from finetune.models.cpu_matmul import by_onednn, linear, on_cpu
+from finetune.models.cpu_matmul import can_use_onednn, linear, prefers_onednn
 
 logger = logging.getLogger(__name__)
 
 
-def liger_fault(device: torch.device) -> str | None:
-    """Why Liger's kernels cannot be used here, or None."""
+def find_liger_fault(device: torch.device) -> str | None:
+    """Return why Liger's kernels cannot be used on a device, with a remedy; None if they can."""
     if device.type != "cuda":
-        return "they need a GPU"
+        return "it needs a GPU; choose model.kernels=auto"
     if importlib.util.find_spec("liger_kernel") is None:
-        return "liger-kernel is not installed: pip install 'finetune[liger]'"
+        return "it is not installed; run pip install 'finetune[liger]', or choose model.kernels=auto"
     return None
 
 
 def install(model: nn.Module, choice: str, device: torch.device, partitioned: bool) -> str:
-    """Put kernels into `model`; the names of those in use, for the log.
+    """Install kernels in `model`.
 
     Args:
-        choice: model.kernels. "auto" is liger where it can be used, and ours otherwise.
-        partitioned: weights are partitioned (ZeRO-3): a kernel must leave submodules to gather their own.
+        choice: model.kernels; "auto" is liger if it can be used, and our own kernels otherwise.
+        partitioned: weights are partitioned (ZeRO-3), so a kernel must not bypass the submodules,
+            which gather their own weights.
+
+    Returns:
+        The names of the installed kernels, for the log.
 
     Raises:
-        UserError: liger was asked for and cannot be used.
+        UserError: liger was requested and cannot be used.
     """
     if choice == "none":
         return "none"
-    fault = liger_fault(device)
-    if choice == "liger" and fault:
-        raise UserError(f"model.kernels=liger: {fault}, or choose model.kernels=auto")
-    names = []
-    if choice in ("auto", "liger") and fault is None:
-        names += _install_liger(model)
-    replaced: dict[str, int] = {}
+    liger_fault = find_liger_fault(device)
+    if choice == "liger" and liger_fault:
+        raise UserError(f"model.kernels=liger: {liger_fault}")
+    installed = []
+    if choice in ("auto", "liger") and liger_fault is None:
+        installed = _install_liger(model)
+    elementwise = not installed  # Liger has its own RMSNorm and SwiGLU
+    counts = Counter[str]()
     for module in model.modules():
-        if name := _replace(module, elementwise=not names, device=device, partitioned=partitioned):
-            replaced[name] = replaced.get(name, 0) + 1
-    return ", ".join([*names, *(f"{name} ×{count}" for name, count in replaced.items())]) or "none"
+        name = _replace_forward(module, elementwise=elementwise, device=device, partitioned=partitioned)
+        if name:
+            counts[name] += 1
+    installed += [f"{name} ×{count}" for name, count in counts.items()]
+    return ", ".join(installed) or "none"
 
 
 def _install_liger(model: nn.Module) -> list[str]:
-    """Liger's kernels for this architecture but for its loss: ours never makes the logits either, and counts
-    tokens."""
+    """Install Liger's kernels for this architecture, without its loss; return their names.
+
+    Our loss does not compute full logits either, and it sums over tokens (loss.py).
+    """
     from liger_kernel.transformers.monkey_patch import (
         MODEL_TYPE_TO_APPLY_LIGER_FN,
         _apply_liger_kernel_to_instance,
@@ -74,8 +84,16 @@ def _install_liger(model: nn.Module) -> list[str]:
     return ["liger"]
 
 
-def _replace(module: nn.Module, elementwise: bool, device: torch.device, partitioned: bool) -> str | None:
-    if type(module) is nn.Linear and device.type == "cpu" and by_onednn(module.weight) and not partitioned:
+def _replace_forward(
+    module: nn.Module, elementwise: bool, device: torch.device, partitioned: bool
+) -> str | None:
+    """Replace the module's forward if there is a kernel for it; return the kernel's name."""
+    if (
+        type(module) is nn.Linear
+        and device.type == "cpu"
+        and not partitioned
+        and prefers_onednn(module.weight)
+    ):
         module.forward = MethodType(_linear_forward, module)  # type: ignore[method-assign]
         return "linear"
     if isinstance(module, LoraLinear):
@@ -92,15 +110,14 @@ def _replace(module: nn.Module, elementwise: bool, device: torch.device, partiti
     return None
 
 
-# --- LoRA: y = x Wᵀ + s (x Aᵀ) Bᵀ, with the second term added in place
-# ------------------------------------------------
+# --- LoRA: y = x Wᵀ + s (x Aᵀ) Bᵀ, with the second term added in place ---
 
 
 def _is_plain_lora(module: LoraLinear) -> bool:
     names = module.active_adapters
     return (
         len(names) == 1
-        and not module.lora_variant  # DoRA and its kin
+        and not module.lora_variant  # DoRA and others
         and not module.merged
         and not module.fan_in_fan_out
         and type(module.base_layer) is nn.Linear
@@ -113,11 +130,16 @@ def _is_plain_lora(module: LoraLinear) -> bool:
 
 def _lora_forward(self: LoraLinear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     name = self.active_adapters[0]
-    a, b, base = self.lora_A[name].weight, self.lora_B[name].weight, self.base_layer
+    a = self.lora_A[name].weight
+    b = self.lora_B[name].weight
+    base = self.base_layer
     if args or kwargs or self.disable_adapters or not x.dtype == a.dtype == base.weight.dtype:
         return type(self).forward(self, x, *args, **kwargs)  # type: ignore[no-any-return]
-    kind = _MergedLora if on_cpu(x) else _Lora
-    return kind.apply(x, base.weight, base.bias, a, b, self.scaling[name])  # type: ignore[no-any-return, no-untyped-call]
+    function = _MergedLora if can_use_onednn(x) else _Lora
+    out: Tensor = function.apply(  # type: ignore[no-untyped-call]
+        x, base.weight, base.bias, a, b, self.scaling[name]
+    )
+    return out
 
 
 class _Lora(torch.autograd.Function):
@@ -129,22 +151,29 @@ class _Lora(torch.autograd.Function):
         low = rows @ a.T
         out = nn.functional.linear(rows, weight, bias).addmm_(low, b.T, alpha=scaling)
         ctx.save_for_backward(rows, weight, a, b, low)
-        ctx.scaling, ctx.shape = scaling, x.shape
+        ctx.scaling = scaling
+        ctx.shape = x.shape
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, a, b, low = ctx.saved_tensors
         d_out = gradients[0].flatten(0, -2)
-        # products with few columns are up to five times as fast the other way round
+        # products with few columns are up to five times as fast when transposed
         d_low = (b.T @ d_out.T).T.mul_(ctx.scaling)
-        d_x = (d_out @ weight).addmm_(d_low, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        return d_x, None, None, d_low.T @ rows, (low.T @ d_out).T.mul(ctx.scaling), None
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = (d_out @ weight).addmm_(d_low, a).view(ctx.shape)
+        d_a = d_low.T @ rows
+        d_b = (low.T @ d_out).T.mul(ctx.scaling)
+        return d_x, None, None, d_a, d_b, None
 
 
 class _MergedLora(torch.autograd.Function):
-    """y = x (W + s B A)ᵀ: one sum of weights instead of one of activations, of which there are more. For
-    float32 alone: in bf16 the sum would lose a small adapter."""
+    """y = x (W + s B A)ᵀ, which adds weights instead of the more numerous activations.
+
+    For float32 only: in bf16 the sum would round a small adapter away.
+    """
 
     @staticmethod
     def forward(
@@ -153,7 +182,8 @@ class _MergedLora(torch.autograd.Function):
         rows = x.flatten(0, -2)
         out = linear(rows, torch.addmm(weight, b, a, alpha=scaling), bias)
         ctx.save_for_backward(rows, weight, a, b)
-        ctx.scaling, ctx.shape = scaling, x.shape
+        ctx.scaling = scaling
+        ctx.shape = x.shape
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -162,20 +192,21 @@ class _MergedLora(torch.autograd.Function):
         d_out = gradients[0].flatten(0, -2)
         d_x = None
         if ctx.needs_input_grad[0]:
-            merged = torch.addmm(
-                weight, b, a, alpha=ctx.scaling
-            )  # transposed, the sum would take five times as long
+            # a transposed sum would take five times as long
+            merged = torch.addmm(weight, b, a, alpha=ctx.scaling)
             d_x = linear(d_out, merged.T).view(ctx.shape)
-        low, d_low = linear(rows, a), linear(d_out, b.T).mul_(ctx.scaling)
-        return d_x, None, None, linear(d_low.T, rows.T), linear(low.T, d_out.T).T.mul(ctx.scaling), None
+        low = linear(rows, a)
+        d_low = linear(d_out, b.T).mul_(ctx.scaling)
+        d_a = linear(d_low.T, rows.T)
+        d_b = linear(low.T, d_out.T).T.mul(ctx.scaling)
+        return d_x, None, None, d_a, d_b, None
 
 
-# --- a linear layer: y = x Wᵀ + b
-# ---------------------------------------------------------------------------------------
+# --- linear layer: y = x Wᵀ + b ---
 
 
 def _linear_forward(self: nn.Linear, x: Tensor) -> Tensor:
-    if x.dtype != self.weight.dtype:  # torch's own words for it
+    if x.dtype != self.weight.dtype:  # raises torch's own error
         return nn.functional.linear(x, self.weight, self.bias)
     return _Linear.apply(x, self.weight, self.bias)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -192,26 +223,35 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight = ctx.saved_tensors
         d_out = gradients[0].flatten(0, -2)
-        d_x = linear(d_out, weight.T).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        d_weight = d_out.T @ rows if ctx.needs_input_grad[1] else None
-        return d_x, d_weight, d_out.sum(0) if ctx.needs_input_grad[2] else None
+        d_x: Tensor | None = None
+        d_weight: Tensor | None = None
+        d_bias: Tensor | None = None
+        if ctx.needs_input_grad[0]:
+            d_x = linear(d_out, weight.T).view(ctx.shape)
+        if ctx.needs_input_grad[1]:
+            d_weight = d_out.T @ rows
+        if ctx.needs_input_grad[2]:
+            d_bias = d_out.sum(0)
+        return d_x, d_weight, d_bias
 
 
-# --- RMSNorm (Zhang & Sennrich 2019): y = w x / sqrt(mean(x²) + eps)
-# ---------------------------------------------------
+# --- RMSNorm (Zhang & Sennrich 2019): y = w x / sqrt(mean(x²) + eps) ---
 
 
 def _is_plain_rms_norm(module: nn.Module) -> bool:
-    """By its code: names alone would take Gemma's (1 + w) for it."""
+    """Return whether the module is a plain RMSNorm, by its code: Gemma's multiplies by 1 + w."""
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-    return type(module).__name__.endswith("RMSNorm") and _same_code(type(module), LlamaRMSNorm)
+    return type(module).__name__.endswith("RMSNorm") and _has_same_code(type(module), LlamaRMSNorm)
 
 
 def _rms_norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
     if hidden_states.dtype != torch.float32 or self.weight.dtype != torch.float32:
         return type(self).forward(self, hidden_states)  # type: ignore[no-any-return]
-    return _RmsNorm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[no-any-return, no-untyped-call]
+    out: Tensor = _RmsNorm.apply(  # type: ignore[no-untyped-call]
+        hidden_states, self.weight, self.variance_epsilon
+    )
+    return out
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -227,14 +267,15 @@ class _RmsNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
         d_out = gradients[0]
-        d_weight = (d_out * x).mul_(inverse).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        d_weight = None
+        if ctx.needs_input_grad[1]:
+            d_weight = (d_out * x).mul_(inverse).flatten(0, -2).sum(0)
         d_scaled = d_out * weight
-        along = torch.linalg.vecdot(d_scaled, x).unsqueeze(-1).mul_(inverse**3).div_(x.shape[-1])
-        return d_scaled.mul_(inverse).addcmul_(x, along, value=-1), d_weight, None
+        projection = torch.linalg.vecdot(d_scaled, x).unsqueeze(-1).mul_(inverse**3).div_(x.shape[-1])
+        return d_scaled.mul_(inverse).addcmul_(x, projection, value=-1), d_weight, None
 
 
-# --- SwiGLU (Shazeer 2020): down(silu(gate(x)) · up(x)), keeping gate and up alone
-# ------------------------------------
+# --- SwiGLU (Shazeer 2020): down(silu(gate(x)) · up(x)); only gate and up are kept for backward ---
 
 
 def _is_plain_swiglu(module: nn.Module) -> bool:
@@ -242,13 +283,15 @@ def _is_plain_swiglu(module: nn.Module) -> bool:
 
     return (
         type(module).__name__.endswith("MLP")
-        and _same_code(type(module), LlamaMLP)
+        and _has_same_code(type(module), LlamaMLP)
         and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation")
     )
 
 
 def _swiglu_forward(self: Any, x: Tensor) -> Tensor:
-    return self.down_proj(_SwiGlu.apply(self.gate_proj(x), self.up_proj(x)))  # type: ignore[no-any-return, no-untyped-call]
+    product = _SwiGlu.apply(self.gate_proj(x), self.up_proj(x))  # type: ignore[no-untyped-call]
+    out: Tensor = self.down_proj(product)
+    return out
 
 
 class _SwiGlu(torch.autograd.Function):
@@ -265,7 +308,8 @@ class _SwiGlu(torch.autograd.Function):
         return torch.ops.aten.silu_backward(d_out * up, gate), d_up
 
 
-def _same_code(kind: type[nn.Module], model: type[nn.Module]) -> bool:
-    """The two classes compute the same: their forwards have the same bytecode and constants."""
-    a, b = kind.forward.__code__, model.forward.__code__
+def _has_same_code(kind: type[nn.Module], reference: type[nn.Module]) -> bool:
+    """Return whether the forwards of two classes have the same bytecode, names and constants."""
+    a = kind.forward.__code__
+    b = reference.forward.__code__
     return (a.co_code, a.co_names, a.co_consts) == (b.co_code, b.co_names, b.co_consts)

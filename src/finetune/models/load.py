@@ -1,8 +1,9 @@
-"""A base model from files: read whole, or under ZeRO-3 cut into the ranks' slices as it is read. Also the
-adapters that earlier runs put on it, merged, and more rows for added tokens.
+"""Base models loaded from files: complete, or under ZeRO-3 partitioned tensor by tensor.
 
-DeepSpeed is imported where a model turns out to be partitioned: its import takes seconds, and evaluation
-needs none of it.
+Adapters that earlier runs trained on a base are merged into it.
+
+DeepSpeed is imported only where a model is partitioned: its import takes seconds, and an evaluation
+does not need it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +29,14 @@ from transformers.utils import logging as transformers_logging
 from data_prep.user_error import UserError
 from finetune.distributed import World
 from finetune.models import end_of_turn
+from finetune.models.parameters import (
+    Model,
+    enlarge_vocabulary,
+    is_partitioned,
+    named_tensors,
+    replace_parameter,
+    tied_names,
+)
 from finetune.models.safetensors_io import WeightFiles
 from finetune.runs import inputs as run_inputs
 from finetune.runs.base_model import Base
@@ -34,15 +44,14 @@ from finetune.runs.base_model import Base
 if TYPE_CHECKING:
     from finetune.models.zero3 import Partitioner
 
-transformers_logging.disable_progress_bar()  # a second bar under ours, and noise in the ranks' logs
+# its progress bar would appear beside ours and clutter the ranks' logs
+transformers_logging.disable_progress_bar()
 logger = logging.getLogger(__name__)
 
-Model = torch.nn.Module
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _DIGITS = re.compile(r"\d+")
-_IN_ADAPTER = re.compile(
-    r"\.(base_layer|original_module)\."
-)  # what PEFT puts into the names of the base's parameters
+# inserted by PEFT into the names of the base's parameters
+_PEFT_INFIX = re.compile(r"\.(base_layer|original_module)\.")
 
 
 def load(
@@ -52,61 +61,62 @@ def load(
     partitioner: Partitioner | None = None,
     quantization: str | None = None,
 ) -> Model:
-    """A base model from files, its adapters merged.
+    """Load a base model from files, and merge its adapters.
 
     Args:
         dtype: "auto" keeps that of the files.
-        device_map: "auto" lets accelerate spread the model over all GPUs and the CPU; None leaves it on the
-            CPU.
-        partitioner: under ZeRO-3, of a run whose ranks load together: each then holds its share only.
-        quantization: "nf4" holds the linear layers in 4 bits, on this rank's device; they cannot be trained
-            or merged into.
+        device_map: "auto" lets accelerate spread the model over all GPUs and the CPU; None leaves
+            it on the CPU.
+        partitioner: for a run under ZeRO-3, whose ranks load together; each then holds only its
+            share.
+        quantization: "nf4" stores the linear layers in 4 bits on this rank's device; such layers
+            cannot be trained, and no adapter can be merged into them.
 
     Raises:
-        UserError: a weight is missing, has another shape or belongs to no part of the model, so that part
-            would be random.
+        UserError: a weight is missing, has another shape, or has no place in the model, so that a
+            part of the model would be random.
     """
     if quantization and base.adapters:
         raise UserError(
-            f"model.quantization: {base.name} is an adapter on a base, and nothing merges into 4 bits: leave it out"
+            f"model.quantization: {base.name} is an adapter on a base, and an adapter cannot be "
+            "merged into 4-bit weights; leave model.quantization out"
         )
     model = None
     if partitioner is not None and torch.distributed.is_initialized():
         model = _load_partitioned(base, dtype, partitioner)
     if model is None:
-        model = _load_whole(base, dtype, device_map, quantization)
-    model.name_or_path = base.name  # type: ignore[assignment]  # what an adapter calls its base; a cache folder means nothing
+        model = _load_complete(base, dtype, device_map, quantization)
+    # adapters store this as the name of their base; the path of a cache folder would not identify it
+    model.name_or_path = base.name  # type: ignore[assignment]
     for adapter in base.adapters:
         logger.info("merging adapter %s into the base", adapter)
-        model = _merge(model, adapter, partitioner).requires_grad_(
-            True
-        )  # PEFT froze it, and leaves it frozen
+        model = _merge_adapter(model, adapter, partitioner)
+        model.requires_grad_(True)  # PEFT froze the base's weights
         end_of_turn.inherit(model, adapter)
     model.train()
     return model
 
 
 @contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Raise UserError where a library refuses a model's files: it would do so again however often a job is
-    restarted."""
+def _as_user_error(problem: str) -> Iterator[None]:
+    """Raise UserError if a library rejects a model's files, so that the job is not restarted."""
     try:
         yield
     except UserError:
         raise
     except ValueError as fault:
-        raise UserError(f"{what}: {(str(fault).splitlines() or [type(fault).__name__])[0]}") from fault
+        first_line = (str(fault).splitlines() or [type(fault).__name__])[0]
+        raise UserError(f"{problem}: {first_line}") from fault
 
 
 def load_for_evaluation(base: Base) -> Model:
-    """A base model, its adapters merged, in evaluation mode and its own precision, spread over the devices at
-    hand."""
+    """Load a base for evaluation: over all devices, in the precision of its files."""
     model = load(base, "auto", device_map="auto")
     model.eval()
     return model
 
 
-def _load_whole(
+def _load_complete(
     base: Base, dtype: torch.dtype | str, device_map: str | None, quantization: str | None
 ) -> Model:
     settings: dict[str, Any] = {"device_map": device_map}
@@ -116,14 +126,19 @@ def _load_whole(
         nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": quantization, "bnb_4bit_use_double_quant": True}
         settings = {"quantization_config": BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype)}
         settings["device_map"] = {"": World().device}
-    # weights of other sizes are ours to judge: see the next lines
+    # weights of other sizes do not raise here: _check_loaded reports them
     settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    with _explained(f"model {base.name}: transformers cannot load it"):
+    with _as_user_error(f"model {base.name}: transformers cannot load it"):
         model, info = AutoModelForCausalLM.from_pretrained(
             base.folder, dtype=dtype, use_safetensors=True, **settings
         )
-    misshapen = [key[0] for key in info["mismatched_keys"]]
-    _check_loaded(base, model.state_dict(), info["missing_keys"], misshapen, info["unexpected_keys"])
+    _check_loaded(
+        base,
+        own=model.state_dict(),
+        missing=info["missing_keys"],
+        misshapen=[key[0] for key in info["mismatched_keys"]],
+        unexpected=info["unexpected_keys"],
+    )
     return model  # type: ignore[no-any-return]
 
 
@@ -134,196 +149,227 @@ def _check_loaded(
     misshapen: Iterable[str],
     unexpected: Iterable[str],
 ) -> None:
-    """Refuse what would be another model than the files'. `own`: the model's names. A tensor that it has no
-    place for is left out with a warning if it is of a part that the model has none of (a vision tower), and
-    refused if it is one more of a part that it has (layer 31 of 30, a bias): then config.json is of another
-    model."""
-    if wrong := sorted({*missing, *misshapen}):
+    """Check that the model's weights are those of the files.
+
+    An unexpected tensor is ignored with a warning if it belongs to a module that the model does not
+    have (a vision tower). If it belongs to a module like one of the model's (layer 31 of 30, a
+    bias), config.json is that of another model.
+
+    Args:
+        own: names of the model's tensors.
+        missing: names that the files lack.
+        misshapen: names whose tensors have another shape in the files.
+        unexpected: names in the files that the model lacks.
+
+    Raises:
+        UserError: tensors are missing, misshapen, or unexpected in a module like one of the
+            model's.
+    """
+    absent = sorted({*missing, *misshapen})
+    if absent:
         raise UserError(
-            f"{base.name} lacks {len(wrong)} weights of its kind, e.g. {wrong[0]}: they would be random: get it whole"
+            f"model {base.name}: {len(absent)} weights are missing or have another shape, e.g. "
+            f"{absent[0]}, and would be random; download the model again"
         )
-    parts = {_part(name) for name in own}
-    strange = sorted(unexpected)
-    if more := [name for name in strange if _part(name) in parts]:
+    modules = {_module_kind(name) for name in own}
+    foreign = sorted(unexpected)
+    surplus = [name for name in foreign if _module_kind(name) in modules]
+    if surplus:
         raise UserError(
-            f"{base.name} holds {len(more)} weights that its architecture has no place for, e.g. {more[0]}: "
-            f"its config.json does not belong to its weights"
+            f"model {base.name}: {len(surplus)} weights have no place in its architecture, e.g. "
+            f"{surplus[0]}, so its config.json does not belong to its weights; download the model "
+            "again"
         )
-    if strange:
+    if foreign:
         logger.warning(
-            "%s: %d weights are not of this architecture and left out, e.g. %s",
+            "%s: %d weights do not belong to its architecture and are ignored, e.g. %s",
             base.name,
-            len(strange),
-            strange[0],
+            len(foreign),
+            foreign[0],
         )
 
 
-def _part(name: str) -> str:
-    """The module that a tensor belongs to, whatever its number."""
+def _module_kind(name: str) -> str:
+    """Return the path of a tensor's module, with numbers replaced so that layers share it."""
     return _DIGITS.sub("N", name.rpartition(".")[0])
 
 
 def _load_partitioned(base: Base, dtype: torch.dtype | str, partitioner: Partitioner) -> Model | None:
-    """The base with each parameter read by rank 0 and cut into the ranks' slices before the next is read.
+    """Load the base tensor by tensor; rank 0 reads each, and all ranks keep their slices of it.
 
-    transformers' own way under ZeRO-3 holds the whole model on rank 0, and with other versions left weights
-    random (transformers #43257, #45313). Every parameter must come from the files, in its shape.
+    transformers' own way under ZeRO-3 holds the full model on rank 0, and some versions left
+    weights random (transformers #43257, #45313). Here every parameter must come from the files, in
+    its shape.
 
     Returns:
-        None if the files' tensors are not the model's parameters as they are (transformers converts some
-        architectures).
+        None if the tensors in the files are not the model's parameters as they are, because
+        transformers converts those of some architectures.
     """
-    world, device = World(), World().device
-    model = _skeleton(base, dtype)
-    files = WeightFiles(
-        base.folder
-    )  # every rank reads the headers, so that all of them raise what is wrong with them
+    world = World()
+    model = _build_skeleton(base, dtype)
+    # every rank reads the headers, so that all of them raise an error in the files
+    files = WeightFiles(base.folder)
     if needs_conversion(model, files):
         logger.warning(
-            "%s needs transformers' weight conversion: every rank loads it whole before ZeRO-3 cuts it up",
+            "%s: transformers converts its weights, so every rank loads the full model before it "
+            "is partitioned",
             base.name,
         )
         return None
-    wanted = tensors(model)
-    ties = aliases(model)
-    places = {
-        name: first for name, first in ties.items() if first not in files.shapes
-    }  # a file may have either
+    wanted = named_tensors(model)
+    ties = tied_names(model)
+    # files may hold a tied parameter under any of its names
+    first_names = {name: first for name, first in ties.items() if first not in files.shapes}
+    in_files = files.shapes.keys()
     ignored = re.compile("|".join(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ["$^"]))
+    found_by_tie = {first_names[name] for name in in_files & first_names.keys()}
+    unknown = in_files - wanted.keys() - ties.keys()
     _check_loaded(
         base,
-        wanted,
-        missing=wanted.keys()
-        - files.shapes.keys()
-        - {places[name] for name in files.shapes.keys() & places.keys()},
+        own=wanted,
+        missing=wanted.keys() - in_files - found_by_tie,
         misshapen=[
             name for name, tensor in wanted.items() if files.shapes.get(name, tensor.shape) != tensor.shape
         ],
-        unexpected=[n for n in files.shapes.keys() - wanted.keys() - ties.keys() if not ignored.search(n)],
+        unexpected=[name for name in unknown if not ignored.search(name)],
     )
-    with partitioner.partition() as partitioned:
-        for name, tensor in files if world.is_main else dict.fromkeys(files.shapes).items():
-            if (place := places.get(name, name)) not in wanted:
+    # only rank 0 reads the tensors; the other ranks need their names and shapes
+    named: Iterator[tuple[str, torch.Tensor | None]]
+    named = iter(files) if world.is_main else iter(dict.fromkeys(files.shapes).items())
+    with partitioner.partition() as partition:
+        for name_in_file, tensor in named:
+            name = first_names.get(name_in_file, name_in_file)
+            if name not in wanted:
                 continue
-            target = wanted[place]
+            target = wanted[name]
             if tensor is None:
-                tensor = torch.empty(target.shape, dtype=target.dtype, device=device)
-            whole = tensor.to(device, target.dtype)
+                tensor = torch.empty(target.shape, dtype=target.dtype, device=world.device)
+            full = tensor.to(world.device, target.dtype)
             if isinstance(target, torch.nn.Parameter):
-                _replace(model, target, partitioned(whole))
+                replace_parameter(model, target, partition(full))
             else:
-                torch.distributed.broadcast(whole, 0)
-                target.copy_(whole)
+                torch.distributed.broadcast(full, 0)
+                target.copy_(full)
     return model
 
 
-def _skeleton(base: Base, dtype: torch.dtype | str) -> Model:
-    """The model without memory for its parameters; its buffers are computed as always."""
+def _build_skeleton(base: Base, dtype: torch.dtype | str) -> Model:
+    """Build the model with its parameters on the meta device; its buffers have their values."""
     from accelerate import init_empty_weights
 
     with (
-        _explained(f"model {base.name}: transformers cannot load it"),
+        _as_user_error(f"model {base.name}: transformers cannot load it"),
         init_empty_weights(include_buffers=False),
         _EmptyOnMeta(),
     ):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.folder), dtype=dtype)
-    model.tie_weights()  # moving parameters to no device took them apart
+    model.tie_weights()  # the move to the meta device untied them
     if (base.folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(base.folder)
     return model  # type: ignore[no-any-return]
 
 
-def stand_in(architecture: PretrainedConfig, writable: bool = False) -> Model:
-    """A model of which every matrix is one zero, spread out: it takes no memory to speak of.
+def build_placeholder(architecture: PretrainedConfig, writable: bool = False) -> Model:
+    """Build a model in which every matrix is one expanded zero, which takes almost no memory.
 
     Args:
-        writable: give each weight its own memory after all.
+        writable: give each weight its own memory instead.
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(architecture)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            spread = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
-            if writable or parameter.ndim < 2:  # an adapter may bring biases
-                spread = spread.clone()
-            setattr(module, name, torch.nn.Parameter(spread, requires_grad=False))
+            expanded = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+            if writable or parameter.ndim < 2:  # an adapter may replace biases
+                expanded = expanded.clone()
+            setattr(module, name, torch.nn.Parameter(expanded, requires_grad=False))
     return model  # type: ignore[no-any-return]
 
 
 class _EmptyOnMeta(TorchFunctionMode):
-    """Modules allocate weights with torch.empty. accelerate moves them to no device right after, but what
-    malloc gave for them stays address space of this process: a quarter of the model was measured."""
+    """Mode in which torch.empty, with which modules allocate weights, allocates on the meta device.
+
+    accelerate moves weights there right after their allocation too, but the memory that malloc
+    provided until then stays address space of the process: a quarter of the model was measured.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
+        kwargs = dict(kwargs or {})
+        if func is torch.empty:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
 
 
 def needs_conversion(model: Model, files: WeightFiles, names: Iterable[str] | None = None) -> bool:
-    """Whether transformers renames, merges or splits any of these tensors before they are this model's
-    parameters."""
-    if getattr(model.config, "quantization_config", None) is not None or any(
-        b.is_meta for b in model.buffers()
-    ):
+    """Return whether transformers renames, merges or splits tensors of the files when it loads them.
+
+    Args:
+        names: the model's names for its tensors; by default those of its state dict.
+    """
+    is_quantized = getattr(model.config, "quantization_config", None) is not None
+    if is_quantized or any(buffer.is_meta for buffer in model.buffers()):
         return True
     transforms = get_model_conversion_mapping(model)
     renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
     own = dict.fromkeys(names or model.state_dict(), True)
     prefix = model.base_model_prefix
-    return any(
-        rename_source_key(name, renamings, converters, prefix, own) != (name, None) for name in files.shapes
-    )
+    for name in files.shapes:
+        if rename_source_key(name, renamings, converters, prefix, own) != (name, None):
+            return True
+    return False
 
 
-def files_to_compare(
+def match_base_files(
     model: Model, base: Base | None
 ) -> tuple[WeightFiles, dict[str, torch.nn.Parameter]] | None:
-    """Return the files of a run's base and, by their names in them, the parameters that must hold the same
-    numbers now.
+    """Return the files of a run's base and the parameters that must equal them, by name in the files.
 
     Returns:
-        None where there is nothing to compare with: from scratch, earlier adapters merged, or weights that
-            were converted.
+        None if there is nothing to compare: the model is built from scratch, or the base's weights
+        were converted or have adapters merged into them.
     """
     if base is None:
         return None
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     files = WeightFiles(base.folder)
-    named = {_IN_ADAPTER.sub(".", name): p for name, p in plain.named_parameters(remove_duplicate=False)}
+    named = {_PEFT_INFIX.sub(".", name): p for name, p in plain.named_parameters(remove_duplicate=False)}
     if base.adapters or needs_conversion(plain, files, named):
         logger.warning(
-            "the weights of %s were merged or converted: they cannot be compared with its files", base.name
+            "%s: its weights were merged or converted, so they are not compared with its files", base.name
         )
         return None
-    changed = _changed_by_adapter(model)
+    changed = _find_weights_changed_by_adapter(model)
     if changed:
         logger.warning(
-            "the adapter's start changes %d weights of the base: they are not compared with its files",
+            "the adapter's initialisation changes %d weights of the base, which are not compared "
+            "with its files",
             len(changed),
         )
     return files, {name: named[name] for name in files.shapes if name in named.keys() - changed}
 
 
-def _changed_by_adapter(model: Model) -> set[str]:
-    """Weights that PiSSA or OLoRA (init_lora_weights) take their start out of, by their names in the base."""
-    start = (
-        getattr(model.active_peft_config, "init_lora_weights", None) if isinstance(model, PeftModel) else None
-    )
-    if not str(start).lower().startswith(("pissa", "olora")):
+def _find_weights_changed_by_adapter(model: Model) -> set[str]:
+    """Return the names of the base's weights that the adapter's initialisation changes."""
+    if not isinstance(model, PeftModel):
         return set()
-    plain = model.get_base_model()  # type: ignore[operator]
-    return {f"{name}.weight" for name, module in plain.named_modules() if isinstance(module, BaseTunerLayer)}
+    initialisation = str(getattr(model.active_peft_config, "init_lora_weights", None)).lower()
+    if not initialisation.startswith(("pissa", "olora")):  # these subtract from the base's weights
+        return set()
+    modules = model.get_base_model().named_modules()
+    return {f"{name}.weight" for name, module in modules if isinstance(module, BaseTunerLayer)}
 
 
-def _merge(model: Model, adapter: Path, partitioner: Partitioner | None) -> Model:
-    """Return the model with an adapter's weights in its own.
+def _merge_adapter(model: Model, adapter: Path, partitioner: Partitioner | None) -> Model:
+    """Return the model with an adapter merged into its weights.
 
-    An adapter trained with added tokens brings its tokenizer: the base gets the rows that it had then.
+    The folder of an adapter that was trained with added tokens contains their tokenizer; the base
+    then gets as many rows as it had in that training.
     """
     if (adapter / "tokenizer.json").is_file():
-        enlarge(model, run_inputs.tokenizer_size(adapter), partitioner)
+        enlarge_vocabulary(model, run_inputs.tokenizer_size(adapter), partitioner)
     if not is_partitioned(model):
-        with _explained(f"adapter {adapter}: PEFT cannot load it"):
+        with _as_user_error(f"adapter {adapter}: PEFT cannot load it"):
             adapted = PeftModel.from_pretrained(model, str(adapter))
         _untie(adapted, partitioner)
         return adapted.merge_and_unload()  # type: ignore[no-any-return]
@@ -331,7 +377,7 @@ def _merge(model: Model, adapter: Path, partitioner: Partitioner | None) -> Mode
 
     assert partitioner is not None
     dtype = next(model.parameters()).dtype
-    with partitioner.visible_to_peft(), _explained(f"adapter {adapter}: PEFT cannot load it"):
+    with partitioner.let_peft_gather(), _as_user_error(f"adapter {adapter}: PEFT cannot load it"):
         adapted = PeftModel.from_pretrained(model, str(adapter))
     _untie(adapted, partitioner)
     zero3.move_unpartitioned_to_device(adapted, dtype, World().device)
@@ -343,95 +389,28 @@ def _merge(model: Model, adapter: Path, partitioner: Partitioner | None) -> Mode
 
 
 def _untie(adapted: PeftModel, partitioner: Partitioner | None) -> None:
-    """Give a layer that an adapter changes a matrix of its own, if it shares one: merged into a tied matrix,
-    the embeddings' change would be the head's too."""
-    places: dict[int, int] = {}
+    """Give each layer that the adapter changes its own weight, if it shares one with another layer.
+
+    Otherwise a change of the embeddings, merged into a tied matrix, would change the LM head too.
+    """
+    num_uses = Counter(id(p) for module in adapted.modules() for p in module._parameters.values())
     for module in adapted.modules():
-        for parameter in module._parameters.values():
-            places[id(parameter)] = places.get(id(parameter), 0) + 1
-    for module in adapted.modules():
-        weight = (
-            getattr(module.get_base_layer(), "weight", None) if isinstance(module, BaseTunerLayer) else None
-        )
-        if weight is None or places.get(id(weight), 0) < 2:
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        layer = module.get_base_layer()
+        weight = getattr(layer, "weight", None)
+        if weight is None or num_uses[id(weight)] < 2:
             continue
         if is_partitioned(adapted):
             from finetune.models import zero3
 
             assert partitioner is not None
             with zero3.gathered([weight]):
-                whole = weight.detach().clone()
-            with partitioner.partition() as partitioned:
-                module.get_base_layer().weight = partitioned(whole).requires_grad_(weight.requires_grad)
+                full = weight.detach().clone()
+            with partitioner.partition() as partition:
+                layer.weight = partition(full).requires_grad_(weight.requires_grad)
         else:
-            module.get_base_layer().weight = torch.nn.Parameter(weight.detach().clone(), weight.requires_grad)
+            layer.weight = torch.nn.Parameter(weight.detach().clone(), weight.requires_grad)
         config = adapted.get_base_model().config
-        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
-
-
-def enlarge(model: Model, rows: int, partitioner: Partitioner | None) -> None:
-    """Give the embeddings and the head at least `rows` rows. New ones are the mean of the old ones: their
-    logits then stay inside those that the model gives already (Hewitt 2021, Initializing New Word Embeddings
-    for Pretrained Language Models)."""
-    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
-    if embeddings.num_embeddings >= rows:
-        return
-    logger.info("enlarging the vocabulary from %d to %d rows", embeddings.num_embeddings, rows)
-    owners = [embeddings] if head is None else [embeddings, head]
-    for parameter in dict.fromkeys(p for owner in owners for p in owner.parameters()):
-        if not is_partitioned(model):
-            _replace(model, parameter, torch.nn.Parameter(_with_mean_rows(parameter.detach(), rows)))
-            continue
-        from finetune.models import zero3
-
-        assert partitioner is not None
-        with zero3.gathered([parameter]):
-            whole = _with_mean_rows(parameter.detach(), rows)
-        with partitioner.partition() as partitioned:
-            _replace(model, parameter, partitioned(whole))
-    embeddings.num_embeddings = rows
-    if head is not None:
-        head.out_features = rows
-    model.config.get_text_config().vocab_size = rows  # type: ignore[union-attr, operator]
-    if hasattr(model, "vocab_size"):
-        model.vocab_size = rows  # type: ignore[assignment]
-
-
-def _with_mean_rows(old: torch.Tensor, rows: int) -> torch.Tensor:
-    """[n, …] -> [rows, …]; the mean is summed in float64 in pieces, so that it is the same on every device
-    and thread count."""
-    total = torch.zeros(old.shape[1:], dtype=torch.float64)
-    for piece in torch.split(old.cpu(), 4096):
-        total += piece.double().sum(0)
-    mean = (total / len(old)).to(old)
-    return torch.cat([old, mean.expand(rows - len(old), *old.shape[1:])])
-
-
-def tensors(model: Model) -> dict[str, torch.Tensor]:
-    """Parameters and the buffers that are saved, each once, by the first of its names."""
-    buffers = dict(model.named_buffers())
-    return {
-        **dict(model.named_parameters()),
-        **{name: buffers[name] for name in model.state_dict() if name in buffers},
-    }
-
-
-def aliases(model: Model) -> dict[str, str]:
-    """Further names of tied parameters -> their first name."""
-    first: dict[int, str] = {}
-    every = model.named_parameters(remove_duplicate=False)
-    return {name: first[id(p)] for name, p in every if first.setdefault(id(p), name) != name}
-
-
-def _replace(model: Model, old: torch.nn.Parameter, new: torch.nn.Parameter) -> None:
-    """Put a parameter into every place where another was: tied ones have several."""
-    new.requires_grad_(old.requires_grad)
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is old:
-                module._parameters[name] = new
-
-
-def is_partitioned(model: Model) -> bool:
-    """Return whether the model is under ZeRO-3: by DeepSpeed's mark, which zero3.py explains."""
-    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+        config.tie_word_embeddings = False
+        config.get_text_config().tie_word_embeddings = False

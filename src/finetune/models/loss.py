@@ -1,8 +1,11 @@
-"""The loss: cross-entropy of the supervised positions alone, as a sum over tokens. The mean is taken once,
-over the whole global step: a mean of means is a bug.
+"""The loss: cross-entropy of the supervised positions, as a sum over tokens.
 
-Full logits never exist: `TargetHead` makes the model's LM head see only the hidden states that have a target,
-and takes the loss chunk by chunk (as in Liger, Hsu et al. 2024; Wijmans et al. 2024, "Cut Your Losses").
+The sum is divided once, by the supervised tokens of the global step (normalise_loss); a mean of the
+means of micro-batches would weight tokens differently.
+
+The full logits never exist: `TargetHead` gives the model's LM head only the hidden states of
+supervised positions, and computes the loss chunk by chunk (as in Liger, Hsu et al. 2024; Wijmans et
+al. 2024, "Cut Your Losses").
 """
 
 from __future__ import annotations
@@ -16,68 +19,72 @@ from torch import Tensor, nn
 
 from finetune.models.cpu_matmul import linear
 
+# label of positions without a target, as in torch's cross_entropy
 IGNORE = -100
-# logits of a chunk: what a CPU's last cache holds (each chunk reads the whole head: with less than half of
-# that it took a seventh longer), and enough to fill a GPU
+# Logits of a chunk. On a CPU: as many as its last cache holds, because each chunk reads the whole
+# head (with less than half of that, the loss took a seventh longer). On a GPU: enough to keep it
+# busy.
 CHUNK_ELEMENTS = {"cpu": 5 * 2**20, "cuda": 2**27}
-# each chunk reads the whole head: fewer rows of a large vocabulary take longer to read than to multiply
-LEAST_ROWS = 256
+# Rows of a chunk at least. With fewer rows of a large vocabulary, reading the head takes longer
+# than the product.
+MIN_CHUNK_ROWS = 256
 
 
 @dataclass(frozen=True)
 class TargetLosses:
-    """Losses of supervised positions in nats.
+    """Losses of supervised positions, in nats.
 
     Attributes:
-        total: their sum, a scalar to call backward on.
-        each: [targets] float32, detached.
+        total: their sum, a scalar with a gradient.
+        per_token: [targets] float32, detached.
     """
 
     total: Tensor
-    each: Tensor
+    per_token: Tensor
 
 
 @dataclass(frozen=True)
 class _Supervised:
-    """[targets] positions in the flattened packs, and the token that each should predict."""
+    """Supervised positions in the flattened packs and the tokens to predict there, both [targets]."""
 
     positions: Tensor
     targets: Tensor
 
 
 class TargetHead:
-    """The LM head of a causal model, made to give losses instead of logits while `losses` runs.
+    """Wrapper of a causal model's LM head that returns losses instead of logits inside `losses`.
 
-    It takes the place of the head's `forward`, inside the model and inside ZeRO-3's hooks, so that a
-    partitioned head is there when it is needed. A head that is more than a linear layer (LoRA on it,
-    offloaded), and a model that changes its logits after the head (Gemma 2's soft cap), keeps its own way,
-    over the supervised positions only: see `chunked`.
+    It replaces the head's `forward`, inside the model and inside ZeRO-3's hooks, so that a
+    partitioned head is gathered when it is needed. If the head is more than a linear layer (LoRA,
+    offloading), or if the model changes its logits after the head (Gemma 2's soft cap), the loss is
+    computed from the model's own logits of the supervised positions: see `chunked`.
 
     Attributes:
-        chunked: the head is a plain linear layer and what it says is the model's logits. Ours to set to False
-            after a check (checks.check_target_losses) found that the model does more.
+        chunked: compute the loss chunk by chunk in the place of the head: the head is a plain
+            linear layer and its outputs are the model's logits. checks.check_target_losses sets it
+            to False if it finds that they are not.
     """
 
     def __init__(self, model: nn.Module) -> None:
         head = model.get_output_embeddings()  # type: ignore[operator]
-        if hasattr(head, "modules_to_save"):  # PEFT keeps the trained copy beside the frozen one
+        if hasattr(head, "modules_to_save"):
+            # PEFT keeps the trained copy beside the frozen head
             head = head.modules_to_save[head.active_adapters[0]]
-        self.chunked = type(head) is nn.Linear and not hasattr(
-            head, "_hf_hook"
-        )  # accelerate's hook fetches offloaded weights
+        is_offloaded = hasattr(head, "_hf_hook")  # accelerate's hook loads offloaded weights
+        self.chunked = type(head) is nn.Linear and not is_offloaded
         self._head: Any = head
         self._forward: Callable[..., Tensor] = head.forward
         self._supervised: _Supervised | None = None
-        self._each: Tensor | None = None
+        self._per_token: Tensor | None = None
         head.forward = self._head_output
 
     def losses(self, forward: Callable[[], Any], target_positions: Tensor, targets: Tensor) -> TargetLosses:
         """Run the model and return the losses of the supervised positions.
 
         Args:
-            forward: runs the model and gives its output.
-            target_positions: [targets] positions in the flattened [packs × length].
-            targets: [targets] the token that each of them should predict.
+            forward: runs the model and returns its output.
+            target_positions: [targets] supervised positions in the flattened [packs × length].
+            targets: [targets] token that each of these positions should predict.
         """
         self._supervised = _Supervised(target_positions, targets)
         try:
@@ -85,60 +92,78 @@ class TargetHead:
         finally:
             self._supervised = None
         if self.chunked:
-            assert self._each is not None
-            each, self._each = self._each, None
-            return TargetLosses(
-                total=output.logits, each=each
-            )  # the head returned the sum of losses in place of logits
-        each = nn.functional.cross_entropy(output.logits.float().flatten(0, -2), targets, reduction="none")
-        return TargetLosses(total=each.sum(), each=each.detach())
+            per_token = self._per_token
+            self._per_token = None
+            assert per_token is not None
+            # the head returned the sum of losses in the place of logits
+            return TargetLosses(total=output.logits, per_token=per_token)
+        logits = output.logits.float().flatten(0, -2)
+        per_token = nn.functional.cross_entropy(logits, targets, reduction="none")
+        return TargetLosses(total=per_token.sum(), per_token=per_token.detach())
 
     def _head_output(self, hidden: Tensor, *rest: Any, **more: Any) -> Tensor:
-        """Return logits; while `losses` runs, the sum of losses, or the supervised positions' logits if not
-        `chunked`."""
+        """Return the head's output for the model.
+
+        While `losses` runs: the sum of losses if `chunked`, else the logits of the supervised
+        positions.
+        """
         if self._supervised is None:
             return self._forward(hidden, *rest, **more)
         supervised = hidden.flatten(0, -2)[self._supervised.positions]
         if not self.chunked:
             return self._forward(supervised[None], *rest, **more)
-        weight, bias = self._head.weight, self._head.bias
-        loss_sum, self._each = _ChunkedCrossEntropy.apply(supervised, weight, bias, self._supervised.targets)  # type: ignore[no-untyped-call]
+        head = self._head
+        loss_sum, self._per_token = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            supervised, head.weight, head.bias, self._supervised.targets
+        )
         return loss_sum  # type: ignore[no-any-return]
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies of linear(hidden), with the gradients computed on the way forward, chunk by
-    chunk: backward only scales them, so no chunk's logits are kept or computed twice, and ZeRO-3 need not
-        gather the head again."""
+    """The sum of the cross-entropies of linear(hidden), computed chunk by chunk.
+
+    The gradients are computed in the forward pass, and backward only scales them: no chunk's logits
+    are kept or computed twice, and ZeRO-3 need not gather the head again.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        each = hidden.new_empty(len(hidden), dtype=torch.float32)
-        d_hidden = torch.empty_like(hidden) if wants_hidden else None
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
-        d_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
-        rows = max(LEAST_ROWS, CHUNK_ELEMENTS[hidden.device.type] // len(weight))
-        for start in range(0, len(hidden), rows):
-            here = slice(start, start + rows)
-            target = labels[here, None]
-            each[here], d_logits = _losses_and_probabilities(linear(hidden[here], weight, bias), target)
-            if not (wants_hidden or wants_weight or wants_bias):
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        per_token = hidden.new_empty(len(hidden), dtype=torch.float32)
+        d_hidden: Tensor | None = None
+        d_weight: Tensor | None = None
+        d_bias: Tensor | None = None
+        if needs_hidden:
+            d_hidden = torch.empty_like(hidden)
+        if needs_weight:
+            d_weight = torch.zeros_like(weight, dtype=torch.float32)
+        if needs_bias and bias is not None:
+            d_bias = torch.zeros_like(bias, dtype=torch.float32)
+        num_rows = max(MIN_CHUNK_ROWS, CHUNK_ELEMENTS[hidden.device.type] // len(weight))
+        for start in range(0, len(hidden), num_rows):
+            chunk = slice(start, start + num_rows)
+            target = labels[chunk, None]
+            # no name for the logits: they would stay in memory until the next chunk
+            per_token[chunk], d_logits = _losses_and_probabilities(
+                linear(hidden[chunk], weight, bias), target
+            )
+            if not (needs_hidden or needs_weight or needs_bias):
                 continue
+            # the gradient of a cross-entropy is the probabilities, minus 1 at the target
             d_logits.scatter_add_(1, target, d_logits.new_full((1, 1), -1.0).expand_as(target))
             if d_bias is not None:
                 d_bias += d_logits.sum(0)
             d_logits = d_logits.to(hidden.dtype)
             if d_hidden is not None:
-                d_hidden[here] = linear(d_logits, weight.T)
+                d_hidden[chunk] = linear(d_logits, weight.T)
             if d_weight is not None:
-                d_weight += d_logits.T @ hidden[here]
+                d_weight += d_logits.T @ hidden[chunk]
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
         ctx.dtype = weight.dtype
-        ctx.mark_non_differentiable(each)
-        return each.sum(), each
+        ctx.mark_non_differentiable(per_token)
+        return per_token.sum(), per_token
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -153,14 +178,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _losses_and_probabilities(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """[rows] cross-entropies and [rows, vocabulary] softmax, float32, each with as few passes over memory as
-    its device allows.
+    """Return cross-entropies [rows] and softmax [rows, vocabulary] in float32.
+
+    Each device has its own way with few passes over memory.
 
     Args:
         logits: [rows, vocabulary]; overwritten.
-        target: [rows, 1]
+        target: [rows, 1] token ids.
     """
-    if logits.device.type == "cuda":  # one kernel goes over a row until it is done with it
+    if logits.device.type == "cuda":  # log_softmax is one kernel there
         log_probabilities = torch.log_softmax(logits, -1, dtype=torch.float32)
         return -log_probabilities.gather(1, target)[:, 0], log_probabilities.exp_()
     logits = logits.float()
@@ -172,14 +198,14 @@ def _losses_and_probabilities(logits: Tensor, target: Tensor) -> tuple[Tensor, T
 
 
 def normalise_loss(loss_sum: Tensor, global_tokens: int, world_size: int) -> Tensor:
-    """Return the scalar to call backward on.
+    """Return the loss of a micro-batch to call backward on.
 
-    DeepSpeed averages gradients over ranks, so multiplying by world_size / global_tokens makes the gradient
-    of one step that of the mean over all supervised tokens of the global batch, however they fall on ranks
-    and micro-batches.
+    DeepSpeed averages gradients over ranks. Multiplied by world_size / global_tokens, the losses of
+    all micro-batches and ranks together have the gradient of the mean over the global batch's
+    supervised tokens, however these are distributed over ranks and micro-batches.
 
     Args:
-        loss_sum: sum of token losses of one micro-batch on this rank.
-        global_tokens: supervised tokens of the whole global step, over all ranks and micro-batches.
+        loss_sum: sum of the token losses of one micro-batch on this rank.
+        global_tokens: supervised tokens of the global step, over all ranks and micro-batches.
     """
     return loss_sum * (world_size / global_tokens)

@@ -1,4 +1,4 @@
-"""A causal model on packed documents: the one way in which a rank calls its model."""
+"""The forward pass of a causal model on packed documents."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import torch
 from peft import PeftModel
 
 from finetune.models.attention import ONE_ROW
-from finetune.models.load import Model
 from finetune.models.loss import TargetHead, TargetLosses
+from finetune.models.parameters import Model
 
 
 @dataclass(frozen=True)
 class PackInputs:
-    """What one forward pass takes, on the model's device.
+    """The inputs of one forward pass, on the model's device.
 
     Attributes:
         input_ids: [packs, length] token ids.
-        position_ids: [packs, length]; they start at 0 with every document.
-        target_positions: [targets] positions in the flattened packs that have a target.
-        targets: [targets] the token that each of them should predict.
+        position_ids: [packs, length]; they start at 0 in every document.
+        target_positions: [targets] supervised positions in the flattened packs.
+        targets: [targets] token that each of these positions should predict.
     """
 
     input_ids: torch.Tensor
@@ -32,19 +32,24 @@ class PackInputs:
 
 
 class PackedModel:
-    """A causal model on packed documents: the one way in which the model is called.
+    """A causal model called on packed documents; a rank calls its model in no other way.
 
     Args:
-        model: the model, whose LM head is made to give losses (loss.py).
-        forward: what to call instead of `model`: DeepSpeed's engine around it.
+        model: the model; its LM head is wrapped so that it can return losses (loss.py).
+        forward: called in the place of `model`: DeepSpeed's engine around it.
+
+    Attributes:
+        head: the wrapped LM head.
     """
 
     def __init__(self, model: Model, forward: Callable[..., Any] | None = None) -> None:
-        self.model, self._forward = model, forward or model
+        self.model = model
+        self._forward = forward or model
         self.head = TargetHead(model)
 
     @property
     def attention(self) -> str:
+        """Name of the attention implementation."""
         return str(self._base.config._attn_implementation)
 
     @attention.setter
@@ -56,25 +61,31 @@ class PackedModel:
         return int(self._base.config.get_text_config().num_hidden_layers)
 
     def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        """Return next-token logits: [packs, length] -> [packs, length, vocabulary].
+        """Return next-token logits, [packs, length, vocabulary].
 
-        For checks: training never makes them whole.
+        Only checks call it: training never has all logits in memory.
         """
         logits: torch.Tensor = self._call(input_ids, position_ids).logits
         return logits.view(*input_ids.shape, -1)
 
     def losses(self, inputs: PackInputs) -> TargetLosses:
-        """Return the losses of the supervised positions of packs, and their sum: see TargetHead.losses."""
-        return self.head.losses(
-            lambda: self._call(inputs.input_ids, inputs.position_ids), inputs.target_positions, inputs.targets
-        )
+        """Return the losses of the supervised positions, and their sum; see TargetHead.losses."""
+
+        def forward() -> Any:
+            return self._call(inputs.input_ids, inputs.position_ids)
+
+        return self.head.losses(forward, inputs.target_positions, inputs.targets)
 
     def _call(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> Any:
-        """Call the model. Positions that start at 0 again tell documents apart: transformers masks between
-        them only if it gets no attention mask and no cache; either of them would make packs leak,
-        silently."""
+        """Call the model in the only way that isolates documents.
+
+        transformers masks between documents (positions that start at 0) only if it gets neither an
+        attention mask nor a cache; with either of them, documents would silently attend to each
+        other.
+        """
         if self.attention in ONE_ROW:
-            input_ids, position_ids = input_ids.view(1, -1), position_ids.view(1, -1)
+            input_ids = input_ids.view(1, -1)
+            position_ids = position_ids.view(1, -1)
         return self._forward(
             input_ids=input_ids, position_ids=position_ids, attention_mask=None, use_cache=False
         )

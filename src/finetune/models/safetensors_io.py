@@ -1,4 +1,4 @@
-"""Model files read and written one tensor at a time: no process holds, or maps, them all."""
+"""Model files read and written one tensor at a time, so that no process holds or maps all of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from data_prep.user_error import UserError
 
-WHOLE = "model.safetensors"
+SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {
     "F64": torch.float64,
@@ -27,38 +27,42 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-SHARD_BYTES = (
-    2**30
-)  # what rank 0 holds besides its own share while it writes; transformers reads shards of any size
+# Rank 0 holds a shard in memory, besides its own share, while it writes. transformers reads any
+# size.
+SHARD_BYTES = 2**30
 
 
 class WeightFiles:
-    """The safetensors of a model folder, in file order.
+    """The tensors in a model folder's safetensors files, in file order.
 
-    They are read, not mapped: safetensors' own reader maps a whole file twice, and maps count as address
-        space.
+    The files are read, not mapped: safetensors' own reader maps a file twice, and maps count as
+    address space, which a job can be limited in.
 
     Attributes:
         shapes: of every tensor, by name.
 
     Raises:
-        UserError: the folder's weights are incomplete or damaged.
+        UserError: the weights are incomplete or damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._places: dict[str, tuple[Path, torch.dtype, int]] = {}  # name -> file, dtype, first byte
+        # file, dtype and position of the first byte, by name
+        self._places: dict[str, tuple[Path, torch.dtype, int]] = {}
         try:
-            for file in _listed(folder):
+            for file in _list_files(folder):
                 self._read_header(folder / file)
         except (OSError, ValueError, KeyError) as fault:
             raise UserError(
-                f"the weights in {folder} cannot be read ({fault}): get the model again, whole"
+                f"{folder}: its weights cannot be read ({fault}); download the model again"
             ) from None
 
     def _read_header(self, path: Path) -> None:
-        """The format (https://huggingface.co/docs/safetensors): 8 bytes with the header's length, the header,
-        the numbers."""
+        """Read a file's header.
+
+        The format (https://huggingface.co/docs/safetensors): the header's length in 8 bytes, the
+        header in JSON, the numbers.
+        """
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
@@ -71,7 +75,7 @@ class WeightFiles:
             self._places[name] = path, DTYPES[entry["dtype"]], 8 + length + entry["data_offsets"][0]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name and tensor, on the CPU, in the order of `shapes`."""
+        """Yield names and tensors, on the CPU, in the order of `shapes`."""
         for name, (path, dtype, start) in self._places.items():
             tensor = torch.empty(self.shapes[name], dtype=dtype)
             with path.open("rb") as file:
@@ -80,40 +84,44 @@ class WeightFiles:
             yield name, tensor
 
 
-def _listed(folder: Path) -> list[str]:
+def _list_files(folder: Path) -> list[str]:
     if (folder / INDEX).is_file():
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         return sorted(set(index["weight_map"].values()))
-    return [WHOLE]
+    return [SINGLE_FILE]
 
 
 def write(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int = SHARD_BYTES) -> None:
-    """Write tensors as transformers reads them, shard by shard as they come."""
+    """Write tensors in the format of transformers, one shard at a time.
+
+    Args:
+        shard_bytes: a shard is full before it would exceed this size.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[list[str]] = []
-    held: dict[str, torch.Tensor] = {}
-    size = total = 0
+    shard: dict[str, torch.Tensor] = {}
+    shard_size = 0
+    total_size = 0
 
     def flush() -> None:
-        save_file(held, folder / f".shard-{len(shards)}", metadata={"format": "pt"})
-        shards.append(list(held))
-        held.clear()
+        save_file(shard, folder / f".shard-{len(shards)}", metadata={"format": "pt"})
+        shards.append(list(shard))
+        shard.clear()
 
     for name, tensor in tensors:
-        if held and size + tensor.nbytes > shard_bytes:
+        if shard and shard_size + tensor.nbytes > shard_bytes:
             flush()
-            size = 0
-        held[name] = tensor.contiguous()
-        size, total = size + tensor.nbytes, total + tensor.nbytes
+            shard_size = 0
+        shard[name] = tensor.contiguous()
+        shard_size += tensor.nbytes
+        total_size += tensor.nbytes
     flush()
-    names = (
-        [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-        if len(shards) > 1
-        else [WHOLE]
-    )
-    for number, file in enumerate(names):
+    files = [SINGLE_FILE]
+    if len(shards) > 1:
+        files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    for number, file in enumerate(files):
         (folder / f".shard-{number}").rename(folder / file)
     if len(shards) > 1:
-        weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")

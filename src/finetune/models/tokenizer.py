@@ -1,24 +1,27 @@
-"""The tokenizer in a saved folder: AutoTokenizer must give the ids that training used.
+"""The tokenizer of a saved model: AutoTokenizer must give the token ids that training used.
 
-transformers chooses a tokenizer's class by tokenizer_config.json and by the model's type. A class of its own
-(LlamaTokenizer, Qwen2Tokenizer) takes only the vocabulary from tokenizer.json and splits text in its own way.
+transformers chooses a tokenizer's class by tokenizer_config.json and by the model's type. A
+specific class (LlamaTokenizer, Qwen2Tokenizer) takes only the vocabulary from tokenizer.json and
+splits text in its own way.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.user_error import UserError
 from finetune.config.train import TrainConfig
 from finetune.runs import base_model
 
-GENERIC = (
-    "PreTrainedTokenizerFast"  # the class that takes tokenizer.json as it is, for all but a few model types
-)
+# The class that uses tokenizer.json as it is; transformers ignores the choice for a few model
+# types.
+GENERIC_CLASS = "PreTrainedTokenizerFast"
 CONFIG = "tokenizer_config.json"
 FILES = (
     "tokenizer.json",
@@ -28,52 +31,61 @@ FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+# Texts on which the token ids are compared: Bokmål, Nynorsk, Sámi, symbols, whitespace.
 SAMPLES = (
-    "Kommunen vedtok 17. mai 2024 å gi kr 1 234 567,50 til «Bygda vår» – jf. § 3-1 første ledd (sak 24/1187).",
-    "Eg veit ikkje kva dei skal gjere no; me får sjå korleis det går med Ålesund, Sør-Aukra og Bærum.\n\n- Fyrste\n\t- Andre",
-    "Hva koster det?  Søknaden ble sendt til post@example.no, og svaret kom 3 uker etter: «Nei!» CO₂-utslepp: 12 % (2019–2023).",
+    "Kommunen vedtok 17. mai 2024 å gi kr 1 234 567,50 til «Bygda vår» – jf. § 3-1 første ledd "
+    "(sak 24/1187).",
+    "Eg veit ikkje kva dei skal gjere no; me får sjå korleis det går med Ålesund, Sør-Aukra og "
+    "Bærum.\n\n- Fyrste\n\t- Andre",
+    "Hva koster det?  Søknaden ble sendt til post@example.no, og svaret kom 3 uker etter: «Nei!» "
+    "CO₂-utslepp: 12 % (2019–2023).",
     "Åtte ærlege øyfolk 👩‍⚕️ café, naïve, SÁMI: čállosat\r\nKjære alle! it's 100000 x 0.5\n",
 )
+MAX_SPECIAL_TOKENS = 8  # compared too, in texts of their own
 
 logger = logging.getLogger(__name__)
 
 
-def place(tokenizer: Path, folder: Path) -> None:
-    """Copy a tokenizer's files into a folder with a model or an adapter, so that AutoTokenizer gives the same
-    ids there.
+def copy_files(tokenizer: Path, folder: Path) -> None:
+    """Copy a tokenizer's files into the folder of a model or an adapter, so that AutoTokenizer works there.
 
-    Where the class that tokenizer_config.json names gives others, the copy names the generic one.
+    If the class in tokenizer_config.json gives other ids than tokenizer.json, the copy names the
+    generic class.
 
     Raises:
-        UserError: transformers gives other ids whatever the file says.
+        UserError: transformers gives other ids in any case.
     """
     for name in FILES:
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, folder / name)
     if find_difference(folder) is None:
         return
-    stated = json.loads((folder / CONFIG).read_text(encoding="utf-8")) if (folder / CONFIG).is_file() else {}
-    generic = {**stated, "tokenizer_class": GENERIC}
+    settings = {}
+    if (folder / CONFIG).is_file():
+        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    generic = {**settings, "tokenizer_class": GENERIC_CLASS}
     (folder / CONFIG).write_text(json.dumps(generic, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    if difference := find_difference(folder):
+    difference = find_difference(folder)
+    if difference:
         raise UserError(
-            f"the tokenizer saved with this model would not read back: {difference}; transformers takes this class for the "
-            f"model's type: choose another model.from_scratch.model_type, or a corpus made with that model's own tokenizer "
-            f"(corpus.tokenizer.path)"
+            "data.corpus: its tokenizer would not read back from this model's folder: "
+            f"{difference}, because transformers chooses the class by the model's type; choose "
+            "another model.from_scratch.model_type, or a corpus made with that model's own "
+            "tokenizer (corpus.tokenizer.path)"
         )
     logger.warning(
-        "%s: tokenizer_class is %s now, not %s, which gives other ids than the corpus has",
+        "%s: tokenizer_class is %s now, as %s gives other ids than the corpus has",
         folder.name,
-        GENERIC,
-        stated.get("tokenizer_class"),
+        GENERIC_CLASS,
+        settings.get("tokenizer_class"),
     )
 
 
 def check(config: TrainConfig) -> None:
-    """Refuse before a job starts what `place` would refuse when the result is saved.
+    """Check before a job starts that its result can be saved with its tokenizer.
 
     Raises:
-        UserError: see place.
+        UserError: copy_files would raise it at the end of the run.
     """
     tokenizer = config.data.corpus_folder / "tokenizer"
     with tempfile.TemporaryDirectory() as name:
@@ -84,12 +96,15 @@ def check(config: TrainConfig) -> None:
             assert config.model.path is not None
             source = base_model.resolve(config.model.path, config.runs_dir, config.model.revision)
             shutil.copyfile(source.folder / "config.json", folder / "config.json")
-        place(tokenizer, folder)
+        copy_files(tokenizer, folder)
 
 
 def find_difference(folder: Path) -> str | None:
-    """Compare the ids that the folder's tokenizer.json gives with those of AutoTokenizer; None if all samples
-    agree."""
+    """Compare the token ids of AutoTokenizer with those of the folder's tokenizer.json.
+
+    Returns:
+        The first difference in one of the SAMPLES or special tokens; None if there is none.
+    """
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer
 
@@ -100,17 +115,24 @@ def find_difference(folder: Path) -> str | None:
         loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as fault:
         return f"AutoTokenizer cannot load it ({str(fault).splitlines()[0]})"
-    named = [token.content for token in trained_with.get_added_tokens_decoder().values()][:8]
-    for text in (*SAMPLES, "".join(f"{token}brukar\nHei {token}" for token in named)):
-        for special in (False, True):
-            ids = trained_with.encode(text, add_special_tokens=special).ids
-            found = loaded(text, add_special_tokens=special).input_ids
-            if ids != found:
-                place = next(
-                    (i for i, pair in enumerate(zip(ids, found, strict=False)) if pair[0] != pair[1]), 0
-                )
-                return (
-                    f"{type(loaded).__name__} gives {found[place : place + 3]}… where the corpus has "
-                    f"{ids[place : place + 3]}…, in {text[:40]!r}"
-                )
+    added = trained_with.get_added_tokens_decoder().values()
+    special_tokens = [token.content for token in added][:MAX_SPECIAL_TOKENS]
+    texts = (*SAMPLES, "".join(f"{token}brukar\nHei {token}" for token in special_tokens))
+    for text, add_special_tokens in itertools.product(texts, (False, True)):
+        expected = trained_with.encode(text, add_special_tokens=add_special_tokens).ids
+        found = loaded(text, add_special_tokens=add_special_tokens).input_ids
+        if expected != found:
+            start = _first_difference(expected, found)
+            return (
+                f"{type(loaded).__name__} gives {found[start : start + 3]}… where the corpus has "
+                f"{expected[start : start + 3]}…, in {text[:40]!r}"
+            )
     return None
+
+
+def _first_difference(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return the first index at which two sequences differ; 0 if one is the start of the other."""
+    for index, pair in enumerate(zip(a, b, strict=False)):
+        if pair[0] != pair[1]:
+            return index
+    return 0

@@ -1,1 +1,1 @@
-"""One rank's training run: read loop.py first."""
+"""The training run of a rank: start reading at loop.py."""

@@ -1,17 +1,16 @@
-"""Checkpoints of a run: written aside, listed with checksums, published by one rename. A resume uses the
-newest that verifies.
+"""Checkpoints of a run, published by one rename and verified by checksums before they are loaded.
 
     checkpoints/step-00000050/
-      engine/            DeepSpeed's files: weights (or adapter), optimizer, of every rank
-      rng-00000.pt …     torch's generator state of each rank (dropout)
-      state.json         step, what the loop saw so far (losses, totals), held-out loss if known, world size,
-      ZeRO stage,
-                         digests of corpus and base
-      manifest.json      every file above with size and sha256
-      held_out.json      held-out loss, if it was measured only after the checkpoint was published
+      engine/            DeepSpeed's files: weights (or adapter) and optimizer state of every rank
+      rng-00000.pt …     torch's random state of each rank (dropout)
+      state.json         step, the loop's state (losses, totals), held-out loss if measured, number of
+                         ranks, ZeRO stage, digests of corpus and base
+      manifest.json      size and SHA-256 of every file above
+      held_out.json      held-out loss, if it was measured after the checkpoint was published
 
-The learning rate and the position in the data are functions of the step and the batches skipped (schedule.py,
-run.py). DeepSpeed's files are pickles; they are read only after the manifest has verified them.
+The learning rate and the position in the data are not saved: both are functions of the step and the
+skipped batches (schedule.py, run.py). DeepSpeed's files are pickles, so they are read only after
+the manifest has verified them.
 """
 
 from __future__ import annotations
@@ -43,13 +42,12 @@ Identity = Mapping[str, str | int | None]
 
 @dataclass(kw_only=True)
 class LoopState:
-    """What the loop needs besides the engine's state to go on as if it had never stopped; empty in older
-    checkpoints.
+    """The state of the training loop besides the engine's; empty in checkpoints of old versions.
 
     Attributes:
-        tokens, targets, seconds, rank_seconds: totals, see run.Progress.
-        num_steps: steps that the run was to take; 0: unknown.
-        losses: of the last steps, for spikes.
+        tokens, targets, seconds, rank_seconds: totals; see run.Progress.
+        num_steps: total steps planned; 0: unknown.
+        losses: of the last good steps, for the detection of spikes.
         clock: seconds by phase.
     """
 
@@ -64,58 +62,75 @@ class LoopState:
 
 @dataclass(kw_only=True)
 class CheckpointState:
-    """state.json of a checkpoint.
+    """The content of a checkpoint's state.json.
 
     Attributes:
         step: optimizer steps done.
-        world_size: ranks that saved it; 0: there is no checkpoint.
-        identity: what must be the same to resume.
+        world_size: number of ranks that saved it; 0: there is no checkpoint.
+        identity: properties that a resumed run must share, by name.
     """
 
     step: int
-    seen: LoopState
+    loop_state: LoopState
     held_out_loss: float | None = None
     world_size: int = 0
     identity: Identity = field(default_factory=dict)
 
     @classmethod
     def read(cls, checkpoint: Path) -> CheckpointState:
-        """Read state.json, in which the keys of `identity` stand beside the others."""
+        """Read state.json, where the keys of `identity` are beside the others."""
         body = json.loads((checkpoint / layout.STATE).read_text(encoding="utf-8"))
-        seen = LoopState(**body.pop("seen", {}))
+        loop_state = LoopState(**body.pop("seen", {}))
         known = {name: body.pop(name) for name in ("step", "held_out_loss", "world_size") if name in body}
-        return cls(**known, seen=seen, identity=body)
+        return cls(**known, loop_state=loop_state, identity=body)
 
     def write(self, checkpoint: Path) -> None:
         """Write state.json."""
-        body = asdict(self)
-        identity = body.pop("identity")
-        (checkpoint / layout.STATE).write_text(json.dumps({**body, **identity}), encoding="utf-8")
+        body = {
+            "step": self.step,
+            "seen": asdict(self.loop_state),
+            "held_out_loss": self.held_out_loss,
+            "world_size": self.world_size,
+            **self.identity,
+        }
+        (checkpoint / layout.STATE).write_text(json.dumps(body), encoding="utf-8")
 
 
 class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        keep: newest checkpoints kept; the one with the best held-out loss is kept besides.
-        identity: what must be the same to resume, by name: zero_stage, corpus, an adapter's base. The world
-            size may change.
+        keep: number of newest checkpoints to keep; the one with the best held-out loss is kept too.
+        identity: properties that a resumed run must share, by name: zero_stage, corpus, an
+            adapter's base. The number of ranks may change.
     """
 
     def __init__(self, folder: Path, keep: int, identity: Identity, world: World) -> None:
-        self.folder, self.keep, self.identity, self.world = folder, keep, identity, world
+        self.folder = folder
+        self.keep = keep
+        self.identity = identity
+        self.world = world
 
     def save(
-        self, engine: Engine, step: int, seen: LoopState | None = None, held_out_loss: float | None = None
+        self,
+        engine: Engine,
+        step: int,
+        loop_state: LoopState | None = None,
+        held_out_loss: float | None = None,
     ) -> float:
-        """Save after `step` optimizer steps; all ranks call it. Return the seconds that training stood still.
+        """Save a checkpoint after `step` optimizer steps; all ranks call it.
 
         Args:
-            seen: what else the loop needs to go on, from rank 0.
-            held_out_loss: of the weights saved, if they were evaluated; decides which checkpoint is the best.
+            loop_state: rank 0's is saved.
+            held_out_loss: of the saved weights, if they were evaluated; decides which checkpoint is
+                the best.
+
+        Returns:
+            Seconds during which training waited.
         """
         began = time.monotonic()
-        temporary = layout.temporary_folder(checkpoint_files.folder_of(self.folder, step))
+        final = checkpoint_files.folder_of(self.folder, step)
+        temporary = layout.temporary_folder(final)
         if self.world.is_main:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -126,164 +141,177 @@ class Checkpoints:
         if self.world.is_main:
             state = CheckpointState(
                 step=step,
-                seen=seen or LoopState(),
+                loop_state=loop_state or LoopState(),
                 held_out_loss=held_out_loss,
                 world_size=self.world.size,
                 identity=self.identity,
             )
             state.write(temporary)
-            self.publish(temporary, checkpoint_files.folder_of(self.folder, step))
-            for (
-                old
-            ) in self._superfluous():  # a kill amid a removal must not leave half a checkpoint under its name
+            self.publish(temporary, final)
+            for old in self._list_outdated():
+                # renamed first: a kill during the removal must not leave a partial checkpoint under
+                # its name
                 old.rename(old.with_name(f".old-{old.name}-{time.time_ns()}"))
-            self._sweep()
+            self._remove_outdated()
         self.world.barrier()
         return time.monotonic() - began
 
     def load_newest(self, engine: Engine) -> CheckpointState:
-        """Restore the newest checkpoint that verifies; return its state, whose `step` is 0 without one. All
-        ranks call it.
+        """Restore the newest checkpoint that verifies; all ranks call it.
+
+        Returns:
+            The checkpoint's state; `step` is 0 if there is no checkpoint.
 
         Raises:
-            UserError: the checkpoint is of another ZeRO stage, corpus or base.
+            UserError: the checkpoint has another ZeRO stage, corpus or base, or all checkpoints are
+                damaged.
         """
+        newest: Path | None = None
         if self.world.is_main:
-            self._sweep()
-        found = self.world.broadcast_object(
-            self.newest() if self.world.is_main else None
-        )  # if rank 0 raises, its peers lose it and end
-        if found is None:
-            return CheckpointState(step=0, seen=LoopState())
-        state = self._load(found, engine)
-        logger.info("resumed from %s, saved by %d ranks", found.name, state.world_size)
+            self._remove_outdated()
+            newest = self.find_newest()  # if this raises, the other ranks fail in the broadcast
+        newest = self.world.broadcast_object(newest)
+        if newest is None:
+            return CheckpointState(step=0, loop_state=LoopState())
+        state = self._load(newest, engine)
+        logger.info("resumed from %s, saved by %d ranks", newest.name, state.world_size)
         return state
 
     def load_best(self, engine: Engine, current: int) -> int | None:
-        """Restore the weights with the best held-out loss, unless those of step `current`, which are in the
-        engine, are.
+        """Restore the weights with the best held-out loss; all ranks call it.
 
-        Training cannot go on from here, but the newest checkpoint stays as it is, for a later resume. All
-        ranks call it.
+        Training cannot continue afterwards in this process. The newest checkpoint is kept for a
+        later resume.
+
+        Args:
+            current: step of the weights in the engine; if they are the best, nothing is loaded.
 
         Returns:
-            the step whose weights the engine holds now; None if no checkpoint was evaluated.
+            The step of the weights that the engine holds afterwards; None if no checkpoint was
+            evaluated.
         """
-        found = self.world.broadcast_object(self._best_whole(current) if self.world.is_main else None)
-        if found is not None and layout.step_of(found) != current:
-            self._load(found, engine)
-            logger.info("the result is %s, which has the best held-out loss", found.name)
-        return None if found is None else layout.step_of(found)
+        best = self._find_best(current) if self.world.is_main else None
+        best = self.world.broadcast_object(best)
+        if best is None:
+            return None
+        step = layout.step_of(best)
+        if step != current:
+            self._load(best, engine)
+            logger.info("the result is %s, which has the best held-out loss", best.name)
+        return step
 
     def is_best(self, loss: float) -> bool:
-        """Whether a held-out loss is below those of all checkpoints; the same answer on all ranks."""
-        known = checkpoint_files.rank_by_loss(self.folder) if self.world.is_main else []
-        return bool(self.world.broadcast_object(not known or loss < known[0][0]))
+        """Return on all ranks whether a held-out loss is below those of all checkpoints."""
+        by_loss = checkpoint_files.rank_by_loss(self.folder) if self.world.is_main else []
+        return bool(self.world.broadcast_object(not by_loss or loss < by_loss[0][0]))
 
-    def loss_of(self, step: int) -> float:
-        """Return the held-out loss of a checkpoint that was evaluated; the same answer on all ranks."""
+    def held_out_loss(self, step: int) -> float:
+        """Return on all ranks the held-out loss of a checkpoint that was evaluated."""
         folder = checkpoint_files.folder_of(self.folder, step)
-        return float(
-            self.world.broadcast_object(
-                checkpoint_files.read_held_out_loss(folder) if self.world.is_main else None
-            )
-        )
+        loss = checkpoint_files.read_held_out_loss(folder) if self.world.is_main else None
+        return float(self.world.broadcast_object(loss))
 
-    def best_loss(self) -> StepLoss | None:
+    def find_best_loss(self) -> StepLoss | None:
         """Return the step and held-out loss of the best checkpoint; None if none was evaluated."""
-        found = checkpoint_files.rank_by_loss(self.folder)
-        if not found:
+        by_loss = checkpoint_files.rank_by_loss(self.folder)
+        if not by_loss:
             return None
-        loss, folder = found[0]
+        loss, folder = by_loss[0]
         return StepLoss(step=layout.step_of(folder), loss=loss)
 
-    def _best_whole(self, current: int) -> Path | None:
-        """The best checkpoint whose files verify; those of step `current` are in memory and need not be
-        read."""
+    def _find_best(self, current: int) -> Path | None:
+        """Return the best checkpoint that verifies; that of `current` need not, as it is not read."""
         for _, folder in checkpoint_files.rank_by_loss(self.folder):
-            fault = None if layout.step_of(folder) == current else checkpoint_files.find_fault(folder)
+            if layout.step_of(folder) == current:
+                return folder
+            fault = checkpoint_files.find_fault(folder)
             if fault is None:
                 return folder
-            logger.warning("the best checkpoint, %s, is passed over: %s", folder.name, fault)
+            logger.warning("skipping the best checkpoint, %s: %s", folder.name, fault)
         return None
 
     def _load(self, folder: Path, engine: Engine) -> CheckpointState:
         state = CheckpointState.read(folder)
         for key, value in self.identity.items():
-            if (saved := state.identity.get(key, value)) != value:  # older ones say nothing of their base
+            saved = state.identity.get(key, value)  # checkpoints of old versions lack some keys
+            if saved != value:
                 raise UserError(
-                    f"checkpoint {folder.name} was made with {key}={saved}, this run has {value}: "
-                    f"resume with the same, or start a new run with model=run:<run id>"
+                    f"checkpoint {folder.name}: it was saved with {key}={saved}, and this run has "
+                    f"{value}; resume with the same, or start a new run with model=run:<run id>"
                 )
         same_ranks = state.world_size == self.world.size
         engine.load(folder / "engine", same_ranks)
         if same_ranks:
             _set_rng_state(torch.load(folder / f"rng-{self.world.rank:05d}.pt", weights_only=True))
-        else:  # dropout draws anew, each rank its own
+        else:
+            # no saved random state fits: each rank gets a new one for its dropout
             torch.manual_seed(zlib.crc32(f"{state.step}/{self.world.rank}".encode()))
         return state
 
-    def holds(self, step: int) -> bool:
-        """Whether there is a checkpoint of this step."""
+    def has_step(self, step: int) -> bool:
+        """Return whether there is a checkpoint of this step."""
         return checkpoint_files.folder_of(self.folder, step).is_dir()
 
-    def evaluated(self, step: int) -> bool:
-        """Whether the weights of this checkpoint were evaluated; the same answer on all ranks."""
-        known = (
-            self.world.is_main
-            and checkpoint_files.read_held_out_loss(checkpoint_files.folder_of(self.folder, step)) is not None
-        )
-        return bool(self.world.broadcast_object(known))
+    def is_evaluated(self, step: int) -> bool:
+        """Return on all ranks whether the weights of this checkpoint were evaluated."""
+        folder = checkpoint_files.folder_of(self.folder, step)
+        evaluated = self.world.is_main and checkpoint_files.read_held_out_loss(folder) is not None
+        return bool(self.world.broadcast_object(evaluated))
 
     def note_held_out_loss(self, step: int, loss: float) -> None:
-        """Add the loss of weights that were evaluated after their checkpoint was published."""
+        """Add a held-out loss to a checkpoint that is published already."""
         if self.world.is_main:
             checkpoint_files.record_held_out_loss(checkpoint_files.folder_of(self.folder, step), loss)
 
-    def newest(self) -> Path | None:
-        """The newest checkpoint that verifies; broken ones are named, set aside and passed over.
+    def find_newest(self) -> Path | None:
+        """Return the newest checkpoint that verifies; damaged newer ones are reported and renamed.
 
         Raises:
             UserError: there are checkpoints, and none of them verifies.
         """
-        broken: list[Path] = []
+        damaged: list[Path] = []
         for folder in layout.list_checkpoints(self.folder):
             fault = checkpoint_files.find_fault(folder)
             if fault is None:
-                for passed_over in broken:  # under its name it would count among those kept
-                    passed_over.rename(passed_over.with_name(f"broken-{passed_over.name}-{time.time_ns()}"))
+                for path in damaged:
+                    # under its old name it would count among the newest, which are kept
+                    path.rename(path.with_name(f"broken-{path.name}-{time.time_ns()}"))
                 return folder
-            logger.warning("passing over checkpoint %s: %s", folder.name, fault)
-            broken.append(folder)
-        if broken:
+            logger.warning("skipping checkpoint %s: %s", folder.name, fault)
+            damaged.append(folder)
+        if damaged:
             raise UserError(
-                f"every checkpoint in {self.folder} is broken: start a new run, or delete them to train from the first step"
+                f"{self.folder}: every checkpoint is damaged; start a new run, or delete them to "
+                "train from the first step"
             )
         return None
 
-    def publish(self, temporary: Path, folder: Path) -> None:
-        """Make a finished folder visible: list it, force it to disk, rename it."""
+    def publish(self, temporary: Path, final: Path) -> None:
+        """Write the manifest of a finished folder, sync it to disk, and rename it to `final`."""
         written = sorted(path for path in temporary.rglob("*") if path.is_file())
         manifest = {
-            str(p.relative_to(temporary)): {"bytes": p.stat().st_size, "sha256": sha256_file(p)}
-            for p in written
+            str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+            for path in written
         }
         (temporary / layout.MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for path in (*written, temporary / layout.MANIFEST, temporary / "engine", temporary):
             _fsync(path)
-        os.replace(temporary, folder)
+        os.replace(temporary, final)
         _fsync(self.folder)
 
-    def _superfluous(self) -> list[Path]:
-        """Neither among the newest nor the best; or without its state, as a site's purge of old files leaves
-        it."""
+    def _list_outdated(self) -> list[Path]:
+        """List the checkpoints to remove: all but the newest and the best.
+
+        A checkpoint without a readable state, as a cluster's purge of old files leaves it, is
+        removed too.
+        """
         published = layout.list_checkpoints(self.folder)
         readable = [path for path in published if checkpoint_files.read_state(path)]
         kept = (*readable[: self.keep], checkpoint_files.find_best(self.folder))
         return [path for path in published if path not in kept]
 
-    def _sweep(self) -> None:
-        """Remove what was put aside to be removed; what cannot be is tried again the next time."""
+    def _remove_outdated(self) -> None:
+        """Remove the checkpoints renamed for removal; the next call retries failed removals."""
         for old in self.folder.glob(".old-*"):
             shutil.rmtree(old, ignore_errors=True)
 

@@ -1,8 +1,8 @@
-"""`run:ID@STEP`: the weights of a checkpoint as a model or adapter folder, exported in a process of its own.
+"""Export of the weights of a checkpoint (`run:ID@STEP`) as a model or adapter folder.
 
     python -m finetune.training.checkpoint_weights RUN_FOLDER STEP
 
-runs/base_model.py runs it in a process of its own, so that reading a checkpoint needs neither the run's ranks
+runs/base_model.py runs this module in a process of its own. It needs neither the ranks of the run
 nor its base.
 """
 
@@ -21,8 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from data_prep.shards import Manifest
 from data_prep.user_error import UserError
 from finetune.config.train import TrainConfig
-from finetune.models import checks, end_of_turn, save, tokenizer, zero3
-from finetune.models.load import DTYPES, Model, stand_in, tensors
+from finetune.models import checks, end_of_turn, load, save, tokenizer, zero3
+from finetune.models.parameters import Model, named_tensors
 from finetune.runs import checkpoint_files, layout
 from finetune.runs.folder import RunFolder
 
@@ -30,56 +30,72 @@ logger = logging.getLogger(__name__)
 
 
 def export(run: RunFolder, step: int) -> Path:
-    """Write the weights of a checkpoint into the run's folder for exports, checked as a result is.
+    """Write the weights of a checkpoint into the run's folder of exports.
+
+    The written files are checked like the result of a run.
+
+    Returns:
+        The folder of the exported model or adapter.
 
     Raises:
-        UserError: the checkpoint is damaged, or was written by a version that did not describe its model.
+        UserError: the checkpoint is damaged, or an old version saved it without a description of
+            its model.
+        GuardError: the written files do not hold the checkpoint's weights.
     """
     config = run.config()
     checkpoint = checkpoint_files.folder_of(run.checkpoints, step)
-    if fault := checkpoint_files.find_fault(checkpoint):  # before anything in it is unpickled
-        raise UserError(f"checkpoint {checkpoint}: {fault}: choose another step")
+    fault = checkpoint_files.find_fault(checkpoint)  # checked before any pickle in it is read
+    if fault:
+        raise UserError(f"checkpoint {checkpoint}: {fault}; choose another step")
     description = checkpoint / "engine" / save.DESCRIPTION
     if not description.is_dir():
         raise UserError(
-            f"checkpoint {checkpoint} is of an earlier version, which did not describe its model: resume the run first"
+            f"checkpoint {checkpoint}: an earlier version saved it without a description of its "
+            "model; resume the run first"
         )
     skeleton = _adapter_skeleton(description) if config.adapter else _model_skeleton(description, config)
-    held = zero3.read_weights(checkpoint / "engine", config.zero["stage"])
-    wanted = {
-        name: tensor for name, tensor in tensors(skeleton).items() if _is_trained(skeleton, name, tensor)
-    }
-    if missing := sorted(wanted.keys() - held.keys()):
-        raise UserError(
-            f"checkpoint {checkpoint} lacks {len(missing)} weights, e.g. {missing[0]}: choose another step"
-        )
-    state = {
-        name: held[name].to(DTYPES[config.precision]) if held[name].is_floating_point() else held[name]
-        for name in wanted
-    }
+    state = _read_state(checkpoint, skeleton, config)
     folder = run.export(step)
     temporary = layout.temporary_folder(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     save.save(skeleton, state.items(), temporary)
-    checks.check_saved(temporary, state, at_start=None)
+    checks.check_saved(temporary, state, initial=None)
     if config.adapter:
         checks.check_reloads(temporary, skeleton, state)
-    tokenizer.place(config.data.corpus_folder / "tokenizer", temporary)
+    tokenizer.copy_files(config.data.corpus_folder / "tokenizer", temporary)
     end_of_turn.declare(temporary, Manifest.read(config.data.corpus_folder).tokenizer, skeleton)
     temporary.rename(folder)
     return folder
 
 
-def _is_trained(skeleton: Model, name: str, tensor: torch.Tensor) -> bool:
+def _read_state(checkpoint: Path, skeleton: Model, config: TrainConfig) -> dict[str, torch.Tensor]:
+    """Return the checkpoint's values for the tensors of `skeleton`, in the run's precision."""
+    saved = zero3.read_weights(checkpoint / "engine", config.zero["stage"])
+    wanted = [name for name, tensor in named_tensors(skeleton).items() if _is_saved(skeleton, name, tensor)]
+    missing = sorted(set(wanted) - saved.keys())
+    if missing:
+        raise UserError(
+            f"checkpoint {checkpoint}: {len(missing)} weights are missing, e.g. {missing[0]}; "
+            "choose another step"
+        )
+    dtype = load.DTYPES[config.precision]
+    state = {}
+    for name in wanted:
+        tensor = saved[name]
+        state[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return state
+
+
+def _is_saved(skeleton: Model, name: str, tensor: torch.Tensor) -> bool:
+    """Return whether a tensor is saved; of a model with an adapter, only the adapter's are."""
     return not save.is_adapter(skeleton) or tensor.requires_grad or save.is_of_adapter(skeleton, name)
 
 
 def _model_skeleton(description: Path, config: TrainConfig) -> Model:
-    """A model without memory: only its names and settings are used."""
+    """Return the model on the meta device: only its names and settings are used."""
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(
-            AutoConfig.from_pretrained(description), dtype=DTYPES[config.precision]
-        )
+        architecture = AutoConfig.from_pretrained(description)
+        skeleton = AutoModelForCausalLM.from_config(architecture, dtype=load.DTYPES[config.precision])
     skeleton.tie_weights()
     if (description / "generation_config.json").is_file():
         skeleton.generation_config = GenerationConfig.from_pretrained(description)
@@ -87,20 +103,24 @@ def _model_skeleton(description: Path, config: TrainConfig) -> Model:
 
 
 def _adapter_skeleton(description: Path) -> Model:
-    """The adapter on a base of which every matrix is one zero; how it was initialised is stated, not
-    repeated."""
-    base = stand_in(AutoConfig.from_pretrained(description))
-    stated = PeftConfig.from_pretrained(str(description))
-    base.name_or_path = stated.base_model_name_or_path
-    method = getattr(stated, "init_lora_weights", None)
-    plain = dataclasses.replace(stated, init_lora_weights=True) if isinstance(method, str) else stated
-    adapted = get_peft_model(base, plain)
-    if isinstance(method, str):
-        adapted.active_peft_config.init_lora_weights = method
+    """Return the adapter on a placeholder of its base.
+
+    An initialisation that reads the base's weights (PiSSA and others) is not run; its name is only
+    put back into the adapter's settings.
+    """
+    base = load.build_placeholder(AutoConfig.from_pretrained(description))
+    settings = PeftConfig.from_pretrained(str(description))
+    base.name_or_path = settings.base_model_name_or_path
+    initialisation = getattr(settings, "init_lora_weights", None)
+    if not isinstance(initialisation, str):
+        return get_peft_model(base, settings)  # type: ignore[no-any-return]
+    adapted = get_peft_model(base, dataclasses.replace(settings, init_lora_weights=True))
+    adapted.active_peft_config.init_lora_weights = initialisation
     return adapted  # type: ignore[no-any-return]
 
 
 def main(arguments: list[str]) -> int:
+    """Export a checkpoint; print an error as one line, which the calling process reports."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     try:
         export(RunFolder(Path(arguments[0])), int(arguments[1]))

@@ -1,5 +1,4 @@
-"""DeepSpeed's engine behind one small class: backward, clipping, gradient norm, update. ZeRO 0 to 3 look the
-same from outside."""
+"""DeepSpeed's engine behind one small class, with the same interface for ZeRO stages 0 to 3."""
 
 from __future__ import annotations
 
@@ -20,15 +19,25 @@ from finetune.config.train import TrainConfig
 from finetune.distributed import World
 from finetune.models import save
 from finetune.models.packed import PackedModel
-from finetune.models.zero3 import compile_ahead, deepspeed, deepspeed_config, shape, show_dora_its_weights
+from finetune.models.zero3 import (
+    deepspeed,
+    deepspeed_config,
+    full_shape,
+    precompile_super_offload,
+    register_dora_weights,
+)
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Update:
-    """An optimizer step: the gradient norm before clipping, and whether DeepSpeed skipped it because of
-    gradients that are NaN or Inf (then the norm is infinite)."""
+    """The result of an optimizer update.
+
+    Attributes:
+        grad_norm: gradient norm before clipping; infinite if the update was skipped.
+        skipped: DeepSpeed left the weights unchanged because gradients contain NaN or Inf.
+    """
 
     grad_norm: float
     skipped: bool
@@ -39,15 +48,15 @@ def init_distributed(world: World, init_method: str, timeout: timedelta = timede
 
     Args:
         init_method: a URL of torch.distributed (file:// or tcp://).
-        timeout: after which a collective fails. It must be longer than the watchdog waits, which writes every
-            rank's stack.
+        timeout: time after which a collective fails. It must be longer than hang_timeout_min, after
+            which the watchdog writes every rank's stacks.
     """
-    if (
-        world.device.type == "cuda"
-    ):  # collectives of objects send from the current GPU, which is else the first for every rank
+    if world.device.type == "cuda":
+        # collectives of objects send from the current GPU, which by default is the first one on
+        # every rank
         torch.cuda.set_device(world.device)
-    # On CPUs DeepSpeed would compile a shared-memory all-reduce (2 minutes) that only its inference engine
-    # uses.
+    # On CPUs DeepSpeed would compile a shared-memory all-reduce (2 minutes) that only its inference
+    # engine uses.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if world.device.type == "cuda" else "gloo"
     deepspeed.init_distributed(
@@ -62,10 +71,14 @@ def init_distributed(world: World, init_method: str, timeout: timedelta = timede
 
 
 class Engine:
-    """Forward, backward, step and state of one model over all ranks.
+    """One model over all ranks, with its optimizer: backward, update, resume files.
+
+    Attributes:
+        model: the trained model, without DeepSpeed's wrapper.
+        packed: the forward pass on packs.
 
     Raises:
-        UserError: DeepSpeed refuses the `zero` settings.
+        UserError: DeepSpeed rejects the `zero` settings.
     """
 
     def __init__(self, model: torch.nn.Module, config: TrainConfig, world: World) -> None:
@@ -80,8 +93,8 @@ class Engine:
             fused=True,  # all parameters in one pass over memory
         )
         if self._stage == 3:
-            show_dora_its_weights(model)
-        compile_ahead(config.zero)
+            register_dora_weights(model)
+        precompile_super_offload(config.zero)
         try:
             self._engine, *_ = deepspeed.initialize(
                 model=model,
@@ -90,7 +103,7 @@ class Engine:
                 dist_init_required=False,
             )
         except (ValueError, AssertionError) as fault:  # pydantic's errors are ValueErrors
-            raise UserError(f"zero: DeepSpeed refuses these settings: {_one_line(fault)}") from fault
+            raise UserError(f"zero: DeepSpeed rejects these settings: {_join_lines(fault)}") from fault
         self.packed = PackedModel(model, self._engine)
 
     def set_train_mode(self) -> None:
@@ -98,7 +111,10 @@ class Engine:
         self._engine.train()
 
     def set_learning_rate(self, lr: float) -> None:
-        """Set the learning rate of the next step: before its backward pass, in which SuperOffload updates."""
+        """Set the learning rate of the next update.
+
+        Call it before the backward pass, because SuperOffload updates during that.
+        """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
 
@@ -107,29 +123,41 @@ class Engine:
         self._engine.eval()
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Accumulate gradients. The loss is normalised over the whole step already: DeepSpeed must not divide
-        again."""
+        """Accumulate the gradients of a micro-batch.
+
+        The loss is already normalised over the global step, so DeepSpeed must not divide it by the
+        number of micro-batches (scale_wrt_gas).
+        """
         self._engine.backward(loss, scale_wrt_gas=False)
         if not self._engine.is_gradient_accumulation_boundary():
-            self._engine.step()  # counts the micro-batch; nothing moves before the boundary
+            # only counts the micro-batch: DeepSpeed updates at the boundary
+            self._engine.step()
 
     def step(self) -> Update:
-        """Clip, update the weights, clear the gradients."""
+        """Clip the gradients, update the weights and clear the gradients."""
         assert self._engine.is_gradient_accumulation_boundary()
-        norm, skipped = self._unpartitioned_grad_norm(), self._engine.skipped_steps
+        norm = self._unpartitioned_grad_norm()
+        skipped_before = self._engine.skipped_steps
         self._engine.step()
-        if self._engine.skipped_steps > skipped:  # DeepSpeed keeps the norm of the step before
+        if self._engine.skipped_steps > skipped_before:
+            # after a skipped update get_global_grad_norm() returns the norm of the update before
             return Update(math.inf, skipped=True)
-        return Update(float(self._engine.get_global_grad_norm()) if norm is None else norm, skipped=False)
+        if norm is None:
+            norm = float(self._engine.get_global_grad_norm())
+        return Update(norm, skipped=False)
 
-    def state_on_main(self) -> dict[str, torch.Tensor]:
-        """Whole trainable parameters by name on rank 0's CPU (elsewhere their shapes): an adapter, say. A
-        model that is trained whole goes through save.weights, tensor by tensor."""
-        return dict(save.weights(self.model, trainable_only=True))
+    def gather_trainable(self) -> dict[str, torch.Tensor]:
+        """Return the trainable parameters by name: on rank 0's CPU, elsewhere as meta tensors.
+
+        Meant for adapters: a whole model should not be in memory at once; see save.gather_weights.
+        """
+        return dict(save.gather_weights(self.model, trainable_only=True))
 
     def save(self, folder: Path) -> None:
-        """Write DeepSpeed's own resume files, of all ranks, into `folder`, and what describes the model;
-        frozen weights are left out."""
+        """Write DeepSpeed's resume files of all ranks and the model's description into `folder`.
+
+        Frozen weights under an adapter are left out.
+        """
         self._engine.save_checkpoint(
             str(folder.parent),
             tag=folder.name,
@@ -137,23 +165,23 @@ class Engine:
             exclude_frozen_parameters=save.is_adapter(self.model),
         )
         if self.world.is_main:
-            save.describe(self.model, folder / save.DESCRIPTION)
+            save.write_description(self.model, folder / save.DESCRIPTION)
 
     def load(self, folder: Path, same_ranks: bool) -> None:
-        """The counterpart of `save`, at the same ZeRO stage.
+        """Load the files that `save` wrote at the same ZeRO stage.
 
         Args:
-            same_ranks: as many ranks saved it. Otherwise the partitions are joined on disk first, into
-                DeepSpeed's universal checkpoint, from which each rank takes its share; at stage 0 every rank
-                holds everything anyway.
+            same_ranks: the same number of ranks saved them. Otherwise, above stage 0, the
+                partitions are first joined on disk into DeepSpeed's universal checkpoint, from
+                which each rank takes its share.
         """
         universal = not same_ranks and self._stage > 0
         if universal:
-            whole = folder.with_name("universal")
+            joined = folder.with_name("universal")
             if self.world.is_main:
-                _join_partitions(folder, whole)
+                _join_partitions(folder, joined)
             self.world.barrier()
-            folder = whole
+            folder = joined
         self._engine._config.load_universal_checkpoint = universal
         loaded, _ = self._engine.load_checkpoint(
             str(folder.parent), tag=folder.name, load_module_strict=not save.is_adapter(self.model)
@@ -165,49 +193,54 @@ class Engine:
             shutil.rmtree(folder)
 
     def close(self) -> None:
-        """Free what DeepSpeed hooked into the model."""
+        """Remove DeepSpeed's hooks from the model and free its buffers."""
         self._engine.destroy()
 
     def _unpartitioned_grad_norm(self) -> float | None:
-        """At stage 0 in fp32 DeepSpeed clips without telling the norm; None where it does tell."""
+        """Return the gradient norm at stage 0 in fp32, where DeepSpeed does not report it."""
         if self._stage != 0 or self._engine.bfloat16_enabled():
             return None
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
 
 
-def _join_partitions(folder: Path, whole: Path) -> None:
-    """In a process of its own: the converter starts workers, which must not inherit this rank's threads and
-    sockets."""
-    shutil.rmtree(whole, ignore_errors=True)
+def _join_partitions(folder: Path, joined: Path) -> None:
+    """Convert the files of all ranks in `folder` into a universal checkpoint, `joined`.
+
+    The converter runs in a process of its own: it starts workers, which must not inherit this
+    rank's threads and sockets.
+    """
+    shutil.rmtree(joined, ignore_errors=True)
     converter = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-    arguments = ["--input_folder", str(folder), "--output_folder", str(whole), "--num_extract_workers", "2"]
+    arguments = ["--input_folder", str(folder), "--output_folder", str(joined), "--num_extract_workers", "2"]
     done = subprocess.run([*converter, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(
-            f"DeepSpeed could not convert {folder} for another number of ranks:\n{done.stderr[-3000:]}"
+            f"{folder}: DeepSpeed could not convert it for another number of ranks:\n{done.stderr[-3000:]}"
         )
-    (whole.parent / "latest_universal").unlink(missing_ok=True)
+    (joined.parent / "latest_universal").unlink(missing_ok=True)
 
 
 def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices are decayed; biases and norms, some of which have two dimensions, are not."""
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-    def is_decayed(name: str) -> bool:
-        module, _, own = name.rpartition(".")
-        return (
-            len(shape(trainable[name])) >= 2
-            and not own.endswith("bias")
-            and "norm" not in module.rpartition(".")[2]
-        )
-
+    """Return AdamW's groups: matrices with weight decay; biases and norms without."""
+    decayed: list[torch.nn.Parameter] = []
+    not_decayed: list[torch.nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        module_path, _, own_name = name.rpartition(".")
+        module_name = module_path.rpartition(".")[2]
+        is_matrix = len(full_shape(parameter)) >= 2
+        if is_matrix and not own_name.endswith("bias") and "norm" not in module_name:
+            decayed.append(parameter)
+        else:
+            not_decayed.append(parameter)
     groups = [
-        {"params": [p for name, p in trainable.items() if is_decayed(name)], "weight_decay": weight_decay},
-        {"params": [p for name, p in trainable.items() if not is_decayed(name)], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": not_decayed, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
 
-def _one_line(fault: Exception) -> str:
+def _join_lines(fault: Exception) -> str:
     return "; ".join(line.strip() for line in str(fault).splitlines() if line.strip() and "http" not in line)

@@ -1,5 +1,9 @@
-"""The training loop: `train_steps` goes from step to step, `train_step` is forward, backward and update over
-all ranks."""
+"""The training loop: start reading here.
+
+`train_steps` runs the optimizer steps of a run: it loads the data of a step, trains on it, checks
+the result, logs, evaluates and saves checkpoints. `train_step` is one optimizer step over all
+ranks: forward, backward, update. `rewind` handles a bad step.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from finetune.models.loss import normalise_loss
 from finetune.runs.state import StopReason
 from finetune.tracking import names
 from finetune.training import guards, throughput
-from finetune.training.periodic import evaluate_if_due, log_step, save_checkpoint, saves_after
+from finetune.training.periodic import evaluate_if_due, is_checkpoint_due, log_step, save_checkpoint
 from finetune.training.run import Progress, Run, StepResult
 from finetune.training.setup import load_latest_checkpoint
 
@@ -22,130 +26,140 @@ logger = logging.getLogger(__name__)
 
 
 def train_steps(run: Run, progress: Progress) -> Progress:
-    """Train from where `progress` is to the last step, or until a rank is asked to stop; return the progress
-    then.
+    """Train from `progress.step` to the last step, or until a rank is asked to stop.
 
-    Steps are numbered from 0; `step + 1` of them are done after one.
+    Steps are numbered from 0. Metrics and messages count the steps done, so they start at 1.
+
+    Returns:
+        The progress at the end; after a rewind, it is another object than the argument.
     """
     config = run.config
-    while (step := progress.step) < run.num_steps and not progress.stop:
-        with run.clock.waiting("data"):
-            data = run.data.step(run.batch_of(step), config.global_batch_size, config.micro_batch_size)
-        guards.check_planned(data.num_targets, step + 1)
+    while progress.step < run.num_steps and not progress.stop_reason:
+        step = progress.step
+        with run.clock.host_phase("data"):
+            batch = run.batch_index(step)
+            data = run.data.load_batch(batch, config.global_batch_size, config.micro_batch_size)
+        guards.check_planned_targets(data.num_targets, step + 1)
         lr = run.schedule.learning_rate(step)
+
         result = train_step(run, data, lr)
+
         run.watchdog.beat()
-        guards.check_targets(result.targets, data.num_targets, step + 1)
+        guards.check_counted_targets(result.targets, data.num_targets, step + 1)
         if step == 0 and config.model.path and config.check_first_loss:
             guards.check_first_loss(result.loss, run.vocab_size, config.model.path)
-        if fault := progress.check.fault(result.loss, result.grad_norm, result.skipped):
+        fault = progress.step_check.find_fault(result.loss, result.grad_norm, result.skipped)
+        if fault:
             progress = rewind(run, step, fault)
             continue
         log_step(run, step + 1, result, lr)
-        _count(progress, result, run.world.size)
+        progress.add(result, run.world.size)
         evaluate_if_due(run, progress)
-        if saves_after(run, progress):
+        if is_checkpoint_due(run, progress):
             save_checkpoint(run, progress, result.seconds)
-    if progress.stop:
-        why = run.stop.describe() or "another rank was asked to"
-        logger.info("stopping after step %d (%s): %s", progress.step, progress.stop.state, why)
+    if progress.stop_reason:
+        cause = run.stop_flag.describe() or "another rank was asked to"
+        logger.info("stopping after step %d (%s): %s", progress.step, progress.stop_reason.state, cause)
     return progress
 
 
 def train_step(run: Run, data: StepData, lr: float) -> StepResult:
-    """Forward and backward over this rank's micro-batches, then one update.
+    """Run forward and backward over this rank's micro-batches, then update the weights once.
 
-    One collective at the end gathers what the ranks measured, and whether any of them was asked to stop: so
-        all of them stop
-    after the same step.
+    One collective at the end combines the ranks' measurements and their stop reasons, so that all
+    ranks stop after the same step.
     """
-    clock, device = run.clock, run.world.device
+    clock = run.clock
+    device = run.world.device
     began = clock.now()
-    waited = clock.seconds["data"]
+    data_seconds_before = clock.seconds["data"]
     run.engine.set_train_mode()
     run.engine.set_learning_rate(lr)
-    loss_sum = torch.zeros(
-        (), dtype=torch.float64, device=device
-    )  # read once, at the end: reading makes the GPU's host wait
-    targets, tokens, checksum = 0, 0, 0
-    for batch in clock.timed("data", data.micro_batches):
-        with clock.phase("forward"):
+    # a tensor, read once at the end of the step: reading a value makes the host wait for the GPU
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    targets = 0
+    tokens = 0
+    checksum = 0
+
+    for batch in clock.time_items("data", data.micro_batches):
+        with clock.device_phase("forward"):
             losses = run.engine.packed.losses(batch.to(device))
-        with clock.phase("backward"):
+        with clock.device_phase("backward"):
             run.engine.backward(normalise_loss(losses.total, data.num_targets, run.world.size))
-        loss_sum += losses.each.sum(dtype=torch.float64)
+        loss_sum += losses.per_token.sum(dtype=torch.float64)
         targets += batch.num_targets
         tokens += batch.num_tokens
         checksum += batch.checksum
-    with clock.phase("optimizer"):
+    with clock.device_phase("optimizer"):
         update = run.engine.step()
-    summed = {"loss_sum": float(loss_sum), "targets": targets, "tokens": tokens, "checksum": checksum}
+
+    sums = {"loss": float(loss_sum), "targets": targets, "tokens": tokens, "checksum": checksum}
     clock.read_events()
-    maximised = {
-        "stop": run.stop.reason(),
-        "data_seconds": clock.seconds["data"] - waited,
+    maxima = {
+        "stop_reason": run.stop_flag.reason(),
+        "data_seconds": clock.seconds["data"] - data_seconds_before,
         "seconds": clock.now() - began,
         "peak_memory": throughput.peak_memory(device),
     }
-    over_ranks = _reduce(run.world, summed, maximised)
+    combined = _combine_over_ranks(run.world, sums, maxima)
     return StepResult(
-        loss=over_ranks["loss_sum"] / max(over_ranks["targets"], 1),
-        targets=int(over_ranks["targets"]),
-        tokens=int(over_ranks["tokens"]),
-        checksum=int(over_ranks["checksum"]),
+        loss=combined["loss"] / max(combined["targets"], 1),
+        targets=int(combined["targets"]),
+        tokens=int(combined["tokens"]),
+        checksum=int(combined["checksum"]),
         grad_norm=update.grad_norm,
         skipped=update.skipped,
-        stop=StopReason(int(over_ranks["stop"])),
-        seconds=over_ranks["seconds"],
-        data_seconds=over_ranks["data_seconds"],
-        peak_memory=int(over_ranks["peak_memory"]),
+        stop_reason=StopReason(int(combined["stop_reason"])),
+        seconds=combined["seconds"],
+        data_seconds=combined["data_seconds"],
+        peak_memory=int(combined["peak_memory"]),
     )
 
 
-def _reduce(world: World, summed: dict[str, float], maximised: dict[str, float]) -> dict[str, float]:
-    """Sum some values over the ranks and take the largest of others, by name, in one collective.
+def _combine_over_ranks(world: World, sums: dict[str, float], maxima: dict[str, float]) -> dict[str, float]:
+    """Return `sums` added over the ranks and `maxima` maximised over them, in one collective.
 
-    float64 holds every one of them exactly: a sum of CRCs stays below 2^53 for two million packs a step.
+    float64 is exact for each of the integers: a sum of CRCs stays below 2^53 for two million packs
+    a step.
     """
-    values = [*summed.values(), *maximised.values()]
-    ranks = world.all_gather(torch.tensor(values, dtype=torch.float64, device=world.device))
-    sums = ranks[:, : len(summed)].sum(0).tolist()
-    maxima = ranks[:, len(summed) :].amax(0).tolist()
-    return dict(zip([*summed, *maximised], [*sums, *maxima], strict=True))
-
-
-def _count(progress: Progress, result: StepResult, world_size: int) -> None:
-    """Count a step that is done."""
-    progress.step += 1
-    progress.tokens += result.tokens
-    progress.targets += result.targets
-    progress.seconds += result.seconds
-    progress.rank_seconds += result.seconds * world_size
-    progress.stop = result.stop
-    progress.held_out = None
+    own = torch.tensor([*sums.values(), *maxima.values()], dtype=torch.float64, device=world.device)
+    by_rank = world.all_gather(own)
+    summed = by_rank[:, : len(sums)].sum(0).tolist()
+    maximised = by_rank[:, len(sums) :].amax(0).tolist()
+    return dict(zip([*sums, *maxima], [*summed, *maximised], strict=True))
 
 
 def rewind(run: Run, step: int, fault: str) -> Progress:
-    """Load the last good checkpoint and leave the batch of step `step` out from now on; return the progress
-    to go on from.
+    """Load the last good checkpoint and skip the batch of the bad step from now on.
+
+    Args:
+        step: the bad step, counted from 0.
+        fault: the reason why it is bad.
+
+    Returns:
+        The progress of the checkpoint, from which training continues.
 
     Raises:
-        GuardError: the run is to stop on a bad step, or has rewound often enough.
+        GuardError: on_bad_step is "stop", or the run has been rewound max_rewinds times already.
     """
     if run.config.on_bad_step == "stop":
         raise GuardError(
-            f"step {step + 1}: {fault}: the last checkpoint is older; lower lr, look at the data, or set on_bad_step=rewind"
+            f"step {step + 1}: {fault}, and the last checkpoint is from before this step; lower lr, "
+            "inspect the data, or set on_bad_step=rewind"
         )
-    if len(run.skipped) >= run.config.max_rewinds:
+    if len(run.skipped_batches) >= run.config.max_rewinds:
         raise GuardError(
-            f"step {step + 1}: {fault}, after {len(run.skipped)} rewinds: lower lr, or look at the data"
+            f"step {step + 1}: {fault}, after {len(run.skipped_batches)} rewinds; lower lr, "
+            "inspect the data, or raise max_rewinds"
         )
-    run.skipped.append(run.batch_of(step))
+    batch = run.batch_index(step)
+    run.skipped_batches.append(batch)
     if run.world.is_main:
-        run.folder.record_skipped_batches(run.skipped)  # before anything else: a kill must not forget it
+        # before the checkpoint is loaded: a kill in between must not lose the skipped batch
+        run.folder.record_skipped_batches(run.skipped_batches)
     progress, _ = load_latest_checkpoint(run)
     logger.warning(
-        "step %d: %s: going back to step %d without batch %d", step + 1, fault, progress.step, run.skipped[-1]
+        "step %d: %s: rewinding to step %d and skipping batch %d", step + 1, fault, progress.step, batch
     )
-    run.spool.log(step + 1, {names.REWINDS: len(run.skipped)})
+    run.spool.log(step + 1, {names.REWINDS: len(run.skipped_batches)})
     return progress

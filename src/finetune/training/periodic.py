@@ -1,5 +1,4 @@
-"""What is done between steps: after each its metrics are logged; every so many the held-out loss is measured
-and a checkpoint saved."""
+"""The work between optimizer steps: metrics, evaluations and checkpoints."""
 
 from __future__ import annotations
 
@@ -19,8 +18,12 @@ from finetune.training.run import Progress, Run, StepResult
 logger = logging.getLogger(__name__)
 
 
-def log_step(run: Run, step: int, result: StepResult, lr: float) -> None:
-    """Log the metrics of a step; `step` counts those done, it included."""
+def log_step(run: Run, num_done: int, result: StepResult, lr: float) -> None:
+    """Log the metrics of a step.
+
+    Args:
+        num_done: number of steps done, this one included.
+    """
     tokens_per_second = result.tokens / result.seconds
     per_rank = tokens_per_second / run.world.size
     values: dict[str, float] = {
@@ -38,70 +41,83 @@ def log_step(run: Run, step: int, result: StepResult, lr: float) -> None:
     }
     if run.flops_per_token:
         values[names.MFU] = per_rank * run.flops_per_token / run.peak.flops
-    run.spool.log(step, values)
+    run.spool.log(num_done, values)
 
 
-def evaluates_after(run: Run, step: int) -> bool:
-    """Return whether an evaluation is due after `step` steps."""
+def is_evaluation_due(run: Run, num_done: int) -> bool:
+    """Return whether the weights after `num_done` steps are to be evaluated."""
     every = run.config.evaluate_every
-    return step == run.num_steps or bool(every and step % every == 0)
+    return num_done == run.num_steps or bool(every and num_done % every == 0)
 
 
 def evaluate_if_due(run: Run, progress: Progress) -> None:
-    """Evaluate after a step if that is due. A request to stop, before or amid it, comes first: there is time
-    for a checkpoint alone, and the run evaluates when it is resumed."""
-    if progress.stop or not evaluates_after(run, progress.step):
+    """Evaluate the current weights if an evaluation is due and nobody asks to stop.
+
+    A request to stop skips or breaks off the evaluation, because the remaining time may be enough
+    for a checkpoint only. The evaluation is made up for when the run is resumed.
+    """
+    if progress.stop_reason or not is_evaluation_due(run, progress.step):
         return
     try:
         progress.held_out = log_held_out(run, progress.step)
     except StopTraining as request:
-        progress.stop = request.reason
+        progress.stop_reason = request.reason
 
 
-def log_held_out(run: Run, step: int) -> HeldOut | None:
-    """Evaluate after `step` steps and log the held-out loss.
+def log_held_out(run: Run, num_done: int) -> HeldOut | None:
+    """Evaluate the current weights, log the held-out loss and check document isolation.
+
+    Isolation is checked again because untrained random weights can hide a leak between documents.
+
+    Args:
+        num_done: number of steps done.
+
+    Returns:
+        None if the corpus has no validation documents.
 
     Raises:
-        StopTraining: the ranks were asked to stop, and broke the evaluation off after the same batch.
-        GuardError: the loss is NaN or Inf; or documents see each other now, which weights that are still
-            random can hide.
+        StopTraining: a rank was asked to stop; all ranks broke the evaluation off after the same
+            batch.
+        GuardError: the loss is NaN or Inf, or packed documents attend to each other.
     """
     held_out = evaluate(run)
     if held_out:
         if not math.isfinite(held_out.loss):
             raise GuardError(
-                f"the held-out loss after step {step} is {held_out.loss}: lower lr, or look at the base"
+                f"step {num_done}: the held-out loss is {held_out.loss}; lower lr, or check the base"
             )
-        run.spool.log(step, to_metrics(held_out))
-        if step == 0 and run.world.is_main:
+        run.spool.log(num_done, to_metrics(held_out))
+        if num_done == 0 and run.world.is_main:
             run.folder.write_json(layout.BEFORE, asdict(held_out))
     check_isolation(run.engine.packed.logits, run.vocab_size, run.world.device)
     return held_out
 
 
 def evaluate(run: Run) -> HeldOut | None:
-    """Measure the held-out loss of the weights in the engine.
+    """Return the held-out loss of the weights in the engine; None without validation documents.
 
     Raises:
-        StopTraining: the ranks were asked to stop, and broke the evaluation off after the same batch.
+        StopTraining: a rank was asked to stop; all ranks broke the evaluation off after the same
+            batch.
     """
     run.engine.set_eval_mode()
-    with run.clock.waiting("evaluation"):
+    with run.clock.host_phase("evaluation"):
         return evaluate_held_out_loss(
             run.engine.packed,
             run.validation,
             run.config.micro_batch_size,
             run.corpus.unigram_loss,
             run.world,
-            run.stop_point,
+            run.raise_if_stopping,
         )
 
 
-def saves_after(run: Run, progress: Progress) -> bool:
-    """Return whether a checkpoint is due: the last one, before a stop, by the interval, or of a new best
-    held-out loss."""
-    step, every = progress.step, run.config.checkpoint_every
-    if step == run.num_steps or progress.stop or (every and step % every == 0):
+def is_checkpoint_due(run: Run, progress: Progress) -> bool:
+    """Return whether to save: after the last step, before a stop, by interval, at a new best loss."""
+    if progress.step == run.num_steps or progress.stop_reason:
+        return True
+    every = run.config.checkpoint_every
+    if every and progress.step % every == 0:
         return True
     return (
         run.config.result == "best"
@@ -111,37 +127,41 @@ def saves_after(run: Run, progress: Progress) -> bool:
 
 
 def save_checkpoint(run: Run, progress: Progress, step_seconds: float = 0.0) -> None:
-    """Save a checkpoint; warn if finishing a step and saving takes longer than a job is given before it is
-    killed."""
-    seen = LoopState(
+    """Save a checkpoint; warn if a job that is asked to stop has too little time for that.
+
+    Args:
+        step_seconds: duration of the last step; a job that is asked to stop finishes its step
+            first.
+    """
+    loop_state = LoopState(
         tokens=progress.tokens,
         targets=progress.targets,
         seconds=progress.seconds,
         rank_seconds=progress.rank_seconds,
         num_steps=run.num_steps,
-        losses=list(progress.check.recent),
+        losses=list(progress.step_check.recent),
         clock=run.clock.breakdown(),
     )
     held_out_loss = progress.held_out.loss if progress.held_out else None
-    with run.clock.waiting("checkpoint"):
-        stalled = run.checkpoints.save(run.engine, progress.step, seen, held_out_loss)
+    with run.clock.host_phase("checkpoint"):
+        save_seconds = run.checkpoints.save(run.engine, progress.step, loop_state, held_out_loss)
     run.watchdog.beat()
-    run.spool.log(progress.step, {names.CHECKPOINT_SECONDS: stalled})
-    _check_grace(run, progress.step, stalled + step_seconds)
+    run.spool.log(progress.step, {names.CHECKPOINT_SECONDS: save_seconds})
+    _check_grace_time(run, progress.step, save_seconds + step_seconds)
 
 
-def _check_grace(run: Run, step: int, needed: float) -> None:
-    """Warn if the seconds that a job is warned before it is killed are fewer than a step and a checkpoint
-    need."""
+def _check_grace_time(run: Run, num_done: int, needed: float) -> None:
+    """Warn if the scheduler's warning comes less than `needed` seconds before it kills the job."""
     cluster = run.config.cluster
     grace = cluster.signal_lead_s
     if cluster.scheduler == "local" or needed <= grace:
         return
     logger.warning(
-        "the grace time is too short: finishing a step and saving takes %.0f s, and a job is warned %d s before it is killed: "
-        "an interruption loses the steps since the last checkpoint; raise cluster.signal_lead_s to %d",
-        needed,
+        "cluster.signal_lead_s: a job is warned %d s before it is killed, but a step and a "
+        "checkpoint take %.0f s, so an interruption loses the steps since the last checkpoint; "
+        "set it to %d",
         grace,
+        needed,
         math.ceil(2 * needed),
     )
-    run.spool.log(step, {names.CHECKPOINT_BEYOND_GRACE: needed - grace})
+    run.spool.log(num_done, {names.CHECKPOINT_BEYOND_GRACE: needed - grace})

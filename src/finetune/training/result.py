@@ -1,4 +1,4 @@
-"""The end of a run: which weights are its result, saved and checked, and the summary of the run."""
+"""The end of a run: the choice of the weights that are its result, their files, and the summary."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from finetune.training.run import Progress, Run
 
 @dataclass
 class Result:
-    """The weights that are saved, by optimizer step, and their evaluation.
+    """The weights that are saved as the result of a run.
 
     Attributes:
-        step: the step whose weights they are; the last, or the one with the best held-out loss.
-        held_out: their evaluation; None without validation documents.
-        last: that of the last step.
+        step: number of optimizer steps after which the weights were taken: all steps, or those with
+            the best held-out loss.
+        held_out: evaluation of these weights; None without validation documents.
+        last: evaluation of the weights after the last step.
     """
 
     step: int
@@ -35,15 +36,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Regression:
-    """A comparison that a result loses: the metric that says so, and a warning."""
+    """A baseline that the result is worse than: the metric that records it, and a warning."""
 
     metric: names.Metric
     message: str
 
 
 def choose_result(run: Run, progress: Progress) -> Result:
-    """Bring the weights that are to be saved into the engine: with result=best those with the best held-out
-    loss.
+    """Load the result's weights into the engine: the last ones, or the best with result=best.
 
     Raises:
         GuardError: a checkpoint does not restore the weights that were evaluated.
@@ -53,75 +53,83 @@ def choose_result(run: Run, progress: Progress) -> Result:
     if run.config.result == "best" and last is not None:
         step = run.checkpoints.load_best(run.engine, progress.step)
         if step is not None and step != progress.step:
-            restored_loss = evaluate(run)
-            assert restored_loss is not None
-            guards.check_restored(step, restored_loss.loss, run.checkpoints.loss_of(step))
-            result = Result(step, restored_loss, last)
+            restored = evaluate(run)
+            assert restored is not None
+            guards.check_restored(step, restored.loss, run.checkpoints.held_out_loss(step))
+            result = Result(step, restored, last)
     for regression in find_regressions(run, result):
         run.warn(regression.message)
         run.spool.log(progress.step, {regression.metric: 1})
     if result.held_out:
-        run.spool.log(
-            progress.step, {names.RESULT_STEP: result.step, names.RESULT_LOSS: result.held_out.loss}
-        )
+        metrics: dict[str, float] = {names.RESULT_STEP: result.step, names.RESULT_LOSS: result.held_out.loss}
+        run.spool.log(progress.step, metrics)
     return result
 
 
 def find_regressions(run: Run, result: Result) -> Iterator[Regression]:
-    """Yield the comparisons that the result loses: with the start, and with token frequencies."""
+    """Yield the baselines that the result is worse than: the initial model, token frequencies."""
     if result.held_out is None:
         return
-    before, unigram = held_out_before(run), result.held_out.unigram_loss
-    measured = f"held-out loss {result.held_out.loss:.3f} after step {result.step}"
-    if before and result.held_out.loss > before.loss:
-        message = f"the result is worse than the start: {measured}, {before.loss:.3f} before the first: "
-        yield Regression(names.WORSE_THAN_START, message + "lower lr, train less, or look at the data")
-    if unigram is not None and result.held_out.loss > unigram:
-        message = f"the result is worse than token frequencies alone: {measured}, they score {unigram:.3f}: "
-        yield Regression(names.WORSE_THAN_UNIGRAM, message + "train longer, or look at lr and the data")
+    loss = result.held_out.loss
+    unigram_loss = result.held_out.unigram_loss
+    initial = read_initial_evaluation(run)
+    measured = f"held-out loss {loss:.3f} after step {result.step}"
+    if initial and loss > initial.loss:
+        message = f"the result is worse than the start: {measured}, {initial.loss:.3f} before step 1; "
+        yield Regression(names.WORSE_THAN_START, message + "lower lr, train less, or check the data")
+    if unigram_loss is not None and loss > unigram_loss:
+        message = (
+            f"the result is worse than token frequencies alone: {measured}, {unigram_loss:.3f} for them; "
+        )
+        yield Regression(names.WORSE_THAN_UNIGRAM, message + "train longer, or check lr and the data")
 
 
 def save_result(run: Run) -> None:
-    """Write model/ (full fine-tuning) or adapter/, with the tokenizer, and check what was written."""
-    trained, is_main = run.engine.model, run.world.is_main
-    adapter = save.is_adapter(trained)
-    final = run.folder.adapter if adapter else run.folder.model
+    """Write model/ (full fine-tuning) or adapter/, with the tokenizer, and check the written files.
+
+    Raises:
+        GuardError: the files do not hold the trained weights.
+    """
+    model = run.engine.model
+    is_main = run.world.is_main
+    is_adapter = save.is_adapter(model)
+    final = run.folder.adapter if is_adapter else run.folder.model
     temporary = layout.temporary_folder(final)
     if is_main:
-        shutil.rmtree(temporary, ignore_errors=True)  # of an attempt that was killed here
+        shutil.rmtree(temporary, ignore_errors=True)  # from an attempt that was killed while it saved
     written: dict[str, torch.Tensor] = {}
-    state = save.weights(trained, trainable_only=adapter)
-    save.save(trained, _note_tensors(state, written, keep=adapter), temporary, is_main)
+    state = save.gather_weights(model, trainable_only=is_adapter)
+    save.save(model, _record_tensors(state, written, keep_values=is_adapter), temporary, is_main)
     if is_main:
-        checks.check_saved(temporary, written, run.at_start)
-        if adapter:
-            checks.check_reloads(temporary, trained, written)
-        tokenizer.place(run.config.data.corpus_folder / "tokenizer", temporary)
-        end_of_turn.declare(temporary, run.corpus.tokenizer, trained)
-        shutil.rmtree(final, ignore_errors=True)  # of an attempt that was killed after this point
+        checks.check_saved(temporary, written, run.initial_adapter)
+        if is_adapter:
+            checks.check_reloads(temporary, model, written)
+        tokenizer.copy_files(run.config.data.corpus_folder / "tokenizer", temporary)
+        end_of_turn.declare(temporary, run.corpus.tokenizer, model)
+        shutil.rmtree(final, ignore_errors=True)  # from an attempt that was killed after this point
         temporary.rename(final)
     run.world.barrier()
 
 
-def _note_tensors(
-    state: Iterable[tuple[str, torch.Tensor]], written: dict[str, torch.Tensor], keep: bool
+def _record_tensors(
+    state: Iterable[tuple[str, torch.Tensor]], written: dict[str, torch.Tensor], keep_values: bool
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Pass tensors on, and note them for check_saved: an adapter's whole, a model's by shape alone."""
+    """Yield the tensors of `state`; record them in `written`, with values or as meta tensors."""
     for name, tensor in state:
         checks.check_finite(name, tensor)
-        written[name] = tensor if keep else tensor.to("meta")
+        written[name] = tensor if keep_values else tensor.to("meta")
         yield name, tensor
 
 
 def write_summary(run: Run, progress: Progress, result: Result) -> None:
-    """Write summary.json: what `finetune train` prints at the end, and what MLflow keeps beside the
-    curves."""
+    """Write summary.json, which `finetune train` prints at the end and MLflow stores."""
     seconds = {name: round(value, 3) for name, value in run.clock.breakdown().items()}
     run.spool.log(progress.step, {names.TIME.of(name): value for name, value in seconds.items()})
     if not run.world.is_main:
         return
-    trained = run.engine.model
-    parameters = list(trained.parameters())
+    model = run.engine.model
+    parameters = list(model.parameters())
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
     summary = Summary(
         run_id=run.folder.id,
         steps=progress.step,
@@ -130,9 +138,7 @@ def write_summary(run: Run, progress: Progress, result: Result) -> None:
         token_use={"train": run.data.account.token_use(), "validation": run.validation.account.token_use()},
         device=str(run.world.device),
         parameters=sum(_num_elements(parameter) for parameter in parameters),
-        trainable_parameters=sum(
-            _num_elements(parameter) for parameter in parameters if parameter.requires_grad
-        ),
+        trainable_parameters=sum(_num_elements(parameter) for parameter in trainable),
         tokens=progress.tokens,
         supervised_tokens=progress.targets,
         tokens_per_second=progress.tokens / progress.seconds if progress.seconds else None,
@@ -141,32 +147,34 @@ def write_summary(run: Run, progress: Progress, result: Result) -> None:
         peak_flops_origin=run.peak.origin,
         peak_memory_bytes=throughput.peak_memory(run.world.device),
         seconds=seconds,
-        skipped_batches=run.skipped,
-        before=held_out_before(run),
+        skipped_batches=run.skipped_batches,
+        before=read_initial_evaluation(run),
         after=result.held_out,
-        best=run.checkpoints.best_loss(),
+        best=run.checkpoints.find_best_loss(),
         last=StepLoss(step=progress.step, loss=result.last.loss) if result.last else None,
-        new_stop=end_of_turn.new_stop(run.corpus.tokenizer, trained),
+        new_stop=end_of_turn.find_new_stop(run.corpus.tokenizer, model),
         warnings=run.folder.warnings(),
-        result=str(run.folder.adapter if save.is_adapter(trained) else run.folder.model),
+        result=str(run.folder.adapter if save.is_adapter(model) else run.folder.model),
     )
     run.folder.write_json(layout.SUMMARY, summary.to_json())
 
 
-def held_out_before(run: Run) -> HeldOut | None:
-    """Return the evaluation of the untrained model; None without validation documents."""
-    before = run.folder.read_json(layout.BEFORE)
-    return None if before is None else HeldOut(**before)
+def read_initial_evaluation(run: Run) -> HeldOut | None:
+    """Return the evaluation before the first step; None without validation documents."""
+    evaluation = run.folder.read_json(layout.BEFORE)
+    return None if evaluation is None else HeldOut(**evaluation)
 
 
 def _utilisation(run: Run, progress: Progress) -> float | None:
-    """Return the model FLOPs utilisation over all steps; None where no formula holds or no step was taken."""
+    """Return the model FLOPs utilisation over all steps; None without a formula or steps."""
     if not (progress.tokens and progress.seconds and run.flops_per_token):
         return None
     return progress.tokens / progress.rank_seconds * run.flops_per_token / run.peak.flops
 
 
 def _num_elements(parameter: torch.nn.Parameter) -> int:
-    if (quantized := getattr(parameter, "quant_state", None)) is not None:
-        return int(math.prod(quantized.shape))  # two 4-bit numbers share a byte
-    return int(getattr(parameter, "ds_numel", parameter.numel()))  # under ZeRO-3 a rank holds only its slice
+    quantized = getattr(parameter, "quant_state", None)
+    if quantized is not None:
+        return int(math.prod(quantized.shape))  # the tensor itself has one byte for two 4-bit numbers
+    # under ZeRO-3 the tensor itself is this rank's slice
+    return int(getattr(parameter, "ds_numel", parameter.numel()))

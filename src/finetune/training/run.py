@@ -1,5 +1,4 @@
-"""`Run` and `Progress`: what a run is made of in a rank, and how far it is; `StepResult`: one optimizer step
-over all ranks. The other modules of training/ work on them."""
+"""The objects that the modules of training/ share: `Run`, `Progress` and `StepResult`."""
 
 from __future__ import annotations
 
@@ -30,14 +29,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Run:
-    """Everything a run is made of.
+    """The parts of a run on one rank, as setup.py builds them.
 
     Attributes:
-        at_start: an adapter's trainable tensors before the first step, on rank 0; None in full fine-tuning.
-        stop_point: called on all ranks wherever all of them can stop together; raises StopTraining if one was
-            asked to.
+        corpus: manifest of the corpus.
+        initial_adapter: trainable tensors of an adapter before the first step, on rank 0; None in
+            full fine-tuning.
+        stop_flag: set when this rank is asked to stop.
+        raise_if_stopping: raises StopTraining on all ranks if one of them was asked to stop. It is
+            a collective: all ranks call it at the same place.
         flops_per_token: model FLOPs of a token; None where no formula holds.
-        skipped: batches that are left out after a rewind.
+        skipped_batches: indices of the batches that are left out after a rewind.
     """
 
     config: TrainConfig
@@ -47,54 +49,56 @@ class Run:
     data: PackedData
     validation: PackedData
     corpus: Manifest
-    at_start: dict[str, torch.Tensor] | None
+    initial_adapter: dict[str, torch.Tensor] | None
     checkpoints: Checkpoints
     spool: Spool
-    stop: StopFlag
-    stop_point: Callable[[], None]
+    stop_flag: StopFlag
+    raise_if_stopping: Callable[[], None]
     watchdog: Watchdog
     clock: throughput.Clock
     peak: throughput.Peak
     flops_per_token: float | None
     schedule: Schedule
-    skipped: list[int]
+    skipped_batches: list[int]
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps that the run is to take."""
+        """Number of optimizer steps of the run."""
         return self.schedule.num_steps
 
     @property
     def vocab_size(self) -> int:
-        """Tokens of the corpus' tokenizer."""
+        """Number of tokens of the corpus' tokenizer."""
         return self.corpus.tokenizer.vocab_size
 
     def warn(self, message: str) -> None:
-        """Log a warning that concerns the run as a whole, once."""
+        """Log a warning about the run as a whole, on rank 0 only."""
         if self.world.is_main:
             logger.warning(message)
 
-    def batch_of(self, step: int) -> int:
-        """Return the batch that step `step` trains on: the batches in their order, without those skipped."""
-        batch = step
-        for skipped in sorted(self.skipped):
-            batch += skipped <= batch
-        return batch
+    def batch_index(self, step: int) -> int:
+        """Return the index of the batch of `step`; skipped batches are left out of the order."""
+        index = step
+        for skipped in sorted(self.skipped_batches):
+            index += skipped <= index
+        return index
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step, over all ranks.
+    """The measurements of one optimizer step, over all ranks.
 
     Attributes:
-        loss: mean over the supervised tokens of the global batch, nats.
-        targets, tokens: supervised tokens; tokens that are not padding.
-        checksum: of the step's data: equal data, equal checksum.
-        grad_norm: before clipping.
-        skipped: DeepSpeed left the weights as they were.
-        stop: the weightiest reason that a rank was given.
-        seconds, data_seconds: of the slowest rank; of them, waiting for data.
-        peak_memory: bytes, of the rank with the largest.
+        loss: mean over the supervised tokens of the global batch, in nats.
+        targets: number of supervised tokens.
+        tokens: number of tokens that are not padding.
+        checksum: of the step's data; equal data have equal checksums.
+        grad_norm: gradient norm before clipping.
+        skipped: DeepSpeed skipped the update because gradients contain NaN or Inf.
+        stop_reason: the highest StopReason of any rank.
+        seconds: duration on the slowest rank.
+        data_seconds: longest time that a rank waited for data.
+        peak_memory: largest peak memory of a rank, in bytes.
     """
 
     loss: float
@@ -103,7 +107,7 @@ class StepResult:
     checksum: int
     grad_norm: float
     skipped: bool
-    stop: StopReason
+    stop_reason: StopReason
     seconds: float
     data_seconds: float
     peak_memory: int
@@ -111,25 +115,36 @@ class StepResult:
 
 @dataclass
 class Progress:
-    """How far a run is, over all of its attempts.
+    """The progress of a run, counted over all of its attempts.
 
     Attributes:
-        step: optimizer steps done.
-        check: holds the last losses.
-        stop: why the loop ended before the last step.
-        tokens, targets: trained on so far; tokens that are not padding, and those of them that are targets.
-        seconds: of training steps alone.
-        rank_seconds: the same, times ranks.
-        num_steps: steps that the run was to take when its checkpoint was saved; 0: unknown.
-        held_out: evaluation of the weights after `step`, if there was one.
+        step: number of optimizer steps done.
+        step_check: detector of bad steps; holds the losses of the last steps.
+        stop_reason: why training stops before the last step; NONE while it continues.
+        tokens: tokens trained on, without padding.
+        targets: supervised tokens among them.
+        seconds: duration of the training steps alone.
+        rank_seconds: the same, each step multiplied by its number of ranks.
+        num_steps: total steps planned when the checkpoint was saved; 0: unknown.
+        held_out: evaluation of the weights after `step`; None if they were not evaluated.
     """
 
     step: int
-    check: StepCheck
-    stop: StopReason = StopReason.NONE
+    step_check: StepCheck
+    stop_reason: StopReason = StopReason.NONE
     tokens: int = 0
     targets: int = 0
     seconds: float = 0.0
     rank_seconds: float = 0.0
     num_steps: int = 0
     held_out: HeldOut | None = None
+
+    def add(self, result: StepResult, num_ranks: int) -> None:
+        """Count a step that was done by `num_ranks` ranks."""
+        self.step += 1
+        self.tokens += result.tokens
+        self.targets += result.targets
+        self.seconds += result.seconds
+        self.rank_seconds += result.seconds * num_ranks
+        self.stop_reason = result.stop_reason
+        self.held_out = None

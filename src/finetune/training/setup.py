@@ -1,5 +1,4 @@
-"""A run's parts, made and checked on this device before its first step; and where the run starts or
-resumes."""
+"""Set-up of a run on a rank: building and checking its parts, and its start or resume."""
 
 from __future__ import annotations
 
@@ -30,9 +29,9 @@ from finetune.training import throughput
 from finetune.training.checkpoint import Checkpoints
 from finetune.training.engine import Engine
 from finetune.training.guards import StepCheck
-from finetune.training.periodic import evaluates_after, log_held_out, save_checkpoint
+from finetune.training.periodic import is_evaluation_due, log_held_out, save_checkpoint
 from finetune.training.run import Progress, Run
-from finetune.training.schedule import Schedule, describe_leap
+from finetune.training.schedule import Schedule, describe_lr_jump
 from finetune.training.throughput import Clock, Peak
 from finetune.training.watchdog import Watchdog
 
@@ -40,44 +39,50 @@ logger = logging.getLogger(__name__)
 
 
 def set_up_run(
-    config: TrainConfig, folder: RunFolder, world: World, watchdog: Watchdog, spool: Spool, stop: StopFlag
+    config: TrainConfig,
+    folder: RunFolder,
+    world: World,
+    watchdog: Watchdog,
+    spool: Spool,
+    stop_flag: StopFlag,
 ) -> Run:
-    """Make the parts of a run and check them: the corpus, its packs, the model on this device, and its
-    losses."""
-    stop_point = partial(stop_if_asked, watchdog, world, stop)
+    """Build and check the parts of a run: the corpus, its packs, the model and the engine.
+
+    Raises:
+        StopTraining: a rank was asked to stop.
+        UserError: inputs do not fit together, or differ from those of the submission.
+        GuardError: a check of the loaded model failed.
+    """
+    raise_if_stopping = partial(raise_if_any_rank_stops, watchdog, world, stop_flag)
     corpus = run_inputs.open_corpus(config.data)
     base = base_model.resolve_for_run(config)
-    identity = _note_inputs(
-        base, corpus, folder, world
-    )  # before packs are planned: of another corpus none may be left behind
-    if not config.adapter:  # checkpoints hold all that was of the base
+    # before packs are planned: the run folder must not be left with plans of another corpus
+    identity = _check_inputs(base, corpus, folder, world)
+    if not config.adapter:
+        # checkpoints of full fine-tuning hold all weights, and so do not depend on the base
         del identity["base"]
     data, validation = _plan_packs(corpus, config.data, config.seed, folder, world)
 
-    stop_point()
-    trained = build.build(config, corpus.manifest.tokenizer, folder.merged_base, world.is_main)
-    stop_point()  # loading a large base takes long
-    kernels_in_use = kernels.install(
-        trained, config.model.kernels, world.device, partitioned=config.zero["stage"] == 3
-    )
-    engine = Engine(trained, config, world)
-    torch.manual_seed(config.seed + world.rank)  # dropout: until here all ranks drew alike
+    raise_if_stopping()
+    model = build.build(config, corpus.manifest.tokenizer, folder.merged_base, world.is_main)
+    raise_if_stopping()  # loading a large base takes long
+    partitioned = config.zero["stage"] == 3
+    kernels_in_use = kernels.install(model, config.model.kernels, world.device, partitioned=partitioned)
+    engine = Engine(model, config, world)
+    # dropout differs between ranks from here on; until now all ranks drew the same random numbers
+    torch.manual_seed(config.seed + world.rank)
+
     engine.set_eval_mode()
-    if compared := load.files_to_compare(trained, base):
-        checks.check_weights(*compared, gathered, world)
-    stop_point()
+    files = load.match_base_files(model, base)
+    if files:
+        checks.check_weights(*files, gathered, world)
+    raise_if_stopping()
     attention = _check_model(
         engine.packed, config.model.attention, corpus.manifest.tokenizer.vocab_size, world
     )
-    peak, flops_per_token = _speed_limit(trained, load.DTYPES[config.precision], world)
-    logger.info(
-        "attention: %s; kernels: %s; peak %.2f TFLOP/s a rank (%s)",
-        attention,
-        kernels_in_use,
-        peak.flops / 1e12,
-        peak.origin,
-    )
-    stop_point()
+    peak, flops_per_token = _find_speed_limits(model, load.DTYPES[config.precision], world)
+    logger.info("attention: %s; kernels: %s", attention, kernels_in_use)
+    raise_if_stopping()
     return Run(
         config=config,
         folder=folder,
@@ -86,7 +91,7 @@ def set_up_run(
         data=data,
         validation=validation,
         corpus=corpus.manifest,
-        at_start=engine.state_on_main() if save.is_adapter(trained) else None,
+        initial_adapter=engine.gather_trainable() if save.is_adapter(model) else None,
         checkpoints=Checkpoints(
             folder.checkpoints,
             config.keep_checkpoints,
@@ -94,31 +99,40 @@ def set_up_run(
             world,
         ),
         spool=spool,
-        stop=stop,
-        stop_point=stop_point,
+        stop_flag=stop_flag,
+        raise_if_stopping=raise_if_stopping,
         watchdog=watchdog,
         clock=Clock(world.device),
         peak=peak,
         flops_per_token=flops_per_token,
         schedule=Schedule.of(config, data.num_packs),
-        skipped=folder.skipped_batches(),
+        skipped_batches=folder.skipped_batches(),
     )
 
 
-def stop_if_asked(watchdog: Watchdog, world: World, stop: StopFlag) -> None:
-    """Raise StopTraining on all ranks if one of them was asked to stop; all ranks call it at the same
-    place."""
+def raise_if_any_rank_stops(watchdog: Watchdog, world: World, stop_flag: StopFlag) -> None:
+    """Raise StopTraining on all ranks if one was asked to stop; all ranks must call it."""
     watchdog.beat()
-    reason = StopReason(world.all_reduce_max(stop.reason()))
+    reason = StopReason(world.all_reduce_max(stop_flag.reason()))
     if reason:
         raise StopTraining(reason)
+
+
+def _check_inputs(
+    base: Base | None, corpus: Corpus, folder: RunFolder, world: World
+) -> dict[str, str | None]:
+    """Compare base and corpus with those of the submission; return their digests."""
+    # on every rank, so that all of them raise an error in the files
+    digests = run_inputs.compute_digests(base, corpus)
+    noted = run_inputs.record_inputs(folder, digests) if world.is_main else None
+    return dict(world.broadcast_object(noted))
 
 
 def _plan_packs(
     corpus: Corpus, settings: DataConfig, seed: int, folder: RunFolder, world: World
 ) -> tuple[PackedData, PackedData]:
-    """Plan the training and validation packs; check the plans of a run that is resumed."""
-    pack = partial(
+    """Plan the training and validation packs; if the run resumes, check its plans."""
+    plan_split = partial(
         PackedData,
         corpus,
         sequence_length=settings.sequence_length,
@@ -127,8 +141,10 @@ def _plan_packs(
         plan_folder=folder.plan,
         world=world,
     )
-    data = pack("train", sources=run_inputs.select_training_sources(settings, corpus), shuffle_seed=seed)
-    validation = pack("validation", sources=list(corpus.manifest.sources), shuffle_seed=None)
+    data = plan_split(
+        "train", sources=run_inputs.select_training_sources(settings, corpus), shuffle_seed=seed
+    )
+    validation = plan_split("validation", sources=list(corpus.manifest.sources), shuffle_seed=None)
     if folder.has_checkpoint:
         data.check_plan()
         validation.check_plan()
@@ -137,48 +153,42 @@ def _plan_packs(
     return data, validation
 
 
-def _note_inputs(base: Base | None, corpus: Corpus, folder: RunFolder, world: World) -> dict[str, str | None]:
-    """Compare what the run is trained on with what its submission noted; return the digests."""
-    digests = run_inputs.compute_digests(
-        base, corpus
-    )  # on every rank, so that all of them raise what is wrong with the files
-    noted = run_inputs.record_inputs(folder, digests) if world.is_main else None
-    return dict(world.broadcast_object(noted))
-
-
 def _check_model(packed: PackedModel, requested: str, vocab_size: int, world: World) -> str:
-    """Choose the attention that keeps packed documents apart and check the losses of the LM head; return the
-    attention."""
+    """Choose an attention that isolates packed documents; check the losses of the LM head."""
     attention = checks.choose_attention(packed, requested, vocab_size, world.device)
     checks.check_target_losses(packed, vocab_size, world.device)
     return attention
 
 
-def _speed_limit(trained: torch.nn.Module, dtype: torch.dtype, world: World) -> tuple[Peak, float | None]:
-    """Return the device's peak, and the FLOPs of a token (None where no formula holds)."""
-    world.barrier()  # ranks that share a CPU measure together
-    peak = throughput.peak_of(world.device, dtype)
+def _find_speed_limits(model: torch.nn.Module, dtype: torch.dtype, world: World) -> tuple[Peak, float | None]:
+    """Return the device's peak, and the model FLOPs of a token (None where no formula holds)."""
+    world.barrier()  # ranks that share a CPU measure at the same time
+    peak = throughput.find_peak(world.device, dtype)
+    logger.info("peak: %.2f TFLOP/s a rank (%s)", peak.flops / 1e12, peak.origin)
     try:
-        return peak, throughput.flops_per_token(trained)
+        return peak, throughput.flops_per_token(model)
     except ValueError as fault:
         logger.info("no model FLOPs utilisation: %s", fault)
         return peak, None
 
 
-# --- start or resume
-# --------------------------------------------------------------------------------------------------
+# --- start or resume ---
 
 
 def start_or_resume(run: Run) -> Progress:
-    """Start, or resume from the newest checkpoint. An evaluation that was cut short is made up for."""
+    """Start the run, or resume it from its newest checkpoint; return its progress.
+
+    An evaluation that an interruption skipped is made up for.
+    """
     progress, seconds_by_phase = load_latest_checkpoint(run)
-    run.clock.count(seconds_by_phase)
+    run.clock.add_breakdown(seconds_by_phase)
     if progress.step == 0:
         _start(run, progress)
         return progress
-    if message := describe_leap(progress.step, progress.num_steps or run.num_steps, run.schedule):
-        run.warn(message)
-    if evaluates_after(run, progress.step) and not run.checkpoints.evaluated(progress.step):
+    jump = describe_lr_jump(progress.step, progress.num_steps or run.num_steps, run.schedule)
+    if jump:
+        run.warn(jump)
+    if is_evaluation_due(run, progress.step) and not run.checkpoints.is_evaluated(progress.step):
         progress.held_out = log_held_out(run, progress.step)
         if progress.held_out:
             run.checkpoints.note_held_out_loss(progress.step, progress.held_out.loss)
@@ -186,34 +196,35 @@ def start_or_resume(run: Run) -> Progress:
 
 
 def load_latest_checkpoint(run: Run) -> tuple[Progress, dict[str, float]]:
-    """Load the newest checkpoint, if there is one: how far the run is with it, and its seconds by phase so
-    far."""
+    """Load the newest checkpoint into the engine, if there is one.
+
+    Returns:
+        The progress, which is 0 steps without a checkpoint, and the seconds by phase until then.
+    """
     state = run.checkpoints.load_newest(run.engine)
-    seen = state.seen
+    loop_state = state.loop_state
     progress = Progress(
         step=state.step,
-        check=StepCheck(run.config.spike_stds, seen.losses),
-        tokens=seen.tokens,
-        targets=seen.targets,
-        seconds=seen.seconds,
-        rank_seconds=seen.rank_seconds,
-        num_steps=seen.num_steps,
+        step_check=StepCheck(run.config.spike_stds, loop_state.losses),
+        tokens=loop_state.tokens,
+        targets=loop_state.targets,
+        seconds=loop_state.seconds,
+        rank_seconds=loop_state.rank_seconds,
+        num_steps=loop_state.num_steps,
     )
-    return progress, seen.clock
+    return progress, loop_state.clock
 
 
 def _start(run: Run, progress: Progress) -> None:
-    """Check that adapter and tokenizer can be saved, evaluate the untrained model, and save what a rewind may
-    need."""
-    if run.at_start is not None and run.world.is_main:
-        with (
-            tempfile.TemporaryDirectory() as name
-        ):  # a method that PEFT cannot restore must not be found out at the end
-            save.save(run.engine.model, run.at_start.items(), Path(name))
-            checks.check_reloads(Path(name), run.engine.model, run.at_start)
+    """Check that the result can be saved, evaluate the initial model, save it for a rewind."""
+    if run.initial_adapter is not None and run.world.is_main:
+        # an adapter that PEFT cannot restore must be found now, not at the end of the run
+        with tempfile.TemporaryDirectory() as name:
+            save.save(run.engine.model, run.initial_adapter.items(), Path(name))
+            checks.check_reloads(Path(name), run.engine.model, run.initial_adapter)
     if run.world.is_main:
         tokenizer.check(run.config)
     run.spool.log(0, {names.DATA_COUNT.of(name): count for name, count in run.data.counts.items()})
     progress.held_out = log_held_out(run, 0)
-    if run.config.on_bad_step == "rewind" and not run.checkpoints.holds(0):
+    if run.config.on_bad_step == "rewind" and not run.checkpoints.has_step(0):
         save_checkpoint(run, progress)

@@ -1,5 +1,4 @@
-"""Speed, memory and time of a rank: tokens a second, model FLOPs utilisation, peak memory, seconds by
-phase."""
+"""Measurements of a rank: model FLOPs of a token, the device's peak, memory, and seconds by phase."""
 
 from __future__ import annotations
 
@@ -19,9 +18,9 @@ from finetune.models.cpu_matmul import linear
 
 T = TypeVar("T")
 
-# Dense peak of one device in TFLOP/s, tensor cores, without sparsity, from the vendors' data sheets. (bf16,
-# fp32 as PyTorch multiplies it by default, without TF32). The first name that the device's name holds is
-# taken.
+# Dense peak of one device in TFLOP/s on tensor cores, from the vendors' data sheets: (bf16, fp32 as
+# PyTorch multiplies it by default, without TF32). The first key that the device's name contains is
+# used.
 PEAK_TFLOPS = {
     "H200": (989.4, 66.9),
     "GH200": (989.4, 66.9),
@@ -38,31 +37,37 @@ PEAK_TFLOPS = {
 
 @dataclass(frozen=True)
 class Peak:
-    """FLOP/s that one rank's device could do at most, and where the number is from: "table" or "measured"."""
+    """The highest FLOP/s of one rank's device.
+
+    Attributes:
+        flops: FLOP/s.
+        origin: "table" (PEAK_TFLOPS) or "measured".
+    """
 
     flops: float
     origin: str
 
 
 @functools.cache
-def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
-    """From the data sheet; of a device that is not listed, and of CPUs, the best of some large matrix
-    products here and now, by the library that training multiplies with.
+def find_peak(device: torch.device, dtype: torch.dtype) -> Peak:
+    """Return the device's peak from its data sheet, or measure it.
 
-    Ranks that share a CPU measure at the same time, so that each gets its share. A CPU without instructions
-    for bf16 takes seconds for one product; after a second no further one is begun.
+    The peak of a CPU, and of a GPU that is not in PEAK_TFLOPS, is the best of up to six large
+    matrix products, by the library that training multiplies with. Ranks that share a CPU measure at
+    the same time, so that each gets its share. A CPU without bf16 instructions takes seconds for
+    one product: no further product starts after one second.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for known, (bf16, fp32) in PEAK_TFLOPS.items():
             if known in name:
-                return Peak((bf16 if dtype == torch.bfloat16 else fp32) * 1e12, "table")
+                tflops = bf16 if dtype == torch.bfloat16 else fp32
+                return Peak(tflops * 1e12, "table")
     size = 8192 if device.type == "cuda" else 1024
-    a, b = (
-        torch.randn(size, size, device=device, dtype=dtype),
-        torch.randn(size, size, device=device, dtype=dtype),
-    )
-    best, spent = float("inf"), 0.0
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    b = torch.randn(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    spent = 0.0
     for _ in range(6):
         if spent > 1:
             break
@@ -70,25 +75,28 @@ def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
         linear(a, b)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        took = time.perf_counter() - began
-        best, spent = min(best, took), spent + took
+        seconds = time.perf_counter() - began
+        best = min(best, seconds)
+        spent += seconds
     return Peak(2 * size**3 / best, "measured")
 
 
 def flops_per_token(model: nn.Module) -> float:
-    """FLOPs that training needs for one token, attention's products of queries and keys left out.
+    """Return the model FLOPs of training on one token.
 
-    2 for each weight of a matrix product forward, 2 backward towards the inputs, and 2 more towards the
-    weight if it is trained: the 6 N of Kaplan et al. 2020 (Scaling Laws, §2.1) and, for an adapter on frozen
-        weights, 4 N. The input embedding is a
-    lookup and does not count; recomputed activations do not count either, which makes the share one of
-    *model* FLOPs (Chowdhery et al. 2022, PaLM, appendix B).
+    The matrix products of queries and keys in attention are left out, as they depend on the length.
+    Each weight of a matrix product costs 2 FLOPs forward, 2 backward towards the inputs, and 2 more
+    towards the weight if it is trained: the 6 N of Kaplan et al. 2020 (Scaling Laws, §2.1) and 4 N
+    for an adapter on frozen weights. The input embedding is a lookup and does not count. Recomputed
+    activations do not count either, so that the utilisation is one of model FLOPs (Chowdhery et al.
+    2022, PaLM, appendix B).
 
     Raises:
-        ValueError: a mixture of experts, where a token passes through a share of the weights only.
+        ValueError: the model is a mixture of experts, which uses a part of its weights for each
+            token.
     """
     if any("expert" in name for name, _ in model.named_modules()):
-        raise ValueError("a mixture of experts uses a share of its weights for a token")
+        raise ValueError("a mixture of experts uses only a part of its weights for each token")
     flops = 0.0
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -98,19 +106,23 @@ def flops_per_token(model: nn.Module) -> float:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that this rank had allocated on its GPU, or its largest resident set on a CPU."""
+    """Return the peak memory of this rank in bytes: allocated on its GPU, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Clock:
-    """Where the time goes: seconds by phase, in this rank. On a GPU a phase ends when the device is done with
-    it."""
+    """Seconds by phase on this rank.
+
+    Attributes:
+        seconds: by phase so far, without device phases whose events are not read yet.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
-        self._device, self._began = device, time.perf_counter()
+        self._device = device
+        self._began = time.perf_counter()
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @staticmethod
@@ -118,45 +130,48 @@ class Clock:
         return time.perf_counter()
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Device time of what is launched inside; it is read later, by `read_events`, so that nothing waits
-        for it now."""
+    def device_phase(self, name: str) -> Iterator[None]:
+        """Count the time that the device spends on the work launched inside.
+
+        On a GPU the time is read later, by `read_events`, so that the host does not wait for it
+        here.
+        """
         if self._device.type != "cuda":
-            began = time.perf_counter()
-            yield
-            self.seconds[name] += time.perf_counter() - began
+            with self.host_phase(name):
+                yield
             return
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start = torch.cuda.Event(enable_timing=True)
+        stop = torch.cuda.Event(enable_timing=True)
         start.record()
         yield
         stop.record()
         self._events.append((name, start, stop))
 
     @contextmanager
-    def waiting(self, name: str) -> Iterator[None]:
-        """Host time of what is done inside, as for data, evaluations and checkpoints."""
+    def host_phase(self, name: str) -> Iterator[None]:
+        """Count the host's time inside, for data, evaluations and checkpoints."""
         began = time.perf_counter()
         yield
         self.seconds[name] += time.perf_counter() - began
 
-    def timed(self, name: str, items: Iterable[T]) -> Iterator[T]:
-        """Yield items, counting the host time in which each is made."""
+    def time_items(self, name: str, items: Iterable[T]) -> Iterator[T]:
+        """Yield items, and count the host's time for producing each."""
         iterator = iter(items)
         while True:
-            with self.waiting(name):
+            with self.host_phase(name):
                 item = next(iterator, None)
             if item is None:
                 return
             yield item
 
     def read_events(self) -> None:
-        """Read the events of a step that has ended."""
+        """Count the device phases of a step whose work is done."""
         for name, start, stop in self._events:
             self.seconds[name] += start.elapsed_time(stop) / 1000
         self._events.clear()
 
-    def count(self, earlier: dict[str, float]) -> None:
-        """Count on from a breakdown: of earlier attempts of a run, say."""
+    def add_breakdown(self, earlier: dict[str, float]) -> None:
+        """Add the `breakdown` of the earlier attempts of a run."""
         for name, value in earlier.items():
             if name == "total":
                 self._began -= value
@@ -164,7 +179,7 @@ class Clock:
                 self.seconds[name] += value
 
     def breakdown(self) -> dict[str, float]:
-        """Seconds by phase since the clock was made, with what it was told to count, and `other` for the
-        rest."""
+        """Return the seconds by phase, with `other` for the rest and `total`, over all attempts."""
         total = time.perf_counter() - self._began
-        return {**self.seconds, "other": max(0.0, total - sum(self.seconds.values())), "total": total}
+        other = max(0.0, total - sum(self.seconds.values()))
+        return {**self.seconds, "other": other, "total": total}

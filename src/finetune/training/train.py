@@ -1,4 +1,4 @@
-"""One training run of a rank, from a config to a saved result: set up, start or resume, train, save."""
+"""One training run on a rank, from a config to a saved result: set up, start or resume, train, save."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from finetune.training.watchdog import Watchdog
 logger = logging.getLogger(__name__)
 
 
-def train(config: TrainConfig, folder: RunFolder, world: World, stop: StopFlag) -> RunState:
+def train(config: TrainConfig, folder: RunFolder, world: World, stop_flag: StopFlag) -> RunState:
     """Train, or resume, the run in `folder`; all ranks call it.
 
     Args:
-        stop: asked whether to stop, on every rank, wherever all of them can stop together.
+        stop_flag: checked on every rank wherever all of them can stop together.
 
     Returns:
-        COMPLETED; STOPPED if a person asked for it; INTERRUPTED if the scheduler did, or the job's time was
-        up. Whatever was trained is in a checkpoint then.
+        COMPLETED; STOPPED if a person asked for it; INTERRUPTED after a signal of the scheduler or
+        at the end of the job's time. After STOPPED and INTERRUPTED, all finished steps are in a
+        checkpoint.
 
     Raises:
-        UserError: the user's mistake, or a guard's finding, in one line.
+        UserError: a mistake of the user's, or the finding of a guard, in one line.
     """
     folder.jobs.mkdir(exist_ok=True)
 
@@ -43,17 +44,18 @@ def train(config: TrainConfig, folder: RunFolder, world: World, stop: StopFlag) 
         Spool(folder.metrics, enabled=world.is_main) as spool,
     ):
         try:
-            run = set_up_run(config, folder, world, watchdog, spool, stop)
-            progress = train_steps(run, start_or_resume(run))
-            if not progress.stop:
+            run = set_up_run(config, folder, world, watchdog, spool, stop_flag)
+            progress = start_or_resume(run)
+            progress = train_steps(run, progress)
+            if not progress.stop_reason:
                 result = choose_result(run, progress)
                 save_result(run)
                 write_summary(run, progress, result)
             run.engine.close()
-        except (
-            StopTraining
-        ) as request:  # before the first step, or in an evaluation of what a checkpoint holds
+        except StopTraining as request:
+            # raised outside the loop: during set-up, or by an evaluation of weights that a
+            # checkpoint holds
             state = request.reason.state
-            logger.info("stopping (%s): %s", state, stop.describe() or "another rank was asked to")
+            logger.info("stopping (%s): %s", state, stop_flag.describe() or "another rank was asked to")
             return state
-    return progress.stop.state
+    return progress.stop_reason.state

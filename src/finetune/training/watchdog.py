@@ -1,4 +1,4 @@
-"""The watchdog: ends a job in which a rank hangs, and leaves a stack dump of every rank."""
+"""A watchdog that ends a job in which a rank hangs, and dumps the stacks of every rank."""
 
 from __future__ import annotations
 
@@ -12,33 +12,36 @@ from types import TracebackType
 
 
 class Watchdog:
-    """Ends a job in which nothing happens any more, and leaves a stack dump of every rank.
+    """Context manager that dumps stacks and ends this process if `beat` is not called for a while.
 
-    A hung rank stops its peers in their next collective, so all of them fall silent and each dumps its own
-    stacks, from Python's C-level timer, which needs no lock that the hung thread may hold. GRACE seconds
-    later the rank leaves.
+    A hung rank blocks its peers in their next collective, so no rank makes progress and each dumps
+    its own stacks: from faulthandler's C-level timer, which needs no lock that the hung thread may
+    hold. The process exits GRACE seconds later.
 
     Args:
-        file: where this rank's stacks go.
-        seconds: silence that is a hang. Loading, evaluations and checkpoints need not `beat` more often than
-            that.
-        record: called with the fault, for people, before the process ends; it has RECORD_SECONDS.
+        file: receives this rank's stacks; removed if the rank did not hang.
+        seconds: time without `beat` that counts as a hang. Loading, evaluations and checkpoints
+            must each take less.
+        record: called with the reason, as one line for people, before the process exits; it has
+            RECORD_SECONDS.
     """
 
     GRACE = 15.0
     RECORD_SECONDS = 10.0
 
     def __init__(self, file: Path, seconds: float, record: Callable[[str], None]) -> None:
-        self._seconds, self._record, self._path = seconds, record, file
+        self._path = file
+        self._seconds = seconds
+        self._record = record
         self._file = file.open("w", encoding="utf-8")
         self._ended = threading.Event()
-        self._last = time.monotonic()
+        self._last_beat = time.monotonic()
         self.beat()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def beat(self) -> None:
-        """Something happened."""
-        self._last = time.monotonic()
+        """Report progress: the time without progress starts again at 0."""
+        self._last_beat = time.monotonic()
         faulthandler.dump_traceback_later(self._seconds, file=self._file)
 
     def __enter__(self) -> Watchdog:
@@ -54,13 +57,18 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._ended.wait(min(1.0, self._seconds)):
-            if time.monotonic() - self._last > self._seconds + self.GRACE:
-                # in a thread: on a file system that hangs or is full the record fails, and the hang must end
-                # all the same
-                try:
-                    fault = f"no progress for {self._seconds:.0f} s: a rank hangs; its stack is in {self._path.parent}"
-                    recorder = threading.Thread(target=self._record, args=(fault,), daemon=True)
-                    recorder.start()
-                    recorder.join(self.RECORD_SECONDS)
-                finally:
-                    os._exit(1)
+            if time.monotonic() - self._last_beat > self._seconds + self.GRACE:
+                self._end_process()
+
+    def _end_process(self) -> None:
+        reason = (
+            f"no progress for {self._seconds:.0f} s: a rank hangs; read the stacks in {self._path.parent}"
+        )
+        # In a thread of its own: recording fails or blocks on a file system that is full or hangs,
+        # and the process must end all the same.
+        try:
+            recorder = threading.Thread(target=self._record, args=(reason,), daemon=True)
+            recorder.start()
+            recorder.join(self.RECORD_SECONDS)
+        finally:
+            os._exit(1)
