@@ -34,18 +34,19 @@ class LimitsConfig:
 
     max_record_bytes: int = setting(
         64 * 2**20,
-        "bytes of one record, at most: a line, an element of an array, a document that must be read whole",
+        "maximum bytes of one record: a line, an element of an array, or a document that is read as a whole",
     )
     max_unpacked_bytes: int = setting(
-        2**40, "bytes that one file unpacks to, all its members together, at most"
+        2**40, "maximum bytes that one file unpacks to, all its members together"
     )
     max_ratio: float = setting(
         200.0,
-        "ratio of unpacked to packed bytes, at most, once 16 MiB are unpacked; text has 3 to 30, a bomb 1,000",
+        "maximum ratio of unpacked to packed bytes, checked after 16 MiB; text has 3 to 30, a zip bomb 1,000",
     )
     max_depth: int = setting(
         3,
-        "archives and compressed files inside each other, at most; .json.gz in a .tar.gz is three deep",
+        "maximum depth of archives and compressed files inside each other; a .json.gz in a .tar.gz has "
+        "depth 3",
     )
 
     def __post_init__(self) -> None:
@@ -57,20 +58,23 @@ class LimitsConfig:
 class MixtureRule:
     """The share of a source's documents that a corpus uses, for some written standards and years."""
 
-    languages: list[str] = setting([], "ISO 639-3 codes, as the language stage found them; empty: any")
+    languages: list[str] = setting(
+        [], "ISO 639-3 codes that the rule applies to, as detected by the language stage; empty: all"
+    )
     years: list[int] = setting(
         [],
-        "first and last year of the document's date, both included; empty: any, and documents without a date",
+        "first and last year (inclusive) of the documents that the rule applies to; empty: all, and "
+        "documents without a date",
     )
     weight: float = setting(
         1.0,
-        "how often each document is used: 0.25 takes a quarter of them, 2.5 takes each twice and half of "
-        "them a third time; validation documents are never repeated",
+        "number of times that each document is used: 0.25 uses a quarter of them once, 2.5 uses all twice "
+        "and half of them a third time; validation documents are never repeated",
     )
     max_tokens: int | None = setting(
         None,
-        "training tokens at which this rule has enough; documents beyond are left out by the same order as "
-        "with a weight below one, of validation in the same proportion",
+        "maximum training tokens of the rule; further documents are left out at random, and the same share "
+        "of validation documents",
     )
 
     def __post_init__(self) -> None:
@@ -85,36 +89,39 @@ class MixtureRule:
 
 @dataclass(kw_only=True)
 class SourceConfig:
-    """One body of text under one licence."""
+    """A collection of texts under one licence."""
 
-    reader: str = setting(REQUIRED, f"how its files are read: {', '.join(READERS)}")
+    reader: str = setting(REQUIRED, f"reader of its files: {', '.join(READERS)}")
     path: str = setting(
         REQUIRED,
-        "a file, a folder or an archive, as that reader takes it; files may be packed by gzip, zstd, bzip2 "
-        "or xz, and lie in tar or zip archives",
+        "a file, a folder or an archive; files may be compressed with gzip, zstd, bzip2 or xz, and packed in "
+        "tar or zip archives",
     )
     license: str = setting(
-        REQUIRED, "SPDX identifier, or NLOD-2.0 and its kin; it follows every document to the model card"
+        REQUIRED, "SPDX identifier of the licence, or NLOD-2.0; kept with every document up to the model card"
     )
-    attribution: str = setting("", "the words a licence asks for, if it asks for any")
+    attribution: str = setting("", "attribution that the licence requires, if it requires one")
     language: str = setting(
-        "", "ISO 639-3 code that the source claims for documents that claim none themselves"
+        "", "ISO 639-3 code that the source claims for documents without a language code of their own"
     )
     fields: dict[str, str] = setting(
         {},
-        "for records (jsonl, chat, table …), as our name: the key or column in the record, where they differ; our names "
-        "are listed below, by reader",
+        "for readers of records (jsonl, chat, table …): {our name: key or column in the record}, where the "
+        "two differ; our names are listed below, by reader",
     )
-    options: dict[str, Any] = setting({}, "settings of this reader alone; they are listed below, by reader")
+    options: dict[str, Any] = setting({}, "options of the reader; they are listed below, by reader")
     max_broken_share: float = setting(
         0.01,
-        "share of its records that may be unreadable; beyond it and max_broken, preparation stops",
+        "largest share of unreadable records; preparation stops if it and max_broken are both exceeded",
     )
-    max_broken: int = setting(10, "records that may be unreadable, whatever their share")
+    max_broken: int = setting(
+        10, "number of unreadable records that is always accepted, whatever their share"
+    )
     limits: LimitsConfig = section(LimitsConfig)
     mixture: list[MixtureRule] = setting(
         [],
-        "rules; the first that fits a document decides, one that none fits is left out; empty: all, once",
+        "rules; the first rule that applies to a document is used, and a document without one is left out; "
+        "empty: every document is used once",
     )
 
     def __post_init__(self) -> None:
@@ -136,7 +143,7 @@ class CorpusConfig:
 
     name: str = setting(REQUIRED, "name of the corpus and of its folder")
     sources: dict[str, SourceConfig] = setting(
-        REQUIRED, "bodies of text by names of your choice, which name metrics and files"
+        REQUIRED, "sources by names of your choice, which also appear in metrics and file names"
     )
     boilerplate: BoilerplateConfig = section(BoilerplateConfig)
     language: LanguageConfig = section(LanguageConfig)
@@ -147,7 +154,9 @@ class CorpusConfig:
     split: SplitConfig = section(SplitConfig)
     tokenizer: TokenizerConfig = section(TokenizerConfig)
     chat: ChatConfig = section(ChatConfig)
-    shard_tokens: int = setting(16_000_000, "a shard is closed once it holds this many tokens")
+    shard_tokens: int = setting(
+        16_000_000, "tokens in a shard of the corpus, after which the next shard begins"
+    )
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -196,21 +205,20 @@ class CorpusConfig:
 class PrepareConfig:
     """Settings of a preparation, the same for every corpus."""
 
-    corpus: CorpusConfig = setting(REQUIRED, "name of a corpus file, whose settings are below")
-    corpora_dir: str = setting("corpora", "where corpus folders are written")
+    corpus: CorpusConfig = setting(REQUIRED, "name of a corpus file; its settings are listed below")
+    corpora_dir: str = setting("corpora", "folder to which corpora are written")
     downloads_dir: str = setting(
         "downloads",
-        "where raw sources lie, for corpus files that name ${downloads_dir}, as corpus=mixture does",
+        "folder of raw sources, for corpus files that refer to ${downloads_dir}, as corpus=mixture does",
     )
     workers: int | None = setting(
         None,
-        "processes, on which the corpus does not depend; unset: one a core, fewer for a small corpus",
+        "number of processes; it does not affect the corpus; unset: one per core, fewer for a small corpus",
     )
     shard_characters: int = setting(
         16_000_000,
-        "characters in a shard of the stages, which is what is repeated after a process was killed; while "
-        "sources are read, that is a task: a large file, or some small ones; the corpus does not depend on "
-        "it",
+        "characters in a shard of a stage, which is repeated if its process is killed (while sources are "
+        "read, the unit is one large file or several small ones); it does not affect the corpus",
     )
 
     def __post_init__(self) -> None:

@@ -20,24 +20,25 @@ TARGETS = ("answers", "everything")
 
 @dataclass(kw_only=True)
 class BoilerplateConfig:
-    """Cutting of the lines that frame the pages of a site, at the head and foot of its documents."""
+    """Removal of lines that a site repeats at the top and bottom of its pages (menus, footers, notices)."""
 
     readers: list[str] = setting(
         ["jsonl", "maalfrid", "markdown", "pdf", "table", "text", "webpage"],
-        "readers whose sources have such a frame; laws, minutes and the like are left as they are",
+        "readers whose sources have such lines; documents of other readers are not changed",
     )
     sites: list[str] = setting(
         [],
-        "names of sources whose documents without a host in their URL are the pages of one site; of other "
-        "sources, documents without a host are left as they are",
+        "names of sources that are one site each, although their documents have no host in a URL; other "
+        "documents without a host are not changed",
     )
     min_documents: int = setting(
-        5, "documents of a site that must hold a line before it counts as a part of the frame; 2 or more"
+        5, "number of documents of a site (2 or more) in which a line must occur to be removed"
     )
-    min_share: float = setting(0.9, "share of the site's documents that must hold the line as well")
+    min_share: float = setting(0.9, "share of the site's documents in which a line must occur to be removed")
     max_cut: float = setting(
         0.9,
-        "a document that would lose more than this share of its letters is a copy of another: it is left",
+        "a document that would lose more than this share of its letters is not changed, because it is "
+        "probably a copy of another",
     )
 
     def __post_init__(self) -> None:
@@ -48,29 +49,29 @@ class BoilerplateConfig:
 
 @dataclass(kw_only=True)
 class LanguageConfig:
-    """Written standards that are kept (ISO 639-3), and how much a source's claim counts."""
+    """Languages and written standards to keep (ISO 639-3), and the weight of a source's claim."""
 
     keep: list[str] = setting(
         ["nob", "nno"],
-        f"codes among {', '.join(LANGUAGES)}; documents in both Norwegian standards (nor) if both are kept",
+        f"languages to keep, among {', '.join(LANGUAGES)}; documents in both Norwegian standards (nor) are "
+        "kept if both nob and nno are",
     )
     min_characters: int = setting(
-        60, "shorter documents keep the language that their source claims, and are dropped if it claims none"
+        60, "shorter documents get the language that their source claims; they are dropped if it claims none"
     )
     claim_weight: float = setting(
         0.5,
-        "weight of the source's claim, as a share of the document's letters: at 0.5 the text must be 75% in "
-        "another language to overrule it, at 0 the claim is ignored, at 1 it always holds",
+        "weight of the source's claim, as a share of the document's letters: at 0.5, 75% of the text must be "
+        "in another language to override the claim; at 0 the claim is ignored, at 1 it always decides",
     )
     mixed_share: float = setting(
         0.15,
-        "share of the letters that each standard must surely have before a document counts as mixed (nor)",
+        "share of letters certainly in each standard from which a document counts as mixed (nor)",
     )
     other_parts: str = setting(
         "cut",
-        f"paragraphs that are surely in a language outside {', '.join(LANGUAGES)} (Polish, Arabic …): cut "
-        "them from documents that are kept, and keep the Norwegian parts of documents that would be "
-        "dropped; or keep them, and judge documents whole",
+        f"paragraphs certainly in a language other than {', '.join(LANGUAGES)} (Polish, Arabic …): cut "
+        "removes them, and keeps the Norwegian parts of documents that would be dropped; keep leaves documents whole",
     )
 
     def __post_init__(self) -> None:
@@ -82,58 +83,60 @@ class LanguageConfig:
 
 @dataclass(kw_only=True)
 class QualityConfig:
-    """Limits outside which a document of running text is dropped; null switches a limit off. Conversations,
-    prompts and answers are not judged.
+    """Limits on documents of running text; a document outside one is dropped, and null switches a limit off.
+    Conversations, prompts and answers are not checked.
 
     data_prep/stages/quality.py names the rules and where each comes from.
     """
 
     skip_readers: list[str] = setting(
         ["conllu"],
-        "readers whose sources are not judged, but counted; treebanks are single sentences, for evaluation",
+        "readers whose sources are counted but never dropped; treebanks are single sentences, for evaluation",
     )
-    skip_sources: list[str] = setting([], "names of further sources that are not judged, but counted")
-    min_words: int | None = setting(5, "words of a document, at least")
-    max_words: int | None = setting(1_000_000, "words of a document, at most")
-    min_word_length: float | None = setting(2.5, "mean length of its words in characters, at least")
-    max_word_length: float | None = setting(12.0, "mean length of its words in characters, at most")
-    min_letter_words: float | None = setting(0.35, "share of words that have a letter, at least")
+    skip_sources: list[str] = setting([], "names of further sources that are counted but never dropped")
+    min_words: int | None = setting(5, "minimum number of words")
+    max_words: int | None = setting(1_000_000, "maximum number of words")
+    min_word_length: float | None = setting(2.5, "minimum mean length of words, in characters")
+    max_word_length: float | None = setting(12.0, "maximum mean length of words, in characters")
+    min_letter_words: float | None = setting(0.35, "minimum share of words that contain a letter")
     min_function_words: int | None = setting(
         2,
-        "different ones of the commonest small words of Norwegian, Danish, Swedish or English, at least",
+        "minimum number of different function words (og, er, på …) of Norwegian, Danish, Swedish or English",
     )
-    max_symbol_share: float | None = setting(0.1, "ratio of '#', '…' and similar symbols to words, at most")
-    max_bullet_lines: float | None = setting(0.95, "share of lines that begin with a bullet, at most")
-    max_ellipsis_lines: float | None = setting(0.3, "share of lines that end in an ellipsis, at most")
+    max_symbol_share: float | None = setting(0.1, "maximum ratio of '#', '…' and similar symbols to words")
+    max_bullet_lines: float | None = setting(0.95, "maximum share of lines that begin with a bullet")
+    max_ellipsis_lines: float | None = setting(0.3, "maximum share of lines that end in an ellipsis")
     max_code_share: float | None = setting(
-        0.1, "share of the characters that are braces, angle brackets, semicolons and the like, at most"
+        0.1, "maximum share of braces, angle brackets, semicolons and similar characters"
     )
     max_lorem_ipsum: float | None = setting(
-        0.5, "share of the words that are a printer's dummy text, at most"
+        0.5, "maximum share of words that are placeholder text (lorem ipsum)"
     )
     max_broken_share: float | None = setting(
-        0.001, "share of the characters that are U+FFFD or for private use (letters that were lost), at most"
+        0.001, "maximum share of characters that are U+FFFD or of a private use area (lost letters)"
     )
     max_spaced_letters: float | None = setting(
-        0.3, "share of words that are one letter, at most; as in s p a c e d text from a PDF"
+        0.3, "maximum share of words of one letter, as in s p a c e d text from a PDF"
     )
     max_duplicate_lines: float | None = setting(
         0.5,
-        "share of the characters in lines that stood earlier in the document, after the same line, at most",
+        "maximum share of characters in lines that repeat an earlier line together with the line before it",
     )
     max_duplicate_paragraphs: float | None = setting(
-        0.5, "share of the characters in paragraphs that stood earlier, after the same paragraph, at most"
+        0.5,
+        "maximum share of characters in paragraphs that repeat an earlier one together with the one before",
     )
     max_top_ngrams: list[float] | None = setting(
         [0.45, 0.3, 0.25],
-        "share of the characters in the commonest sequence of 2, 3 and 4 words, at most, numbered references left out",
+        "maximum shares of characters in the most frequent sequence of 2, of 3 and of 4 words; numbered "
+        "references do not count",
     )
     max_duplicate_ngrams: float | None = setting(
         0.65,
-        "share of the characters in sequences of 5 words that stood earlier, at most; a document above it "
-        "is dropped if sequences of 30 words exceed it too, or those of 5 words exceed the mean of it and 1",
+        "maximum share of characters in repeated sequences of 5 words; a document above it is dropped if "
+        "sequences of 30 words exceed it too, or if those of 5 words exceed the mean of it and 1",
     )
-    repetition_from: int = setting(100, "words from which on a document is examined for repetition")
+    repetition_from: int = setting(100, "number of words from which documents are checked for repetition")
 
     def __post_init__(self) -> None:
         if self.max_top_ngrams is not None and len(self.max_top_ngrams) != 3:
@@ -144,21 +147,21 @@ class QualityConfig:
 
 @dataclass(kw_only=True)
 class DeduplicateConfig:
-    """Removal of documents that repeat another; exact duplicates always are removed."""
+    """Removal of near duplicates of documents; exact duplicates are always removed."""
 
-    near: bool = setting(True, "whether near duplicates are removed too")
+    near: bool = setting(True, "whether near duplicates are removed")
     similarity: float = setting(
         0.6,
-        "Jaccard similarity of the sets of word 5-grams from which on two documents are near duplicates; a "
-        "copy in which 3% of the words were changed has about 0.75",
+        "Jaccard similarity of word 5-grams from which two documents are near duplicates; a copy with 3% of "
+        "its words changed has about 0.75",
     )
     tell_apart: bool = setting(
         True,
-        "whether similar documents with contradicting titles, numbers, dates, names or words are kept",
+        "whether similar documents are kept if their titles, numbers, dates, names or words contradict",
     )
     bands: int = setting(
         25,
-        "bands of the 128 minima of MinHash; more bands find less similar documents, and compare more",
+        "number of bands of the 128 MinHash values; more bands find less similar documents and take longer",
     )
 
     def __post_init__(self) -> None:
@@ -168,22 +171,25 @@ class DeduplicateConfig:
 
 @dataclass(kw_only=True)
 class DecontaminateConfig:
-    """Removal of text that evaluation sets hold too."""
+    """Removal of text that also occurs in evaluation sets."""
 
     sets: dict[str, str] = setting(
         {},
-        "evaluation sets, as name: file or folder; JSON, JSON lines, SQuAD, tables, Parquet, Arrow or text "
-        "files, packed or not; every string of a record counts",
+        "evaluation sets, as {name: file or folder}; JSON, JSON lines, SQuAD, tables, Parquet, Arrow or text "
+        "files, compressed or not; all strings of a record are compared",
     )
     words: int = setting(
         13,
-        "a sequence of so many words that stands in an evaluation set too is an overlap; shorter texts of a "
-        "set are compared whole, down to min_words",
+        "length in words of a sequence that counts as an overlap if it also occurs in an evaluation set; "
+        "shorter texts of a set, down to min_words, are compared whole",
     )
-    min_words: int = setting(8, "texts of a set with fewer words are too common to be compared")
+    min_words: int = setting(
+        8, "texts of a set with fewer words are not compared, because they are too common"
+    )
     action: str = setting(
         "drop",
-        "drop the document, or cut the paragraphs that hold an overlap; a conversation is dropped in both",
+        "action on an overlap: drop the document, or cut its paragraphs with an overlap; conversations are "
+        "always dropped",
     )
 
     def __post_init__(self) -> None:
@@ -203,20 +209,21 @@ class DeidentifyConfig:
     """Masking of national identity numbers."""
 
     national_identity_number: str = setting(
-        "[fødselsnummer]", "replaces a valid fødselsnummer, D-number, H-number or synthetic number"
+        "[fødselsnummer]", "replacement for a valid fødselsnummer, D-number, H-number or synthetic number"
     )
 
 
 @dataclass(kw_only=True)
 class SplitConfig:
-    """Which groups of documents are held out."""
+    """Selection of the groups of documents that are held out for validation."""
 
     validation_share: float = setting(
-        0.1, "expected share of groups in the validation split, from 0 up to, not including, 1"
+        0.1, "expected share of groups in the validation split; at least 0 and below 1"
     )
     seed: int = setting(
         0,
-        "a group's side is a function of seed and group alone: it does not change when the corpus grows",
+        "seed of the selection; a group's split depends only on the seed and the group, so it does not "
+        "change when the corpus grows",
     )
 
     def __post_init__(self) -> None:
@@ -225,22 +232,23 @@ class SplitConfig:
 
 @dataclass(kw_only=True)
 class TokenizerConfig:
-    """The tokenizer, that of an existing model folder or one trained on the corpus."""
+    """The tokenizer: that of a model folder, or one trained on the corpus."""
 
     path: str | None = setting(
-        None, "a folder with tokenizer.json (a model folder on disk); unset: train one"
+        None, "folder with tokenizer.json, as a model folder; unset: train a tokenizer on the corpus"
     )
     vocab_size: int = setting(
-        8000, "size of a trained byte-level BPE vocabulary, special tokens included; 300 or more"
+        8000, "vocabulary size of a tokenizer trained here (byte-level BPE), with special tokens; 300 or more"
     )
     add_tokens: list[str] = setting(
         [],
-        "words or pieces to add to the tokenizer at path, one token each; training enlarges the model",
+        "words or parts of words to add to the tokenizer in path, one token each; training then enlarges the "
+        "model's embeddings",
     )
     library: str = setting(
         "auto",
-        "library that encodes running text: auto takes gigatoken where it is installed and gives the same "
-        "tokens on a sample of the corpus; tokenizers takes tokenizers",
+        "library that encodes running text: auto uses gigatoken if it is installed and gives the same tokens "
+        "on a sample of the corpus, otherwise tokenizers",
     )
 
     def __post_init__(self) -> None:
@@ -260,25 +268,25 @@ class TokenizerConfig:
 
 @dataclass(kw_only=True)
 class ChatConfig:
-    """How conversations, prompts and completions become tokens; sources of running text do not use it."""
+    """Conversion of conversations, prompts and completions to tokens; not used for running text."""
 
     targets: str = setting(
         "answers",
-        "what the model learns to write: answers (the assistant's turns, completions) or everything",
+        "text to train on: answers (the assistant's turns and completions) or everything",
     )
     template: str | None = setting(
         None,
-        "a file with a Jinja chat template, or default for the one that comes with trained tokenizers; "
-        "unset: the tokenizer's own",
+        "file with a Jinja chat template, or default for the template of tokenizers trained here; unset: the "
+        "template of the tokenizer",
     )
     template_arguments: dict[str, Any] = setting(
         {},
-        'variables for the template, as {enable_thinking: false}, or {date_string: "1 Jan 2026"} for one that would '
-        "otherwise write the day of preparation into the shards",
+        'variables of the template, as {enable_thinking: false}; {date_string: "1 Jan 2026"} fixes the date '
+        "in a template that would otherwise insert the current one",
     )
     system: dict[str, str] = setting(
         {},
-        "system prompts by written standard (nob, nno, … or nor) for conversations that bring none",
+        "system prompts by written standard (nob, nno, … or nor), for conversations without a system prompt",
     )
 
     def __post_init__(self) -> None:

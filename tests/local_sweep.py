@@ -1,8 +1,7 @@
-"""Runs local sweeps with small stand-ins for the ranks: nothing is trained.
+"""Local sweeps with stand-ins for the ranks: commands, signals and files are real, training is not.
 
-The command, its signals and its files are real. `python -m tests.local_sweep ARGUMENTS` is
-`finetune ARGUMENTS`. A stand-in waits for the file `finish` in the working directory and completes, or for
-the stop file of its run and stops.
+`python -m tests.local_sweep ARGUMENTS` runs `finetune ARGUMENTS`. A stand-in completes its run when the
+file `finish` is in the working directory, and stops the run when the run's stop file is there.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import json, os, pathlib, sys, time
 run = pathlib.Path(sys.argv[2]).parent
 while not (stopped := (run / "stop").exists()) and not pathlib.Path("finish").exists():
     time.sleep(0.02)
-time.sleep(0.1)  # a rank needs some time to exit, too
+time.sleep(0.1)  # like a rank that is about to exit
 if not stopped:
     loss = 5.0 - 1000 * float(next(l for l in open(run / "config.yaml") if l.startswith("lr:")).split()[1])
     body = {"after": {"loss": loss}, "before": {"loss": 9.0}, "warnings": []}
@@ -33,7 +32,7 @@ if not stopped:
 
 
 def start_stand_in(run: RunFolder, config: TrainConfig) -> Controller:
-    """Start a stand-in in a session of its own; its command line looks like submitit's controller."""
+    """Start a stand-in for submitit's controller, in a session of its own like the controller."""
     run.jobs.mkdir(exist_ok=True)
     command = [sys.executable, "-c", STAND_IN, "submitit.core._submit", str(run.jobs)]
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

@@ -1,4 +1,4 @@
-"""Runs the command line as on a login node: in a Python without the packages of finetune[train]."""
+"""The command line on a login node, in a Python without the packages of finetune[train]."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-# A Python with the packages of `pip install finetune`, without those that finetune[train] adds.
+# A script that runs calls as if only the packages of `pip install finetune` were installed.
 LOGIN_NODE = """\
 import json, sys
 from importlib import metadata
-absent = "torch deepspeed transformers peft accelerate datasets mlflow safetensors bitsandbytes".split()
+absent = (
+    "torch", "deepspeed", "transformers", "peft", "accelerate", "datasets", "mlflow",
+    "safetensors", "bitsandbytes",
+)
 sys.modules.update(dict.fromkeys(absent))
 version = metadata.version
 metadata.version = lambda name: version(f"no-{name}" if name in absent else name)
@@ -25,7 +28,7 @@ for arguments in json.loads(sys.argv[1]):
 
 
 def run_on_login_node(*calls: list[str], cwd: Path) -> list[str]:
-    """Run calls of the command line in turn, and return the lines of stdout and stderr together."""
+    """Run calls of the command line in a Python without torch; return all lines of output."""
     command = [sys.executable, "-c", LOGIN_NODE, json.dumps(calls)]
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd, check=False

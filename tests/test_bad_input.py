@@ -1,4 +1,4 @@
-"""A user's mistake gives one clear line, a non-zero exit, and loses nothing."""
+"""A user's mistake gives one error line and exit code 2, and loses no data."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tests.models import write_base
 
 MODEL = "model=llama_tiny"
 FULL = "adapter=none"
+TRAIN = [MODEL, FULL, "corpus=mine"]
 
 
 @pytest.fixture
@@ -30,12 +31,14 @@ def corpus(tmp_path: Path) -> Path:
 def refuse(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """Run a command that must be refused; its one line. No run folder may be left, and no corpus half
-    made."""
+    """Return a function that runs a wrong command and returns its error line.
+
+    It checks that no run folder and no unfinished corpus is left.
+    """
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> str:
-        capsys.readouterr()  # what the test's own preparations said
+        capsys.readouterr()  # drop the output of earlier commands of the test
         with pytest.raises(SystemExit) as ended:
             cli.main(arguments)
         out, err = capsys.readouterr()
@@ -52,30 +55,30 @@ def refuse(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "parts"),
     [
-        ([MODEL, FULL, "corpus=mine", "lrr=1"], ["lrr", "did you mean 'lr'"]),
-        ([MODEL, FULL, "corpus=mine", "cluster.ranks=2"], ["cluster.ranks"]),
-        ([MODEL, FULL, "corpus=mine", "+lr_=1"], ["unknown setting 'lr_'"]),
-        ([MODEL, FULL, "corpus=mine", "+data.packing=1"], ["unknown setting 'data.packing'"]),
-        ([MODEL, FULL, "corpus=mine", "--lr", "1e-4"], ["unknown option --lr", "lr=1e-4"]),
+        ([*TRAIN, "lrr=1"], ["lrr", "did you mean 'lr'"]),
+        ([*TRAIN, "cluster.ranks=2"], ["cluster.ranks"]),
+        ([*TRAIN, "+lr_=1"], ["unknown setting 'lr_'"]),
+        ([*TRAIN, "+data.packing=1"], ["unknown setting 'data.packing'"]),
+        ([*TRAIN, "--lr", "1e-4"], ["unknown option --lr", "lr=1e-4"]),
         ([MODEL, FULL, "corpus=høringer"], ["corpora/høringer"]),
-        ([MODEL, FULL, "corpus=mine", "data.include_sources=[letters,høring]"], ["unknown source høring"]),
-        ([MODEL, FULL, "corpus=mine", "lr=1e-4,2e-4", "-m", "detach=true"], ["detach=true: with a sweep"]),
-        ([MODEL, FULL, "corpus=mine", "lr=fast"], ["lr:", "fast", "is not a number"]),
-        ([MODEL, FULL, "corpus=mine", "lr=-1"], ["lr is -1", "above 0"]),
-        ([MODEL, FULL, "corpus=mine", "lr=1e-4,2e-4"], ["lr=1e-4,2e-4", "-m"]),
-        ([MODEL, FULL, "corpus=mine", "zero=stage9"], ["zero/stage9", "stage0, stage1, stage2"]),
-        ([MODEL, FULL, "corpus=mine", "zero.stage=5"], ["zero.stage is 5"]),
+        ([*TRAIN, "data.include_sources=[letters,høring]"], ["unknown source høring"]),
+        ([*TRAIN, "lr=1e-4,2e-4", "-m", "detach=true"], ["detach=true: with a sweep"]),
+        ([*TRAIN, "lr=fast"], ["lr:", "fast", "is not a number"]),
+        ([*TRAIN, "lr=-1"], ["lr is -1", "above 0"]),
+        ([*TRAIN, "lr=1e-4,2e-4"], ["lr=1e-4,2e-4", "-m"]),
+        ([*TRAIN, "zero=stage9"], ["zero/stage9", "stage0, stage1, stage2"]),
+        ([*TRAIN, "zero.stage=5"], ["zero.stage is 5"]),
         (
-            [MODEL, FULL, "corpus=mine", "zero=stage3_nvme"],
+            [*TRAIN, "zero=stage3_nvme"],
             ["add zero.offload_optimizer.nvme_path="],
         ),
-        ([MODEL, FULL, "corpus=mine", "precision=fp8"], ["precision is 'fp8'", "bf16"]),
-        ([MODEL, FULL, "corpus=mine", "schedule=step"], ["schedule is 'step'", "cosine, wsd"]),
-        ([MODEL, FULL, "corpus=mine", "model.attention=flash"], ["model.attention is 'flash'", "documents"]),
-        ([MODEL, FULL, "corpus=mine", "on_bad_step=ignore"], ["on_bad_step is 'ignore'", "rewind"]),
-        ([MODEL, FULL, "corpus=mine", "model.quantization=nf4"], ["model.quantization needs a frozen base"]),
+        ([*TRAIN, "precision=fp8"], ["precision is 'fp8'", "bf16"]),
+        ([*TRAIN, "schedule=step"], ["schedule is 'step'", "cosine, wsd"]),
+        ([*TRAIN, "model.attention=flash"], ["model.attention is 'flash'", "documents"]),
+        ([*TRAIN, "on_bad_step=ignore"], ["on_bad_step is 'ignore'", "rewind"]),
+        ([*TRAIN, "model.quantization=nf4"], ["model.quantization needs a frozen base"]),
         (
             [MODEL, "adapter=qlora", "zero=stage3", "corpus=mine"],
             ["model.quantization needs a frozen base", "stage2"],
@@ -84,21 +87,21 @@ def refuse(
             [MODEL, "corpus=mine", "adapter.peft_type=PREFIX_TUNING"],
             ["PREFIX_TUNING puts virtual tokens before a row"],
         ),
-        ([MODEL, FULL, "corpus=mine", "global_batch_size=7"], ["global_batch_size is 7", "4 × 1"]),
+        ([*TRAIN, "global_batch_size=7"], ["global_batch_size is 7", "4 × 1"]),
         (
-            [MODEL, FULL, "corpus=mine", "data.include_sources=[letters,lettters]"],
+            [*TRAIN, "data.include_sources=[letters,lettters]"],
             ["lettters", "letters, laws"],
         ),
         (
-            [MODEL, FULL, "corpus=mine", "data.long_documents=cut"],
+            [*TRAIN, "data.long_documents=cut"],
             ["data.long_documents is 'cut'", "truncate, drop"],
         ),
         (
-            [MODEL, FULL, "corpus=mine", "data.long_conversations=split"],
+            [*TRAIN, "data.long_conversations=split"],
             ["data.long_conversations is 'split'", "cut, drop"],
         ),
         (
-            [MODEL, FULL, "corpus=mine", "data.sequence_length=4", "data.long_documents=drop"],
+            [*TRAIN, "data.sequence_length=4", "data.long_documents=drop"],
             [
                 "data.max_lost_share is 0.1",
                 "training tokens",
@@ -107,11 +110,11 @@ def refuse(
             ],
         ),
         (
-            [MODEL, FULL, "corpus=mine", "data.max_lost_share=2"],
+            [*TRAIN, "data.max_lost_share=2"],
             ["data.max_lost_share is 2", "between 0 and 1"],
         ),
-        ([MODEL, FULL, "corpus=mine", "result=first"], ["result is 'first'", "best, last"]),
-        ([MODEL, FULL, "corpus=mine", "name=../x"], ["name is '../x'"]),
+        ([*TRAIN, "result=first"], ["result is 'first'", "best, last"]),
+        ([*TRAIN, "name=../x"], ["name is '../x'"]),
         ([MODEL, FULL, "corpus=nowhere"], ["corpora/nowhere", "finetune prepare"]),
         ([MODEL, FULL], ["data.corpus is missing"]),
         (["corpus=mine"], ["model.path", "run:"]),
@@ -119,18 +122,18 @@ def refuse(
         (["corpus=mine", "model=/none/such"], ["/none/such does not exist"]),
         (["recipe=none"], ["recipe/none", "sample_lora"]),
         ([MODEL, "corpus=mine", "adapter=lora"], ["random weights", "adapter=none"]),
-        ([MODEL, FULL, "corpus=mine", "zero=stage0", "precision=bf16"], ["zero=stage1"]),
+        ([*TRAIN, "zero=stage0", "precision=bf16"], ["zero=stage1"]),
         (["corpus=mine", "model=nobody/such-model"], ["Hugging Face cache", "hf download nobody/such-model"]),
     ],
 )
-def test_wrong_settings_are_one_line_that_names_them(
-    refuse: Callable[..., str], corpus: Path, arguments: list[str], words: list[str]
+def test_a_wrong_setting_is_named_in_one_line(
+    refuse: Callable[..., str], corpus: Path, arguments: list[str], parts: list[str]
 ) -> None:
     line = refuse("train", *arguments)
-    assert all(word in line for word in words), line
+    assert all(part in line for part in parts), line
 
 
-def test_a_flipped_bit_in_a_shard_is_found(refuse: Callable[..., str], corpus: Path) -> None:
+def test_a_flipped_bit_in_a_shard_is_detected(refuse: Callable[..., str], corpus: Path) -> None:
     shard = corpus / "train" / "shard-00000.arrow"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
@@ -176,7 +179,7 @@ def test_a_model_folder_without_config_or_weights_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("changes", "arguments", "words"),
+    ("changes", "arguments", "parts"),
     [
         ({}, ["adapter.r=0"], ["adapter: PEFT rejects", "`r` should be a positive integer"]),
         ({}, ["+adapter.rank=8"], ["adapter: PEFT rejects", "unexpected keyword argument 'rank'"]),
@@ -185,30 +188,30 @@ def test_a_model_folder_without_config_or_weights_is_refused(
         ({"vocab_size": 200}, [], ["has 300 tokens, and the model embeds 200"]),
     ],
 )
-def test_what_base_and_adapter_refuse_is_known_before_anything_starts(
+def test_base_and_adapter_are_checked_before_a_run_starts(
     refuse: Callable[..., str],
     corpus: Path,
     tmp_path: Path,
     changes: dict[str, int],
     arguments: list[str],
-    words: list[str],
+    parts: list[str],
 ) -> None:
     base = write_base(tmp_path / "base", **changes)
     line = refuse("train", "corpus=mine", f"model={base}", "data.sequence_length=128", *arguments)
-    assert all(word in line for word in words), line
+    assert all(part in line for part in parts), line
 
 
-def test_a_model_type_whose_tokenizer_would_read_back_to_other_ids(
+def test_a_model_type_whose_tokenizer_changes_ids_is_rejected(
     refuse: Callable[..., str], corpus: Path
 ) -> None:
     line = refuse("train", "corpus=mine", MODEL, FULL, "model.from_scratch.model_type=qwen2")
     assert all(
-        words in line for words in ("would not read back", "Qwen2Tokenizer", "model.from_scratch.model_type")
+        part in line for part in ("would not read back", "Qwen2Tokenizer", "model.from_scratch.model_type")
     ), line
 
 
-def test_where_there_is_no_torch_the_job_finds_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a login node whose compute nodes have another architecture."""
+def test_without_torch_the_check_of_the_base_is_left_to_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulate a login node whose compute nodes have another architecture."""
     monkeypatch.delattr(finetune.models, "build", raising=False)
     monkeypatch.setitem(sys.modules, "finetune.models.build", None)
     submit._check_on_bases([object()])  # type: ignore[list-item]
@@ -224,6 +227,11 @@ def test_a_truncated_base_is_refused(refuse: Callable[..., str], corpus: Path, t
     )
 
 
+def jsonl(path: Path) -> dict[str, str]:
+    """Return the settings of a source of JSON lines."""
+    return {"reader": "jsonl", "path": str(path), "license": "CC0-1.0"}
+
+
 def corpus_yaml(tmp_path: Path, **sources: dict[str, str]) -> list[str]:
     folder = tmp_path / "my" / "corpus"
     folder.mkdir(parents=True, exist_ok=True)
@@ -233,22 +241,21 @@ def corpus_yaml(tmp_path: Path, **sources: dict[str, str]) -> list[str]:
     return ["prepare", "corpus=mine", "--config-dir", str(tmp_path / "my")]
 
 
-def test_an_empty_corpus_says_where_the_documents_went(refuse: Callable[..., str], tmp_path: Path) -> None:
+def test_an_empty_corpus_is_reported_with_the_reasons_of_the_drops(
+    refuse: Callable[..., str], tmp_path: Path
+) -> None:
     (tmp_path / "a.jsonl").write_text(
-        '{"text": "This is a letter in English about the municipality and its water supply, and nothing else."}\n'
+        '{"text": "This is a letter in English about the municipality and its water supply, '
+        'and nothing else."}\n'
     )
-    line = refuse(
-        *corpus_yaml(
-            tmp_path, letters={"reader": "jsonl", "path": str(tmp_path / "a.jsonl"), "license": "CC0-1.0"}
-        )
-    )
+    line = refuse(*corpus_yaml(tmp_path, letters=jsonl(tmp_path / "a.jsonl")))
     assert "is empty: none of 1 documents read is left" in line
     assert "language_eng 1" in line
     assert not (tmp_path / "corpora" / "mine").exists()
 
 
 @pytest.mark.parametrize(
-    ("source", "words"),
+    ("source", "parts"),
     [
         ({"reader": "jsonl", "path": "/none", "license": "CC0-1.0"}, ["source path /none: does not exist"]),
         (
@@ -259,15 +266,15 @@ def test_an_empty_corpus_says_where_the_documents_went(refuse: Callable[..., str
         ({"reader": "jsonl", "path": "/none", "license": " "}, ["license is empty", "SPDX"]),
     ],
 )
-def test_wrong_sources_are_one_line_that_names_them(
-    refuse: Callable[..., str], tmp_path: Path, source: dict[str, str], words: list[str]
+def test_a_wrong_source_is_named_in_one_line(
+    refuse: Callable[..., str], tmp_path: Path, source: dict[str, str], parts: list[str]
 ) -> None:
     line = refuse(*corpus_yaml(tmp_path, letters=source))
-    assert all(word in line for word in words), line
+    assert all(part in line for part in parts), line
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "parts"),
     [
         ([], ["corpus.tokenizer.path corpora/sample/tokenizer does not exist"]),
         (
@@ -280,15 +287,15 @@ def test_wrong_sources_are_one_line_that_names_them(
         ),
     ],
 )
-def test_wrong_chat_settings_are_refused_before_anything_is_written(
-    refuse: Callable[..., str], tmp_path: Path, arguments: list[str], words: list[str]
+def test_wrong_chat_settings_are_rejected_before_anything_is_written(
+    refuse: Callable[..., str], tmp_path: Path, arguments: list[str], parts: list[str]
 ) -> None:
     line = refuse("prepare", "corpus=sample_chat", *arguments)
-    assert all(word in line for word in words), line
+    assert all(part in line for part in parts), line
     assert not (tmp_path / "corpora").exists()
 
 
-def test_broken_records_are_counted_and_the_good_ones_arrive(
+def test_broken_records_are_counted_and_the_others_are_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -302,11 +309,7 @@ def test_broken_records_are_counted_and_the_good_ones_arrive(
     lines = ["not json", "[1, 2]", '{"id": "x"}', '{"text": 5}', *map(json.dumps, good)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     with pytest.raises(SystemExit) as ended:
-        cli.main(
-            corpus_yaml(
-                tmp_path, letters={"reader": "jsonl", "path": str(tmp_path / "a.jsonl"), "license": "CC0-1.0"}
-            )
-        )
+        cli.main(corpus_yaml(tmp_path, letters=jsonl(tmp_path / "a.jsonl")))
     assert ended.value.code == 0
     manifest = json.loads((tmp_path / "corpora" / "mine" / "manifest.json").read_text())
     assert manifest["stages"][0]["counts"]["quarantined_letters"] == 4
@@ -324,12 +327,12 @@ def test_a_truncated_archive_is_named(refuse: Callable[..., str], tmp_path: Path
     assert "source laws: no document can be read; laws.tar.bz2: bzip2 data is truncated or corrupt" in line
 
 
-def test_a_folder_that_is_no_corpus_is_not_replaced(refuse: Callable[..., str], tmp_path: Path) -> None:
-    """The downloads lie where the corpus would go: nothing of theirs may be lost."""
+def test_a_folder_that_is_not_a_corpus_is_not_replaced(refuse: Callable[..., str], tmp_path: Path) -> None:
+    """Put downloads into the folder of the future corpus; they must not be lost."""
     raw = tmp_path / "corpora" / "mine" / "raw.jsonl"
     raw.parent.mkdir(parents=True)
     raw.write_text('{"text": "x"}\n')
-    line = refuse(*corpus_yaml(tmp_path, letters={"reader": "jsonl", "path": str(raw), "license": "CC0-1.0"}))
+    line = refuse(*corpus_yaml(tmp_path, letters=jsonl(raw)))
     assert "holds files that are not a corpus" in line
     assert raw.exists()
 
@@ -338,11 +341,7 @@ def test_a_truncated_gzip_file_is_named(refuse: Callable[..., str], tmp_path: Pa
     import gzip
 
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n')[:14])
-    line = refuse(
-        *corpus_yaml(
-            tmp_path, letters={"reader": "jsonl", "path": str(tmp_path / "a.jsonl.gz"), "license": "CC0-1.0"}
-        )
-    )
+    line = refuse(*corpus_yaml(tmp_path, letters=jsonl(tmp_path / "a.jsonl.gz")))
     assert (
         "source letters: no document can be read; a.jsonl.gz:line 1: gzip data is truncated or corrupt"
         in line
@@ -355,11 +354,7 @@ def test_two_preparations_do_not_share_a_folder(refuse: Callable[..., str], tmp_
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
     (tmp_path / "corpora" / ".mine.stages").mkdir(parents=True)
     with FileLock(tmp_path / "corpora" / ".mine.stages" / "lock"):
-        line = refuse(
-            *corpus_yaml(
-                tmp_path, letters={"reader": "jsonl", "path": str(tmp_path / "a.jsonl"), "license": "CC0-1.0"}
-            )
-        )
+        line = refuse(*corpus_yaml(tmp_path, letters=jsonl(tmp_path / "a.jsonl")))
     assert "another `finetune prepare` is writing" in line
 
 

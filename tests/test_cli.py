@@ -1,4 +1,4 @@
-"""The command line as a process: quick help, what can be set, and what stands on stdout."""
+"""The command line as a process: light help, errors in one line, results on stdout."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess
     return subprocess.run([*FINETUNE, *arguments], capture_output=True, text=True, cwd=cwd, check=False)
 
 
-def test_help_needs_no_heavy_import() -> None:
+def test_help_imports_no_heavy_package() -> None:
     script = (
         "import sys\nfrom finetune.cli.main import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'hydra', 'mlflow', 'deepspeed', 'transformers', 'numpy', 'omegaconf'} & set(sys.modules)\n"
+        "heavy = {'torch', 'hydra', 'mlflow', 'deepspeed', 'transformers', 'numpy', 'omegaconf'}\n"
+        "heavy &= set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -28,7 +29,7 @@ def test_help_needs_no_heavy_import() -> None:
     assert "resume RUN" in done.stdout
 
 
-def test_what_a_login_node_lacks_is_one_line_with_what_to_install(tmp_path: Path) -> None:
+def test_a_package_missing_on_a_login_node_is_one_line_with_the_remedy(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpora" / "c", num_documents=8, longest=64, seed=1)
     train = ["train", "model=llama_tiny", "adapter=none", "corpus=c"]
     (tmp_path / "runs").mkdir()
@@ -55,9 +56,9 @@ def test_what_a_login_node_lacks_is_one_line_with_what_to_install(tmp_path: Path
         assert f"pip install '{remedy}'" in error
 
 
-def test_train_help_names_every_setting_its_kind_and_its_default() -> None:
+def test_train_help_lists_settings_with_type_and_default() -> None:
     text = run("train", "--help").stdout
-    for words in (
+    for part in (
         "lr  ",
         "peak learning rate  [float; 0.0001]",
         "data.corpus",
@@ -67,31 +68,31 @@ def test_train_help_names_every_setting_its_kind_and_its_default() -> None:
         "sample_base",
         "-m",
     ):
-        assert words in text
+        assert part in text
 
 
-def test_status_of_nothing_and_of_an_unknown_run(tmp_path: Path) -> None:
+def test_status_without_runs_succeeds_and_of_an_unknown_run_fails(tmp_path: Path) -> None:
     assert run("status", cwd=tmp_path).returncode == 0
     unknown = run("status", "none", cwd=tmp_path)
     assert unknown.returncode == 2
     assert unknown.stderr.startswith("error: no run 'none'")
 
 
-def test_the_composed_config_can_be_printed_without_a_run(tmp_path: Path) -> None:
+def test_cfg_prints_the_composed_config_and_starts_no_run(tmp_path: Path) -> None:
     done = run("train", "recipe=sample_lora", "model=run:x", "--cfg", "job", cwd=tmp_path)
     assert done.returncode == 0
     assert "peft_type: LORA" in done.stdout
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_users_recipe_is_found_by_config_dir(tmp_path: Path) -> None:
+def test_a_recipe_is_found_in_config_dir(tmp_path: Path) -> None:
     (tmp_path / "my" / "recipe").mkdir(parents=True)
     (tmp_path / "my" / "recipe" / "mine.yaml").write_text("# @package _global_\nlr: 0.125\n")
     done = run("train", "recipe=mine", "--config-dir", "my", "--cfg", "job", cwd=tmp_path)
     assert "lr: 0.125" in done.stdout
 
 
-def test_each_verb_completes_and_inspect_runs(tmp_path: Path) -> None:
+def test_completion_lists_all_verbs_and_inspect_reports_a_missing_corpus(tmp_path: Path) -> None:
     usage = [line.split()[0] for line in run("--help").stdout.splitlines() if line.startswith("  ")]
     assert sorted(run("completion", "words", "").stdout.split()) == sorted(usage)
     missing = run("inspect", "nowhere", cwd=tmp_path)
@@ -99,7 +100,7 @@ def test_each_verb_completes_and_inspect_runs(tmp_path: Path) -> None:
     assert missing.stderr.startswith("error: ")
 
 
-def test_a_sweep_stands_for_its_points(tmp_path: Path) -> None:
+def test_the_id_of_a_sweep_selects_its_points(tmp_path: Path) -> None:
     for name in ("a", "b"):
         folder = tmp_path / "runs" / name
         (folder / "jobs").mkdir(parents=True)
@@ -113,10 +114,10 @@ def test_a_sweep_stands_for_its_points(tmp_path: Path) -> None:
         "rank 0 of b",
     ]
     assert run("logs", "b", cwd=tmp_path).stdout == "rank 0 of b\n"
-    for arguments, words in (
+    for arguments, message in (
         (["logs", "-f", "grid"], "follows one run"),
         (["resume", "grid"], "is a sweep of 2 runs"),
     ):
         refused = run(*arguments, cwd=tmp_path)
         assert refused.returncode == 2
-        assert words in refused.stderr
+        assert message in refused.stderr

@@ -1,5 +1,4 @@
-"""Completion as bash and zsh do it: keys typed into an interactive shell, and what then stands on its
-line."""
+"""Completion in bash and zsh, with keys typed into an interactive shell."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ from finetune.cli.verbs import VERBS, Completes, Verb
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a run, a sweep, a prepared corpus, and config files of the user's own."""
+    """Make a working directory with a run, a sweep, a corpus and config files of the user."""
     (tmp_path / "runs" / "first-1").mkdir(parents=True)
     (tmp_path / "runs" / "first-1" / "config.yaml").touch()
     (tmp_path / "runs" / "sweeps" / "grid-2" / "0" / "points").mkdir(parents=True)
@@ -65,7 +64,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("finetune evaluate first-1 --corpus ", ["høringer"]),
     ],
 )
-def test_a_line_of_bash_goes_on(folder: Path, line: str, some: list[str]) -> None:
+def test_a_line_of_bash_is_completed(folder: Path, line: str, some: list[str]) -> None:
     replies = complete_line("=:", line)
     assert set(some) <= set(replies)
     assert all(not reply.startswith(("adapter=", "corpus=")) or "=" not in line for reply in replies)
@@ -75,21 +74,21 @@ def test_a_line_of_bash_goes_on(folder: Path, line: str, some: list[str]) -> Non
     "line",
     ["finetune train lr=", "finetune train model=/", "finetune nothing x", "finetune train --config-dir "],
 )
-def test_what_is_not_known_is_left_to_the_shell(folder: Path, line: str) -> None:
+def test_unknown_arguments_are_left_to_the_shell(folder: Path, line: str) -> None:
     assert complete_line("=:", line) == []
 
 
-def test_a_shell_that_does_not_part_words_gets_whole_ones(folder: Path) -> None:
+def test_a_shell_without_word_breaks_gets_whole_words(folder: Path) -> None:
     assert complete(["train", "adapter=qlo"]) == ["adapter=qlora"]
 
 
-def test_ids_are_those_that_a_verb_takes(folder: Path) -> None:
+def test_a_verb_completes_only_ids_that_it_accepts(folder: Path) -> None:
     assert complete(["logs", ""]) == ["first-1", "grid-2"]
-    assert complete(["resume", ""]) == ["first-1"], "a sweep is not resumed"
+    assert complete(["resume", ""]) == ["first-1"], "resume does not accept sweeps"
     assert complete(["logs", "--runs-dir", "nowhere", ""]) == []
 
 
-# what the working directory holds of each kind, and a setting that all verbs with settings have
+# the completions in the working directory, by kind; `cluster=` is a key of all verbs with settings
 FOUND = {
     Completes.SETTINGS: {"cluster="},
     Completes.CORPUS: {"høringer"},
@@ -100,7 +99,7 @@ FOUND = {
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
-def test_every_verb_completes_what_its_row_says(folder: Path, verb: Verb) -> None:
+def test_every_verb_completes_the_kind_of_its_row(folder: Path, verb: Verb) -> None:
     assert verb.name in complete([verb.name[:-1]])
     assert "--help" in complete([verb.name, "--he"])
     replies = complete([verb.name, ""])
@@ -114,7 +113,8 @@ def test_completion_imports_neither_hydra_nor_torch(folder: Path) -> None:
     script = (
         "import sys\nfrom finetune.cli.main import main\n"
         "try: main(['completion', 'line', '=:', 'finetune train cluster.no'])\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'hydra', 'mlflow', 'transformers', 'numpy', 'rich', 'psutil'} & set(sys.modules)\n"
+        "heavy = {'torch', 'hydra', 'mlflow', 'transformers', 'numpy', 'rich', 'psutil'}\n"
+        "heavy &= set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -124,20 +124,20 @@ def test_completion_imports_neither_hydra_nor_torch(folder: Path) -> None:
 
 @dataclass
 class Terminal:
-    """An interactive shell, and all that it has shown."""
+    """An interactive shell, with its output since the last keys."""
 
     descriptor: int
-    shown: str = ""
+    output: str = ""
 
     def type(self, keys: str, pattern: str, seconds: float = 60) -> None:
-        """Type keys, and wait until the shell shows what matches the pattern."""
+        """Type keys, and wait until the output of the shell matches the pattern."""
         os.write(self.descriptor, keys.encode())
-        self.shown = ""
+        self.output = ""
         end = time.monotonic() + seconds
-        while not re.search(pattern, self.shown):
-            assert time.monotonic() < end, f"waited in vain for {pattern}: {self.shown!r}"
+        while not re.search(pattern, self.output):
+            assert time.monotonic() < end, f"no output matches {pattern}: {self.output!r}"
             if select.select([self.descriptor], [], [], 0.2)[0]:
-                self.shown += os.read(self.descriptor, 4096).decode(errors="replace")
+                self.output += os.read(self.descriptor, 4096).decode(errors="replace")
 
 
 @pytest.mark.parametrize("shell", [("bash", "--norc", "-i"), ("zsh", "-f", "-i")], ids=["bash", "zsh"])
@@ -160,7 +160,7 @@ def test_a_tab_in_an_interactive_shell_completes(folder: Path, shell: tuple[str,
         terminal.type("corpus=h\t", "høringer ")
         terminal.type("cluster.nodes\t", "=$")  # no space: a value follows
         terminal.type("\x15finetune status gri\t", "grid-2 ")
-        terminal.type("\x15finetune train --config-dir m\t", "my/")  # a path is the shell's own
+        terminal.type("\x15finetune train --config-dir m\t", "my/")  # the shell completes paths
     finally:
         os.kill(process, signal.SIGKILL)
         os.close(descriptor)

@@ -207,12 +207,12 @@ def test_a_run_saves_a_model_that_stops_and_reports_it(folder: Path) -> None:
     settings += ["adapter=none", "max_steps=100", "lr=1e-2", "global_batch_size=1", "micro_batch_size=1"]
     done = command(folder, "train", *settings, "check_first_loss=false")
     reported = (
-        "<|im_end|> ends a turn, and is an end of sequence now in generation_config.json and config.json"
+        "<|im_end|> ends a turn and is now an end-of-sequence token in generation_config.json and config.json"
     )
     assert reported in done.stderr
     run: RunFolder = run_of(folder, done.stdout)
     for question, answer in list(ANSWERS.items())[:4]:
         assert answer_of(run.model, question) == f"{answer}<|im_end|>"
     adapter = command(folder, "train", *settings, "adapter=lora", "max_steps=1", "check_first_loss=false")
-    assert "PEFT loads the base's, so give generate() this one" in adapter.stderr
+    assert "PEFT loads that of the base instead, so pass this one to generate()" in adapter.stderr
     assert (run_of(folder, adapter.stdout).adapter / "generation_config.json").is_file()

@@ -1,5 +1,4 @@
-"""`finetune evaluate` of several models: the same rows, differences to the first, and one line where they
-cannot be compared."""
+"""`finetune evaluate` of several models: the same rows, and their differences to the first model."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ from tests.models import LORA, write_base
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus, two models, and a completed run whose base is one of them and whose result is the other."""
+    """Make a corpus, two models, and a run with one model as its base and the other as its result."""
     folder = tmp_path_factory.mktemp("evaluate")
     write_corpus(folder / "corpora" / "laws", num_documents=40, longest=100, seed=1)
     for seed, name in enumerate(("small", "other")):
@@ -46,10 +45,15 @@ def options(folder: Path, *models: str, **changes: Any) -> argparse.Namespace:
     return argparse.Namespace(**{**vars(found), "runs_dir": str(folder / "runs"), **changes})
 
 
+def evaluate(arguments: argparse.Namespace) -> Any:
+    """Return the result of `finetune evaluate --json`."""
+    return json.loads(evaluate_command.evaluate_models(arguments) or "")
+
+
 def test_a_run_is_compared_with_its_base_on_the_same_rows(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    body = json.loads(evaluate_command.evaluate_models(options(folder, "run:mine-1", against="base")) or "")
+    body = evaluate(options(folder, "run:mine-1", against="base"))
     base, mine = body["models"]
     assert (base["model"], mine["model"], body["sequence_length"]) == ("base small", "mine-1", 64)
     assert (
@@ -59,25 +63,26 @@ def test_a_run_is_compared_with_its_base_on_the_same_rows(
         == sum(mine["tokens_by_language"].values())
     )
     assert mine["difference"]["loss"] == mine["loss"] - base["loss"] != 0
-    assert mine["difference"]["by_source"]["laws"] == mine["by_source"]["laws"] - base["by_source"]["laws"]
+    by_source = mine["difference"]["by_source"]
+    assert by_source["laws"] == mine["by_source"]["laws"] - base["by_source"]["laws"]
     printed = capsys.readouterr().err
     assert "difference" in printed
     assert f"{mine['difference']['loss']:+.3f}" in printed
-    (alone,) = [json.loads(evaluate_command.evaluate_models(options(folder, "mine-1")) or "")]
-    assert alone["loss"] == mine["loss"], "what is said of one model is said of it in company"
+    single = evaluate(options(folder, "mine-1"))
+    assert single["loss"] == mine["loss"], "a model has the same loss in a comparison"
 
 
-def test_a_model_against_itself_differs_by_nothing(folder: Path) -> None:
-    """However it is named: as a run, as run:ID, and as the folder of its result."""
+def test_a_model_has_no_difference_to_itself(folder: Path) -> None:
+    """Name the model as a run, as run:ID, and as the folder of its result."""
     names = ["mine-1", "run:mine-1", str(folder / "runs" / "mine-1" / "model")]
-    body = json.loads(evaluate_command.evaluate_models(options(folder, *names)) or "")
+    body = evaluate(options(folder, *names))
     assert [model["model"] for model in body["models"]] == ["mine-1", "mine-1", "model"]
     for model in body["models"]:
         assert model["difference"]["loss"] == 0
         assert set(model["difference"]["by_source"].values()) == {0.0}
 
 
-def test_models_of_another_tokenizer_are_refused_in_one_line(folder: Path) -> None:
+def test_a_model_with_another_tokenizer_is_rejected(folder: Path) -> None:
     model = write_base(folder / "strange", seed=2)
     tokenizer = json.loads((model / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"]["other"] = tokenizer["model"]["vocab"].pop("w3")
@@ -86,31 +91,33 @@ def test_models_of_another_tokenizer_are_refused_in_one_line(folder: Path) -> No
         evaluate_command.evaluate_models(options(folder, "mine-1", str(model)))
 
 
-# the models that are named, and what is wrong with them
+# by case: the arguments, and a part of the error
 MISTAKES = {
-    "nobody": (["nobody"], "no run 'nobody' in"),
+    "an unknown run": (["nobody"], "no run 'nobody' in"),
     "a checkpoint that is not kept": (["mine-1@2"], "run mine-1 has no checkpoint of step 2"),
     "a hub id that is not in the cache": (
         ["norallm/none-such"],
         "model norallm/none-such is neither a folder nor in the",
     ),
-    "the base of a folder": (
+    "the base of a model folder": (
         ["{folder}/small", "--against", "base", "--corpus", "laws"],
         "small is not a run",
     ),
-    "a folder without a corpus": (["{folder}/small"], "--corpus is missing"),
-    "an adapter": (["{folder}/adapter"], "is an adapter, which needs its base"),
+    "a model folder without a corpus": (["{folder}/small"], "--corpus is missing"),
+    "an adapter without its base": (["{folder}/adapter"], "is an adapter, which needs its base"),
 }
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_a_mistake_is_one_line(folder: Path, case: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_is_reported_in_one_line(
+    folder: Path, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "adapter").mkdir(exist_ok=True)
     (folder / "adapter" / "adapter_config.json").write_text(json.dumps(LORA))
-    words, expected = MISTAKES[case]
-    where = ["--runs-dir", str(folder / "runs"), "--corpora-dir", str(folder / "corpora")]
+    arguments, expected = MISTAKES[case]
+    folders = ["--runs-dir", str(folder / "runs"), "--corpora-dir", str(folder / "corpora")]
     with pytest.raises(SystemExit) as end:
-        cli.main(["evaluate", *(word.format(folder=folder) for word in words), *where])
+        cli.main(["evaluate", *(argument.format(folder=folder) for argument in arguments), *folders])
     error = capsys.readouterr().err
     assert end.value.code == 2
     assert expected in error

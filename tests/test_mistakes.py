@@ -1,5 +1,4 @@
-"""A user's mistake is one line: the setting or the file with line and column, what is wrong, and what was
-meant."""
+"""A user's mistake is reported in one line: the setting or file, the problem, the remedy."""
 
 from __future__ import annotations
 
@@ -22,15 +21,14 @@ from finetune.runs.folder import RunFolder
 from tests.corpora import write_corpus
 
 TINY = ["model=llama_tiny", "adapter=none"]
+ErrorOf = Callable[..., str]
 GLOBAL = "# @package _global_\n"
 CORPUS = "name: x\nsources:\n  a: {reader: jsonl, path: x, license: MIT}\n"
 
 
 @pytest.fixture
-def mistake(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
-    """Run a wrong call; return its one line, without `error: `."""
+def mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> ErrorOf:
+    """Return a function that runs a wrong call and returns its error line without `error: `."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
 
@@ -66,15 +64,13 @@ def mistake(
         ("data.seq_len=1", "'data.sequence_length'"),
         ("cluster.partion=x", "'cluster.partition'"),
         ("cluster.site.gpu_per_node=1", "'cluster.site.gpus_per_node'"),
-        ("model.foo=1", "model has path, revision, from_scratch"),
+        ("model.foo=1", "the settings in model are path, revision, from_scratch"),
         ("recpie=x", "'recipe=NAME'"),
         ("cluster.env.A=b c", "write '+cluster.env.A=b c' to add it"),
         ("nothing_like_it=1", "`finetune train --help` lists all settings"),
     ],
 )
-def test_a_setting_that_does_not_exist_is_answered_with_the_one_that_was_meant(
-    typed: str, meant: str
-) -> None:
+def test_an_unknown_setting_gets_a_suggestion(typed: str, meant: str) -> None:
     assert meant in describe_unknown_key(typed.partition("=")[0], Call("train", [typed], TrainConfig))
 
 
@@ -96,9 +92,7 @@ def test_a_setting_that_does_not_exist_is_answered_with_the_one_that_was_meant(
         (["model=gpt2"], "model=pretrained model.path=gpt2"),
     ],
 )
-def test_the_command_line_gives_that_answer(
-    mistake: Callable[..., str], typed: list[str], meant: str
-) -> None:
+def test_train_reports_the_suggestion(mistake: ErrorOf, typed: list[str], meant: str) -> None:
     base = ["model=llama_tiny"] if not typed[0].startswith("model=") else []
     assert meant in mistake("train", *base, *typed)
 
@@ -114,11 +108,11 @@ def test_the_command_line_gives_that_answer(
             ["corpus=sample", "corpus.sources.laws.fields.text=y"],
             "write +corpus.sources.laws.fields.text=y to add it",
         ),
-        (["corpus=sample", "model=x"], "`finetune prepare` chooses files of cluster, corpus"),
+        (["corpus=sample", "model=x"], "the groups of `finetune prepare` are cluster, corpus"),
         ([], "write corpus=NAME, one of chat, documentation"),
     ],
 )
-def test_the_same_holds_for_prepare(mistake: Callable[..., str], typed: list[str], meant: str) -> None:
+def test_prepare_reports_the_suggestion(mistake: ErrorOf, typed: list[str], meant: str) -> None:
     assert meant in mistake("prepare", *typed)
 
 
@@ -129,46 +123,47 @@ def test_the_same_holds_for_prepare(mistake: Callable[..., str], typed: list[str
         (["cluster.nodes=2.5"], "cluster.nodes: '2.5' is not a whole number"),
         (["detach=ja"], "detach: 'ja' is not true or false"),
         (["name=[a]"], "name: '['a']' is not text; for text write \"name='[a]'\""),
-        (["data=x"], "data: must be a mapping; write key: value, one a line"),
+        (["data=x"], "data: must be a mapping; write key: value, one per line"),
         (["cluster.srun=x"], "cluster.srun: must be a list; write cluster.srun=[a,b]"),
-        (["seed=null"], "seed: null is no value for it; leave the setting out"),
+        (["seed=null"], "seed: must not be null; leave the setting out to use its default"),
         (
             ["name=${oc.env:NOPE}", "corpus=x"],
             "name: the environment variable NOPE is not set; export it, or write ${oc.env:NOPE,DEFAULT}",
         ),
         (
             ["lr=1,2"],
-            "lr=1,2: several values; add -m to sweep over them, write 'lr=[1,2]' for a list, or \"lr='1,2'\" for one text",
+            "lr=1,2: has several values; add -m to sweep over them, write 'lr=[1,2]' for a list, "
+            "or \"lr='1,2'\" for one text",
         ),
-        (["zero=stage1,stage2"], "zero=stage1,stage2: several values; add -m to sweep over them"),
+        (["zero=stage1,stage2"], "zero=stage1,stage2: has several values; add -m to sweep over them"),
         (
             ["experiment=it's å, b"],
-            "experiment=it's å, b: several values; add -m to sweep over them, write \"experiment=[it's å, b]\" for a list, "
+            "experiment=it's å, b: has several values; add -m to sweep over them, "
+            'write "experiment=[it\'s å, b]" for a list, '
             """or 'experiment="it'"'"'s å, b"' for one text""",
         ),
         (
             ["+cluster.env.A=x,y"],
-            "+cluster.env.A=x,y: several values; add -m to sweep over them, write '+cluster.env.A=[x,y]' for a list, "
+            "+cluster.env.A=x,y: has several values; add -m to sweep over them, "
+            "write '+cluster.env.A=[x,y]' for a list, "
             """or "+cluster.env.A='x,y'" for one text""",
         ),
-        (["lr", "=", "1e-3"], "lr: spaces stand around its =; write lr=1e-3"),
-        (["lr=", "1e-3"], "lr: spaces stand around its =; write lr=1e-3"),
-        (["seed", "=3"], "seed: spaces stand around its =; write seed=3"),
+        (["lr", "=", "1e-3"], "lr: there are spaces around its =; write lr=1e-3"),
+        (["lr=", "1e-3"], "lr: there are spaces around its =; write lr=1e-3"),
+        (["seed", "=3"], "seed: there are spaces around its =; write seed=3"),
         (
             ["--dry-run", "fast"],
             "'fast' has no value: settings are written key=value without spaces, as in lr=1e-4",
         ),
-        (["adapter=null"], "null chooses no file; a group takes the name of one, as in adapter=none"),
+        (["adapter=null"], "null is not the name of a file; write the name of one, as in adapter=none"),
         (
             ["-m", "--cfg", "job"],
-            "-m and --cfg exclude each other; leave -m out to print one composed config",
+            "-m and --cfg cannot be combined; leave -m out to print one composed config",
         ),
         (["--config-dir", "nope"], "--config-dir: folder nope does not exist"),
     ],
 )
-def test_a_value_of_the_wrong_kind_is_one_line(
-    mistake: Callable[..., str], typed: list[str], line: str
-) -> None:
+def test_a_wrong_value_is_reported_in_one_line(mistake: ErrorOf, typed: list[str], line: str) -> None:
     assert mistake("train", "model=llama_tiny", *typed) == line
 
 
@@ -182,21 +177,17 @@ class BadRecipe:
 
 
 BAD_RECIPES = [
-    BadRecipe("tab", "lr: 1\n\tname: x\n", ", line 3, column 1: a tab; indent with spaces"),
-    BadRecipe(
-        "indent", "lr: 1\n  name: x\n", ", line 3, column 7: a colon or an indentation that does not fit"
-    ),
-    BadRecipe("twice", "lr: 1\nlr: 2\n", ", line 3, column 1: key 'lr' stands twice"),
-    BadRecipe(
-        "quote", 'name: "abc\nlr: 1\n', ", line 2, column 7: a quote that is opened here is not closed"
-    ),
+    BadRecipe("tab", "lr: 1\n\tname: x\n", ", line 3, column 1: tab in the indentation; indent with spaces"),
+    BadRecipe("indent", "lr: 1\n  name: x\n", ", line 3, column 7: unexpected colon or indentation"),
+    BadRecipe("twice", "lr: 1\nlr: 2\n", ", line 3, column 1: key 'lr' is set twice"),
+    BadRecipe("quote", 'name: "abc\nlr: 1\n', ", line 2, column 7: the quote opened here is not closed"),
     BadRecipe(
         "bracket",
         "data:\n  include_sources: [a, b\nlr: 1\n",
-        ", line 3, column 20: a bracket that is opened here is not closed",
+        ", line 3, column 20: the bracket opened here is not closed",
     ),
-    BadRecipe("at", "name: @x\n", ", line 2, column 7: a text that begins with @ stands in quotes"),
-    BadRecipe("two", "lr: 1\n---\nlr: 2\n", ", line 3, column 1: a second document begins"),
+    BadRecipe("at", "name: @x\n", ", line 2, column 7: text that begins with @ must be in quotes"),
+    BadRecipe("two", "lr: 1\n---\nlr: 2\n", ", line 3, column 1: a second YAML document begins"),
     BadRecipe("list", "- lr\n", ", line 2, column 1: must be a mapping"),
     BadRecipe("section", "data: [a]\n", ", line 2, column 1: data: must be a mapping"),
     BadRecipe("value", "lr: [1]\n", ", line 2, column 1: lr: '[1]' is not a number"),
@@ -211,7 +202,7 @@ BAD_RECIPES = [
     BadRecipe(
         "group",
         "defaults:\n  - override /modell: llama_tiny\n",
-        ", line 3: 'override modell' chooses no group of files",
+        ", line 3: 'override modell' does not name a group",
     ),
     BadRecipe("slash", "defaults:\n  - override model: llama_tiny\n", "write '- override /model: NAME'"),
     BadRecipe(
@@ -219,14 +210,14 @@ BAD_RECIPES = [
         "defaults:\n  model: llama_tiny\n",
         ", line 2: defaults must be a list; begin each of its lines with '- '",
     ),
-    BadRecipe("latin", b"name: bl\xe5\n", ", line 2: is not UTF-8"),
-    BadRecipe("zero", b"name: a\x00b\n", ": character 28 cannot stand in YAML"),
+    BadRecipe("latin", b"name: bl\xe5\n", ", line 2: not UTF-8"),
+    BadRecipe("zero", b"name: a\x00b\n", ": character 28 is not allowed in YAML"),
 ]
 
 
 @pytest.mark.parametrize("recipe", BAD_RECIPES, ids=lambda recipe: recipe.id)
-def test_a_mistake_in_a_recipe_is_named_with_its_line(
-    mistake: Callable[..., str], tmp_path: Path, recipe: BadRecipe
+def test_a_mistake_in_a_recipe_is_reported_with_its_line(
+    mistake: ErrorOf, tmp_path: Path, recipe: BadRecipe
 ) -> None:
     file = tmp_path / "my" / "recipe" / f"{recipe.id}.yaml"
     file.parent.mkdir(parents=True)
@@ -238,20 +229,18 @@ def test_a_mistake_in_a_recipe_is_named_with_its_line(
 
 
 @pytest.mark.parametrize("content", ["lr: 1\n", "", "only text\n", "\ufeff# @package _global_\nlr: 1\n"])
-def test_a_recipe_without_its_package_line_is_refused_with_that_line(
-    mistake: Callable[..., str], tmp_path: Path, content: str
+def test_a_recipe_without_its_package_line_is_rejected(
+    mistake: ErrorOf, tmp_path: Path, content: str
 ) -> None:
     file = tmp_path / "my" / "recipe" / "mine.yaml"
     file.parent.mkdir(parents=True)
     file.write_text(content)
-    said = mistake("train", "--config-dir=my", "recipe=mine", "corpus=x")
-    assert said.startswith("my/recipe/mine.yaml")
-    assert "'# @package _global_'" in said
+    error = mistake("train", "--config-dir=my", "recipe=mine", "corpus=x")
+    assert error.startswith("my/recipe/mine.yaml")
+    assert "'# @package _global_'" in error
 
 
-def test_mistakes_in_files_of_other_groups_and_in_a_runs_config_are_one_line(
-    mistake: Callable[..., str], tmp_path: Path
-) -> None:
+def test_a_mistake_in_another_config_file_is_reported_with_its_line(mistake: ErrorOf, tmp_path: Path) -> None:
     for name, content in {
         "cluster/nested": "cluster:\n  nodes: 2\n",
         "corpus/brace": "name: x\nsources:\n  a: {reader: jsonl\n",
@@ -261,12 +250,13 @@ def test_mistakes_in_files_of_other_groups_and_in_a_runs_config_are_one_line(
         file = tmp_path / "my" / f"{name}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content)
-    assert "take the level 'cluster:' out" in mistake("train", "--config-dir", "my", "cluster=nested")
+    assert "remove the level 'cluster:'" in mistake("train", "--config-dir", "my", "cluster=nested")
     assert mistake("prepare", "--config-dir", "my", "corpus=brace").startswith(
-        "my/corpus/brace.yaml, line 3, column 6: a bracket"
+        "my/corpus/brace.yaml, line 3, column 6: the bracket"
     )
     assert mistake("prepare", "--config-dir", "my", "corpus=key") == (
-        "my/corpus/key.yaml, line 3, column 22: unknown setting 'corpus.sources.a.pth'; did you mean 'corpus.sources.a.path'?"
+        "my/corpus/key.yaml, line 3, column 22: unknown setting 'corpus.sources.a.pth'; "
+        "did you mean 'corpus.sources.a.path'?"
     )
     assert mistake("prepare", "--config-dir", "my", "corpus=list").startswith(
         "my/corpus/list.yaml, line 2, column 1: corpus.sources"
@@ -275,17 +265,17 @@ def test_mistakes_in_files_of_other_groups_and_in_a_runs_config_are_one_line(
     run.mkdir(parents=True)
     (run / "provenance.json").write_text("{}")
     (run / "config.yaml").write_text("data: {corpus: c}\nmodel: {from_scratch: {model_type: llama}\n")
-    assert mistake("logs", "broken-1").startswith("runs/broken-1/config.yaml, line 2, column 8: a bracket")
+    assert mistake("logs", "broken-1").startswith("runs/broken-1/config.yaml, line 2, column 8: the bracket")
 
 
-def test_corpora_runs_verbs_and_model_folders_that_were_meant_are_named(
-    mistake: Callable[..., str], tmp_path: Path
+def test_unknown_corpora_runs_verbs_and_model_folders_get_a_suggestion(
+    mistake: ErrorOf, tmp_path: Path
 ) -> None:
     write_corpus(tmp_path / "corpora" / "letters", num_documents=8, longest=20, seed=0)
     own = tmp_path / "my" / "corpus" / "mine.yaml"
     own.parent.mkdir(parents=True)
     own.write_text(CORPUS)
-    assert "did you mean 'letters'? prepared are letters" in mistake("train", *TINY, "corpus=leters")
+    assert "did you mean 'letters'? prepared corpora: letters" in mistake("train", *TINY, "corpus=leters")
     assert "run `finetune prepare corpus=sample` first" in mistake("train", *TINY, "corpus=sample")
     assert "run `finetune prepare corpus=mine --config-dir my` first" in mistake(
         "train", *TINY, "corpus=mine", "--config-dir", "my"
@@ -320,14 +310,12 @@ def test_corpora_runs_verbs_and_model_folders_that_were_meant_are_named(
 
 
 @pytest.mark.parametrize("folder", ["p%aq", "50%jobs", "%A", "%t"])
-def test_a_runs_dir_whose_name_submitit_would_change_is_refused(
-    mistake: Callable[..., str], folder: str
-) -> None:
+def test_a_runs_dir_with_a_pattern_of_submitit_is_rejected(mistake: ErrorOf, folder: str) -> None:
     assert mistake("train", *TINY, "corpus=x", f"runs_dir={folder}").startswith("runs_dir: ")
 
 
 @pytest.mark.parametrize("folder", ["/a/%x", "/a/100%job", "/a/%4t", "/a/50%%", "/a/back\\slash"])
-def test_a_folder_whose_name_slurm_would_change_is_refused_there(folder: str) -> None:
+def test_a_folder_with_a_pattern_of_slurm_is_rejected_on_slurm(folder: str) -> None:
     with pytest.raises(ValueError, match="is replaced in the paths of a job.s logs"):
         check_log_folder("corpora_dir", folder, "slurm")
 
@@ -335,7 +323,7 @@ def test_a_folder_whose_name_slurm_would_change_is_refused_there(folder: str) ->
 @pytest.mark.parametrize(
     "folder", ["/a b/100%", "/it's/R&D #1", "/c$HOME/[x]/(1)", '/æøå/q"q/semi;x', "/50% done"]
 )
-def test_other_characters_in_a_folder_are_taken(folder: str) -> None:
+def test_other_special_characters_in_a_folder_are_accepted(folder: str) -> None:
     for scheduler in ("local", "slurm"):
         check_log_folder("runs_dir", folder, scheduler)
 
@@ -371,11 +359,11 @@ def test_other_characters_in_a_folder_are_taken(folder: str) -> None:
     ],
     ids=" ".join,
 )
-def test_a_wrong_call_of_any_verb_is_one_line(mistake: Callable[..., str], arguments: list[str]) -> None:
+def test_a_wrong_call_of_any_verb_is_reported_in_one_line(mistake: ErrorOf, arguments: list[str]) -> None:
     assert mistake(*arguments)
 
 
-def test_every_name_of_another_trainer_leads_to_a_setting_that_exists() -> None:
+def test_every_synonym_leads_to_an_existing_setting() -> None:
     known = {key for key, _ in iter_keys(TrainConfig)} | {
         "adapter.r",
         "adapter.lora_alpha",
@@ -387,7 +375,7 @@ def test_every_name_of_another_trainer_leads_to_a_setting_that_exists() -> None:
     assert not set(suggestions.SYNONYMS) & known
 
 
-def test_names_of_libraries_are_read_without_importing_them() -> None:
+def test_settings_of_libraries_are_listed_without_importing_them() -> None:
     assert {"r", "lora_alpha", "use_dora", "peft_type"} <= set(suggestions.adapter_keys("LORA"))
     assert "target_r" in suggestions.adapter_keys("ADALORA")
     assert {"stage", "overlap_comm", "stage3_max_live_parameters"} <= set(suggestions.zero_keys())
@@ -399,8 +387,8 @@ def test_names_of_libraries_are_read_without_importing_them() -> None:
     ("typed", "meant"),
     [("zero=3", "did you mean 'stage3'?"), ("zero=12", "there is no zero/12.yaml; choose one of")],
 )
-def test_a_group_chosen_by_a_number_is_answered_with_the_files(
-    mistake: Callable[..., str], typed: str, meant: str
+def test_a_number_instead_of_a_files_name_is_reported_with_the_names(
+    mistake: ErrorOf, typed: str, meant: str
 ) -> None:
     line = mistake("train", "model=llama_tiny", "corpus=sample", typed)
     assert line.startswith(f"{typed}: there is no zero/")
@@ -417,10 +405,8 @@ def test_a_group_chosen_by_a_number_is_answered_with_the_files(
         (["inspect"], "CORPUS"),
     ],
 )
-def test_what_a_call_lacks_is_named_and_nothing_else(
-    mistake: Callable[..., str], typed: list[str], missing: str
-) -> None:
-    assert mistake(*typed) == f"{missing} is missing; `finetune {typed[0]} --help` lists what it takes"
+def test_a_missing_argument_is_named(mistake: ErrorOf, typed: list[str], missing: str) -> None:
+    assert mistake(*typed) == f"{missing} is missing; `finetune {typed[0]} --help` lists the arguments"
 
 
 @pytest.mark.parametrize(
@@ -428,26 +414,28 @@ def test_what_a_call_lacks_is_named_and_nothing_else(
     [ValueError("a library's own"), KeyError("ours"), RuntimeError("ours")],
     ids=lambda fault: type(fault).__name__,
 )
-def test_what_no_user_can_mend_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
+def test_a_fault_of_the_program_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
     monkeypatch.setattr(RunFolder, "all", lambda runs_dir: raise_(fault))
     with pytest.raises(type(fault)):
         cli.main(["status"])
 
 
 @pytest.mark.parametrize("kind", [UserError, NotFoundError])
-def test_a_mistake_of_ours_is_its_text(
-    mistake: Callable[..., str], monkeypatch: pytest.MonkeyPatch, kind: type[UserError]
+def test_a_user_error_is_printed_as_it_is(
+    mistake: ErrorOf, monkeypatch: pytest.MonkeyPatch, kind: type[UserError]
 ) -> None:
     monkeypatch.setattr(RunFolder, "all", lambda runs_dir: raise_(kind("lr is 7: lower it")))
     assert mistake("status") == "lr is 7: lower it"
-    assert isinstance(pickle.loads(pickle.dumps(kind("x"))), kind), "workers send it to another process"
+    assert isinstance(pickle.loads(pickle.dumps(kind("x"))), kind), "worker processes send it to their parent"
 
 
 def raise_(fault: Exception) -> NoReturn:
     raise fault
 
 
-def test_a_file_that_the_package_would_hide_is_refused(mistake: Callable[..., str], tmp_path: Path) -> None:
+def test_a_file_that_the_package_would_hide_is_rejected(mistake: ErrorOf, tmp_path: Path) -> None:
     for file, arguments in (
         ("cluster/olivia.yaml", ["train", *TINY, "cluster=olivia"]),
         ("corpus/sample.yaml", ["prepare", "corpus=sample"]),
@@ -457,5 +445,5 @@ def test_a_file_that_the_package_would_hide_is_refused(mistake: Callable[..., st
         own.write_text(CORPUS, "utf-8")
         error = mistake(*arguments, "--config-dir", "my")
         assert error.startswith(f"--config-dir: my/{file} has the name of a file of the package")
-        assert f"rename it, and choose it by its new name ({own.parent.name}=NAME)" in error
+        assert f"rename it, and select it by its new name ({own.parent.name}=NAME)" in error
         own.unlink()

@@ -1,4 +1,4 @@
-"""A run that ended without a result is met with a command that can help, and that can be pasted."""
+"""The advice on a run that ended without a result is a command that helps and can be pasted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from finetune.cli import main as cli
-from finetune.cli.next_step import what_helps
+from finetune.cli.next_step import describe_next_step
 from finetune.launch.observe import Observed
 from finetune.runs.folder import RunFolder
 from tests.corpora import write_corpus
@@ -27,70 +27,71 @@ class Case:
     reason: str = ""
     files: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-    saved: bool = False
+    has_checkpoint: bool = False
 
 
 CASES = [
-    Case("stopped", "stopped", "go on: finetune resume mine", saved=True),
-    Case("dead with a checkpoint", "dead", "go on: finetune resume mine", saved=True),
+    Case("stopped", "stopped", "resume it: finetune resume mine", has_checkpoint=True),
+    Case("dead with a checkpoint", "dead", "resume it: finetune resume mine", has_checkpoint=True),
     Case(
         "dead before its first checkpoint",
         "dead",
-        "it saved no checkpoint; once the cause is removed, start it again: finetune retry mine",
+        "it has no checkpoint; after removing the cause, start it again: finetune retry mine",
     ),
     Case(
         "stopped before its first checkpoint",
         "stopped",
-        "it saved no checkpoint; start it again: finetune retry mine",
+        "it has no checkpoint; start it again: finetune retry mine",
     ),
-    Case("cancelled in the queue", "cancelled", "it has not begun; submit it again: finetune retry mine"),
+    Case("cancelled in the queue", "cancelled", "it has not started; resubmit it: finetune retry mine"),
     Case(
         "a point of a sweep",
         "failed",
-        "submit again what failed of its sweep: finetune retry sweep-1",
-        saved=True,
+        "resubmit the failed runs of its sweep: finetune retry sweep-1",
+        has_checkpoint=True,
         files={"provenance": {"sweep": "sweep-1"}},
     ),
     Case(
         "a mistake",
         "failed",
-        "start a new run with that changed: finetune train recipe=mine 'name=a b'",
+        "correct the setting and start a new run: finetune train recipe=mine 'name=a b'",
         "model.attention=flash_attention_2: not on a CPU",
         {**MISTAKE, **TYPED},
-        saved=True,
+        has_checkpoint=True,
     ),
     Case(
-        "a mistake that a run may correct",
+        "a mistake in a setting that a run may change",
         "failed",
-        "go on with another cluster.ranks_per_node: finetune resume mine cluster.ranks_per_node=…",
+        "resume with another cluster.ranks_per_node: finetune resume mine cluster.ranks_per_node=…",
         "cluster.ranks_per_node is 4, but 2 GPUs are visible",
         MISTAKE,
     ),
     Case(
-        "a mistake whose error names the value",
+        "a mistake whose message recommends a value",
         "failed",
         "finetune resume mine on_bad_step=rewind",
         "step 3: lower lr, or set on_bad_step=rewind",
         MISTAKE,
-        saved=True,
+        has_checkpoint=True,
     ),
     Case(
-        "a job that had no Python",
+        "a job without a usable Python",
         "failed",
         "finetune resume mine cluster.host_python=…",
-        "Slurm ended the job: FAILED: the host's Python is older than 3.8; name a newer one in cluster.host_python",
+        "Slurm ended the job: FAILED: the host's Python is older than 3.8; "
+        "name a newer one in cluster.host_python",
     ),
     Case(
-        "a corpus that is missing",
+        "a missing corpus",
         "failed",
-        "once that is put right: finetune retry mine",
+        "after correcting that, start it again: finetune retry mine",
         "corpus x does not exist",
         MISTAKE,
     ),
     Case(
         "out of memory",
         "failed",
-        "go on with less memory: finetune resume mine micro_batch_size=2",
+        "resume with less memory: finetune resume mine micro_batch_size=2",
         "rank 0: GPU memory ran out (CUDA out of memory)",
         settings={"micro_batch_size": 4, "global_batch_size": 8},
     ),
@@ -106,17 +107,17 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_the_advice_is_a_command_that_can_help(
+def test_the_advice_suits_the_end_of_the_run(
     make: Callable[..., RunFolder], case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make(files=case.files, **case.settings)
     monkeypatch.chdir(run.path.parent.parent)
-    if case.saved:
+    if case.has_checkpoint:
         (run.checkpoints / "step-00000003").mkdir(parents=True)
-    assert case.expected in what_helps(Observed(run, case.state, alive=False, reason=case.reason))
+    assert case.expected in describe_next_step(Observed(run, case.state, alive=False, reason=case.reason))
 
 
-def test_a_corpus_that_was_prepared_anew_is_the_reason_given(
+def test_the_advice_names_a_corpus_that_was_prepared_anew(
     make: Callable[..., RunFolder], tmp_path: Path
 ) -> None:
     from finetune.config.train import DataConfig, load, save
@@ -128,10 +129,12 @@ def test_a_corpus_that_was_prepared_anew_is_the_reason_given(
     )
     save(config, run.config_file)
     (run.checkpoints / "step-00000003").mkdir(parents=True)
-    assert what_helps(Observed(run, "dead", alive=False)).startswith("its corpus was prepared anew since")
+    assert describe_next_step(Observed(run, "dead", alive=False)).startswith(
+        "its corpus has been prepared anew since it started"
+    )
 
 
-def test_the_runs_folder_is_named_where_it_is_not_the_default(
+def test_the_command_names_the_runs_folder_if_it_is_not_the_default(
     make: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make(files={"outcome": {"state": "interrupted", "reason": "SIGTERM"}})

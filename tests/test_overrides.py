@@ -1,4 +1,4 @@
-"""What a person types reaches the config as it was meant, or one line says how to write it."""
+"""Typed arguments reach the config as meant, or are rejected in one line with the right form."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from finetune.config.train import TrainConfig
 
 
 def read(setting: str) -> Any:
-    """Return the value of a setting as the composed config holds it."""
+    """Return the value of a setting in a composed config."""
     register_json_resolver()
     override = OverridesParser.create().parse_override(quote_setting(setting))
     return OmegaConf.to_object(OmegaConf.create({"value": override.value()}))["value"]  # type: ignore[index]
 
 
 def points(setting: str) -> list[str]:
-    """Return the values of a sweep, each as it is without its quotes."""
+    """Return the values of a sweep, without quotes."""
     override = OverridesParser.create().parse_override(quote_setting(setting))
     assert override.is_sweep_override()
     found = [
@@ -67,7 +67,7 @@ def points(setting: str) -> list[str]:
         "d'Été",
     ],
 )
-def test_a_text_that_hydra_does_not_read_is_taken_as_it_stands(text: str) -> None:
+def test_a_text_that_hydra_cannot_parse_is_passed_on_literally(text: str) -> None:
     assert read(f"key={text}") == text
 
 
@@ -132,7 +132,7 @@ def test_each_point_of_a_sweep_is_quoted(setting: str, values: list[Any]) -> Non
         "x=?",
     ],
 )
-def test_what_hydra_reads_is_left_as_it_is(setting: str) -> None:
+def test_a_setting_that_hydra_parses_is_unchanged(setting: str) -> None:
     assert quote_setting(setting) == setting
 
 
@@ -141,7 +141,7 @@ def test_a_home_folder_is_expanded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["lr"], "'lr' has no value"),
         (["lr", "=", "1"], "write lr=1"),
@@ -164,13 +164,13 @@ def test_a_home_folder_is_expanded() -> None:
         (["--config-dir"], "its value is missing"),
     ],
 )
-def test_what_cannot_be_read_is_reported_with_what_to_write(arguments: list[str], words: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(words)) as refused:
+def test_an_unreadable_argument_is_reported_with_its_right_form(arguments: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as refused:
         hydra_arguments(arguments)
     assert "\n" not in str(refused.value)
 
 
-def test_options_stand_anywhere() -> None:
+def test_options_are_accepted_anywhere() -> None:
     arguments = ["a=1", "--config-dir", "my", "b=é", "-m", "--cfg=job"]
     assert hydra_arguments(arguments) == ["--config-dir", "my", "-m", "--cfg=job", "a=1", "b='é'"]
 
@@ -189,14 +189,14 @@ def test_options_stand_anywhere() -> None:
         ("spike_stds=1e-5", 1e-5),
     ],
 )
-def test_resume_reads_settings_as_train_does(setting: str, value: Any) -> None:
+def test_resume_parses_settings_like_train(setting: str, value: Any) -> None:
     read = OmegaConf.from_dotlist(to_dotlist([setting]))
     assert OmegaConf.to_object(
         OmegaConf.create({"x": OmegaConf.select(read, setting.partition("=")[0])})
     ) == {"x": value}
 
 
-def test_options_and_settings_of_a_verb_stand_in_any_order() -> None:
+def test_options_and_settings_of_a_verb_are_accepted_in_any_order() -> None:
     parser = Parser(prog="finetune resume")
     parser.add_argument("--runs-dir", default="runs")
     parser.add_argument("run")
@@ -216,7 +216,7 @@ def test_options_and_settings_of_a_verb_stand_in_any_order() -> None:
 
 @pytest.fixture
 def composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[TrainConfig]]:
-    """Run `finetune train` up to what it would submit; the configs of its points."""
+    """Return a function that runs `finetune train` without submitting and returns the configs."""
     monkeypatch.chdir(tmp_path)
     found: list[TrainConfig] = []
 

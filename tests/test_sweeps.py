@@ -1,4 +1,4 @@
-"""Sweeps in a shell: what cancel, Ctrl-C, kill -9 and retry do to their points, and what is shown of each."""
+"""Sweeps in a shell: cancel, Ctrl-C, kill and retry, ids, values of points, tables and dry runs."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from finetune.cli import train as train_command
 from finetune.config import train as configuration
 from finetune.config.points import Sweep, describe, short_names
 from finetune.config.train import DataConfig, ModelConfig, TrainConfig
-from finetune.launch import cancel as end
-from finetune.launch import freeze, submit
+from finetune.launch import cancel, freeze, submit
 from finetune.launch.observe import observe
 from finetune.runs.folder import RunFolder
 from tests.corpora import write_corpus
 from tests.models import LLAMA
 
+RunSweep = Callable[..., tuple[list[TrainConfig], Sweep]]
 RATES = "lr=1e-4,2e-4,3e-4,4e-4"
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
     limit = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < limit, "waited in vain"
+        assert time.monotonic() < limit, f"not true after {seconds} s"
         time.sleep(0.02)
 
 
 @dataclass
 class Shell:
-    """A folder in which sweeps are run whose ranks are stand-ins (local_sweep.py)."""
+    """A folder in which sweeps run with stand-ins for the ranks (local_sweep.py)."""
 
     folder: Path
     arguments: list[str]
@@ -65,7 +65,7 @@ class Shell:
         return out, err
 
     def sweep(self, *settings: str) -> subprocess.Popen[str]:
-        """Start a sweep; its first point is at work."""
+        """Start a sweep, and return when its first point is running."""
         process = self.start("train", "-m", *self.arguments, *settings)
         wait_for(
             lambda: [run for run in self.runs() if run.state() == "running"] or process.poll() is not None
@@ -82,7 +82,7 @@ class Shell:
         (self.folder / "finish").touch()
 
     def table(self) -> list[dict[str, str]]:
-        """The rows of the sweep's file."""
+        """Return the rows of the sweep's points.tsv."""
         (file,) = (self.folder / "runs" / "sweeps").glob("*/points.tsv")
         return list(csv.DictReader(file.open(), dialect="excel-tab"))
 
@@ -94,22 +94,22 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
     (tmp_path / "my" / "model" / "tiny.yaml").write_text(json.dumps({"from_scratch": LLAMA}))
     arguments = ["--config-dir", "my", "model=tiny", "adapter=none", "corpus=laws", "name=grid"]
     yield Shell(tmp_path, arguments)
-    (tmp_path / "finish").touch()  # stand-ins that a failed test left
+    (tmp_path / "finish").touch()  # ends stand-ins that a failed test has left
 
 
-def test_cancel_takes_points_out_and_ctrl_c_ends_the_sweep_and_retry_takes_all_that_is_left(
+def test_cancel_stops_points_and_ctrl_c_the_sweep_and_retry_completes_both(
     shell: Shell,
 ) -> None:
     process = shell.sweep(RATES.replace("lr=", "lr=5e-5,"))
     runs = shell.runs()
     sweep = str(runs[0].sweep())
     assert [run.id for run in runs] == [f"{sweep}-00{index}" for index in range(5)]
-    assert [one.alive for one in observe(runs)] == [True] * 5
+    assert [status.alive for status in observe(runs)] == [True] * 5
     assert "nothing to retry" in shell.run("retry", sweep)[1]
 
-    assert [words for _, words in end.cancel([runs[2]], now=False)] == ["cancelled"]
-    ((_, words),) = end.cancel([runs[0]], now=False)
-    assert "after its next step" in words
+    assert [message for _, message in cancel.cancel([runs[2]], now=False)] == ["cancelled"]
+    ((_, message),) = cancel.cancel([runs[0]], now=False)
+    assert "after its next step" in message
     wait_for(lambda: shell.states() == ["stopped", "running", "cancelled", "queued", "queued"])
 
     process.send_signal(signal.SIGINT)
@@ -129,24 +129,26 @@ def test_cancel_takes_points_out_and_ctrl_c_ends_the_sweep_and_retry_takes_all_t
     assert [row["best"] for row in shell.table()] == ["best", "", "", "", ""]
 
 
-def test_a_sweep_whose_shell_was_killed_goes_on_with_retry(shell: Shell) -> None:
+def test_retry_continues_a_sweep_whose_shell_was_killed(shell: Shell) -> None:
     process = shell.sweep(RATES)
     process.kill()
     process.communicate()
     runs = shell.runs()
-    assert [(one.state, one.alive) for one in observe(runs)] == [("running", True)] + [("queued", False)] * 3
-    again = shell.start("retry", str(runs[0].sweep()))
+    assert [(status.state, status.alive) for status in observe(runs)] == [("running", True)] + [
+        ("queued", False)
+    ] * 3
+    retry = shell.start("retry", str(runs[0].sweep()))
     wait_for(lambda: runs[3].turn_holder())
     time.sleep(0.3)
     assert shell.states() == ["running", "queued", "queued", "queued"]
     shell.finish()
-    out, err = again.communicate(timeout=60)
-    assert again.returncode == 0, err
+    out, err = retry.communicate(timeout=60)
+    assert retry.returncode == 0, err
     assert len(out.split()) == 4
     assert shell.states() == ["completed"] * 4
 
 
-def test_cancel_of_a_sweep_ends_all_of_it(shell: Shell) -> None:
+def test_cancel_of_a_sweep_ends_all_its_points(shell: Shell) -> None:
     process = shell.sweep(RATES)
     other = shell.start("train", *shell.arguments, "lr=1e-3", "name=other")
     wait_for(lambda: shell.states().count("running") == 2)
@@ -157,12 +159,10 @@ def test_cancel_of_a_sweep_ends_all_of_it(shell: Shell) -> None:
     assert shell.states()[:4] == ["stopped", "cancelled", "cancelled", "cancelled"]
     shell.finish()
     _, err = other.communicate(timeout=60)
-    warning = f"another run is running on this machine, and both will be slower: {shell.runs()[0].path}"
-    assert warning in err
+    assert f"another run is running on this machine, and both will be slower: {shell.runs()[0].path}" in err
 
 
 # --- ids
-# ----------------------------------------------------------------------------------------------------------------
 
 CLAIM = """
 import sys
@@ -173,7 +173,7 @@ for _ in range(5000):
 """
 
 
-def test_ten_thousand_ids_of_two_shells_differ(tmp_path: Path) -> None:
+def test_ten_thousand_ids_of_two_shells_are_unique(tmp_path: Path) -> None:
     shells = [
         subprocess.Popen([sys.executable, "-c", CLAIM, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         for _ in "ab"
@@ -183,7 +183,7 @@ def test_ten_thousand_ids_of_two_shells_differ(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == set(ids)
 
 
-def test_a_submission_whose_id_is_taken_gets_another_and_leaves_the_first_alone(
+def test_a_submission_whose_id_is_taken_gets_another_id(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(freeze, "new_id", lambda name: f"{name}-20261128-120000-abcd")
@@ -205,7 +205,6 @@ def test_a_submission_whose_id_is_taken_gets_another_and_leaves_the_first_alone(
 
 
 # --- the values of a point
-# ----------------------------------------------------------------------------------------------
 
 VALUES = [
     (["lr=1e-4,2e-4"], [{"lr": "1e-4"}, {"lr": "2e-4"}]),
@@ -227,8 +226,8 @@ VALUES = [
 
 
 @pytest.fixture
-def swept(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[TrainConfig], Sweep]]:
-    """What a sweep hands to `submit`."""
+def swept(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> RunSweep:
+    """Return a function that runs a sweep without submitting, and returns its points."""
     monkeypatch.chdir(shell.folder)
     (shell.folder / "my" / "model" / "other.yaml").write_text(
         json.dumps({"from_scratch": {**LLAMA, "hidden_size": 64}})
@@ -241,7 +240,7 @@ def swept(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
     def sweep(*settings: str) -> tuple[list[TrainConfig], Sweep]:
         found = []
 
-        def run_points(points: list[TrainConfig], sweep: Sweep, go_on: bool = False) -> list[None]:
+        def run_points(points: list[TrainConfig], sweep: Sweep, ignore_failures: bool = False) -> list[None]:
             found.append((points, sweep))
             return [None] * len(points)
 
@@ -254,15 +253,13 @@ def swept(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
 
 @pytest.mark.parametrize(("settings", "expected"), VALUES)
 def test_a_point_has_the_swept_values_as_they_were_typed(
-    swept: Callable[..., tuple[list[TrainConfig], Sweep]], settings: list[str], expected: list[dict[str, str]]
+    swept: RunSweep, settings: list[str], expected: list[dict[str, str]]
 ) -> None:
     _, sweep = swept(*settings)
     assert sweep.points == expected
 
 
-def test_points_are_composed_as_hydra_composes_them(
-    swept: Callable[..., tuple[list[TrainConfig], Sweep]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_points_are_composed_as_hydra_composes_them(swept: RunSweep, monkeypatch: pytest.MonkeyPatch) -> None:
     from hydra_plugins.finetune_launcher import Composer
 
     settings = (
@@ -280,7 +277,7 @@ def test_points_are_composed_as_hydra_composes_them(
     assert swept(*settings)[0] == ours
 
 
-def test_a_label_holds_short_names_and_short_values() -> None:
+def test_a_label_contains_short_names_and_short_values() -> None:
     assert describe({"lr": "2e-4", "adapter.r": "16"}) == "lr=2e-4 r=16"
     assert (
         describe({"model.path": "/models/normistral-7b", "lr": "0.0003478123"})
@@ -294,15 +291,14 @@ def test_a_label_holds_short_names_and_short_values() -> None:
 
 
 # --- tables
-# -------------------------------------------------------------------------------------------------------------
 
 SWEEP = "normistral-20261128-080430-9c26"
 
 
-def written(
+def write_point(
     folder: Path, index: int, state: str, point: dict[str, str], loss: float | None = None
 ) -> RunFolder:
-    """A point of SWEEP on disk."""
+    """Write the run folder of a point of SWEEP."""
     run = RunFolder(folder / "runs" / f"{SWEEP}-{index:03d}")
     run.jobs.mkdir(parents=True)
     configuration.save(
@@ -327,11 +323,14 @@ def points(tmp_path: Path) -> list[RunFolder]:
     ]
     states = ["completed", "completed", "cancelled", "queued"]
     losses = [3.0, 2.5, None, None]
-    return [written(tmp_path, i, *point) for i, point in enumerate(zip(states, values, losses, strict=True))]
+    return [
+        write_point(tmp_path, index, state, point, loss)
+        for index, (state, point, loss) in enumerate(zip(states, values, losses, strict=True))
+    ]
 
 
 def rows(runs: list[RunFolder], width: int) -> list[list[str]]:
-    """The table of a sweep on a terminal of this width."""
+    """Return the cells of a sweep's table on a terminal of this width."""
     from rich.console import Console
 
     out = Console(width=width, no_color=True, highlight=False)
@@ -343,7 +342,7 @@ def rows(runs: list[RunFolder], width: int) -> list[list[str]]:
     return [line.split() for line in lines[first:]]
 
 
-def test_swept_values_are_columns_and_the_best_is_first_and_marked(points: list[RunFolder]) -> None:
+def test_swept_values_are_columns_and_the_best_point_is_first(points: list[RunFolder]) -> None:
     head, *table = rows(points, 160)
     assert head == ["run", "lr", "r", "state", "step", "loss", "tok/s", "held-out", "loss"]
     assert table[0] == [
@@ -366,20 +365,20 @@ def test_a_narrow_terminal_keeps_the_swept_values(points: list[RunFolder]) -> No
     assert table[0][:4] == ["001", "1e-4", "8", "completed"]
 
 
-def test_losses_of_different_corpora_have_no_best(tmp_path: Path) -> None:
+def test_points_on_different_corpora_have_no_best(tmp_path: Path) -> None:
     runs = [
-        written(tmp_path, i, "completed", {"data.corpus": corpus}, 2.0 + i) for i, corpus in enumerate("ab")
+        write_point(tmp_path, i, "completed", {"data.corpus": corpus}, 2.0 + i)
+        for i, corpus in enumerate("ab")
     ]
     assert not any("best" in row for row in rows(runs, 80))
 
 
 # --- dry run
-# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cluster", ["local", "testcluster"])
 @pytest.mark.parametrize("sweep", [[], ["-m", "lr=1e-4,2e-4"]])
-def test_a_dry_run_checks_and_shows_and_writes_nothing(
+def test_a_dry_run_checks_and_prints_but_writes_nothing(
     shell: Shell,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -396,18 +395,18 @@ def test_a_dry_run_checks_and_shows_and_writes_nothing(
     monkeypatch.setattr(submit, "_check_models", lambda points: None)
     before = sorted(shell.folder.rglob("*"))
 
-    def try_it(*settings: str) -> tuple[int, str, str]:
+    def dry_run(*settings: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:
             cli.main(["train", "--dry-run", *shell.arguments, *sweep, f"cluster={cluster}", *settings])
         return int(str(ended.value.code)), *capsys.readouterr()
 
-    code, out, err = try_it()
+    code, out, err = dry_run()
     assert code == 0, err
     assert ("#SBATCH --partition=debug" in out) == (cluster == "testcluster")
     assert ("#SBATCH --array=0-1%2" in out) == bool(cluster == "testcluster" and sweep)
     assert ("001    2e-4" in err) == bool(sweep)
-    code, out, err = try_it("seed=-1")
+    code, out, err = dry_run("seed=-1")
     assert (code, out) == (2, "")
     assert "seed is -1" in err
-    assert "no corpus" in try_it("corpus=none")[2]
+    assert "no corpus" in dry_run("corpus=none")[2]
     assert sorted(shell.folder.rglob("*")) == before

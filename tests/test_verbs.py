@@ -1,5 +1,4 @@
-"""The table of verbs: a row and a module are all that a verb takes, and none that needs no torch imports
-it."""
+"""The table of verbs: a row and a module add a verb, and no verb imports torch without need."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ def greet(arguments):
 
 @pytest.fixture
 def greet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Verb:
-    """A verb that is added as any other: a module, and a row of the table."""
+    """Add a verb to the table, with its module."""
     (tmp_path / "greeting.py").write_text(GREETING)
     monkeypatch.syspath_prepend(str(tmp_path))
     row = Verb(
@@ -57,25 +56,25 @@ def test_a_row_and_a_module_add_a_verb(greet: Verb, capsys: pytest.CaptureFixtur
     assert finetune("greet", "--loud", "ola") == 3
     assert capsys.readouterr().out == "OLA\n"
     assert finetune("--help") == 0
-    assert "  greet NAME [--loud]        say hello\n" in capsys.readouterr().out
+    assert "  greet NAME [--loud]          say hello\n" in capsys.readouterr().out
     assert complete(["gre"]) == ["greet"]
     assert complete(["greet", "--l"]) == ["--loud"]
     assert complete(["greet", ""]) == ["laws"]
     assert finetune("hail") == 2
     assert "did you mean 'greet'?" in capsys.readouterr().err
     assert finetune("greet") == 2
-    assert capsys.readouterr().err == "error: NAME is missing; `finetune greet --help` lists what it takes\n"
+    assert capsys.readouterr().err == "error: NAME is missing; `finetune greet --help` lists the arguments\n"
 
 
-def test_names_and_synonyms_mean_one_verb() -> None:
+def test_a_name_or_synonym_belongs_to_one_verb() -> None:
     known = [name for verb in VERBS for name in (verb.name, *verb.synonyms)]
     assert len(known) == len(set(known))
-    assert verbs.meant_by("eval") == "evaluate"
-    assert verbs.meant_by("evaluate") is None, "a name is no synonym of itself"
+    assert verbs.resolve_synonym("eval") == "evaluate"
+    assert verbs.resolve_synonym("evaluate") is None, "a name is not its own synonym"
 
 
-def test_no_light_verb_imports_torch(tmp_path: Path) -> None:
-    """Help of every verb; and what a person does on a login node, on a run folder and on nothing."""
+def test_help_and_verbs_of_a_login_node_do_not_import_torch(tmp_path: Path) -> None:
+    """Call the help of every verb, verbs on a run folder, and verbs with a mistake."""
     run = tmp_path / "runs" / "mine"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text("data: {corpus: c}\nmodel: {from_scratch: {model_type: llama}}\n")
@@ -100,16 +99,17 @@ def test_no_light_verb_imports_torch(tmp_path: Path) -> None:
         ["train", "corpus=x", "lr_=1"],
         ["trian"],
     ]
-    ended = call(*helps, *light, *mistakes, folder=tmp_path)
-    assert {" ".join(one.arguments): one.imports for one in ended if one.imports} == {}
-    assert [one for one in ended[: len(helps + light)] if one.code != 0] == []
-    assert [one for one in ended[len(helps + light) :] if one.code != 2] == []
-    for verb, one in zip(VERBS, ended, strict=False):
-        assert one.output.startswith(f"usage: finetune {verb.name}")
+    results = call(*helps, *light, *mistakes, folder=tmp_path)
+    assert {" ".join(result.arguments): result.imports for result in results if result.imports} == {}
+    num_valid = len(helps + light)
+    assert [result for result in results[:num_valid] if result.code != 0] == []
+    assert [result for result in results[num_valid:] if result.code != 2] == []
+    for verb, result in zip(VERBS, results, strict=False):
+        assert result.output.startswith(f"usage: finetune {verb.name}")
 
 
-def test_a_verb_whose_module_imports_torch_is_found(tmp_path: Path) -> None:
+def test_the_check_detects_a_verb_whose_module_imports_torch(tmp_path: Path) -> None:
     (tmp_path / "heavy.py").write_text("import torch.nn\n\n\ndef heavy(arguments):\n    return 0\n")
-    (one,) = call(["heavy", "--help"], folder=tmp_path, modules=["heavy"])
-    assert one.imports == ["torch"]
-    assert one.code == 2
+    (result,) = call(["heavy", "--help"], folder=tmp_path, modules=["heavy"])
+    assert result.imports == ["torch"]
+    assert result.code == 2

@@ -1,7 +1,7 @@
-"""Runs the command line in a process where each import of torch, or of a package that imports it, fails.
+"""Calls of the command line in a process that cannot import torch and the packages that need it.
 
-`call` starts the process, and `main` runs in it. Failed imports are recorded. The packages have import
-specs, so that code that looks for them finds them installed.
+`call` starts the process, in which `main` runs. Each attempt to import one of the packages is
+recorded and fails. Their modules have specs, so a check for installed packages finds them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ HEAVY = ("torch", "transformers", "deepspeed", "peft", "accelerate", "datasets",
 
 
 @dataclass(frozen=True)
-class CallResult:
+class Result:
     """The result of a call.
 
     Attributes:
-        imports: heavy modules that it tried to import.
+        imports: the heavy modules that it tried to import.
     """
 
     arguments: list[str]
@@ -36,8 +36,8 @@ class CallResult:
     imports: list[str]
 
 
-class FailingImporter(MetaPathFinder, Loader):
-    """An importer of the heavy modules that records each import and fails."""
+class ImportBlocker(MetaPathFinder, Loader):
+    """An importer that records and refuses imports of the heavy packages."""
 
     def __init__(self) -> None:
         self.imports: list[str] = []
@@ -52,24 +52,23 @@ class FailingImporter(MetaPathFinder, Loader):
         raise ModuleNotFoundError(f"No module named {module.__name__!r}", name=module.__name__)
 
 
-def call(*calls: list[str], folder: Path, modules: Sequence[str] = ()) -> list[CallResult]:
-    """Run calls of the command line in one process, and return their results.
+def call(*calls: list[str], folder: Path, modules: Sequence[str] = ()) -> list[Result]:
+    """Run calls in one process with the working directory `folder`.
 
     Args:
-        folder: working directory of the process, from which modules can be imported too.
-        modules: modules in `folder` that are added as verbs of the same names.
+        modules: modules in `folder`, each of which becomes a further verb.
     """
     root = Path(__file__).parents[1]
     code = f"import sys; sys.path.append({str(root)!r}); from tests.without_torch import main; main()"
     command = [sys.executable, "-c", code, json.dumps(calls), *modules]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
     assert done.returncode == 0, done.stderr
-    return [CallResult(**json.loads(line)) for line in done.stdout.splitlines()]
+    return [Result(**json.loads(line)) for line in done.stdout.splitlines()]
 
 
 def main() -> None:
-    importer = FailingImporter()
-    sys.meta_path.insert(0, importer)
+    blocker = ImportBlocker()
+    sys.meta_path.insert(0, blocker)
     from finetune.cli import verbs
     from finetune.cli.main import main as finetune
 
@@ -84,6 +83,6 @@ def main() -> None:
             except SystemExit as end:
                 code = end.code
         output.seek(0)
-        result = CallResult(arguments, int(str(code or 0)), output.read(), list(importer.imports))
-        importer.imports.clear()
+        result = Result(arguments, int(str(code or 0)), output.read(), list(blocker.imports))
+        blocker.imports.clear()
         print(json.dumps(asdict(result)))  # noqa: T201

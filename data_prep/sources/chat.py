@@ -97,18 +97,20 @@ _BLANK_LINES = re.compile(r"[ \t]*\n[ \t]*(?:\n[ \t]*)+")
 class ConversationOptions:
     """Options of every reader of conversations and instructions."""
 
-    role_key: str = setting("", "key of a turn's role; empty: role, or from")
-    content_key: str = setting("", "key of a turn's text; empty: content, or value")
+    role_key: str = setting("", "key of a turn's role in the records; empty: role or from")
+    content_key: str = setting("", "key of a turn's text in the records; empty: content or value")
     roles: dict[str, str] = setting(
-        {}, "roles by the names that the records have for them, as {kunde: user, saksbehandler: assistant}"
+        {}, "roles of the names in the records, as {kunde: user, saksbehandler: assistant}"
     )
     prompt_template: str = setting(
         "",
-        'plain text that prompts and instructions become, ending in its own way, as "{prompt}\\n\\n"; '
-        "empty: turns, which the chat template renders",
+        'plain text around a prompt or instruction, as "{prompt}\\n\\n", instead of the chat template; '
+        "empty: the chat template renders them as turns",
     )
-    strip_html: bool = setting(False, "take HTML's tags out of answers")
-    learn_history: bool = setting(True, "train on the answers in history; false: they are context")
+    strip_html: bool = setting(False, "whether HTML tags are removed from answers")
+    learn_history: bool = setting(
+        True, "whether to train on the answers in history; false: they are only context"
+    )
 
     def __post_init__(self) -> None:
         for name, role in self.roles.items():

@@ -32,11 +32,11 @@ FIELDS = ("text", *chat.FIELDS)
 class Options(chat.ConversationOptions):
     """Options of Hugging Face data sets."""
 
-    split: str = setting("train", "name of the split, whole; mixture.weight takes a part of it")
-    subset: str = setting(
-        "", "subset of a data set on the Hub, which calls it configuration; empty: the default one"
+    split: str = setting(
+        "train", "name of the split, which is read whole; mixture.weight selects a part of it"
     )
-    revision: str = setting("", "revision of a data set on the Hub; empty: the newest in the cache")
+    subset: str = setting("", "subset (configuration) of a data set on the Hub; empty: the default subset")
+    revision: str = setting("", "revision of a data set on the Hub; empty: the newest revision in the cache")
 
     def __post_init__(self) -> None:
         super().__post_init__()

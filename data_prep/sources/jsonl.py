@@ -34,7 +34,7 @@ class Options:
 
     records: str = setting(
         "",
-        "keys to the list of records in an object, joined by dots, as response.docs; empty: it is found",
+        "path to the list of records in a JSON object, as response.docs; empty: it is detected",
     )
 
     def __post_init__(self) -> None:

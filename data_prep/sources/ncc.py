@@ -29,10 +29,8 @@ PUBLIC_SECTOR = ["maalfrid_*", "parliament", "government_*", "publicreports", "l
 class Options(jsonl.Options):
     """Options of the Norwegian Colossal Corpus."""
 
-    doc_types: list[str] = setting(
-        list(PUBLIC_SECTOR), "document types that are read, as names or patterns with *"
-    )
-    min_confidence: float = setting(0.0, "fasttext's least confidence in its language, from 0 to 1")
+    doc_types: list[str] = setting(list(PUBLIC_SECTOR), "document types to read, as names or patterns with *")
+    min_confidence: float = setting(0.0, "minimum confidence of fasttext in the language, from 0 to 1")
 
     def __post_init__(self) -> None:
         super().__post_init__()

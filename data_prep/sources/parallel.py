@@ -45,13 +45,13 @@ class Options(jsonl.Options):
 
     form: str = setting(
         "messages",
-        "documents made of a record: messages or prompt_completion, one for each of pairs; or text, where "
-        "each language's pieces of one letter are one document of running text",
+        "documents made from a record: messages or prompt_completion for each pair of languages, or text "
+        "with one document of running text per letter and language",
     )
     pairs: list[str] = setting(
         ["nob-nno", "nno-nob"],
-        "languages as from-to, each a key of the records: nob-nno learns Nynorsk from Bokmål; rewriting "
-        "within Norwegian, translation otherwise",
+        "pairs of languages as FROM-TO, each a key of the records; the model learns to write TO: nob-nno "
+        "rewrites Bokmål as Nynorsk, sme-nob translates",
     )
 
     def __post_init__(self) -> None:

@@ -35,7 +35,7 @@ SKIPPED_IN_SPEECH = {"gap", "vocal", "kinesic", "incident", "desc", "linkGrp", "
 class Options:
     """Options of ParlaMint."""
 
-    unit: str = setting("debate", "unit of a document: debate (section) or speech")
+    unit: str = setting("debate", "text that becomes a document: debate (a section of a sitting) or speech")
 
     def __post_init__(self) -> None:
         one_of("options.unit", self.unit, ("debate", "speech"))

@@ -45,7 +45,8 @@ class Options:
 
     min_kept: float = setting(
         0.5,
-        "share of the pages' letters that must arrive; else all lines are read, and the document is counted",
+        "minimum share of the pages' letters in the extracted text; below it, all lines are read, and the "
+        "document is counted",
     )
 
     def __post_init__(self) -> None:

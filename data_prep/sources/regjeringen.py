@@ -43,11 +43,13 @@ class Options:
     """Options of publications and pages of regjeringen.no."""
 
     group_by: str = setting(
-        "file", "unit of a group: file, or folder where a publication is a folder of files"
+        "file",
+        "documents that stay together in the split: file, or folder if a publication is a folder of files",
     )
     min_kept: float = setting(
         0.6,
-        "share of a page's own letters that must arrive; else the page is read by its tags alone, and counted",
+        "minimum share of the page's letters in the extracted text; below it, the page is read by its tags "
+        "only, and counted",
     )
 
     def __post_init__(self) -> None:

@@ -28,9 +28,9 @@ FORMS = ("messages", "prompt_completion")
 class Options(jsonl.Options):
     """Options of questions on texts."""
 
-    form: str = setting("messages", f"form of a document: {', '.join(FORMS)}")
+    form: str = setting("messages", f"form of the documents: {', '.join(FORMS)}")
     unanswerable: str = setting(
-        "", "answer where the text has none (is_impossible); empty: such questions are left out"
+        "", "answer to questions without one in the text (is_impossible); empty: these questions are left out"
     )
 
     def __post_init__(self) -> None:

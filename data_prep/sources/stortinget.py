@@ -46,7 +46,7 @@ SKIPPED = {"sidetall", "side", "bilde"}
 class Options:
     """Options of the minutes of Stortinget."""
 
-    unit: str = setting("item", "unit of a document: item (of the agenda) or speech")
+    unit: str = setting("item", "text that becomes a document: item (of the agenda) or speech")
 
     def __post_init__(self) -> None:
         one_of("options.unit", self.unit, ("item", "speech"))

@@ -39,7 +39,7 @@ MAX_REREAD_RATIO = 8
 class Options:
     """Options of tables."""
 
-    delimiter: str = setting("", "character between the columns of CSV; empty: it is found")
+    delimiter: str = setting("", "character between the columns of a CSV file; empty: it is detected")
 
     def __post_init__(self) -> None:
         if len(self.delimiter) > 1:

@@ -40,7 +40,8 @@ class Options:
 
     min_kept: float = setting(
         0.6,
-        "share of a page's own letters that must arrive; else the page is read another way, and counted",
+        "minimum share of the page's letters in the extracted text; below it, the page is read in another "
+        "way, and counted",
     )
 
     def __post_init__(self) -> None:

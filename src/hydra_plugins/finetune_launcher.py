@@ -1,8 +1,8 @@
-"""Hands the points of a Hydra sweep to finetune.launch.submit. Hydra finds plugins in this namespace package
-only.
+"""Hydra's sweeper and launcher for `finetune train -m`.
 
-No `from __future__ import annotations` here: Hydra executes this file without entering it into sys.modules,
-where a dataclass would look up its annotations.
+Hydra looks for plugins only in this namespace package. `from __future__ import annotations` does not
+work here: Hydra executes this file without registering it in sys.modules, where a dataclass would
+look up its annotations.
 """
 
 import contextlib
@@ -42,8 +42,7 @@ class GridSweeperConf:
 
 
 class GridSweeper(BasicSweeper):
-    """Hydra's own sweeper, which composes no point itself: the launcher composes all of them before any is
-    started."""
+    """Hydra's grid sweeper without its check of the points: the launcher checks them."""
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         pass
@@ -56,11 +55,11 @@ class GridSweeper(BasicSweeper):
 
 
 class Composer:
-    """Composes the config of each point of a sweep.
+    """Composer of the configs of a sweep's points.
 
-    Hydra composes one from all its files in 0.1 s. Points that choose the same files differ in values alone:
-        their files are
-    composed once, and the values set in copies, as Hydra itself does it last of all.
+    Hydra takes 0.1 s to compose a config from all its files. Points that select the same files differ
+    only in values. Their files are composed once; the values are then set in copies, which is also
+    Hydra's own last step.
     """
 
     def __init__(self, context: HydraContext, config: DictConfig) -> None:
@@ -80,7 +79,7 @@ class Composer:
         """Return the config of a point.
 
         Raises:
-            HydraException: there is no such file, or no such setting.
+            HydraException: a config file or a setting does not exist.
         """
         values = [override for override in overrides if self._sets_value(self.parse(override))]
         files = tuple(override for override in overrides if override not in values)
@@ -91,7 +90,7 @@ class Composer:
             for override in map(self.parse, values):
                 OmegaConf.update(node, override.key_or_group, override.value(), merge=True)
         except OmegaConfBaseException:
-            return self._load(overrides)  # Hydra words what is wrong
+            return self._load(overrides)  # Hydra describes the mistake
         return node
 
     def _load(self, overrides: Sequence[str]) -> DictConfig:
@@ -101,14 +100,11 @@ class Composer:
         return node
 
     def _sets_value(self, override: Override) -> bool:
-        """Whether it sets a value that is there already, and chooses no file of a group."""
+        """Return whether an override changes an existing setting, and does not select a file."""
         key = override.key_or_group
-        if (
-            override.type != OverrideType.CHANGE
-            or override.package is not None
-            or "/" in key
-            or override.is_hydra_override()
-        ):
+        if override.type != OverrideType.CHANGE or override.is_hydra_override():
+            return False
+        if override.package is not None or "/" in key:
             return False
         if key not in self._groups:
             self._groups[key] = bool(self._loader.get_group_options(key))
@@ -116,24 +112,23 @@ class Composer:
 
 
 class FinetuneLauncher(Launcher):
-    """All points of a batch are checked before any of them is started. On Slurm a batch is one array; a
-    sweeper that learns from its results, such as Optuna's, gets them when its batch has ended."""
+    """Launcher that checks all points of a batch, then submits them, on Slurm as one job array.
+
+    A sweeper that learns from results, such as Optuna's, receives them when the batch has ended.
+    """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from finetune.launch.freeze import claim_folder, new_id, unwritable_error
 
         self.composer = Composer(hydra_context, config)
         self.typed = {}
-        for text in OmegaConf.to_container(
-            config.hydra.overrides.task, resolve=False
-        ):  # a value may hold an interpolation
+        # resolve=False: a value may contain an interpolation
+        for text in OmegaConf.to_container(config.hydra.overrides.task, resolve=False):
             override = self.composer.parse(text)
             self.typed[override.get_key_element()] = override
         self.learns = not str(config.hydra.sweeper._target_).endswith((".BasicSweeper", ".GridSweeper"))
         sweeps = Path(config.runs_dir) / SWEEPS
-        self.name = re.sub(
-            r"[^\w.-]", "-", str(config.name)
-        )  # whether it is a good name is checked with each point
+        self.name = re.sub(r"[^\w.-]", "-", str(config.name))  # each point's check rejects a bad name
         try:
             if config.dry_run:
                 self.folder = Path(tempfile.mkdtemp()) / new_id(self.name)
@@ -142,33 +137,34 @@ class FinetuneLauncher(Launcher):
                 self.folder = claim_folder(sweeps, new_id(self.name))
         except OSError as fault:
             raise unwritable_error(sweeps, fault) from None
-        config.hydra.sweep.dir = str(self.folder)  # sweepers write there
+        config.hydra.sweep.dir = str(self.folder)  # sweepers write their files there
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from finetune.cli.train import run_points
         from finetune.config.points import Sweep, find_varying_keys
         from finetune.config.train import from_omegaconf
-        from finetune.terminal import counted
+        from finetune.terminal import track_progress
 
         configs = []
         swept = []
         try:
-            for overrides in counted(job_overrides, len(job_overrides), "composing"):
+            for overrides in track_progress(job_overrides, len(job_overrides), "composing"):
                 configs.append(from_omegaconf(self.composer.compose(overrides)))
-                swept.append(self._swept(overrides))
-            if not self.learns:
-                keys = find_varying_keys(swept)
-                swept = [{key: point[key] for key in keys if key in point} for point in swept]
+                swept.append(self._swept_values(overrides))
             if self.learns:
                 configs = [replace(config, wait=True) for config in configs]
+            else:
+                keys = find_varying_keys(swept)
+                swept = [{key: point[key] for key in keys if key in point} for point in swept]
             sweep = Sweep(self.folder.name, self.name, swept, initial_job_idx)
-            losses = run_points(configs, sweep, go_on=self.learns)
+            losses = run_points(configs, sweep, ignore_failures=self.learns)
         finally:
             self.remove_if_unused()
-        return [self._told(overrides, loss) for overrides, loss in zip(job_overrides, losses, strict=True)]
+        results = zip(job_overrides, losses, strict=True)
+        return [self._make_job_return(overrides, loss) for overrides, loss in results]
 
-    def _swept(self, overrides: Sequence[str]) -> dict[str, str]:
-        """Return the values of the settings that were given several, as they were typed."""
+    def _swept_values(self, overrides: Sequence[str]) -> dict[str, str]:
+        """Return a point's values of the settings that are swept over, as they were typed."""
         from finetune.config.points import restore_typed_number
 
         point = {}
@@ -179,24 +175,26 @@ class FinetuneLauncher(Launcher):
                 continue
             value = override.value()
             shown = str(value) if isinstance(value, str) else override.get_value_element_as_str()
-            point[override.get_key_element().lstrip("+~")] = (
-                restore_typed_number(shown, typed.input_line) if typed else shown
-            )
+            if typed is not None:
+                shown = restore_typed_number(shown, typed.input_line)
+            point[override.get_key_element().lstrip("+~")] = shown
         return point
 
     def remove_if_unused(self) -> None:
-        """Leave no folder of a sweep that was refused, or only tried."""
+        """Remove the folder of a sweep that was rejected, or that was a dry run."""
         if self.folder.parent.name != SWEEPS:
             shutil.rmtree(self.folder.parent, ignore_errors=True)
         elif not (self.folder / POINTS_TABLE).exists():
             shutil.rmtree(self.folder, ignore_errors=True)
-            with contextlib.suppress(OSError):  # other sweeps, or runs, are in there
+            with contextlib.suppress(OSError):  # the folders contain other sweeps or runs
                 self.folder.parent.rmdir()
                 self.folder.parent.parent.rmdir()
 
-    def _told(self, overrides: Sequence[str], loss: float | None) -> JobReturn:
+    def _make_job_return(self, overrides: Sequence[str], loss: float | None) -> JobReturn:
         if loss is None and self.learns:
-            fault = UserError(f"{' '.join(overrides)} gave no held-out loss")
+            fault = UserError(
+                f"{' '.join(overrides)}: the sweeper needs a held-out loss, and the run has none"
+            )
             return JobReturn(overrides=overrides, status=JobStatus.FAILED, _return_value=fault)
         return JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=loss)
 

@@ -223,14 +223,14 @@ def test_find_is_limited_counts_all_and_folds_norwegian_letters(
     for text in ("ÆRFUGLVEGEN", "om  ærfuglvegen"):
         output = run_inspect(capsys, str(broken), "--find", text, "--sample", "2")
         assert output.count("read to mixture, kept") == 2
-        assert f"30 documents hold '{text}', 2 shown (--sample N)" in output
+        assert f"30 documents contain '{text}', 2 shown (--sample N)" in output
     composed = unicodedata.normalize("NFC", "PA\u030a vei")
     assert compile_pattern("på").search(composed), (
         "å written as a and a combining ring is found once composed"
     )
     assert "1 quarantined record\n" in run_inspect(capsys, str(broken), "--find", "øksfjord")
     assert run_inspect(capsys, str(broken), "--find", "none such").startswith(
-        "2 error: --find: no document holds 'none such'"
+        "2 error: --find: no document contains 'none such'"
     )
     assert run_inspect(capsys, str(broken), "--find", " ").startswith("2 error: --find: the text is empty")
 
@@ -243,7 +243,7 @@ def test_find_reads_the_tokens_where_the_stages_are_missing(
     try:
         output = run_inspect(capsys, str(broken), "--find", "sak 7 OM ærfuglvegen")
         assert re.search(r"s/d7: tokenise \((train|validation)\), kept", output)
-        assert "1 document holds" in output
+        assert "1 document contains" in output
     finally:
         stages.with_name("elsewhere").rename(stages)
 

@@ -1,4 +1,4 @@
-"""Running `finetune` as a process."""
+"""Helpers that run `finetune` as a process."""
 
 from __future__ import annotations
 

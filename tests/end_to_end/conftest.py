@@ -1,4 +1,4 @@
-"""The quick start, run once for the session."""
+"""The quick start as a fixture, run once per session."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from tests.end_to_end.commands import command, run_of
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunFolder, RunFolder]:
-    """The quick start, shortened: prepare, a base from scratch, LoRA on it."""
+    """Run the quick start, shortened: a corpus, a base from random weights, and LoRA on the base.
+
+    Returns:
+        the working directory, the run of the base, and the run of the LoRA.
+    """
     folder = tmp_path_factory.mktemp("quickstart")
     command(folder, "prepare", "corpus=sample")
-    base = command(
-        folder, "train", "recipe=sample_base", "max_steps=40", "global_batch_size=8", "micro_batch_size=4"
-    ).stdout.strip()
-    lora = command(
-        folder, "train", "recipe=sample_lora", f"model=run:{base}", "max_steps=60", "evaluate_every=30"
-    ).stdout.strip()
+    base_arguments = ["recipe=sample_base", "max_steps=40", "global_batch_size=8", "micro_batch_size=4"]
+    base = command(folder, "train", *base_arguments).stdout.strip()
+    lora_arguments = ["recipe=sample_lora", f"model=run:{base}", "max_steps=60", "evaluate_every=30"]
+    lora = command(folder, "train", *lora_arguments).stdout.strip()
     return folder, run_of(folder, base), run_of(folder, lora)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning as a user does it: questions and answers, on the base of the quick start."""
+"""Supervised fine-tuning on questions and answers, with the base of the quick start."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ pytestmark = pytest.mark.end_to_end
 def sft(sample: tuple[Path, RunFolder, RunFolder]) -> tuple[Path, RunFolder]:
     folder, base, _ = sample
     command(folder, "prepare", "corpus=sample_chat")
-    # 256 tokens: some conversations are longer, and are left out
+    # some conversations are longer than 256 tokens, and are dropped
     short = ["data.sequence_length=256", "data.long_conversations=drop", "data.max_lost_share=1"]
     arguments = ["recipe=sample_sft", f"model=run:{base.id}", "max_steps=8", *short]
     return folder, run_of(folder, command(folder, "train", *arguments).stdout)
 
 
-def test_answers_are_learned_and_nothing_else_is_counted(sft: tuple[Path, RunFolder]) -> None:
+def test_only_answers_are_trained_on_and_counted(sft: tuple[Path, RunFolder]) -> None:
     folder, run = sft
     summary, corpus = run.summary(), Corpus(folder / "corpora" / "sample_chat")
     assert summary is not None
@@ -38,7 +38,7 @@ def test_answers_are_learned_and_nothing_else_is_counted(sft: tuple[Path, RunFol
     assert all(0 < step["train/supervised_tokens"] < step["train/tokens"] for step in steps)
 
 
-def test_the_fate_of_long_documents_is_reported(sft: tuple[Path, RunFolder]) -> None:
+def test_dropped_long_documents_are_reported(sft: tuple[Path, RunFolder]) -> None:
     folder, run = sft
     rows = list(Corpus(folder / "corpora" / "sample_chat").split("train"))
     long = sum(len(row["input_ids"]) > 256 for row in rows)
@@ -54,15 +54,17 @@ def test_the_fate_of_long_documents_is_reported(sft: tuple[Path, RunFolder]) -> 
     assert f"{long} documents too long" in log
 
 
-def test_evaluate_measures_the_same_and_the_adapter_knows_its_template(sft: tuple[Path, RunFolder]) -> None:
+def test_evaluate_gives_the_same_loss_and_the_adapter_has_its_chat_template(
+    sft: tuple[Path, RunFolder],
+) -> None:
     from transformers import AutoTokenizer
 
     folder, run = sft
     summary = run.summary()
     assert summary is not None
-    again = json.loads(command(folder, "evaluate", run.id, "--json").stdout)
-    assert again["loss"] == pytest.approx(summary.after.loss, abs=1e-5)
-    assert again["tokens"] == summary.after.tokens
+    evaluated = json.loads(command(folder, "evaluate", run.id, "--json").stdout)
+    assert evaluated["loss"] == pytest.approx(summary.after.loss, abs=1e-5)
+    assert evaluated["tokens"] == summary.after.tokens
     tokenizer = AutoTokenizer.from_pretrained(run.adapter)
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hei"}], tokenize=False, add_generation_prompt=True

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: real commands, real ranks, read back by other processes."""
+"""The command line with real commands and ranks, whose results other processes read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.models import LLAMA
 pytestmark = pytest.mark.end_to_end
 
 
-def test_the_base_beats_token_frequencies_and_lora_learns_the_sources_held_back(
+def test_the_base_beats_the_unigram_baseline_and_lora_improves_the_new_sources(
     sample: tuple[Path, RunFolder, RunFolder],
 ) -> None:
     _, base, lora = sample
@@ -36,7 +36,9 @@ def test_the_base_beats_token_frequencies_and_lora_learns_the_sources_held_back(
         assert after.by_source[source] < before.by_source[source] - 0.02
 
 
-def test_a_new_process_reads_the_same_numbers_from_mlflow(sample: tuple[Path, RunFolder, RunFolder]) -> None:
+def test_another_process_reads_the_same_numbers_from_mlflow(
+    sample: tuple[Path, RunFolder, RunFolder],
+) -> None:
     folder, base, lora = sample
     script = """
 import json, sys
@@ -70,7 +72,7 @@ print(json.dumps({r.data.tags["finetune.run_id"]: {
     assert [step for step, _ in stored[lora.id]["history"]["validation/loss"]] == [0, 30, 60]
 
 
-def test_sending_again_adds_nothing_even_if_the_note_is_lost(
+def test_a_second_sync_adds_nothing_even_without_its_record(
     sample: tuple[Path, RunFolder, RunFolder],
 ) -> None:
     from mlflow.tracking import MlflowClient
@@ -91,7 +93,7 @@ def test_sending_again_adds_nothing_even_if_the_note_is_lost(
     assert stored() == before
 
 
-def test_loss_recomputed_from_the_saved_adapter_is_the_summarys(
+def test_evaluate_of_the_saved_adapter_gives_the_loss_of_the_summary(
     sample: tuple[Path, RunFolder, RunFolder],
 ) -> None:
     folder, _, lora = sample
@@ -107,7 +109,7 @@ def test_loss_recomputed_from_the_saved_adapter_is_the_summarys(
     assert recomputed["tokens"] == summary.after.tokens
 
 
-def test_the_adapter_loads_in_plain_peft_on_the_base_folder(
+def test_plain_peft_loads_the_adapter_on_the_base_folder(
     sample: tuple[Path, RunFolder, RunFolder],
 ) -> None:
     from peft import PeftModel
@@ -122,7 +124,9 @@ def test_the_adapter_loads_in_plain_peft_on_the_base_folder(
     assert model(input_ids=ids).logits.shape == (1, ids.shape[1], len(tokenizer))
 
 
-def test_the_pickle_holds_one_importable_name_and_a_path(sample: tuple[Path, RunFolder, RunFolder]) -> None:
+def test_the_pickle_contains_one_importable_name_and_a_path(
+    sample: tuple[Path, RunFolder, RunFolder],
+) -> None:
     _, base, _ = sample
     (submitted,) = base.jobs.glob("*_submitted.pkl")
     names = [
@@ -136,7 +140,7 @@ def test_the_pickle_holds_one_importable_name_and_a_path(sample: tuple[Path, Run
     assert not any("omegaconf" in name or "hydra" in name for name in names)
 
 
-def test_a_sweep_finishes_its_good_points_and_says_which_failed(
+def test_a_sweep_completes_its_valid_points_and_reports_the_failed_one(
     sample: tuple[Path, RunFolder, RunFolder],
 ) -> None:
     folder, base, _ = sample
@@ -145,7 +149,7 @@ def test_a_sweep_finishes_its_good_points_and_says_which_failed(
         f"model=run:{base.id}",
         "max_steps=2",
         "name=sweep",
-        "model.attention=auto,flash_attention_2",  # which no CPU has: found out in the run
+        "model.attention=auto,flash_attention_2",  # not available on a CPU, which only the run detects
         "cluster.ranks_per_node=1",
     ]
     done = command(folder, "train", "-m", *arguments, code=1)
@@ -168,16 +172,17 @@ def test_a_sweep_finishes_its_good_points_and_says_which_failed(
     ]
 
 
-def test_a_sweep_with_an_impossible_point_starts_nothing(sample: tuple[Path, RunFolder, RunFolder]) -> None:
+def test_a_sweep_with_an_invalid_point_starts_nothing(sample: tuple[Path, RunFolder, RunFolder]) -> None:
     folder, base, _ = sample
     before = len(RunFolder.all(folder / "runs"))
-    done = command(folder, "train", "-m", "recipe=sample_lora", f"model=run:{base.id}", "lr=1e-3,-1", code=2)
+    arguments = ["recipe=sample_lora", f"model=run:{base.id}", "lr=1e-3,-1"]
+    done = command(folder, "train", "-m", *arguments, code=2)
     assert "lr is -1" in done.stderr
     assert len(RunFolder.all(folder / "runs")) == before
 
 
 def long_run_arguments(folder: Path, corpus: Path) -> list[str]:
-    """A run of two ranks that would take minutes."""
+    """Return the arguments of a run of two ranks that would take minutes."""
     (folder / "my" / "model").mkdir(parents=True)
     (folder / "my" / "model" / "tiny.yaml").write_text(json.dumps({"from_scratch": LLAMA}))
     return [
@@ -198,7 +203,7 @@ def long_run_arguments(folder: Path, corpus: Path) -> list[str]:
 
 @pytest.fixture
 def long_run(law_corpus: Path, tmp_path: Path) -> tuple[subprocess.Popen[str], RunFolder]:
-    """A followed run, caught once it trains."""
+    """Start a run that the shell follows, and return when it trains."""
     arguments = long_run_arguments(tmp_path, law_corpus)
     shell = subprocess.Popen(
         [*FINETUNE, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -209,8 +214,9 @@ def long_run(law_corpus: Path, tmp_path: Path) -> tuple[subprocess.Popen[str], R
     return shell, run
 
 
-def test_a_detached_run_returns_at_once_into_a_pipe_and_goes_on(law_corpus: Path, tmp_path: Path) -> None:
-    run = run_of(tmp_path, command(tmp_path, *long_run_arguments(tmp_path, law_corpus), "detach=true").stdout)
+def test_a_detached_run_returns_at_once_and_continues(law_corpus: Path, tmp_path: Path) -> None:
+    arguments = long_run_arguments(tmp_path, law_corpus)
+    run = run_of(tmp_path, command(tmp_path, *arguments, "detach=true").stdout)
     wait_for(lambda: steps_done(run.path) > 3)
     assert run.state() == "running"
     assert "running" in command(tmp_path, "status").stdout
@@ -221,7 +227,7 @@ def test_a_detached_run_returns_at_once_into_a_pipe_and_goes_on(law_corpus: Path
 def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, f"not true after {seconds} s"
         time.sleep(0.2)
 
 
@@ -233,20 +239,20 @@ def ranks_of(run: RunFolder) -> list[psutil.Process]:
     ]
 
 
-def test_ctrl_c_saves_and_stops_and_resume_goes_on(
+def test_ctrl_c_saves_a_checkpoint_from_which_resume_continues(
     long_run: tuple[subprocess.Popen[str], RunFolder], tmp_path: Path
 ) -> None:
     shell, run = long_run
     shell.send_signal(signal.SIGINT)
     _, err = shell.communicate(timeout=120)
     assert shell.returncode == 1
-    assert "stopped as asked" in err
+    assert "stopped on request" in err
     assert run.state() == "stopped"
     stopped_at = steps_done(run.path)
     assert (run.checkpoints / f"step-{stopped_at:08d}" / "manifest.json").is_file()
     assert not ranks_of(run)
     assert run.state() == "stopped"
-    # the same folder, another end: 2000 steps would take too long here
+    # 2000 steps would take too long here
     config = run.config_file.read_text()
     run.config_file.write_text(config.replace("max_steps: 2000", f"max_steps: {stopped_at + 5}"))
     command(tmp_path, "resume", run.id)
@@ -255,7 +261,7 @@ def test_ctrl_c_saves_and_stops_and_resume_goes_on(
     assert "is completed" in command(tmp_path, "resume", run.id, code=2).stderr
 
 
-def test_a_killed_rank_takes_the_job_down_and_the_log_says_so(
+def test_a_killed_rank_ends_the_job_and_is_reported(
     long_run: tuple[subprocess.Popen[str], RunFolder], tmp_path: Path
 ) -> None:
     shell, run = long_run
@@ -264,7 +270,7 @@ def test_a_killed_rank_takes_the_job_down_and_the_log_says_so(
     os.kill(second.pid, signal.SIGKILL)
     _, err = shell.communicate(timeout=120)
     assert shell.returncode == 1
-    assert f"go on: finetune resume {run.id}" in err, "it has checkpoints"
+    assert f"resume it: finetune resume {run.id}" in err, "the run has checkpoints"
     assert "rank 1: killed by SIGKILL, and its log shows no reason" in err
     assert run.state() == "failed"
     assert not ranks_of(run)

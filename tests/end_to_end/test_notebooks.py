@@ -1,4 +1,4 @@
-"""Notebooks are stripped in the repository, and run from top to bottom."""
+"""Notebooks are committed without outputs, and run from top to bottom."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_stripped_and_runs(path: Path, sample: tuple[Path, RunFolder, RunFolder]) -> None:
+def test_a_notebook_has_no_outputs_and_runs(path: Path, sample: tuple[Path, RunFolder, RunFolder]) -> None:
     notebook = nbformat.read(path, as_version=4)
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(sample[0])}}).execute()

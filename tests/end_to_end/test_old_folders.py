@@ -1,10 +1,9 @@
-"""Folders that an earlier version wrote still work: its corpus, a completed run, a stopped one and a job in
-Slurm's queue.
+"""Folders of an earlier version still work: a corpus, completed and stopped runs, a queued Slurm job.
 
-fixtures/folders-before-rooms.tar.xz was written by version 0.1.0 at commit c8085ed, before the packages were
-cut into rooms, by `finetune prepare` (its raw file, corpus and stages), `train` (a base of 150 steps, without
-its checkpoints; a LoRA on it, stopped after step 36) and `train cluster=testcluster` with a stand-in for
-sbatch. Its paths lie under /home/user.
+fixtures/folders-before-rooms.tar.xz was written by version 0.1.0 at commit c8085ed, before the packages
+were split into subpackages, by `finetune prepare` (its raw file, corpus and stages), `train` (a base of
+150 steps, without its checkpoints; a LoRA on it, stopped after step 36) and `train cluster=testcluster`
+with a stand-in for sbatch. Its paths are below /home/user.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ BASE, STOPPED, QUEUED = (
 )
 BASE_LOSS = 4.838
 RECORDED_ON = "AuthenticAMD 25 17, AVX512, torch 2.13.0+cpu"
-# of steps 37 to 46, as the version that saved the checkpoint trained them
+# losses of steps 37 to 46, trained by the version that saved the checkpoint
 RESUMED_LOSSES = [
     4.84041270377144, 4.801537161781674, 5.003505966702446, 4.8248337185572066, 4.8155467869743465,
     4.759646148908706, 4.814869865538582, 4.784047295176793, 4.805931006159101, 4.7577705421145,
@@ -57,7 +56,7 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OldFolders:
     for path in [*folders.path.glob("runs/*/*.*"), folders.path / "corpora" / ".small.stages" / "plan.json"]:
         path.write_text(path.read_text().replace("/home/user", str(folders.path)))
     answers = {
-        # so that its id alone leads to the run
+        # another job name, so that the run is found by its job id only
         "squeue": "echo '4711|PENDING|Priority|N/A|0||a job of another name'",
         "sbatch": "echo 4712",
         "sinfo": "echo 'debug*|7-00:00:00|8'",
@@ -91,7 +90,7 @@ def test_all_runs_are_listed_in_their_states(old: OldFolders) -> None:
     assert states == {BASE: "completed", STOPPED: "stopped", QUEUED: "queued"}
 
 
-def test_a_stopped_run_resumes_with_the_losses_of_the_version_that_began_it(old: OldFolders) -> None:
+def test_a_stopped_run_resumes_with_the_losses_of_its_own_version(old: OldFolders) -> None:
     command(old.path, "resume", STOPPED, "max_steps=46")
     resumed = losses(old.run(STOPPED))
     tolerance = 1e-6 if cpu_kind() == RECORDED_ON else 1e-3
@@ -132,10 +131,10 @@ def test_a_prepared_corpus_is_not_prepared_again(old: OldFolders) -> None:
         "corpus.sources.guidance.path=guidance.jsonl",
         "corpus.tokenizer.vocab_size=400",
     ]
-    again = [*settings, *(f"~corpus.sources.{source}" for source in sources)]
+    arguments = [*settings, *(f"~corpus.sources.{source}" for source in sources)]
     before = (old.path / "corpora" / "small" / "manifest.json").stat().st_mtime_ns
-    command(old.path, "prepare", "corpus=sample", *again)
+    command(old.path, "prepare", "corpus=sample", *arguments)
     assert (old.path / "corpora" / "small" / "manifest.json").stat().st_mtime_ns == before
-    shutil.rmtree(old.path / "corpora" / "small")  # what its stages hold is enough to publish it
-    shown = command(old.path, "prepare", "corpus=sample", *again).stderr
+    shutil.rmtree(old.path / "corpora" / "small")  # the stages' files suffice to publish it again
+    shown = command(old.path, "prepare", "corpus=sample", *arguments).stderr
     assert "1 of 21 steps" in shown

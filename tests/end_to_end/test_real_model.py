@@ -1,5 +1,4 @@
-"""A real base model learns from real text. Runs where FINETUNE_TEST_MODEL names a model folder with its
-tokenizer."""
+"""LoRA on a real base model and real text; runs if FINETUNE_TEST_MODEL names a model folder."""
 
 from __future__ import annotations
 
@@ -21,15 +20,14 @@ FINETUNE = Path(sys.executable).with_name("finetune")
 def model_folder() -> str:
     folder = os.environ.get("FINETUNE_TEST_MODEL")
     if not folder:
-        pytest.skip("FINETUNE_TEST_MODEL names no model folder")
+        pytest.skip("FINETUNE_TEST_MODEL is not set; set it to a model folder")
     return folder
 
 
 def test_lora_on_real_text_lowers_the_held_out_loss(
     model_folder: str, real_corpora: Path, tmp_path: Path
 ) -> None:
-    """The base starts far below a uniform guess (its weights are no random ones), LoRA lowers its loss, and
-    no guard speaks."""
+    """Check that the base starts far below a uniform guess, and that LoRA lowers its loss."""
     acts = sorted(
         (real_corpora / "lovdata" / "gjeldende-lover").glob("*.xml"), key=lambda path: path.stat().st_size
     )[:5]

@@ -1,4 +1,4 @@
-"""Real Norwegian text through every reader. Skips where it is not at hand."""
+"""Real Norwegian text through every reader; skipped if the files are not available."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CORPORA = Path(__file__).parents[3] / "shared" / "corpora"
 
 @dataclass(frozen=True)
 class Source:
-    """A folder of real text, the reader for it, and how many documents it holds."""
+    """A folder of real text, with its reader and the number of its documents."""
 
     id: str
     reader: str
@@ -40,9 +40,9 @@ SOURCES = [
 
 
 @pytest.mark.end_to_end
-@pytest.mark.skipif(not CORPORA.is_dir(), reason="the real corpora are not at ../shared/corpora")
+@pytest.mark.skipif(not CORPORA.is_dir(), reason="there are no real corpora in ../shared/corpora")
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.id)
-def test_every_source_is_read_by_its_own_reader(source: Source) -> None:
+def test_every_real_source_is_read_completely(source: Source) -> None:
     documents, report = read(source.reader, CORPORA / source.folder, options=source.options)
     assert len(documents) == source.documents
     assert not report.broken

@@ -1,5 +1,7 @@
-"""The corpus folder trains in TRL as it is: `make slow` (TRL's own environment, from
-benchmarks/requirements/trl.txt)."""
+"""TRL trains on an unchanged corpus folder; run by `make slow`, in TRL's own environment.
+
+benchmarks/requirements/trl.txt lists the packages of that environment.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,9 @@ from trl import SFTConfig, SFTTrainer
 corpus, model, out = sys.argv[1:]
 rows = load_dataset("arrow", data_files=f"{corpus}/train/*.arrow", split="train")
 tokenizer = AutoTokenizer.from_pretrained(f"{corpus}/tokenizer")
-config = SFTConfig(output_dir=out, max_steps=3, per_device_train_batch_size=4, max_length=256, logging_steps=1, report_to=[],
-                   use_cpu=True, save_strategy="no", shuffle_dataset=False, data_seed=0, seed=0, bf16=False, packing=False)
+config = SFTConfig(output_dir=out, max_steps=3, per_device_train_batch_size=4, max_length=256,
+                   logging_steps=1, report_to=[], use_cpu=True, save_strategy="no", shuffle_dataset=False,
+                   data_seed=0, seed=0, bf16=False, packing=False)
 model = AutoModelForCausalLM.from_pretrained(model)
 trainer = SFTTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer)
 batch = next(iter(trainer.get_train_dataloader()))
@@ -37,7 +40,7 @@ print(json.dumps({"losses": losses, "learned": learned, "ids": batch["input_ids"
 
 
 @pytest.mark.parametrize("name", ["sample", "sample_chat"])
-def test_trl_trains_on_the_folder_and_learns_the_same_tokens(tmp_path: Path, name: str) -> None:
+def test_trl_trains_on_the_same_target_tokens(tmp_path: Path, name: str) -> None:
     command(tmp_path, "prepare", "corpus=sample")
     if name != "sample":
         command(tmp_path, "prepare", f"corpus={name}")
@@ -57,13 +60,13 @@ def test_trl_trains_on_the_folder_and_learns_the_same_tokens(tmp_path: Path, nam
     arguments = [python, tmp_path / "train.py", corpus.folder, tmp_path / "model", tmp_path / "out"]
     done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert len(said["losses"]) == 3
-    assert all(0 < loss < 20 for loss in said["losses"])
+    output = json.loads(done.stdout.splitlines()[-1])
+    assert len(output["losses"]) == 3
+    assert all(0 < loss < 20 for loss in output["losses"])
     mask = corpus.manifest.mask_column
     assert (mask is not None) == (name == "sample_chat")
     rows = {tuple(row["input_ids"][:256]): row for row in corpus.split("train")}
-    for ids, learned in zip(said["ids"], said["learned"], strict=True):
+    for ids, learned in zip(output["ids"], output["learned"], strict=True):
         row = next(row for key, row in rows.items() if tuple(ids[: len(key)]) == key)
         kept = row[mask] if mask else [1] * len(row["input_ids"])
         assert learned == [t for t, wanted in zip(row["input_ids"][:256], kept, strict=False) if wanted]

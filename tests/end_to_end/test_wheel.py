@@ -1,4 +1,4 @@
-"""The wheel carries the configs and the sample: an installed `finetune` works outside a checkout."""
+"""The wheel contains the configs and the sample: an installed `finetune` needs no checkout."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ pytestmark = pytest.mark.end_to_end
 REPOSITORY = Path(__file__).parents[2]
 
 
-def test_an_installed_wheel_prepares_the_sample_and_composes_recipes(tmp_path: Path) -> None:
-    source, site, work = tmp_path / "source", tmp_path / "site", tmp_path / "work"
+def test_an_installed_wheel_prepares_the_sample_and_composes_a_recipe(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    site = tmp_path / "site"
+    work = tmp_path / "work"
     for name in ("src", "conf", "data_prep", "pyproject.toml", "README.md", "LICENSE"):
         path = REPOSITORY / name
         copy = shutil.copytree if path.is_dir() else shutil.copy
@@ -51,7 +53,7 @@ def test_an_installed_wheel_prepares_the_sample_and_composes_recipes(tmp_path: P
         ]
         done = subprocess.run(command, capture_output=True, text=True, cwd=work, env=environment, check=False)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith(str(site)), "the checkout answered, not the wheel"
+        assert done.stdout.startswith(str(site)), "the checkout was imported instead of the wheel"
         return done.stdout
 
     assert "peft_type: LORA" in finetune("train", "recipe=sample_lora", "model=run:x", "--cfg", "job")

@@ -279,7 +279,7 @@ def test_a_small_preparation_is_one_job_and_a_training_waits_for_it(shell: Shell
     )
     assert shell.finetune("logs", prepared, "--corpora-dir", "chained").stdout.count("==> ") > 8
     assert "has already ended" in shell.finetune("cancel", prepared, "--corpora-dir", "chained").stderr
-    assert "is there already" in shell.finetune("prepare", *chained).stderr
+    assert "is up to date" in shell.finetune("prepare", *chained).stderr
     assert "no prepare run 'none'" in shell.finetune("train", *training(), "--after", "none", code=2).stderr
 
 
@@ -289,8 +289,10 @@ def test_a_preparation_in_the_queue_is_cancelled_by_its_id(shell: Shell) -> None
         settings = ["corpus=sample", "corpora_dir=unwanted", "cluster=testcluster"]
         prepared = shell.finetune("prepare", *settings).stdout.strip()
         assert shell.queue()
-        refused = shell.finetune("logs", "-f", prepared, "--corpora-dir", "unwanted", code=2)
-        assert "-f follows a training run" in refused.stderr
+        assert (
+            "-f follows only training runs"
+            in shell.finetune("logs", "-f", prepared, "--corpora-dir", "unwanted", code=2).stderr
+        )
         assert "cancelled" in shell.finetune("cancel", prepared, "--corpora-dir", "unwanted").stderr
         wait_for(lambda: not shell.queue(), 60)
 

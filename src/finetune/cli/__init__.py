@@ -1,1 +1,1 @@
-"""What a person types: one verb a file. Runs in a shell of a login node or laptop, without torch."""
+"""The command line, one verb a file. It runs on a login node or a laptop, without torch."""

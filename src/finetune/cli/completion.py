@@ -1,8 +1,7 @@
-"""`finetune completion`, which a shell calls at each tab: verbs, options, config files, settings, corpora and
-runs.
+"""`finetune completion`: completes verbs, options, files, settings, corpora and runs in a shell.
 
-People wait for it: it lists folders and reads dataclasses, and imports neither Hydra nor torch. Paths are
-left to the shell.
+The shell calls it at each Tab, so it must be fast: it lists folders and reads dataclasses, and
+imports neither Hydra nor torch. The shell completes paths itself.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
 SHELLS = ("bash", "zsh")
 EXAMPLE = 'eval "$(finetune completion bash)"'
 
-# bash parts words at = and :, and completes what stands behind the last of them. A reply that ends in = or .
-# goes on.
+# bash splits words at = and :, and completes the part after the last of them. No space is added
+# after a reply that ends in = or a dot, because a value or a further key follows.
 BASH = """\
 _finetune() {
     local IFS=$'\\n'
@@ -52,123 +51,122 @@ compdef _finetune finetune
 
 
 def completion(arguments: list[str]) -> int:
-    """Print a shell's script; or, as that script asks for it, how a line can go on."""
-    asked = arguments[:1]
-    if asked == ["words"]:  # zsh's script asks so, and bash's with a line
+    """Print the completion script of a shell, or the completions that such a script asks for."""
+    mode = arguments[:1]
+    if mode == ["words"]:  # called by the script of zsh
         print("\n".join(complete(arguments[1:])))
-    elif asked == ["line"] and len(arguments) == 3:
+    elif mode == ["line"] and len(arguments) == 3:  # called by the script of bash
         print("\n".join(complete_line(arguments[1], arguments[2])))
     else:
         parser = Parser(
-            prog="finetune completion", description="Print what makes the command line complete in the shell."
+            prog="finetune completion",
+            description="Print the script that completes `finetune` commands in the shell.",
         )
         parser.add_argument(
             "shell",
             nargs="?",
             default="",
             metavar="bash|zsh",
-            help=f"the shell: {EXAMPLE} in its startup file",
+            help=f"the shell; for bash, add this line to ~/.bashrc: {EXAMPLE}",
         )
         print(script(parser.parse_args(arguments).shell), end="")
     return 0
 
 
 def script(shell: str) -> str:
-    """Return what to put into ~/.bashrc or ~/.zshrc, as eval "$(finetune completion bash)".
+    """Return the completion script of a shell, to be evaluated in ~/.bashrc or ~/.zshrc.
 
     Raises:
-        UserError: another shell.
+        UserError: the shell is not supported.
     """
     if shell not in SHELLS:
-        raise UserError(f"completion: '{shell}' is not supported; choose bash or zsh: {EXAMPLE}")
-    return BASH if shell == "bash" else ZSH
+        raise UserError(f"completion: shell '{shell}' is not supported; choose bash or zsh, as in {EXAMPLE}")
+    return {"bash": BASH, "zsh": ZSH}[shell]
 
 
 def complete_line(breaks: str, line: str) -> list[str]:
-    """Return how a typed line of bash can go on: what replaces the text behind the last of its word
-    breaks."""
-    typed = _parse_line(line)[1:]
-    last = typed[-1] if typed else ""
+    """Return the completions of a line in bash: replacements of the text after its last break."""
+    typed = _split_line(line)[1:] or [""]
+    last = typed[-1]
     begin = max((last.rfind(character) + 1 for character in "=:" if character in breaks), default=0)
     return [reply[begin:] for reply in complete(typed)]
 
 
-def _parse_line(line: str) -> list[str]:
-    """Part a line into words; the last one is empty behind a space, and may lack its closing quote."""
+def _split_line(line: str) -> list[str]:
+    """Split a line into words; the last one is empty after a space and may lack its closing quote."""
     for closing in ("", "'", '"'):
         with contextlib.suppress(ValueError):
             words = shlex.split(line + closing)
-            return [*words, ""] if line[-1:].isspace() and not closing else words
+            if line[-1:].isspace() and not closing:
+                words.append("")
+            return words
     return line.split(" ")
 
 
 def complete(typed: list[str]) -> list[str]:
-    """Return how the last of the typed words can go on."""
+    """Return the completions of the last of the typed words."""
     *before, last = typed or [""]
     if not before:
         return [name for name in verbs.names() if name.startswith(last)]
     verb = verbs.find(before[0])
     if verb is None:
         return []
-    replies = _options(verb) if last.startswith("-") else _arguments(verb, before, last)
+    replies = _list_options(verb) if last.startswith("-") else _list_arguments(verb, before, last)
     return [reply for reply in replies if reply.startswith(last)]
 
 
-def _arguments(verb: Verb, before: list[str], last: str) -> list[str]:
-    """Return what can stand as an argument of a verb, or as the value of the option before it."""
+def _list_arguments(verb: Verb, before: list[str], last: str) -> list[str]:
+    """Return the possible arguments of a verb, or values of the option before the last word."""
     if verb.completes is Completes.SHELL:
         return list(SHELLS)
     if verb.completes is Completes.SETTINGS and verb.schema is not None:
-        return list(_settings(verb.name, verb.schema(), before[1:], last))
+        return list(_iter_settings(verb.name, verb.schema(), before[1:], last))
     if verb.completes is Completes.CORPUS or before[-1] == "--corpus":
-        return _prepared(before)
+        return _list_corpora(before)
     if verb.completes in (Completes.RUN, Completes.RUN_OR_SWEEP) and not before[-1].startswith("--"):
         runs_dir = Path(option_value(before, "--runs-dir") or "runs")
-        return _ids(runs_dir, sweeps=verb.completes is Completes.RUN_OR_SWEEP)
+        return _list_ids(runs_dir, sweeps=verb.completes is Completes.RUN_OR_SWEEP)
     return []
 
 
-def _options(verb: Verb) -> list[str]:
-    """Return the options that a verb's help names."""
+def _list_options(verb: Verb) -> list[str]:
+    """Return the options in a verb's help."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         verb.run(["--help"])
     return sorted(set(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", text.getvalue())) | {"--help"})
 
 
-def _settings(verb: str, schema: Any, before: list[str], last: str) -> Iterator[str]:
-    """Yield keys that begin as the last word, or values for its key."""
+def _iter_settings(verb: str, schema: Any, before: list[str], last: str) -> Iterator[str]:
+    """Yield completions of the last word: keys or, after `key=`, values of the key."""
     from finetune.cli.config_files import ConfigFiles
 
-    own = option_value(before, "--config-dir", "-cd")
     if before and before[-1] in ("--config-dir", "-cd", "--after"):
         return
-    files = ConfigFiles(verb, Path(own) if own else None)
+    config_dir = option_value(before, "--config-dir", "-cd")
+    files = ConfigFiles(verb, config_dir)
     key, equals, value = last.partition("=")
     if not equals:
-        yield from (
-            f"{group}="
-            for group in files.groups()
-            if group not in ("corpus", "model", "cluster", "adapter", "zero")
-        )
-        yield from _keys(schema, files, before, key)
+        sections = ("corpus", "model", "cluster", "adapter", "zero")  # _iter_keys yields these
+        yield from (f"{group}=" for group in files.groups() if group not in sections)
+        yield from _iter_keys(schema, files, before, key)
         return
-    done = value[: value.rfind(",") + 1]  # earlier values of a sweep
-    for choice in _values(schema, key, files, before):
-        yield f"{key}={done}{choice}"
+    earlier_values = value[: value.rfind(",") + 1]  # of a sweep
+    for choice in _list_values(schema, key, files, before):
+        yield f"{key}={earlier_values}{choice}"
 
 
-def _keys(schema: Any, files: ConfigFiles, before: list[str], typed: str) -> Iterator[str]:
-    """Yield the keys of the section that is typed: groups and plain settings with =, sections with a dot."""
+def _iter_keys(schema: Any, files: ConfigFiles, before: list[str], typed: str) -> Iterator[str]:
+    """Yield the keys in the section of the typed key; sections end in a dot, other keys in =."""
     section, dot, _ = typed.rpartition(".")
     if section in ("adapter", "zero"):
-        chosen = option_value(before, section) or {"adapter": "lora", "zero": "stage2"}[section]
-        file = files.file(f"{section}/{chosen}")
-        text = file.read_text(encoding="utf-8") if file else ""
-        yield from (f"{section}.{name}=" for name in re.findall(r"^(\w+):", text, re.MULTILINE))
+        selected = option_value(before, section) or {"adapter": "lora", "zero": "stage2"}[section]
+        file = files.file(f"{section}/{selected}")
+        if file is not None:
+            names = re.findall(r"^(\w+):", file.read_text(encoding="utf-8"), re.MULTILINE)
+            yield from (f"{section}.{name}=" for name in names)
         return
-    for name in section.split(".") if section else ():
-        schema = get_type_hints(schema).get(name) if is_dataclass(schema) else None
+    schema = _schema_of(schema, section)
     if not is_dataclass(schema):
         return
     kinds = get_type_hints(schema)
@@ -184,25 +182,35 @@ def _keys(schema: Any, files: ConfigFiles, before: list[str], typed: str) -> Ite
         yield "corpus="
 
 
-def _values(schema: Any, key: str, files: ConfigFiles, before: list[str]) -> list[str]:
-    """Return the values that a key can take, where they can be listed."""
+def _schema_of(schema: Any, section: str) -> Any:
+    """Return the dataclass of a section; None if there is no such section."""
+    for name in filter(None, section.split(".")):
+        if not is_dataclass(schema):
+            return None
+        schema = get_type_hints(schema).get(name)
+    return schema
+
+
+def _list_values(schema: Any, key: str, files: ConfigFiles, before: list[str]) -> list[str]:
+    """Return the possible values of a key; none if they cannot be listed."""
     if key in ("corpus", "data.corpus") and files.verb == "train":
-        return _prepared(before)
+        return _list_corpora(before)
     if key == "model":
         runs_dir = Path(option_value(before, "runs_dir") or "runs")
-        return [*files.names("model"), *(f"run:{name}" for name in _ids(runs_dir, sweeps=False))]
+        return [*files.names("model"), *(f"run:{name}" for name in _list_ids(runs_dir, sweeps=False))]
     if key in files.groups():
         return files.names(key)
-    for name in key.split(".")[:-1]:
-        schema = get_type_hints(schema).get(name) if is_dataclass(schema) else None
+    section, _, name = key.rpartition(".")
+    schema = _schema_of(schema, section)
     if not is_dataclass(schema):
         return []
-    if get_type_hints(schema).get(key.rpartition(".")[2]) is bool:
+    if get_type_hints(schema).get(name) is bool:
         return ["true", "false"]
-    return list(_choices().get(key, ()))
+    return list(_list_choices().get(key, ()))
 
 
-def _choices() -> dict[str, tuple[str, ...]]:
+def _list_choices() -> dict[str, tuple[str, ...]]:
+    """Return the values of each setting that accepts a fixed set of names."""
     from finetune.config import cluster
     from finetune.config import train as config
 
@@ -222,19 +230,17 @@ def _choices() -> dict[str, tuple[str, ...]]:
     }
 
 
-def _prepared(before: list[str]) -> list[str]:
-    """Return the names of the corpora that are prepared."""
+def _list_corpora(before: list[str]) -> list[str]:
+    """Return the names of the prepared corpora."""
     folder = Path(option_value(before, "--corpora-dir", "data.corpora_dir") or "corpora")
-    return sorted(
-        path.parent.name for path in folder.glob("*/manifest.json") if not path.parent.name.startswith(".")
-    )
+    names = [path.parent.name for path in folder.glob("*/manifest.json")]
+    return sorted(name for name in names if not name.startswith("."))
 
 
-def _ids(runs_dir: Path, sweeps: bool) -> list[str]:
-    """Return the ids of runs, and of sweeps; shells sort them."""
-    runs = [path.parent.name for path in runs_dir.glob(f"*/{layout.CONFIG}")]
-    arrays = []
+def _list_ids(runs_dir: Path, sweeps: bool) -> list[str]:
+    """Return the ids of runs and, if `sweeps`, the ids of sweeps after them."""
+    ids = sorted(path.parent.name for path in runs_dir.glob(f"*/{layout.CONFIG}"))
     if sweeps:
         folders = (runs_dir / layout.SWEEPS).glob("*")
-        arrays = [path.name for path in folders if any(path.glob(f"*/{layout.POINTS}"))]
-    return sorted(runs) + sorted(arrays)
+        ids += sorted(path.name for path in folders if any(path.glob(f"*/{layout.POINTS}")))
+    return ids

@@ -1,4 +1,4 @@
-"""What is printed of preparations and of corpora: their steps, stages, sources and lengths."""
+"""Tables of preparations and corpora: their steps, stages, sources and lengths."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ if TYPE_CHECKING:
 
 
 def print_steps(preparations: list[PrepareRun]) -> None:
-    """Print the jobs of preparations on Slurm: which steps each does, and its state."""
+    """Print the Slurm jobs of preparations, with their steps and states."""
     table = Table("prepare run", "step", "job", "state", box=None)
     failed = []
     for run in preparations:
         states = run.states()
         for steps, job in run.jobs.items():
-            state = states[job].lower() or "unknown to Slurm by now"
-            at_work = run.current_step() if states[job] == JobState.RUNNING else None
-            table.add_row(
-                run.id, steps, job, f"{state}: {at_work}" if at_work not in (None, steps) else state
-            )
+            state = states[job].lower() or "no longer known to Slurm"
+            if states[job] == JobState.RUNNING:
+                current = run.current_step()
+                if current not in (None, steps):
+                    state = f"{state}: {current}"
+            table.add_row(run.id, steps, job, state)
         if {*states.values()} & {JobState.FAILED, JobState.OUT_OF_MEMORY, JobState.TIMEOUT}:
             failed.append(run.id)
     console(stderr=False).print(table)
     for run_id in failed:
-        console().print(f"why it failed: finetune logs {run_id}")
+        console().print(f"{run_id} failed; its logs: finetune logs {run_id}")
 
 
 def print_corpus(prepared: Any) -> None:
+    """Print the stages, sources and splits of a corpus that has just been prepared."""
     out = console()
     out.print(_stage_table(prepared.manifest, prepared.skipped))
     _print_sources(out, prepared.manifest)
@@ -43,31 +45,30 @@ def print_corpus(prepared: Any) -> None:
 
 
 def print_corpus_overview(corpus: Any) -> None:
-    """What a corpus holds and lost, for whoever opens it."""
+    """Print the stages, sources and splits of a corpus, and the options of `finetune inspect`."""
     manifest = corpus.manifest
     out = console(stderr=False)
     out.print(_stage_table(manifest, []))
     _print_sources(out, manifest)
     out.print(_split_line(corpus.folder, manifest))
-    name = Text(
-        f"more: finetune inspect {corpus.folder} --sample 3, --dropped, --cut, --find TEXT, --tokens, --lengths; "
-        f"{corpus.folder}/README.md"
-    )
-    out.print(name, soft_wrap=True)
+    options = "--sample 3, --dropped, --cut, --find TEXT, --tokens, --lengths"
+    more = f"more: finetune inspect {corpus.folder} {options}; {corpus.folder}/README.md"
+    out.print(Text(more), soft_wrap=True)
 
 
 def _stage_table(manifest: Any, skipped: list[str]) -> Table:
     stages = Table("stage", "in", "out", "dropped", "counted", box=None)
     for info in manifest.stages:
-        name = f"{info.name} (done before)" if info.name in skipped else info.name
-        stages.add_row(
-            name, str(info.documents_in), str(info.documents_out), _counts(info.dropped), _counts(info.counts)
-        )
+        name = info.name
+        if name in skipped:
+            name += " (done before)"
+        documents = (str(info.documents_in), str(info.documents_out))
+        stages.add_row(name, *documents, _format_counts(info.dropped), _format_counts(info.counts))
     return stages
 
 
 def _print_sources(out: Console, manifest: Any) -> None:
-    """What each source gave and lost, and what should be known of it."""
+    """Print the documents and tokens of each source, the text it lost, and warnings."""
     out.print(_source_table(manifest))
     if any(stage.losses for stage in manifest.stages):
         out.print(_loss_table(manifest))
@@ -76,27 +77,25 @@ def _print_sources(out: Console, manifest: Any) -> None:
 
 
 def _loss_table(manifest: Any) -> Table:
-    """The share of each source's text that stages took, by reason, largest first."""
-    table = Table("source", "characters read", "text taken, by reason", box=None)
+    """Return the share of each source's text that the stages removed, by reason, largest first."""
+    table = Table("source", "characters read", "text removed, by reason", box=None)
     for name, source in manifest.sources.items():
         shares: Counter[str] = Counter()
         for loss in (loss for stage in manifest.stages for loss in stage.losses if loss.source == name):
             shares[loss.reason] += loss.characters / max(source.characters_read, 1)
-        reasons = ", ".join(f"{reason} {share:.1%}" for reason, share in shares.most_common())
-        table.add_row(
-            name,
-            f"{source.characters_read:,}",
-            f"{sum(shares.values()):.1%}: {reasons}" if reasons else "none",
-        )
+        removed = "none"
+        if shares:
+            reasons = ", ".join(f"{reason} {share:.1%}" for reason, share in shares.most_common())
+            removed = f"{sum(shares.values()):.1%}: {reasons}"
+        table.add_row(name, f"{source.characters_read:,}", removed)
     return table
 
 
 def _source_table(manifest: Any) -> Table:
     sources = Table("source", "licence", "documents (tokens) by split and written standard", box=None)
     for name, source in manifest.sources.items():
-        parts = [
-            f"{key} {source.documents[key]} ({_tokens(source, key)})" for key in sorted(source.documents)
-        ]
+        keys = sorted(source.documents)
+        parts = [f"{key} {source.documents[key]} ({_format_tokens(source, key)})" for key in keys]
         sources.add_row(name, source.license, "  ".join(parts))
     return sources
 
@@ -108,25 +107,29 @@ def _split_line(folder: Any, manifest: Any) -> Text:
     return Text(f"corpus {folder}: {splits}; vocabulary {manifest.tokenizer.vocab_size}")
 
 
-def _tokens(source: Any, key: str) -> str:
-    """Tokens, and how many of them are targets where not all are; a row's first token never is."""
-    tokens, targets = source.tokens[key], source.supervised_tokens[key]
-    return f"{tokens:,}" if targets == tokens - source.documents[key] else f"{tokens:,}, {targets:,} to learn"
+def _format_tokens(source: Any, key: str) -> str:
+    """Return the number of tokens, and that of targets unless all but each row's first are targets."""
+    tokens = source.tokens[key]
+    targets = source.supervised_tokens[key]
+    if targets == tokens - source.documents[key]:
+        return f"{tokens:,}"
+    return f"{tokens:,}, {targets:,} targets"
 
 
-def _counts(counts: dict[str, int]) -> str:
+def _format_counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
 def print_lengths(sources: dict[str, list[tuple[int, int, int]]]) -> None:
-    """Tokens a row, by source, as bars."""
+    """Print a histogram of tokens per row for each source.
+
+    Args:
+        sources: for each source its bins, as (lowest length, highest length, rows).
+    """
     out = console(stderr=False)
     for source, rows in sources.items():
         most = max((count for _, _, count in rows), default=1)
-        out.print(Text(f"{source}: tokens a row", style="bold"))
+        out.print(Text(f"{source}: tokens per row", style="bold"))
         for low, high, count in rows:
-            out.print(
-                Text(
-                    f" {f'{low:,}–{high:,}':>20} {count:>9,} {'█' * max(1, round(40 * count / most)) if count else ''}"
-                )
-            )
+            length = max(1, round(40 * count / most)) if count else 0
+            out.print(Text(f" {f'{low:,}–{high:,}':>20} {count:>9,} {'█' * length}"))

@@ -1,5 +1,4 @@
-"""What is printed of single documents: what stages did to them, their tokens, what was cut, dropped,
-quarantined or found."""
+"""Views of documents: their changes by stage, their tokens, and cut, dropped or found text."""
 
 from __future__ import annotations
 
@@ -19,71 +18,80 @@ if TYPE_CHECKING:
 
 
 def print_trace(views: list[Any], name: tuple[str, str], characters: int) -> None:
-    """What each stage did to one document."""
+    """Print the changes of each stage to one document."""
     out = console(stderr=False)
     out.print(Text("/".join(name), style="bold"), soft_wrap=True)
     for view in views:
-        changes = ", ".join(
-            f"{field} {was or '–'} → {now}" if was else f"{field} {now}"
-            for field, (was, now) in view.fields.items()
-        )
-        why = (
-            f": {view.drop.reason}" + (f" ({view.drop.detail})" if view.drop.detail else "")
-            if view.drop
-            else ""
-        )
         style = {"dropped": "red", "gone": "red", "changed": "yellow"}.get(view.outcome, "")
-        out.print(
-            Text(f" {view.stage:<14} {view.outcome}{why}{'; ' + changes if changes else ''}", style=style),
-            soft_wrap=True,
-        )
+        out.print(Text(_describe_outcome(view), style=style), soft_wrap=True)
         if view.text:
             out.print(Text(_clip(view.text, characters)), soft_wrap=True)
-        for line in _clip("\n".join(view.diff), characters).split("\n") if view.diff else []:
-            out.print(
-                Text(f"   {line}", style={"+": "green", "-": "red"}.get(line[:1], "dim")), soft_wrap=True
-            )
+        if not view.diff:
+            continue
+        for line in _clip("\n".join(view.diff), characters).split("\n"):
+            style = {"+": "green", "-": "red"}.get(line[:1], "dim")
+            out.print(Text(f"   {line}", style=style), soft_wrap=True)
     out.print()
 
 
+def _describe_outcome(view: Any) -> str:
+    """Return a stage, its effect on the document, the reason for a drop, and the changed fields."""
+    line = f" {view.stage:<14} {view.outcome}"
+    if view.drop:
+        line += f": {_describe_drop(view.drop)}"
+    changes = [
+        f"{field} {was} → {now}" if was else f"{field} {now}" for field, (was, now) in view.fields.items()
+    ]
+    if changes:
+        line += f"; {', '.join(changes)}"
+    return line
+
+
+def _describe_drop(drop: Any) -> str:
+    detail = f" ({drop.detail})" if drop.detail else ""
+    return f"{drop.reason}{detail}"
+
+
 def print_tokens(views: list[Any], name: tuple[str, str], characters: int) -> None:
-    """The tokens of one document, parted by a thin bar; targets are green (on paper: between « and »)."""
+    """Print the tokens of a document, separated by bars; targets are green, between « and »."""
     out = console(stderr=False)
     if not views:
-        out.print(
-            Text(f"{'/'.join(name)} has no tokens: it was dropped, or its id was masked", style="red"),
-            soft_wrap=True,
-        )
+        message = f"{'/'.join(name)} has no tokens: it was dropped, or its id was masked"
+        out.print(Text(message, style="red"), soft_wrap=True)
     for view in views:
-        out.print(
-            Text(
-                f"{view.source}/{view.id} ({view.split}): {view.tokens} tokens, {view.targets} targets",
-                style="bold",
-            )
-        )
-        line, shown, inside = Text(), 0, False
-        for text, _, target in view.pieces:
-            if target != inside:
-                line.append("«" if target else "»", style="dim")
-                inside = target
-            elif shown:
-                line.append("|", style="dim")
-            line.append(text, style="green" if target else "")
-            shown += len(text)
-            if characters and shown > characters:
-                line.append(" …", style="dim")
-                break
-        else:
-            line.append("»" if inside else "", style="dim")
-        out.print(line, soft_wrap=True)
+        title = f"{view.source}/{view.id} ({view.split}): {view.tokens} tokens, {view.targets} targets"
+        out.print(Text(title, style="bold"))
+        out.print(_render_tokens(view.pieces, characters), soft_wrap=True)
         out.print()
 
 
+def _render_tokens(pieces: list[tuple[str, Any, bool]], characters: int) -> Text:
+    """Return the first characters of a document's tokens, with separators and marks of targets."""
+    line = Text()
+    shown = 0
+    inside = False
+    for text, _, target in pieces:
+        if target != inside:
+            line.append("«" if target else "»", style="dim")
+            inside = target
+        elif shown:
+            line.append("|", style="dim")
+        line.append(text, style="green" if target else "")
+        shown += len(text)
+        if characters and shown > characters:
+            line.append(" …", style="dim")
+            return line
+    if inside:
+        line.append("»", style="dim")
+    return line
+
+
 def print_cuts(cuts: list[tuple[str, Any]], number: int, characters: int) -> None:
-    """Print what stages cut from documents: in how many, the first of them, and the text.
+    """Print lines that stages cut from documents, with the number of documents and an example.
 
     Args:
-        number: how many lines of each place are shown; 0 for all.
+        cuts: the stages, each with a line that it cut.
+        number: lines to print for each stage, source and reason; 0 for all.
     """
     out = console(stderr=False)
     if not cuts:
@@ -92,13 +100,12 @@ def print_cuts(cuts: list[tuple[str, Any]], number: int, characters: int) -> Non
     for stage, cut in cuts:
         places.setdefault((stage, cut.source, cut.reason), []).append(cut)
     for (stage, source, reason), found in places.items():
-        out.print(
-            Text(f"{stage}: {source}: {reason}: {len(found):,} different lines", style="bold"), soft_wrap=True
-        )
-        shown = found[:number] if number else found
+        title = f"{stage}: {source}: {reason}: {len(found):,} different lines"
+        out.print(Text(title, style="bold"), soft_wrap=True)
+        shown = found[: number or None]
         for cut in shown:
-            where = f"{cut.documents:>7,} documents, as {cut.source}/{cut.example}: "
-            out.print(Text(f" {where}{_clip(cut.text, characters)}"), soft_wrap=True)
+            place = f"{cut.documents:>7,} documents, as {cut.source}/{cut.example}: "
+            out.print(Text(f" {place}{_clip(cut.text, characters)}"), soft_wrap=True)
         if len(shown) < len(found):
             out.print(f" … and {len(found) - len(shown):,} more")
         out.print()
@@ -107,20 +114,23 @@ def print_cuts(cuts: list[tuple[str, Any]], number: int, characters: int) -> Non
 def print_dropped(
     inspection: Inspection, reason: str | None, number: int, seed: int, characters: int
 ) -> None:
-    """Print some of what was dropped, with the text as the stage got it, and of the records that could not be
-    read.
+    """Print examples of dropped documents, as they were before the drop, and unreadable records.
 
     Args:
-        reason: of a drop, or `quarantined`; None for all.
+        reason: the reason of the drops, or `quarantined`; None for all.
+        number: the number of examples of each kind.
+        seed: the seed of their random selection.
     """
     out = console(stderr=False)
-    counts = inspection.quarantine_counts() if reason in (None, QUARANTINED) else {}
-    dropped = [] if reason == QUARANTINED and counts else inspection.dropped(reason, number, seed)
+    counts: dict[str, int] = {}
+    if reason in (None, QUARANTINED):
+        counts = inspection.quarantine_counts()
+    dropped = []
+    if reason != QUARANTINED or not counts:
+        dropped = inspection.dropped(reason, number, seed)
     for drop, stage, text in dropped:
-        detail = f" ({drop.detail})" if drop.detail else ""
-        out.print(
-            Text(f"{drop.source}/{drop.id}: {stage}: {drop.reason}{detail}", style="bold red"), soft_wrap=True
-        )
+        title = f"{drop.source}/{drop.id}: {stage}: {_describe_drop(drop)}"
+        out.print(Text(title, style="bold red"), soft_wrap=True)
         out.print(Text(_clip(text, characters) or "(no text)"), soft_wrap=True)
         out.print()
     if not counts:
@@ -128,63 +138,64 @@ def print_dropped(
     for record in inspection.quarantined(number, seed):
         _print_quarantined(out, record, characters)
     listed = ", ".join(f"{source} {count:,}" for source, count in counts.items())
-    shown = min(number, sum(counts.values()))
-    out.print(
-        Text(f"{sum(counts.values()):,} records are quarantined, {shown:,} shown (--sample N): {listed}"),
-        soft_wrap=True,
-    )
+    total = sum(counts.values())
+    shown = min(number, total)
+    line = f"{total:,} records are quarantined, {shown:,} shown (--sample N): {listed}"
+    out.print(Text(line), soft_wrap=True)
 
 
 def _print_quarantined(out: Console, quarantined: Quarantined, characters: int) -> None:
     record = quarantined.record
     place = ":".join(part for part in (record.file, record.member, record.at) if part)
-    out.print(
-        Text(f"{record.source}: {place}: {QUARANTINED}: {record.error}", style="bold red"), soft_wrap=True
-    )
+    title = f"{record.source}: {place}: {QUARANTINED}: {record.error}"
+    out.print(Text(title, style="bold red"), soft_wrap=True)
     out.print(Text(_clip(quarantined.raw, characters) or "(its raw text cannot be read)"), soft_wrap=True)
     out.print()
 
 
 def print_found(found: Found, text: str, characters: int) -> None:
-    """Print the documents that hold a text: where it is in them, and what became of them.
+    """Print the documents that contain a text, with its place in them and whether they were kept.
 
     Raises:
-        UserError: no document holds it.
+        UserError: no document contains it.
     """
     if not found.documents and not found.quarantined:
-        raise UserError(f"--find: no document holds '{text}', at any stage")
+        raise UserError(f"--find: no document contains '{text}' at any stage")
     out = console(stderr=False)
     for hit in found.hits:
-        out.print(Text(f"{hit.source}/{hit.id}: {_fate(hit)}", style="bold"), soft_wrap=True)
-        line = Text(f"  {hit.before}")
-        line.append(hit.match, style="green")
-        line.append(hit.after)
-        out.print(line, soft_wrap=True)
+        out.print(Text(f"{hit.source}/{hit.id}: {_describe_fate(hit)}", style="bold"), soft_wrap=True)
+        context = Text(f"  {hit.before}")
+        context.append(hit.match, style="green")
+        context.append(hit.after)
+        out.print(context, soft_wrap=True)
     for record in found.quarantined[: max(5, len(found.hits))]:
         _print_quarantined(out, record, characters)
-    noun = "record" if len(found.quarantined) == 1 else "records"
-    records = f", and {len(found.quarantined):,} quarantined {noun}" if found.quarantined else ""
-    shown = f", {len(found.hits):,} shown (--sample N)" if len(found.hits) < found.documents else ""
-    documents = "document holds" if found.documents == 1 else "documents hold"
-    out.print(Text(f"{found.documents:,} {documents} '{text}'{shown}{records}"), soft_wrap=True)
+    documents = "document contains" if found.documents == 1 else "documents contain"
+    line = f"{found.documents:,} {documents} '{text}'"
+    if len(found.hits) < found.documents:
+        line += f", {len(found.hits):,} shown (--sample N)"
+    if found.quarantined:
+        noun = "record" if len(found.quarantined) == 1 else "records"
+        line += f", and {len(found.quarantined):,} quarantined {noun}"
+    out.print(Text(line), soft_wrap=True)
 
 
-def _fate(hit: Hit) -> str:
-    """Return after which stages the text is there, and what ended that."""
-    first, last = hit.stages[0], hit.stages[-1]
+def _describe_fate(hit: Hit) -> str:
+    """Return the stages whose output contains the text, and the stage that removed it."""
+    first = hit.stages[0]
+    last = hit.stages[-1]
     stages = first if first == last else f"{first} to {last}"
     if hit.drop is not None:
         stage, drop = hit.drop
-        detail = f" ({drop.detail})" if drop.detail else ""
         cut = f", cut by {hit.cut_by}" if hit.cut_by else ""
-        return f"{stages}{cut}, dropped by {stage}: {drop.reason}{detail}"
-    return f"{stages}, cut or changed by {hit.cut_by}" if hit.cut_by else f"{stages}, kept"
+        return f"{stages}{cut}, dropped by {stage}: {_describe_drop(drop)}"
+    if hit.cut_by:
+        return f"{stages}, cut or changed by {hit.cut_by}"
+    return f"{stages}, kept"
 
 
 def _clip(text: str, characters: int) -> str:
-    """Return the first characters of a text, and how many it has; all of it for 0."""
-    return (
-        text
-        if not characters or len(text) <= characters
-        else f"{text[:characters]} … ({len(text):,} characters)"
-    )
+    """Return the first characters of a text, with its length if it is longer; all of it for 0."""
+    if not characters or len(text) <= characters:
+        return text
+    return f"{text[:characters]} … ({len(text):,} characters)"

@@ -1,5 +1,7 @@
-"""A user's mistake as one line: the setting or file, what is wrong with it, what to do. Which kind it is, is
-decided here."""
+"""Descriptions of a user's mistakes in one line: the setting or file, the problem, the remedy.
+
+This module classifies an exception and passes it to the module that describes its kind.
+"""
 
 from __future__ import annotations
 
@@ -14,31 +16,27 @@ from omegaconf.errors import OmegaConfBaseException
 from data_prep.user_error import DAMAGED_FILE, UserError, is_refused_config
 from finetune.cli.call import Call
 from finetune.cli.file_errors import describe_encoding, describe_yaml, one_line, shown_path
-from finetune.cli.group_errors import describe_composition, describe_missing_file
+from finetune.cli.group_errors import describe_composition, describe_missing_file, with_remedy
 from finetune.cli.overrides import shell_quote, straighten
 from finetune.cli.setting_errors import describe_setting
 from finetune.config.suggestions import did_you_mean
 
-# Mistakes that libraries find: in the composition of settings, in files, and what the file system refuses.
+# Exceptions of libraries for mistakes in settings and files, and for errors of the file system.
 FOREIGN = (HydraException, OmegaConfBaseException, yaml.YAMLError, *DAMAGED_FILE, OSError)
-# packages that raise plain ValueErrors for a wrong file or setting, too
+# Packages that raise plain ValueErrors for a wrong file or setting.
 COMPOSERS = ("hydra", "omegaconf", "optuna", "hydra_plugins.hydra_optuna_sweeper")
 
 
 def is_mistake(fault: BaseException) -> bool:
-    """Return whether a fault stems from what the user gave or from the machine, so that its traceback would
-    help nobody."""
-    if isinstance(fault, (UserError, *FOREIGN)):
+    """Return whether the user's input or the machine caused a fault, so a traceback would not help."""
+    if isinstance(fault, (UserError, *FOREIGN)) or is_refused_config(fault):
         return True
-    if is_refused_config(fault):
-        return True
-    return isinstance(fault, ValueError) and _module_that_raised(fault).startswith(
-        tuple(f"{name}." for name in COMPOSERS)
-    )
+    composers = tuple(f"{name}." for name in COMPOSERS)
+    return isinstance(fault, ValueError) and _module_that_raised(fault).startswith(composers)
 
 
 def _module_that_raised(fault: BaseException) -> str:
-    """Return the module whose code raised, with a dot at its end."""
+    """Return the name of the module that raised the exception, with a dot at its end."""
     name = ""
     for frame, _ in traceback.walk_tb(fault.__traceback__):
         name = str(frame.f_globals.get("__name__", ""))
@@ -46,17 +44,17 @@ def _module_that_raised(fault: BaseException) -> str:
 
 
 def describe_fault(fault: BaseException, call: Call) -> str:
-    """Return one line on a mistake: what is wrong, and what to do."""
+    """Return one line on a mistake, with the problem and the remedy."""
     text = _describe(fault, call)
     if "typographic" in text:
         return text
-    unusual = next((character for character in text if straighten(character) not in (character, "'")), None)
-    if unusual and any(unusual in argument for argument in call.arguments):
-        straight = straighten(unusual)
-        text += f" ('{unusual}' is a typographic character" + (
-            f"; type {straight})" if straight.strip() else ")"
-        )
-    return text
+    replaced = (character for character in text if straighten(character) not in (character, "'"))
+    unusual = next(replaced, None)
+    if unusual is None or not any(unusual in argument for argument in call.arguments):
+        return text
+    straight = straighten(unusual)
+    remedy = f"; type {straight}" if straight.strip() else ""
+    return f"{text} ('{unusual}' is a typographic character{remedy})"
 
 
 def _describe(fault: BaseException, call: Call) -> str:
@@ -64,21 +62,22 @@ def _describe(fault: BaseException, call: Call) -> str:
         return describe_yaml(fault)
     if isinstance(fault, UnicodeDecodeError):
         return describe_encoding(fault, call)
-    shards = sys.modules.get("data_prep.shards")  # heavy; a fault of it has imported it
+    # data_prep.shards is slow to import; if one of its exceptions was raised, it is imported already
+    shards = sys.modules.get("data_prep.shards")
     if shards is not None and isinstance(fault, shards.NoCorpusError):
         return _describe_missing_corpus(fault.folder, call)
     if isinstance(fault, MissingConfigException):
         return describe_missing_file(fault, call)
-    below = _omegaconf_fault(fault)
-    if below is not None:
-        return describe_setting(below, fault, call)
+    cause = _find_omegaconf_fault(fault)
+    if cause is not None:
+        return describe_setting(cause, fault, call)
     if isinstance(fault, OSError):
         return one_line(fault)
     return describe_composition(fault, call)
 
 
-def _omegaconf_fault(fault: BaseException) -> OmegaConfBaseException | None:
-    """Return the fault of OmegaConf that another one wraps."""
+def _find_omegaconf_fault(fault: BaseException) -> OmegaConfBaseException | None:
+    """Return OmegaConf's exception among an exception and its causes; None if there is none."""
     seen: BaseException | None = fault
     while seen is not None:
         if isinstance(seen, OmegaConfBaseException):
@@ -88,17 +87,17 @@ def _omegaconf_fault(fault: BaseException) -> OmegaConfBaseException | None:
 
 
 def _describe_missing_corpus(folder: Path, call: Call) -> str:
-    """Describe a corpus that is not prepared, with those that are and that could be."""
+    """Describe a corpus that is not prepared, with the names of prepared corpora."""
     name = folder.name
     if name in call.files.names("corpus"):
-        is_own = call.own and (Path(call.own) / "corpus" / f"{name}.yaml").is_file()
-        config_dir = f" --config-dir {shell_quote(str(call.own))}" if is_own else ""
-        return f"no corpus in {shown_path(folder)}; run `finetune prepare corpus={name}{config_dir}` first"
-    prepared = [
-        path.parent.name for path in folder.parent.glob("*/manifest.json") if path.parent.name[0] != "."
-    ]
-    text = f"no corpus in {shown_path(folder)}" + did_you_mean(name, [*prepared, *call.files.names("corpus")])
-    there = (
-        f"prepared are {', '.join(sorted(prepared)[:10])}; others come from" if prepared else "make one with"
-    )
-    return f"{text}{' ' if text.endswith('?') else '; '}{there} `finetune prepare corpus=NAME`"
+        option = ""
+        if call.config_dir and (Path(call.config_dir) / "corpus" / f"{name}.yaml").is_file():
+            option = f" --config-dir {shell_quote(call.config_dir)}"
+        return f"no corpus in {shown_path(folder)}; run `finetune prepare corpus={name}{option}` first"
+    folders = [path.parent.name for path in folder.parent.glob("*/manifest.json")]
+    prepared = sorted(name for name in folders if not name.startswith("."))
+    suggestion = did_you_mean(name, [*prepared, *call.files.names("corpus")])
+    remedy = "prepare one with `finetune prepare corpus=NAME`"
+    if prepared:
+        remedy = f"prepared corpora: {', '.join(prepared[:10])}; {remedy}"
+    return with_remedy(f"no corpus in {shown_path(folder)}", suggestion, remedy)

@@ -1,5 +1,4 @@
-"""`finetune evaluate`: held-out losses of one model, or of several on the same rows with their
-differences."""
+"""`finetune evaluate`: computes the held-out loss of models, and compares several on the same rows."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from rich.text import Text
 
 from data_prep.user_error import UserError
 from finetune.cli import result_tables
-from finetune.cli.run_arguments import make_parser
+from finetune.cli.run_arguments import add_corpora_dir, make_parser
 from finetune.config import extras
 from finetune.config.train import RUN_PREFIX, DataConfig, split_step
 from finetune.runs import base_model, layout
@@ -29,17 +28,18 @@ from finetune.terminal import console
 if TYPE_CHECKING:
     from data_prep.shards import Corpus
 
-BASE = "base"  # as --against: the model that the run started from
+BASE = "base"  # value of --against for the model that the run started from
 GROUPS = ("by_language", "by_source")
 DESCRIPTION = (
-    "Held-out loss of a run's result, one of its checkpoints, or a model, on a corpus' validation split. "
-    "Several models are evaluated on the same rows and compared with the first, or with --against."
+    "Compute the held-out loss of a run's result, a run's checkpoint or a model, on the validation "
+    "split of a corpus. Several models are evaluated on the same rows; the table shows their "
+    "difference to the first model, or to the model of --against."
 )
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to evaluate: how to call it, where it lies, and the run that it comes from, if it does."""
+    """A model to evaluate, with its label in the output, and the run that it belongs to, if any."""
 
     label: str
     model: Base
@@ -48,7 +48,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much higher the losses of a model are than those of another."""
+    """The losses of a model minus those of another model."""
 
     loss: float
     by_language: dict[str, float]
@@ -56,15 +56,18 @@ class Difference:
 
     @classmethod
     def between(cls, result: HeldOut, first: HeldOut) -> Difference:
+        """Return the losses of `result` minus those of `first`."""
         by_group = {}
         for group in GROUPS:
-            losses = _by_group(result, group)
-            by_group[group] = {name: losses[name] - loss for name, loss in _by_group(first, group).items()}
+            losses = _losses_by_group(result, group)
+            by_group[group] = {
+                name: losses[name] - loss for name, loss in _losses_by_group(first, group).items()
+            }
         return cls(result.loss - first.loss, **by_group)
 
 
 def evaluate(arguments: list[str]) -> int:
-    """Print the held-out losses of models; with --json, the same as JSON on stdout."""
+    """Print the held-out losses of models; with --json, also print them as JSON on stdout."""
     parser = make_parser("evaluate", DESCRIPTION)
     add_arguments(parser)
     result = evaluate_models(parser.parse_intermixed_args(arguments))
@@ -79,41 +82,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "models",
         nargs="+",
         metavar="MODEL",
-        help="run id, run id@step, model folder, or hub id in the cache; several to compare",
+        help="run id, run id@step, model folder, or id of a Hugging Face model in the local cache; "
+        "name several to compare them",
     )
     parser.add_argument(
         "--against",
         metavar="MODEL",
-        help="compare with this one on the same rows; base: the model that the run started from",
+        help="model to compare with, on the same rows; base: the model that the run started from",
     )
-    parser.add_argument("--corpus", help="a corpus' name or folder (of a run: its own corpus)")
-    parser.add_argument("--corpora-dir", default="corpora", help="where prepared corpora lie (corpora)")
-    parser.add_argument("--sequence-length", type=int, help="tokens a pack (of a run: its own; else 512)")
+    parser.add_argument(
+        "--corpus", help="name or folder of the corpus (default: the corpus that the run was trained on)"
+    )
+    add_corpora_dir(parser)
+    parser.add_argument(
+        "--sequence-length",
+        type=int,
+        metavar="TOKENS",
+        help="tokens per pack (default: the run's data.sequence_length; 512 for a model folder)",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
 
 
 def evaluate_models(options: argparse.Namespace) -> str | None:
-    """Evaluate the models and print their losses; return the same as JSON, if it is asked for.
+    """Evaluate the models and print their losses; with --json, return the losses as JSON.
 
     Raises:
-        NotFoundError, UserError: there is no such model or corpus, or they do not belong together.
+        NotFoundError, UserError: a model or the corpus does not exist, or a model's tokenizer is not
+            that of the corpus.
     """
     extras.check("torch", "evaluating a model")
     from data_prep.shards import Corpus
     from finetune.data.rows import LongRows, read_account
 
-    subjects = resolve_all(options.models, options.against, options.runs_dir)
+    subjects = resolve_subjects(options.models, options.against, options.runs_dir)
     data = choose_data(subjects, options)
     corpus = Corpus(data.corpus_folder)
     corpus.verify()
     check_tokenizers(subjects, corpus)
     results = [_held_out(subject, corpus, data) for subject in subjects]
     names = " and ".join(subject.label for subject in subjects)
-    console().print(
-        f"{names} on {data.corpus_folder}, packs of {data.sequence_length} tokens",
-        markup=False,
-        soft_wrap=True,
-    )
+    title = f"{names} on {data.corpus_folder}, packs of {data.sequence_length} tokens"
+    console().print(title, markup=False, soft_wrap=True)
     if len(subjects) == 1:
         result_tables.print_held_out(before=None, after=results[0])
     else:
@@ -124,11 +133,11 @@ def evaluate_models(options: argparse.Namespace) -> str | None:
         return None
     if len(subjects) == 1:
         return json.dumps(asdict(results[0]), ensure_ascii=False)
-    return _as_json(subjects, results, data)
+    return _to_json(subjects, results, data)
 
 
-def resolve_all(names: Sequence[str], against: str | None, runs_dir: str) -> list[Subject]:
-    """Return the models to compare: first the one that the others are compared with."""
+def resolve_subjects(names: Sequence[str], against: str | None, runs_dir: str) -> list[Subject]:
+    """Return the models to evaluate; the first is the one that the others are compared with."""
     named = [resolve(name, runs_dir) for name in names]
     if against is None:
         return named
@@ -137,32 +146,29 @@ def resolve_all(names: Sequence[str], against: str | None, runs_dir: str) -> lis
     run = named[0].run
     if run is None:
         raise UserError(
-            f"--against base: {named[0].label} is not a run, so its base is not known; name a model"
+            f"--against base: {named[0].label} is not a run, so its base is unknown; name a model"
         )
     model = run.config().model
     if model.path is None:
-        raise UserError(f"--against base: run {run.id} began from scratch and has no base; name a model")
-    return [
-        Subject(
-            f"base {_label(model.path)}",
-            base_model.resolve(model.path, run.config().runs_dir, model.revision),
-        ),
-        *named,
-    ]
+        raise UserError(
+            f"--against base: run {run.id} started from random weights and has no base; name a model"
+        )
+    base = base_model.resolve(model.path, run.config().runs_dir, model.revision)
+    return [Subject(f"base {_label(model.path)}", base), *named]
 
 
 def resolve(name: str, runs_dir: str) -> Subject:
-    """Return the model that a name means: a run's result or checkpoint (with or without run:), a model folder
-    or a hub id.
+    """Return the model with a name: a run's result or checkpoint, a model folder or a hub id.
 
     Raises:
-        NotFoundError: there is none.
-        UserError: it is an adapter alone, or a run without a result.
+        NotFoundError: there is no such model.
+        UserError: it is an adapter without its base, or a run without a result.
     """
     folder = Path(name)
     if (folder / "adapter_config.json").is_file():
         raise UserError(
-            f"{name} is an adapter, which needs its base: evaluate the run that made it, finetune evaluate RUN"
+            f"{name} is an adapter, which needs its base; evaluate the run that trained it: "
+            "`finetune evaluate RUN`"
         )
     if folder.is_dir() and not (folder / layout.CONFIG).is_file():
         return Subject(_label(name), base_model.resolve(name, runs_dir))
@@ -174,31 +180,33 @@ def resolve(name: str, runs_dir: str) -> Subject:
             raise
         return Subject(name, base_model.resolve(name, runs_dir))
     suffix = "" if step is None else f"@{step}"
-    return Subject(f"{run.id}{suffix}", base_model.resolve(f"{RUN_PREFIX}{run.path}{suffix}", runs_dir), run)
+    model = base_model.resolve(f"{RUN_PREFIX}{run.path}{suffix}", runs_dir)
+    return Subject(f"{run.id}{suffix}", model, run)
 
 
 def choose_data(subjects: Sequence[Subject], options: argparse.Namespace) -> DataConfig:
-    """Return the corpus and the cut of its rows: of the first run that was named, where the options leave
-    them open."""
+    """Return the corpus and pack length of the options or, by default, of the first run named."""
+    settings = DataConfig(corpus="")
     run = next((subject.run for subject in subjects if subject.run is not None), None)
-    settings = DataConfig(corpus="") if run is None else run.config().data
+    if run is not None:
+        settings = run.config().data
     corpus = options.corpus or settings.corpus
     if not corpus:
-        raise UserError("--corpus is missing: name the corpus to evaluate a model folder on")
+        raise UserError("--corpus is missing; name the corpus to evaluate the model folder on")
+    sequence_length = options.sequence_length
+    if sequence_length is None:
+        sequence_length = settings.sequence_length
     return DataConfig(
         corpus=corpus,
         corpora_dir=options.corpora_dir,
-        sequence_length=settings.sequence_length
-        if options.sequence_length is None
-        else options.sequence_length,
+        sequence_length=sequence_length,
         long_documents=settings.long_documents,
         long_conversations=settings.long_conversations,
     )
 
 
 def check_tokenizers(subjects: Sequence[Subject], corpus: Corpus) -> None:
-    """Raise UserError if a model reads other token ids than the corpus holds: its loss a token would mean
-    something else."""
+    """Raise UserError if a model has another tokenizer than the corpus: losses would not compare."""
     for subject in subjects:
         try:
             run_inputs.check_tokenizer(subject.model, corpus)
@@ -206,8 +214,8 @@ def check_tokenizers(subjects: Sequence[Subject], corpus: Corpus) -> None:
             if len(subjects) == 1:
                 raise
             raise UserError(
-                f"{subject.label} has another tokenizer than corpus {corpus.folder}: losses a token of two tokenizers cannot be "
-                f"compared; compare models of one tokenizer"
+                f"{subject.label} has another tokenizer than corpus {corpus.folder}: losses per token of "
+                "different tokenizers cannot be compared; compare models that have the same tokenizer"
             ) from fault
 
 
@@ -218,23 +226,22 @@ def _held_out(subject: Subject, corpus: Corpus, data: DataConfig) -> HeldOut:
 
 
 def comparison_table(subjects: Sequence[Subject], results: Sequence[HeldOut]) -> Table:
-    """Return a table of all losses, with the difference of each further model to the first."""
+    """Return a table of all losses, with the difference of each model to the first."""
     headers = [escape(subjects[0].label)]
     for subject in subjects[1:]:
         headers += [escape(subject.label), "difference"]
-    table = Table("  held-out loss (nats a token)", "tokens", *headers, box=None)
+    table = Table("  held-out loss (nats per token)", "tokens", *headers, box=None)
     table.add_row("  all", f"{results[0].tokens:,}", *_cells([result.loss for result in results]))
     for group in GROUPS:
-        losses = [_by_group(result, group) for result in results]
+        losses = [_losses_by_group(result, group) for result in results]
         tokens: dict[str, int] = getattr(results[0], f"tokens_{group}")
         for name in losses[0]:
-            table.add_row(
-                Text(f"  {name}"), f"{tokens[name]:,}", *_cells([by_name[name] for by_name in losses])
-            )
+            cells = _cells([by_name[name] for by_name in losses])
+            table.add_row(Text(f"  {name}"), f"{tokens[name]:,}", *cells)
     return table
 
 
-def _by_group(result: HeldOut, group: str) -> dict[str, float]:
+def _losses_by_group(result: HeldOut, group: str) -> dict[str, float]:
     losses: dict[str, float] = getattr(result, group)
     return losses
 
@@ -246,8 +253,8 @@ def _cells(losses: Sequence[float]) -> list[str]:
     return cells
 
 
-def _as_json(subjects: Sequence[Subject], results: Sequence[HeldOut], data: DataConfig) -> str:
-    """Return all results, and the differences to the first model, as JSON."""
+def _to_json(subjects: Sequence[Subject], results: Sequence[HeldOut], data: DataConfig) -> str:
+    """Return all results, and their differences to the first model, as JSON."""
     models = []
     for subject, result in zip(subjects, results, strict=True):
         difference = asdict(Difference.between(result, results[0]))
@@ -257,4 +264,7 @@ def _as_json(subjects: Sequence[Subject], results: Sequence[HeldOut], data: Data
 
 
 def _label(path: str) -> str:
-    return path if path.startswith(RUN_PREFIX) or not Path(path).is_dir() else Path(path).resolve().name
+    """Return a short label for a model: the name of its folder, or else what was typed."""
+    if path.startswith(RUN_PREFIX) or not Path(path).is_dir():
+        return path
+    return Path(path).resolve().name

@@ -1,4 +1,4 @@
-"""The exit codes of `finetune`. Standard library alone."""
+"""The exit codes of `finetune`. This module imports only the standard library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mistakes in files as one line: YAML that cannot be read, encodings, and where in a file a key stands."""
+"""Descriptions of mistakes in files (YAML syntax, encoding), and positions of keys in files."""
 
 from __future__ import annotations
 
@@ -13,69 +13,67 @@ GLOBAL_HEADER = "# @package _global_"
 
 
 def describe_yaml(fault: yaml.YAMLError) -> str:
-    """Return the file, line and column of a mistake in a YAML file, and what it is."""
+    """Return the place of a mistake in a YAML file, with the problem and the remedy."""
     if isinstance(fault, yaml.reader.ReaderError):
         file = shown_path(Path(str(fault.name)))
-        return (
-            f"{file}: character {fault.position + 1} cannot stand in YAML; save the file as plain UTF-8 text"
-        )
+        number = fault.position + 1
+        return f"{file}: character {number} is not allowed in YAML; save the file as plain UTF-8 text"
     if not isinstance(fault, yaml.MarkedYAMLError):
         return one_line(fault)
     problem = " ".join((fault.problem or fault.context or "is not YAML").split())
     mark = fault.problem_mark or fault.context_mark
-    problem = re.sub(r"^found duplicate key (.*)", r"key '\1' stands twice; take one of them out", problem)
-    for words, (meaning, at_context) in _YAML_PROBLEMS.items():
-        if words in f"{fault.context} {problem}":
+    problem = re.sub(r"^found duplicate key (.*)", r"key '\1' is set twice; remove one of them", problem)
+    for pattern, (meaning, at_context) in _YAML_PROBLEMS.items():
+        if pattern in f"{fault.context} {problem}":
             problem = meaning
-            mark = fault.context_mark if at_context and fault.context_mark else mark
+            if at_context and fault.context_mark:
+                mark = fault.context_mark
             break
     if mark is None:
         return problem
     return f"{shown_path(Path(mark.name))}, line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
-# messages of PyYAML -> ours, and whether the mistake is where the element began that it was reading
+# Part of PyYAML's message -> our message, and whether the mistake is at the beginning of the element
+# that PyYAML was reading (its context mark).
 _YAML_PROBLEMS = {
-    "found character '\\t'": ("a tab; indent with spaces", False),
-    "while scanning a quoted scalar": ("a quote that is opened here is not closed", True),
-    "while parsing a flow": (
-        "a bracket that is opened here is not closed, or a comma is missing in it",
-        True,
-    ),
+    "found character '\\t'": ("tab in the indentation; indent with spaces", False),
+    "while scanning a quoted scalar": ("the quote opened here is not closed; close it", True),
+    "while parsing a flow": ("the bracket opened here is not closed, or a comma is missing inside it", True),
     "mapping values are not allowed here": (
-        "a colon or an indentation that does not fit; indent keys of one mapping alike, and quote a text that holds ': '",
+        "unexpected colon or indentation; indent all keys of a mapping alike, and quote text with ': '",
         False,
     ),
-    "could not find expected ':'": ("a key without a colon; write key: value", True),
-    "while scanning an alias": ("a text that begins with * or & stands in quotes", True),
-    "found character '@'": ("a text that begins with @ stands in quotes", False),
-    "found character '`'": ("a text that begins with ` stands in quotes", False),
-    "found character '%'": ("a text that begins with % stands in quotes", False),
-    "expected a single document": ("a second document begins; a file holds one, without --- lines", False),
-    "while parsing a block": ("does not fit the lines above; indent keys of one mapping alike", False),
-    "could not determine a constructor": (
-        "an unknown tag; a text that begins with ! stands in quotes",
-        False,
-    ),
+    "could not find expected ':'": ("key without a colon; write key: value", True),
+    "while scanning an alias": ("text that begins with * or & must be in quotes", True),
+    "found character '@'": ("text that begins with @ must be in quotes", False),
+    "found character '`'": ("text that begins with ` must be in quotes", False),
+    "found character '%'": ("text that begins with % must be in quotes", False),
+    "expected a single document": ("a second YAML document begins; remove the --- line", False),
+    "while parsing a block": ("does not fit the lines above; indent all keys of a mapping alike", False),
+    "could not determine a constructor": ("unknown tag; text that begins with ! must be in quotes", False),
 }
 
 
 def describe_encoding(fault: UnicodeDecodeError, call: Call) -> str:
+    """Return the file and line of text that is not UTF-8, as far as they can be found."""
     for folder in call.files.folders():
-        for path in sorted(folder.rglob("*.yaml")):
-            if path.is_file() and fault.object in (content := path.read_bytes()):
+        for path in filter(Path.is_file, sorted(folder.rglob("*.yaml"))):
+            content = path.read_bytes()
+            if fault.object in content:
                 line = content[: content.index(fault.object) + fault.start].count(b"\n") + 1
-                return f"{shown_path(path)}, line {line}: is not UTF-8; save the file in that encoding"
-    return f"a file is not UTF-8 ({one_line(fault)}); save it in that encoding"
+                return f"{shown_path(path)}, line {line}: not UTF-8; save the file as UTF-8"
+    return f"a file is not UTF-8 ({one_line(fault)}); save it as UTF-8"
 
 
 def one_line(fault: BaseException) -> str:
+    """Return the message of an exception in one line; Hydra's messages on options become ours."""
     lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
     text = " ".join(lines)
     if isinstance(fault, OSError) and fault.filename is not None and fault.strerror:
         text = f"{fault.filename}: {fault.strerror[0].lower()}{fault.strerror[1:]}"
     if "Only one of --run, --multirun" in text:
-        return "-m and --cfg exclude each other; leave -m out to print one composed config"
+        return "-m and --cfg cannot be combined; leave -m out to print one composed config"
     no_folder = re.search(r"Additional config directory '(.+)' not found", text)
     if no_folder:
         return f"--config-dir: folder {shown_path(Path(no_folder[1]))} does not exist"
@@ -83,7 +81,7 @@ def one_line(fault: BaseException) -> str:
 
 
 def shown_path(path: Path) -> str:
-    """Return a path relative to the working directory where it lies below it."""
+    """Return a path relative to the working directory if it is below it, or else unchanged."""
     try:
         return str(path.absolute().relative_to(Path.cwd()))
     except ValueError:
@@ -91,7 +89,7 @@ def shown_path(path: Path) -> str:
 
 
 def locate_key(file: Path, key: str) -> str:
-    """Return the file with the line and column of a key, as far as the key is there."""
+    """Return the file, line and column of a key, or of the nearest section that the file has."""
     try:
         text = file.read_text(encoding="utf-8")
         node = yaml.compose(text)
@@ -99,20 +97,23 @@ def locate_key(file: Path, key: str) -> str:
         return shown_path(file)
     parts = key.split(".")
     if GLOBAL_HEADER[2:] not in text and parts[:1] == [file.parent.name]:
-        parts = parts[1:]  # what the file holds goes below the name of its group
-    mark = node.start_mark if node else None
+        parts = parts[1:]  # Hydra puts the file's settings below the name of its group
+    mark = getattr(node, "start_mark", None)
     for part in parts:
-        entries = node.value if isinstance(node, yaml.MappingNode) else []
-        found = next(((name, value) for name, value in entries if name.value == part), None)
+        if not isinstance(node, yaml.MappingNode):
+            break
+        found = next(((name, value) for name, value in node.value if name.value == part), None)
         if found is None:
             break
-        mark, node = found[0].start_mark, found[1]
-    return f"{shown_path(file)}, line {mark.line + 1}, column {mark.column + 1}" if mark else shown_path(file)
+        name, node = found
+        mark = name.start_mark
+    if mark is None:
+        return shown_path(file)
+    return f"{shown_path(file)}, line {mark.line + 1}, column {mark.column + 1}"
 
 
 def line_of(file: Path, *words: str) -> str:
-    """Return `, line N` of the first line of a file that holds the words, comments left out; nothing if none
-    does."""
+    """Return `, line N` for a file's first line with all the words outside comments, or nothing."""
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         text = line.partition("#")[0]
         if all(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) for word in words):

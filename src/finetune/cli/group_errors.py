@@ -1,9 +1,9 @@
-"""Mistakes in the choice of files as one line: adapter=lroa, a recipe's defaults list, several values without
--m."""
+"""Descriptions of mistakes in the selection of config files, and of sweeps without -m."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from hydra.errors import MissingConfigException
 
@@ -15,82 +15,97 @@ from finetune.config.suggestions import did_you_mean
 
 
 def describe_missing_file(fault: MissingConfigException, call: Call) -> str:
-    """Describe a choice of a file that is not there, as in adapter=lroa."""
+    """Describe the selection of a config file that does not exist, as in adapter=lroa."""
     name = str(fault.missing_cfg_file or "")
     group, _, wanted = name.rpartition("/")
     if not group:
         return one_line(fault).partition(" Config search path:")[0]
     names = call.files.names(group) or [str(option) for option in fault.options or ()]
-    text = f"{group}={wanted}: there is no {group}/{wanted}.yaml"
+    place = _locate_selection(group, wanted, call) or f"{group}={wanted}"
+    text = f"{place}: there is no {group}/{wanted}.yaml"
     if not wanted:
         text = f"{group}=: the name of a file is missing"
-    elif place := _file_that_chooses(group, wanted, call):
-        text = f"{place}: there is no {group}/{wanted}.yaml"
-    if group == "model" and wanted:
+    elif group == "model":
         text += f", nor a folder '{wanted}'"
-    text += did_you_mean(wanted, names)
-    remedy = f"choose one of {', '.join(names)}" if names else "no file is there; check --config-dir"
+    remedy = f"choose one of {', '.join(names)}" if names else "it has no files; check --config-dir"
     if group == "model":
-        remedy += f", or model=FOLDER; a hub id without owner is model=pretrained model.path={wanted}"
-    return f"{text}{' ' if text.endswith('?') else '; '}{remedy}"
+        remedy += f", or model=FOLDER; for a hub id without owner, write model=pretrained model.path={wanted}"
+    return with_remedy(text, did_you_mean(wanted, names), remedy)
 
 
-def _file_that_chooses(group: str, name: str, call: Call) -> str | None:
-    """Return the file, with the line, whose defaults list chooses a file of a group."""
+def with_remedy(problem: str, suggestion: str, remedy: str) -> str:
+    """Return a message from a problem, `; did you mean …?` (or nothing) and a remedy."""
+    separator = " " if suggestion else "; "
+    return f"{problem}{suggestion}{separator}{remedy}"
+
+
+def _locate_selection(group: str, name: str, call: Call) -> str | None:
+    """Return the config file, with the line, whose defaults list selects a file of a group."""
     for argument in call.arguments:
         key, _, value = argument.partition("=")
         file = call.files.file(f"{key}/{value}")
-        if file and (line := line_of(file, group, name)):
+        if file is None:
+            continue
+        line = line_of(file, group, name)
+        if line:
             return f"{shown_path(file)}{line}"
     return None
 
 
 def describe_composition(fault: BaseException, call: Call) -> str:
-    """Describe what Hydra finds wrong with the settings together, or with a file's defaults list."""
+    """Describe Hydra's error on the composition of the settings, or on a file's defaults list."""
     text = one_line(fault)
-    within = next(iter(re.findall(r"[Ii]n '([^']+)'", text)), None)
-    file = call.files.file(within) if within else None
+    file_name = next(iter(re.findall(r"[Ii]n '([^']+)'", text)), None)
+    file = call.files.file(file_name)
     no_match = re.search(r"Could not override '([^']+)'. No match in the defaults list", text)
     if no_match and file:
-        group = no_match[1].partition("@")[0].rpartition("/")[2]
-        meant = (
-            group
-            if group in call.files.groups()
-            else next(iter(suggestions.find_closest(group, call.files.groups())), "GROUP")
-        )
-        where = f"{shown_path(file)}{line_of(file, group)}"
-        return f"{where}: 'override {group}' chooses no group of files; write '- override /{meant}: NAME'"
+        return _describe_unknown_override(no_match[1], file, call)
     if no_match:
         groups = ", ".join(call.files.groups())
-        return f"unknown group '{no_match[1]}'; `finetune {call.verb}` chooses files of {groups}"
+        return f"unknown group '{no_match[1]}'; the groups of `finetune {call.verb}` are {groups}"
     several = re.search(r"Multiple values for (\S+?)\. To override a value use 'override (\S+): (.+?)'", text)
     if several:
-        return f"{several[1]}: chosen by two files; in the recipe's defaults list write '- override /{several[1]}: {several[3]}'"
+        line = f"- override /{several[1]}: {several[3]}"
+        return f"{several[1]}: selected by two files; in the recipe's defaults list write '{line}'"
     if file and "defaults must be a list" in text:
-        return f"{shown_path(file)}{line_of(file, 'defaults')}: defaults must be a list; begin each of its lines with '- '"
+        place = f"{shown_path(file)}{line_of(file, 'defaults')}"
+        return f"{place}: defaults must be a list; begin each of its lines with '- '"
     ambiguous = re.search(r"Ambiguous value for argument '(.+?)'\s", f"{str(fault).splitlines()[0]} ")
     if ambiguous:
         return _describe_several_values(ambiguous[1], call)
     missing = re.search(r"You must specify '(\w+)'", text)
     if missing:
-        return f"{missing[1]} is missing; write {missing[1]}=NAME, one of {', '.join(call.files.names(missing[1]))}"
+        group = missing[1]
+        return f"{group} is missing; write {group}=NAME, one of {', '.join(call.files.names(group))}"
     if "Config group override must be a string" in text:
-        return _describe_no_name(call)
+        return _describe_bad_name(call)
     return text.partition(" Config search path:")[0].partition(" See https://hydra.cc")[0]
 
 
-def _describe_no_name(call: Call) -> str:
-    """Describe a choice of a file by a number, a list or null, as in zero=3."""
+def _describe_unknown_override(override: str, file: Path, call: Call) -> str:
+    """Describe an `override` in a file's defaults list that names no group."""
+    group = override.partition("@")[0].rpartition("/")[2]
+    meant = group
+    if group not in call.files.groups():
+        meant = next(iter(suggestions.find_closest(group, call.files.groups())), "GROUP")
+    place = f"{shown_path(file)}{line_of(file, group)}"
+    return f"{place}: 'override {group}' does not name a group; write '- override /{meant}: NAME'"
+
+
+def _describe_bad_name(call: Call) -> str:
+    """Describe the selection of a file by a number, a list or null, as in zero=3."""
     for argument in call.arguments:
         group, _, value = argument.partition("=")
-        names = call.files.names(group) if group in call.files.groups() else []
+        if group not in call.files.groups():
+            continue
+        names = call.files.names(group)
         wrong = [name for name in value.split(",") if name and name != "null" and name not in names]
         if names and wrong:
             meant = next((name for name in names if name.endswith(wrong[0])), None)
-            close = f"; did you mean '{meant}'?" if meant else did_you_mean(wrong[0], names)
-            text = f"{group}={wrong[0]}: there is no {group}/{wrong[0]}.yaml{close}"
-            return f"{text}{' ' if close else '; '}choose one of {', '.join(names)}"
-    return "null chooses no file; a group takes the name of one, as in adapter=none"
+            suggestion = f"; did you mean '{meant}'?" if meant else did_you_mean(wrong[0], names)
+            text = f"{group}={wrong[0]}: there is no {group}/{wrong[0]}.yaml"
+            return with_remedy(text, suggestion, f"choose one of {', '.join(names)}")
+    return "null is not the name of a file; write the name of one, as in adapter=none"
 
 
 def _describe_several_values(setting: str, call: Call) -> str:
@@ -98,7 +113,7 @@ def _describe_several_values(setting: str, call: Call) -> str:
     plus = key[: len(key) - len(key.lstrip("+"))]
     setting = plus + call.argument_of(key.lstrip("+"))
     value = setting.partition("=")[2]
-    text = f"{setting}: several values; add -m to sweep over them"
+    text = f"{setting}: has several values; add -m to sweep over them"
     if key in call.files.groups():
         return text
     one_text = shell_quote(f"{key}={quote_text(value)}")

@@ -1,4 +1,4 @@
-"""`--help` of a verb with settings (train, prepare), generated from the declarations of the settings."""
+"""`--help` of the verbs with settings (train, prepare), generated from their dataclasses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KINDS = {str: "text", dict: "mapping", list: "list"}
 
 @dataclass(frozen=True)
 class Entry:
-    """One setting: its key, and its meaning with its type and default."""
+    """A setting or option, with its description, type and default."""
 
     key: str
     text: str
@@ -32,94 +32,103 @@ class Entry:
 
 @dataclass(frozen=True)
 class Group:
-    """The settings of one dataclass under its heading."""
+    """The settings of a dataclass under a heading."""
 
     title: str
     entries: list[Entry]
 
 
 TRAIN_OPTIONS = [
-    Entry("-m", "sweep: every combination of lr=1e-4,2e-4 and the like is a run of its own, queued"),
-    Entry("--dry-run", "check everything as for a start, print the batch script, and write nothing"),
-    Entry("--config-dir FOLDER", "more recipes and other files, in folders named as below"),
-    Entry("--cfg job", "print the composed config and train nothing"),
+    Entry("-m", "run a sweep: one run for each combination of values, as in lr=1e-4,2e-4 seed=0,1"),
+    Entry("--dry-run", "check everything and print the batch script, but start and write nothing"),
+    Entry(
+        "--config-dir FOLDER", "folder with further config files, in subfolders named like the groups below"
+    ),
+    Entry("--cfg job", "print the composed config and exit"),
 ]
+TRAIN_USAGE = "usage: finetune train [recipe=NAME] [key=value …] [-m] [--dry-run] [--config-dir FOLDER]"
+GROUPS_TITLE = (
+    "Config files that set several settings at once, selected with group=name. * marks the default. "
+    "model= also accepts a model folder, a hub id or run:<id>."
+)
+SETTINGS_TITLE = (
+    "Settings, written key=value, with [type; default]. A selected config file may set another value."
+)
+PREPARE_USAGE = "usage: finetune prepare corpus=NAME [key=value …] [--config-dir FOLDER]"
+PREPARE_NOTES = (
+    "To add a corpus, write FOLDER/corpus/NAME.yaml, with the keys below without their 'corpus.', and pass "
+    "--config-dir FOLDER; conf/corpus in the repository has an example of each reader.",
+    "To resume a preparation that was interrupted, run the same command again.",
+    "With cluster=NAME of a Slurm site, the steps run as job arrays, one after the other; the settings "
+    "cluster.prepare.… below configure these jobs.",
+    "corpora_dir/.NAME.stages keeps the output of each stage and the documents that it dropped. Caution: "
+    "the first stages contain raw text that is not de-identified.",
+)
+FIELDS_TITLE = (
+    "Fields of readers, set as corpus.sources.NAME.fields.OURS=THEIRS. Readers not listed have none."
+)
+OPTIONS_TITLE = "Options of readers, set as corpus.sources.NAME.options.KEY=VALUE, with [type; default]."
 
 
 def train_help() -> str:
-    """Return what `finetune train --help` prints."""
+    """Return the text of `finetune train --help`."""
     parts = [
-        _paragraph(
-            "usage: finetune train [recipe=NAME] [key=value …] [-m] [--dry-run] [--config-dir FOLDER]"
-        ),
+        _paragraph(TRAIN_USAGE),
         _render_entries(TRAIN_OPTIONS),
-        _paragraph(
-            "Files to choose from, as group=name, * by default (model= takes a folder, hub id or run:<id>, too):"
-        )
-        + _render_entries(_file_groups()),
-        _paragraph("Settings, as key=value, with what holds where no chosen file says otherwise:"),
+        _paragraph(GROUPS_TITLE) + _render_entries(_list_file_groups()),
+        _paragraph(SETTINGS_TITLE),
         *map(_render, settings_of(TrainConfig)),
     ]
     return "\n".join(parts)
 
 
 def prepare_help() -> str:
-    """Return what `finetune prepare --help` prints."""
+    """Return the text of `finetune prepare --help`."""
     corpora = sorted(path.stem for path in (conf_dir() / "corpus").glob("*.yaml"))
     parts = [
-        _paragraph("usage: finetune prepare corpus=NAME [key=value …] [--config-dir FOLDER]"),
-        _paragraph(f"Corpora: {', '.join(corpora)}.")
-        + _paragraph(
-            "Write your own as FOLDER/corpus/NAME.yaml, without the 'corpus.' of the keys below, "
-            "and give --config-dir FOLDER; conf/corpus in the repository has examples of all readers."
-        ),
-        _paragraph("A preparation that was stopped or killed resumes when it is run again.")
-        + _paragraph(
-            "With cluster=NAME of a Slurm site its steps are job arrays, each after the one before; "
-            "cluster.prepare.… below sets them."
-        )
-        + _paragraph(
-            "corpora_dir/.NAME.stages keeps what each stage wrote and dropped; the first stages hold raw text, "
-            "which is not de-identified."
-        ),
-        _paragraph("Settings, as key=value, with what holds where the corpus file says nothing else:"),
+        _paragraph(PREPARE_USAGE),
+        _paragraph(f"Corpora: {', '.join(corpora)}."),
+        *map(_paragraph, PREPARE_NOTES),
+        _paragraph(SETTINGS_TITLE),
         *map(_render, settings_of(PrepareConfig)),
         *map(_render, settings_of(PrepareJobs, "cluster.prepare.")),
-        _paragraph("Fields of readers, as corpus.sources.NAME.fields.OURS=THEIRS (others have none):")
-        + _render_entries(_reader_fields()),
-        _paragraph(
-            "Options of readers, as corpus.sources.NAME.options.KEY, with what holds where it is not given:"
-        ),
-        *map(_render, _reader_options()),
+        _paragraph(FIELDS_TITLE) + _render_entries(_list_reader_fields()),
+        _paragraph(OPTIONS_TITLE),
+        *map(_render, _list_reader_options()),
     ]
     return "\n".join(parts)
 
 
 def settings_of(schema: Any, prefix: str = "") -> Iterator[Group]:
-    """Yield the settings below a dataclass, one group for it and one for each nested dataclass.
+    """Yield the settings of a dataclass, one group for it and one for each nested dataclass.
 
-    NAME stands for a key of the user's. What is set in the entries of a list has no prefix.
+    A key of the user's choice appears as NAME. Settings in the entries of a list have no prefix.
     """
     kinds = get_type_hints(schema)
-    entries = [Entry(prefix + item.name, _describe(item, kinds[item.name])) for item in _plain(schema)]
+    entries = [Entry(prefix + item.name, _describe(item, kinds[item.name])) for item in _own_fields(schema)]
     title = heading(schema).removesuffix(".")
-    yield Group(f"{prefix.removesuffix('.')}: {title}" if prefix else title, entries)
+    if prefix:
+        title = f"{prefix.removesuffix('.')}: {title}"
+    yield Group(title, entries)
     for item in dataclasses.fields(schema):
         kind = kinds[item.name]
-        inner = get_args(kind)[-1] if get_origin(kind) in (dict, list) else kind
+        container = get_origin(kind)
+        inner = get_args(kind)[-1] if container in (dict, list) else kind
         if not dataclasses.is_dataclass(inner):
             continue
         key = prefix + item.name
-        if get_origin(kind) is list:
+        if container is list:
             first, *nested = settings_of(inner)
             yield Group(f"{key}, each entry: {first.title}", first.entries)
             yield from nested
+        elif container is dict:
+            yield from settings_of(inner, f"{key}.NAME.")
         else:
-            yield from settings_of(inner, f"{key}.NAME." if get_origin(kind) is dict else f"{key}.")
+            yield from settings_of(inner, f"{key}.")
 
 
-def _plain(schema: Any) -> list[dataclasses.Field[Any]]:
-    """Return the fields that are settings themselves, not a section with a default for each of its own."""
+def _own_fields(schema: Any) -> list[dataclasses.Field[Any]]:
+    """Return the fields of a dataclass that are settings or required sections."""
     kinds = get_type_hints(schema)
     return [
         item
@@ -129,7 +138,7 @@ def _plain(schema: Any) -> list[dataclasses.Field[Any]]:
 
 
 def _describe(item: dataclasses.Field[Any], kind: Any) -> str:
-    """Return a setting's meaning with its type and default, in brackets that stay on one line if short."""
+    """Return a setting's help text with `[type; default]`, kept on one line if it is short."""
     facts = f"[{_describe_kind(kind)}; {_default_of(item)}]"
     if len(facts) < 40:
         facts = facts.replace(" ", "\xa0")
@@ -142,60 +151,66 @@ def _describe_kind(kind: Any) -> str:
         return _describe_kind(inner[0])
     if get_origin(kind) is list and not dataclasses.is_dataclass(inner[0]):
         return f"list of {_describe_kind(inner[0])}"
-    return KINDS.get(get_origin(kind) or kind, "section" if dataclasses.is_dataclass(kind) else kind.__name__)
+    if dataclasses.is_dataclass(kind):
+        return "section"
+    return KINDS.get(get_origin(kind) or kind, str(kind.__name__))
 
 
 def _default_of(item: dataclasses.Field[Any]) -> str:
     if item.default_factory is not dataclasses.MISSING:
-        return _as_typed(item.default_factory())
+        return _format_value(item.default_factory())
     if item.default is dataclasses.MISSING or item.default == "???":
         return "required"
-    return "unset" if item.default is None else _as_typed(item.default)
+    return _format_value(item.default)
 
 
-def _as_typed(value: Any) -> str:
-    """Return a value as a user would type it."""
+def _format_value(value: Any) -> str:
+    """Return a value as a user would type it; `unset` for None and `empty` for an empty text."""
+    if value is None:
+        return "unset"
+    if value == "":
+        return "empty"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_as_typed(part)}" for key, part in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {_format_value(part)}" for key, part in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_as_typed, value)) + "]"
+        return "[" + ", ".join(map(_format_value, value)) + "]"
     if isinstance(value, int) and value >= 100_000:
         return f"{value:_}"
-    return "empty" if value == "" else str(value)
+    return str(value)
 
 
-def _file_groups() -> list[Entry]:
-    """Return every group of files with its names, the default one marked."""
-    entries = [
-        entry for entry in OmegaConf.load(conf_dir() / "train.yaml").defaults if not isinstance(entry, str)
-    ]
-    defaults = {group: name for entry in entries for group, name in entry.items()}
-    folders = [
-        path
-        for path in conf_dir().iterdir()
-        if path.is_dir() and path.name[0] != "_" and path.name != "corpus"
-    ]
-    listed = []
-    for folder in sorted(folders):
+def _list_file_groups() -> list[Entry]:
+    """Return the groups of config files of `train` with their files; * marks the default."""
+    defaults: dict[str, str] = {}
+    for entry in OmegaConf.load(conf_dir() / "train.yaml").defaults:
+        if not isinstance(entry, str):
+            defaults.update(entry)
+    folders = sorted(path for path in conf_dir().iterdir() if path.is_dir())
+    entries = []
+    for folder in folders:
+        if folder.name.startswith("_") or folder.name == "corpus":
+            continue
         names = [path.stem for path in sorted(folder.glob("*.yaml"))]
         marked = [f"{name}*" if name == defaults.get(folder.name) else name for name in names]
-        listed.append(Entry(folder.name, ", ".join(marked)))
-    return listed
+        entries.append(Entry(folder.name, ", ".join(marked)))
+    return entries
 
 
-def _reader_fields() -> list[Entry]:
-    """Return our names of fields by reader; readers of the same fields share an entry."""
+def _list_reader_fields() -> list[Entry]:
+    """Return the field names of each reader; readers with the same fields share an entry."""
     readers_of: dict[tuple[str, ...], list[str]] = {}
     for reader in READERS:
         readers_of.setdefault(fields_of(reader), []).append(reader)
     return [Entry(", ".join(readers), ", ".join(names)) for names, readers in readers_of.items() if names]
 
 
-def _reader_options() -> Iterator[Group]:
-    """Yield the options of readers, those of the same readers in one group; at last the readers without
-    any."""
+def _list_reader_options() -> Iterator[Group]:
+    """Yield the options of readers, one group for all options of the same readers.
+
+    The last group names the readers without options.
+    """
     readers_of: dict[Entry, list[str]] = {}
     without = []
     for reader in READERS:
@@ -209,8 +224,8 @@ def _reader_options() -> Iterator[Group]:
     groups: dict[str, list[Entry]] = {}
     for entry, readers in readers_of.items():
         groups.setdefault(", ".join(readers), []).append(entry)
-    for readers_named, entries in groups.items():
-        yield Group(readers_named, entries)
+    for reader_names, entries in groups.items():
+        yield Group(reader_names, entries)
     yield Group(f"{', '.join(without)}: none", [])
 
 
@@ -227,7 +242,7 @@ def _render(group: Group) -> str:
 
 
 def _render_entries(entries: list[Entry]) -> str:
-    """Return the entries in two columns; a key that is too long for the first has a line of its own."""
+    """Return the entries in two columns; a key too long for its column has its own line."""
     width = _width()
     longest = width // 3
     fitting = [len(entry.key) for entry in entries if len(entry.key) <= longest]

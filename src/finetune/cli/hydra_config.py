@@ -1,5 +1,4 @@
-"""From the arguments of a verb with settings (those with a schema in verbs.py) to a composed config: what of
-Hydra the command line needs."""
+"""Composition of a config by Hydra from the arguments of a verb with settings."""
 
 from __future__ import annotations
 
@@ -12,10 +11,11 @@ def compose(name: str, schema: type[Any], arguments: list[str]) -> Any | None:
     """Return the config of conf/NAME.yaml with the settings in the arguments.
 
     Returns:
-        None after -m, whose points the launcher has started, and after --cfg, which has printed the config.
+        the config; None if -m was given (the launcher has started the points) or --cfg (the config
+        has been printed).
     """
-    _refuse_clashing_files(name, arguments)
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us, and errors.py describes them
+    _check_config_dir(name, arguments)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises exceptions; errors.py describes them
     import hydra
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
@@ -29,27 +29,22 @@ def compose(name: str, schema: type[Any], arguments: list[str]) -> Any | None:
     sys.argv = [f"finetune {name}", *overrides.hydra_arguments(arguments)]
     composed: list[Any] = []
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(composed.append)()
-    return composed[0] if composed else None
+    return next(iter(composed), None)
 
 
-def _refuse_clashing_files(verb: str, arguments: list[str]) -> None:
-    """Refuse a --config-dir with a file that would be ignored in silence.
-
-    Raises:
-        UserError: one of its files has the name of a file of the package.
-    """
+def _check_config_dir(verb: str, arguments: list[str]) -> None:
+    """Raise UserError if a file of --config-dir is hidden by a file of the package of the same name."""
     from data_prep.user_error import UserError
     from finetune.cli.call import Call
 
-    clashes = Call(verb, arguments).files.clashes()
-    if clashes:
-        path = clashes[0]
+    path = next(iter(Call(verb, arguments).files.hidden_files()), None)
+    if path is not None:
         raise UserError(
-            f"--config-dir: {path} has the name of a file of the package, which would be read in its place; "
-            f"rename it, and choose it by its new name ({path.parent.name}=NAME)"
+            f"--config-dir: {path} has the name of a file of the package, which would be read instead; "
+            f"rename it, and select it by its new name ({path.parent.name}=NAME)"
         )
 
 
 def wants_help(arguments: list[str]) -> bool:
-    """Return whether the help of a verb is asked for, which Hydra would answer with its own."""
+    """Return whether the arguments ask for help; Hydra would print its own help instead of ours."""
     return any(argument in ("-h", "--help") for argument in arguments)

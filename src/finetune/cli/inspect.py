@@ -1,4 +1,4 @@
-"""`finetune inspect`: what preparation did to a corpus and to single documents of it."""
+"""`finetune inspect`: shows the effects of preparation on a corpus and on single documents."""
 
 from __future__ import annotations
 
@@ -8,72 +8,95 @@ from typing import TYPE_CHECKING
 
 from data_prep.user_error import UserError
 from finetune.cli.overrides import Parser
+from finetune.cli.run_arguments import add_corpora_dir
 
 if TYPE_CHECKING:
     from data_prep.inspection import Inspection
 
 
 def inspect(arguments: list[str]) -> int:
-    """Print an overview of a corpus, or what the options ask for."""
-    _print(_parser().parse_args(arguments))
+    """Print an overview of a corpus, or the views selected by the options."""
+    _print_views(_make_parser().parse_args(arguments))
     return 0
 
 
-def _parser() -> Parser:
+def _make_parser() -> Parser:
     parser = Parser(
         prog="finetune inspect",
-        description="What was done to a corpus' documents, why some were dropped or cut, which tokens are "
-        "targets, how long they are. Without options: an overview. Stages' files hold raw text, and it is shown.",
+        description="Show the effects of preparation on a corpus: changes to documents, why documents or "
+        "lines were removed, tokens and training targets, and lengths. Without options, print an "
+        "overview. Caution: the output may contain raw text that is not de-identified.",
     )
-    parser.add_argument("corpus", help="a corpus' name or folder")
+    parser.add_argument("corpus", metavar="CORPUS", help="name or folder of the corpus")
     parser.add_argument(
-        "documents", nargs="*", metavar="ID", help="documents to follow through the stages (id, or source/id)"
+        "documents",
+        nargs="*",
+        metavar="ID",
+        help="documents (id or source/id) whose changes by each stage are shown",
     )
-    parser.add_argument("--sample", type=int, metavar="N", help="follow N documents of the corpus")
-    parser.add_argument("--seed", type=int, default=0, help="which are sampled (0)")
+    parser.add_argument(
+        "--sample", type=int, metavar="N", help="show N random documents; with other options, N results"
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", default=0, help="seed of the random sample (default: 0)"
+    )
     parser.add_argument(
         "--dropped",
         nargs="?",
         const="",
         metavar="REASON",
-        help="some of what was dropped (for a reason, as quarantined)",
+        help="show examples of dropped documents, of all reasons or of one; "
+        "REASON=quarantined shows records that could not be read",
     )
     parser.add_argument(
         "--find",
         metavar="TEXT",
-        help="documents that hold a text at any stage, whatever its case: where, and their fate",
+        help="search all stages for a text, ignoring case; show each place and whether the document was kept",
     )
     parser.add_argument(
         "--cut",
         nargs="?",
         const="",
         metavar="WHERE",
-        help="lines cut from documents (of a stage, a source, a host): counts, examples",
+        help="show lines that were cut from documents, with counts and examples; "
+        "WHERE limits them to a stage, a source or a host",
     )
     parser.add_argument(
-        "--tokens", action="store_true", help="of the documents, show tokens and targets instead of stages"
-    )
-    parser.add_argument("--lengths", action="store_true", help="tokens a row, by source, as bars")
-    parser.add_argument(
-        "--picture", type=Path, metavar="FILE", help="draw the lengths into a .png or .svg file"
+        "--tokens",
+        action="store_true",
+        help="show the tokens and targets of the documents, not their changes",
     )
     parser.add_argument(
-        "--characters", type=int, default=1500, help="how much of a text is shown (1500; 0: all)"
+        "--lengths", action="store_true", help="show a histogram of tokens per row, by source"
     )
-    parser.add_argument("--corpora-dir", default="corpora", help="where prepared corpora lie (corpora)")
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="save the histogram of lengths as a .png or .svg file"
+    )
+    parser.add_argument(
+        "--characters",
+        type=int,
+        metavar="N",
+        default=1500,
+        help="characters of a text to show (default: 1500; 0: all)",
+    )
+    add_corpora_dir(parser)
     return parser
 
 
-def _print(options: argparse.Namespace) -> None:
-    """Print what the options ask for, or an overview."""
+def _print_views(options: argparse.Namespace) -> None:
+    """Print the views that the options select, or an overview."""
     from data_prep.inspection import Inspection, bin_lengths
     from finetune.cli import corpus_tables, document_tables
 
     folder = Path(options.corpus)
-    inspection = Inspection(folder if folder.is_dir() else Path(options.corpora_dir) / options.corpus)
+    if not folder.is_dir():
+        folder = Path(options.corpora_dir) / options.corpus
+    inspection = Inspection(folder)
     names = [name for wanted in options.documents for name in inspection.find(wanted)]
-    if options.dropped is None and options.cut is None and options.find is None:
-        names += inspection.sample(options.sample or (3 if options.tokens and not names else 0), options.seed)
+    lists_documents = options.dropped is None and options.cut is None and options.find is None
+    if lists_documents:
+        default_sample = 3 if options.tokens and not names else 0
+        names += inspection.sample(options.sample or default_sample, options.seed)
     for name in names:
         if options.tokens:
             document_tables.print_tokens(inspection.tokens(*name), name, options.characters)
@@ -95,15 +118,14 @@ def _print(options: argparse.Namespace) -> None:
         histograms = {source: bin_lengths(values) for source, values in inspection.lengths().items()}
         corpus_tables.print_lengths(histograms)
     if options.picture:
-        print(_draw(inspection, options.picture))
-    listed = [options.dropped, options.cut, options.find]
-    asked = names or any(value is not None for value in listed) or options.lengths or options.picture
-    if not asked:
+        print(_draw_lengths(inspection, options.picture))
+    printed = names or not lists_documents or options.lengths or options.picture
+    if not printed:
         corpus_tables.print_corpus_overview(inspection.corpus)
 
 
-def _draw(inspection: Inspection, path: Path) -> Path:
-    """Draw the lengths of a corpus' rows into a file, and return it."""
+def _draw_lengths(inspection: Inspection, path: Path) -> Path:
+    """Draw the lengths of a corpus' rows into a file, and return its path."""
     from data_prep.inspection import draw_lengths
 
     lengths = inspection.lengths()
@@ -111,5 +133,5 @@ def _draw(inspection: Inspection, path: Path) -> Path:
         return draw_lengths(lengths, path)
     except UserError:
         raise
-    except ValueError as fault:  # matplotlib draws no such files
+    except ValueError as fault:  # matplotlib does not support the file's format
         raise UserError(f"--picture {path}: {fault}") from fault

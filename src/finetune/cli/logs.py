@@ -1,4 +1,4 @@
-"""`finetune logs`: what ranks and the tasks of preparations have written, once or as it comes."""
+"""`finetune logs`: prints and follows the log of a rank, or prints those of a preparation."""
 
 from __future__ import annotations
 
@@ -11,32 +11,40 @@ from data_prep.user_error import UserError
 from finetune.cli.run_arguments import add_corpora_dir, make_parser, select_runs, take_preparations
 from finetune.runs.folder import RunFolder
 
-LOOK_SECONDS = 3.0  # between two looks whether a run has ended
+STATE_SECONDS = 3.0  # between two checks for the end of a followed run
 
 
 def logs(arguments: list[str]) -> int:
-    """Print what a rank of each run has written, or the tasks of a preparation."""
-    options_of = make_parser("logs", "What a rank of each run has written, or the tasks of a preparation.")
-    options_of.add_argument("runs", nargs="+", help="ids of runs, sweeps or preparations")
-    add_corpora_dir(options_of)
-    options_of.add_argument(
-        "--rank", type=int, default=0, help="of which rank (0, whose log also holds the batch script's words)"
+    """Print the log of one rank of each run, or the logs of a preparation's tasks."""
+    parser = make_parser(
+        "logs", "Print the log of one rank of each run, or the logs of a preparation's tasks."
     )
-    options_of.add_argument("-f", "--follow", action="store_true", help="go on until the run has ended")
-    options = options_of.parse_args(arguments)
-    if prepared := take_preparations(options):
-        if options.follow:
-            raise UserError(
-                f"-f follows a training run, {prepared[0].id} is a preparation: `finetune status` shows its steps"
-            )
-        for log in (log for run in prepared for log in run.logs()):
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="ids of runs, sweeps or preparations")
+    add_corpora_dir(parser)
+    parser.add_argument(
+        "--rank",
+        type=int,
+        metavar="N",
+        default=0,
+        help="rank whose log to print (default: 0, whose log includes the output of the batch script)",
+    )
+    parser.add_argument("-f", "--follow", action="store_true", help="print new lines until the run has ended")
+    options = parser.parse_args(arguments)
+    preparations = take_preparations(options)
+    if preparations and options.follow:
+        raise UserError(
+            f"-f follows only training runs, and {preparations[0].id} is a preparation; "
+            "`finetune status` shows its steps"
+        )
+    for preparation in preparations:
+        for log in preparation.logs():
             print(f"==> {log.stem} <==", flush=True)
             _print_from(log, 0)
-        if not options.runs:
-            return 0
+    if preparations and not options.runs:
+        return 0
     runs = select_runs(options)
     if options.follow and len(runs) > 1:
-        raise UserError(f"-f follows one run, these are {len(runs)}: name one of them, or leave -f out")
+        raise UserError(f"-f follows one run, and {len(runs)} are named; name one of them, or leave -f out")
     for run in runs:
         if len(runs) > 1:
             print(f"==> {run.id} <==", flush=True)
@@ -47,34 +55,39 @@ def logs(arguments: list[str]) -> int:
 def _print_log(run: RunFolder, rank: int, follow: bool) -> None:
     from finetune.launch.observe import observe
 
-    if not 0 <= rank < run.config().cluster.world_size:
-        raise UserError(f"--rank {rank}: run {run.id} has ranks 0 to {run.config().cluster.world_size - 1}")
+    world_size = run.config().cluster.world_size
+    if not 0 <= rank < world_size:
+        raise UserError(f"--rank {rank}: run {run.id} has ranks 0 to {world_size - 1}")
     shown: Path | None = None
-    position, asked = 0, 0.0
+    position = 0
+    checked_at = 0.0
     alive = True
     while True:
         log = run.log(rank)
         if log is not None:
-            if log != shown:  # another job of the run: resubmitted, or resumed
-                shown, position = log, 0
+            if log != shown:  # a new job of the run: it was resubmitted or resumed
+                shown = log
+                position = 0
             position = _print_from(log, position)
         if not (follow and alive):
             break
         time.sleep(0.5)
-        if time.monotonic() - asked > LOOK_SECONDS:  # one more look at the log after the end
-            (now,) = observe([run])
-            alive, asked = now.alive, time.monotonic()
+        if time.monotonic() - checked_at > STATE_SECONDS:
+            (observed,) = observe([run])
+            alive = observed.alive  # after the end, the loop reads the log once more
+            checked_at = time.monotonic()
     if shown is None:
-        (now,) = observe([run])
-        print(
-            f"run {run.id} has no log of rank {rank} yet: {now.describe()} {now.reason}".rstrip(),
-            file=sys.stderr,
-        )
+        (observed,) = observe([run])
+        message = f"run {run.id} has no log of rank {rank} yet: {observed.describe()} {observed.reason}"
+        print(message.rstrip(), file=sys.stderr)
 
 
 def _print_from(log: Path, position: int) -> int:
+    """Print a log from a position on (all of it if it is shorter), and return the end position."""
     with log.open("rb") as file:
-        file.seek(position if position <= log.stat().st_size else 0)  # begun anew
+        if position > log.stat().st_size:  # the log was written anew
+            position = 0
+        file.seek(position)
         shutil.copyfileobj(file, sys.stdout.buffer)
         sys.stdout.flush()
         return file.tell()

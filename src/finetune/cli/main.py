@@ -1,7 +1,7 @@
-"""The entry point of `finetune`: finds the verb, and turns a user's mistake into one line. Heavy imports wait
-for their verb.
+"""The entry point of `finetune`: it runs the verb and prints a user's mistake as one line.
 
-People read stderr; stdout carries only what a script would want, such as the run id.
+Heavy modules are imported by the verb that needs them. Messages for people go to stderr; stdout
+carries only results that a script reads, such as the run id.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ Fine-tune open language models on Norwegian public-sector text.
 
 {verbs}
 
-RUN is the id of a run; where several may stand (RUN …), also of a sweep for all its points.
+RUN is the id of a run. RUN … accepts several ids; the id of a sweep selects all runs of the sweep.
 
-`finetune VERB --help` says more. `finetune train --help` and `finetune prepare --help` list every setting.
+`finetune VERB --help` describes one verb; for train and prepare, it lists all settings.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a verb. Exit code: 0 done, 1 a run failed, 2 the call was wrong, 130 interrupted."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Run a verb and exit: 0 success, 1 a run failed, 2 a user's mistake, 130 Ctrl-C."""
+    if argv is None:
+        argv = sys.argv[1:]
+    arguments = list(argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage(), end="")
         sys.exit(ExitCode.DONE if arguments else ExitCode.WRONG_CALL)
@@ -42,18 +44,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(0)
     verb = verbs.find(arguments[0])
     if verb is None:
-        _fail(_describe_unknown_verb(arguments[0]))
-    sys.exit(_run_guarded(verb, arguments[1:]))
+        _exit_with_error(_describe_unknown_verb(arguments[0]))
+    sys.exit(_run_verb(verb, arguments[1:]))
 
 
 def usage() -> str:
-    """Return what `finetune --help` prints."""
-    lines = [f"  {row.usage:<26} {row.summary}" for row in verbs.reference_rows()]
+    """Return the text of `finetune --help`."""
+    lines = [f"  {row.usage:<28} {row.summary}" for row in verbs.reference_rows()]
     return USAGE.format(verbs="\n".join(lines))
 
 
-def _run_guarded(verb: Verb, arguments: list[str]) -> int:
-    """Run a verb; a user's mistake becomes one line. FINETUNE_TRACEBACK=1 shows where it came from."""
+def _run_verb(verb: Verb, arguments: list[str]) -> int:
+    """Run a verb; print a user's mistake as one line, or its traceback with FINETUNE_TRACEBACK=1."""
     if os.environ.get("FINETUNE_TRACEBACK"):
         return verb.run(arguments)
     try:
@@ -63,32 +65,33 @@ def _run_guarded(verb: Verb, arguments: list[str]) -> int:
     except ModuleNotFoundError as fault:
         from finetune.config import extras
 
-        if message := extras.explain(fault):
-            _fail(message)
-        raise
+        message = extras.explain(fault)
+        if not message:
+            raise
+        _exit_with_error(message)
     except Exception as fault:
         from finetune.cli import errors
         from finetune.cli.call import Call
 
         if not errors.is_mistake(fault):
             raise
-        schema = verb.schema or train_schema  # the other verbs read the settings of runs
-        _fail(errors.describe_fault(fault, Call(verb.name, arguments, schema())))
+        schema = verb.schema or train_schema  # verbs without settings read the settings of runs
+        _exit_with_error(errors.describe_fault(fault, Call(verb.name, arguments, schema())))
 
 
 def _describe_unknown_verb(typed: str) -> str:
-    """Describe a verb that does not exist, with the one that was meant."""
+    """Return the error for an unknown verb, with the verb that was probably meant."""
     from finetune.config import suggestions
 
-    names = verbs.names()
-    meant = verbs.meant_by(typed.lstrip("-")) or next(iter(suggestions.find_closest(typed, names)), None)
     if "=" in typed or typed.startswith("-"):
         return f"'{typed}': a verb comes first, as in `finetune train {typed}`"
+    names = verbs.names()
+    meant = verbs.resolve_synonym(typed) or next(iter(suggestions.find_closest(typed, names)), None)
     question = f"did you mean '{meant}'? " if meant else ""
-    return f"unknown verb '{typed}'; {question}verbs are {', '.join(names)}"
+    return f"unknown verb '{typed}'; {question}the verbs are {', '.join(names)}"
 
 
-def _fail(message: str) -> NoReturn:
+def _exit_with_error(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(ExitCode.WRONG_CALL)
 

@@ -1,4 +1,4 @@
-"""`finetune prepare`: a corpus, prepared on this machine or by jobs on Slurm."""
+"""`finetune prepare`: prepares a corpus on this machine, or by jobs on Slurm."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from finetune.cli.hydra_config import compose, wants_help
 from finetune.cli.schemas import prepare_schema
 
-BYTES_A_TASK = 32_000_000  # of raw text, for each task of a preparation on Slurm
+BYTES_A_TASK = 32_000_000  # raw text for each task of a preparation on Slurm
 
 
 def prepare(arguments: list[str]) -> int:
-    """Compose the settings, and prepare a corpus here or on Slurm."""
+    """Compose the settings and prepare a corpus, on this machine or on Slurm."""
     if wants_help(arguments):
         from finetune.cli.help import prepare_help
 
@@ -56,7 +56,7 @@ def _prepare_on_slurm(config: Any) -> None:
     folder = Path(config.corpora_dir) / config.corpus.name
     planned = plan(config)
     if not planned:
-        print(f"corpus {folder} is there already, as it would become", file=sys.stderr)
+        print(f"corpus {folder} is up to date: these settings and sources produced it", file=sys.stderr)
         print(folder)
         return
     work = folder.with_name(f".{folder.name}.stages")
@@ -65,14 +65,10 @@ def _prepare_on_slurm(config: Any) -> None:
     num_tasks = min(cluster.prepare.tasks, 1 + size // BYTES_A_TASK)
     run = prepare_jobs.submit(config.corpus.name, work, steps, num_tasks, cluster)
     assert run.layout is not None
-    fewer = (
-        f" (there is work for {num_tasks}: the queue takes no more)"
-        if run.layout.num_tasks < num_tasks
-        else ""
-    )
-    print(
-        f"submitted {run.id}: {run.layout.describe(steps)}{fewer}\n"
-        f"  finetune status {run.id}    finetune train … corpus={config.corpus.name} --after {run.id}    logs: {run.folder}",
-        file=sys.stderr,
-    )
+    limited = ""
+    if run.layout.num_tasks < num_tasks:
+        limited = f" (limited by the queue; there is work for {num_tasks})"
+    print(f"submitted {run.id}: {run.layout.describe(steps)}{limited}", file=sys.stderr)
+    train_command = f"finetune train … corpus={config.corpus.name} --after {run.id}"
+    print(f"  finetune status {run.id}    {train_command}    logs: {run.folder}", file=sys.stderr)
     print(run.id)

@@ -1,88 +1,114 @@
-"""What is printed of a run's result: its summary, held-out losses, and the tokens that were not used."""
+"""Tables of a run's result: its summary, held-out losses, and the tokens that were not used."""
 
 from __future__ import annotations
 
-import os
-
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from finetune.config.points import describe
-from finetune.config.train import DataConfig
+from finetune.config.train import DataConfig, TrainConfig
 from finetune.runs.folder import RunFolder
 from finetune.runs.summary import HeldOut, Summary, TokenUse
-from finetune.terminal import console
+from finetune.terminal import console, short_path
 
 
 def print_summary(run: RunFolder) -> None:
-    """Print what came of a run: its model, speed, losses, what was lost of its tokens, and where the result
-    lies."""
-    summary, config = run.summary(), run.config()
+    """Print a run's model, speed, losses, unused tokens, warnings and the path of its result."""
+    summary = run.summary()
+    config = run.config()
     assert summary is not None
     out = console()
-    kind = f"{config.adapter['peft_type']} adapter" if config.adapter else "full fine-tuning"
-    origin = "from scratch (random weights)" if config.model.from_scratch else f"from {config.model.path}"
-    speed = (
-        f"{summary.tokens_per_second:,.0f} tokens/s" if summary.tokens_per_second else "no step left to do"
-    )
     point = f" ({describe(run.point())})" if run.point() else ""
-    out.print(Text.assemble("\n", (run.id, "bold"), f"{point}: {kind}, {origin}"))
-    out.print(
-        f"  {summary.trainable_parameters:,} of {summary.parameters:,} parameters, {summary.steps} steps, {speed}"
-    )
+    out.print(Text.assemble("\n", (run.id, "bold"), f"{point}: {_describe_training(config)}"))
+    _print_speed(out, summary)
+    print_held_out(summary.before, summary.after, config.data)
+    print_losses(summary.token_use)
+    saved = _describe_saved_step(summary)
+    if saved:
+        out.print(Text(f"  {saved}"), soft_wrap=True)
+    warnings = run.warnings() or summary.warnings
+    for message in warnings[:10]:
+        out.print(Text(f"  warning: {message}", style="yellow"), soft_wrap=True)
+    is_adapter = bool(config.adapter)
+    if summary.new_stop:
+        out.print(Text(f"  {_describe_new_stop(summary.new_stop, is_adapter)}"), soft_wrap=True)
+    label = "adapter" if is_adapter else "model"
+    out.print(f"  {label}: {short_path(summary.result)}")
+
+
+def _describe_training(config: TrainConfig) -> str:
+    """Return the kind of training and the origin of the model, as `LORA adapter, from FOLDER`."""
+    kind = "full fine-tuning"
+    if config.adapter:
+        kind = f"{config.adapter['peft_type']} adapter"
+    if config.model.from_scratch:
+        return f"{kind}, from scratch (random weights)"
+    return f"{kind}, from {config.model.path}"
+
+
+def _print_speed(out: Console, summary: Summary) -> None:
+    """Print the model's size, the number of steps, the throughput, and the time by activity."""
+    speed = "no step left to do"
+    if summary.tokens_per_second:
+        speed = f"{summary.tokens_per_second:,.0f} tokens/s"
+    parameters = f"{summary.trainable_parameters:,} of {summary.parameters:,} parameters"
+    out.print(f"  {parameters}, {summary.steps} steps, {speed}")
     if summary.mfu is not None:
-        limit = f"{summary.peak_flops_per_rank / 1e12:.2f} TFLOP/s a rank ({summary.peak_flops_origin})"
-        out.print(
-            f"  {summary.mfu:.0%} of {limit}, peak memory of a rank {summary.peak_memory_bytes / 2**30:.2f} GiB"
-        )
+        limit = f"{summary.peak_flops_per_rank / 1e12:.2f} TFLOP/s per rank ({summary.peak_flops_origin})"
+        memory = f"{summary.peak_memory_bytes / 2**30:.2f} GiB"
+        out.print(f"  {summary.mfu:.0%} of {limit}, peak memory per rank {memory}")
     total = summary.seconds["total"]
     parts = sorted(((s, n) for n, s in summary.seconds.items() if n != "total"), reverse=True)
     shares = ", ".join(f"{name} {seconds / total:.0%}" for seconds, name in parts if seconds > total / 200)
     out.print(f"  {total:.0f} s: {shares}")
-    print_held_out(summary.before, summary.after, config.data)
-    print_losses(summary.token_use)
-    warnings = run.warnings() or summary.warnings
-    for line in [*_result_lines(summary), *(f"warning: {message}" for message in warnings[:10])]:
-        out.print(Text(f"  {line}", style="yellow" if line.startswith("warning") else ""), soft_wrap=True)
-    if summary.new_stop:
-        out.print(Text(f"  {_new_stop(summary.new_stop, bool(config.adapter))}"), soft_wrap=True)
-    result = os.path.relpath(summary.result)
-    shown = summary.result if result.startswith("..") else result
-    out.print(f"  {'adapter' if config.adapter else 'model'}: {shown}")
 
 
-def _new_stop(token: str, is_adapter: bool) -> str:
-    """Report that generation stops at the end of a turn now, and what a user of an adapter must do for it."""
-    line = f"{token} ends a turn, and is an end of sequence now in generation_config.json"
+def _describe_new_stop(token: str, is_adapter: bool) -> str:
+    """Report a token that now also ends a sequence, and the extra step that an adapter needs."""
+    line = f"{token} ends a turn and is now an end-of-sequence token in generation_config.json"
     if is_adapter:
-        return f"{line} beside the adapter: PEFT loads the base's, so give generate() this one (GenerationConfig.from_pretrained)"
+        return (
+            f"{line} beside the adapter; PEFT loads that of the base instead, so pass this one to "
+            "generate() (GenerationConfig.from_pretrained)"
+        )
     return f"{line} and config.json"
 
 
 def print_held_out(before: HeldOut | None, after: HeldOut | None, data: DataConfig | None = None) -> None:
-    """Print losses before and after; with `data`, the sources that were trained on are marked if not all
-    were."""
+    """Print the held-out losses before and after training.
+
+    Args:
+        data: the training data of the run; if it leaves sources out, those trained on are marked.
+    """
     if after is None:
         console().print(
             "  no held-out loss: the corpus has no validation documents (corpus.split.validation_share)"
         )
         return
-    trained = {source for source in after.by_source if data and data.trains_on(source)}
-    mark = trained if trained != set(after.by_source) else set()
-    table = Table("  held-out loss (nats a token)", "before", "after", box=None)
-    table.add_row("  all", _loss(before.loss if before else None), _loss(after.loss))
+    marked = {source for source in after.by_source if data and data.trains_on(source)}
+    if marked == set(after.by_source):
+        marked = set()
+    loss_before: float | None = None
+    languages_before: dict[str, float] = {}
+    sources_before: dict[str, float] = {}
+    if before is not None:
+        loss_before = before.loss
+        languages_before = before.by_language
+        sources_before = before.by_source
+    table = Table("  held-out loss (nats per token)", "before", "after", box=None)
+    table.add_row("  all", _format_loss(loss_before), _format_loss(after.loss))
     for name, loss in after.by_language.items():
-        table.add_row(f"  {name}", _loss(before.by_language.get(name) if before else None), _loss(loss))
+        table.add_row(f"  {name}", _format_loss(languages_before.get(name)), _format_loss(loss))
     for name, loss in after.by_source.items():
-        label = f"  {name} (trained on)" if name in mark else f"  {name}"
-        table.add_row(label, _loss(before.by_source.get(name) if before else None), _loss(loss))
-    table.add_row("  what token frequencies alone score", "", _loss(after.unigram_loss))
+        label = f"  {name} (trained on)" if name in marked else f"  {name}"
+        table.add_row(label, _format_loss(sources_before.get(name)), _format_loss(loss))
+    table.add_row("  unigram baseline (token frequencies)", "", _format_loss(after.unigram_loss))
     console().print(table)
 
 
 def print_losses(token_use: dict[str, TokenUse]) -> None:
-    """Print what was dropped, cut off or left without any target, by split; nothing where all tokens are
-    used."""
+    """Print the unused documents and tokens by split and reason; nothing if all are used."""
     table = Table(
         "  not used", "source", "written standard", "documents", "tokens", "share", "changed by", box=None
     )
@@ -94,17 +120,19 @@ def print_losses(token_use: dict[str, TokenUse]) -> None:
         console().print(table)
 
 
-def _result_lines(summary: Summary) -> list[str]:
-    """Name the step that was saved, where it is not simply the last."""
-    best, last, step = summary.best, summary.last, summary.result_step
+def _describe_saved_step(summary: Summary) -> str:
+    """Return which step was saved, if the best step is not the last one; otherwise nothing."""
+    best = summary.best
+    last = summary.last
+    step = summary.result_step
     if best is None or last is None or best.step == last.step:
-        return []
-    other = "result=last saves the last" if step == best.step else "result=best saves the best"
-    steps = (
+        return ""
+    alternative = "result=last saves the last" if step == best.step else "result=best saves the best"
+    losses = (
         f"best held-out loss {best.loss:.3f} at step {best.step}, {last.loss:.3f} at the last, {last.step}"
     )
-    return [f"saved: step {step} ({steps}; {other})"]
+    return f"saved: step {step} ({losses}; {alternative})"
 
 
-def _loss(value: float | None) -> str:
+def _format_loss(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""`finetune resume`: goes on with a run, from its newest checkpoint that verifies."""
+"""`finetune resume`: resubmits a run, which resumes from its newest valid checkpoint."""
 
 from __future__ import annotations
 
@@ -12,29 +12,32 @@ from finetune.runs.folder import RunFolder
 
 
 def resume(arguments: list[str]) -> int:
-    """Submit a run again, with settings that change from now on."""
-    options_of = make_parser(
+    """Resubmit a run, optionally with changed settings."""
+    parser = make_parser(
         "resume",
-        "Go on with a run, from its newest checkpoint that verifies; with more steps, a completed one too.",
+        "Resume a run from its newest valid checkpoint. A completed run resumes if it is given more steps.",
     )
-    options_of.add_argument("run", help="run id")
-    options_of.add_argument(
-        "settings", nargs="*", help="what changes from now on, as cluster.ranks_per_node=2 or max_steps=2000"
+    parser.add_argument("run", metavar="RUN", help="run id")
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="settings to change from here on, as cluster.ranks_per_node=2 or max_steps=2000",
     )
-    options = options_of.parse_args(arguments)
+    options = parser.parse_args(arguments)
     from finetune.launch import submit
 
-    words = [options.run, *options.settings]
-    options.run = next((word for word in words if "=" not in word), None)  # settings may stand before it
+    settings = [options.run, *options.settings]
+    options.run = next((word for word in settings if "=" not in word), None)  # settings may come before it
     if options.run is None:
-        raise UserError("RUN is missing; `finetune resume --help` lists what it takes")
-    words.remove(options.run)
+        raise UserError("RUN is missing; `finetune resume --help` lists the arguments")
+    settings.remove(options.run)
     try:
         run = RunFolder.find(options.run, options.runs_dir)
     except FileNotFoundError:
         points = select_runs(argparse.Namespace(runs_dir=options.runs_dir, runs=[options.run]))
         raise UserError(
-            f"{options.run} is a sweep of {len(points)} runs: resume one of them, or `finetune retry` it"
+            f"{options.run} is a sweep of {len(points)} runs; resume one of them, or use `finetune retry`"
         ) from None
-    submit.resume(run, to_dotlist(words))
+    submit.resume(run, to_dotlist(settings))
     return report_runs([run])

@@ -1,5 +1,4 @@
-"""What the verbs on runs share: --runs-dir, and from the names that a person types to runs, sweeps and
-preparations."""
+"""Arguments shared by the verbs on runs: folders, and names of runs, sweeps and preparations."""
 
 from __future__ import annotations
 
@@ -18,40 +17,45 @@ if TYPE_CHECKING:
 
 def make_parser(verb: str, description: str) -> Parser:
     """Return the parser of a verb on runs."""
-    made = Parser(prog=f"finetune {verb}", description=description)
-    made.add_argument("--runs-dir", default="runs", help="where the runs lie (runs)")
-    return made
+    parser = Parser(prog=f"finetune {verb}", description=description)
+    parser.add_argument(
+        "--runs-dir", metavar="FOLDER", default="runs", help="folder that holds the runs (default: runs)"
+    )
+    return parser
 
 
-def add_corpora_dir(options_of: argparse.ArgumentParser) -> None:
-    """Add --corpora-dir, for verbs that take preparations too."""
-    options_of.add_argument(
-        "--corpora-dir", default="corpora", help="where the corpora of prepare runs lie (corpora)"
+def add_corpora_dir(parser: argparse.ArgumentParser) -> None:
+    """Add --corpora-dir, for verbs that also take preparations or corpora."""
+    parser.add_argument(
+        "--corpora-dir",
+        metavar="FOLDER",
+        default="corpora",
+        help="folder that holds the prepared corpora (default: corpora)",
     )
 
 
 def select_runs(options: argparse.Namespace) -> list[RunFolder]:
-    """Return the runs that a command names, a sweep standing for its points; all if it names none.
+    """Return the runs that a command names: for a sweep its points, and without a name all runs.
 
     Raises:
-        NotFoundError: there is no such run, sweep or folder.
+        NotFoundError: a run or sweep, or the folder of runs, does not exist.
     """
     if options.runs_dir != "runs" and not Path(options.runs_dir).is_dir():
         raise NotFoundError(f"--runs-dir {options.runs_dir} does not exist")
-    every = RunFolder.all(options.runs_dir)
-    wanted = getattr(options, "runs", [])
-    if not wanted:
-        return every
+    all_runs = RunFolder.all(options.runs_dir)
+    names = getattr(options, "runs", [])
+    if not names:
+        return all_runs
     found: dict[str, RunFolder] = {}
-    for name in wanted:
-        points = [run for run in every if run.sweep() == name]
+    for name in names:
+        points = [run for run in all_runs if run.sweep() == name]
         for run in points or [RunFolder.find(name, options.runs_dir)]:
             found[run.id] = run
     return list(found.values())
 
 
 def take_preparations(options: argparse.Namespace) -> list[PrepareRun]:
-    """Return those of the named runs that are preparations; options.runs keeps the others."""
+    """Remove the names of preparations from options.runs, and return these preparations."""
     from finetune.launch.prepare_jobs import PrepareRun
 
     found = []

@@ -1,5 +1,4 @@
-"""What a shell prints of runs that were submitted or resumed: that they go on by themselves, or how they
-ended."""
+"""Reports on submitted and resumed runs: that they have been started, or how they ended."""
 
 from __future__ import annotations
 
@@ -20,45 +19,49 @@ if TYPE_CHECKING:
 
 WATCH_SECONDS = 3.0
 SYNC_SECONDS = 60.0
-MOVE_ON_SECONDS = 15.0  # between two tries of a watching shell to submit points that wait for a place
-REPORTED_POINTS = 20  # of a sweep, one by one
+MOVE_ON_SECONDS = 15.0  # between two attempts of a watching shell to submit waiting points
+REPORTED_POINTS = 20  # points of a sweep that are reported one by one
 
 
 def report_runs(runs: list[RunFolder]) -> int:
-    """Report what became of submitted runs: how they ended, or that they go on by themselves, with what comes
-    next. With wait=true it waits for the end first. Stdout carries the run ids.
+    """Report how submitted runs ended, or that they were started, with commands for the next step.
+
+    With wait=true, wait for the end of the runs first. Stdout carries the run ids.
 
     Returns:
         the exit code: 1 if a run has ended and is not completed.
     """
     from finetune.launch.observe import observe
 
-    config, now = runs[0].config(), observe(runs)
-    if config.wait and any(one.alive for one in now):
-        _print_submitted(now)
-        now = _wait(runs)
-    elif any(one.alive for one in now):
-        _print_submitted([one for one in now if one.alive])
-    failed = [one for one in now if not one.alive and one.state != RunState.COMPLETED]
-    sweep = runs[0].sweep() if len({run.sweep() for run in runs}) == 1 else None
-    ended = [one for one in now if not one.alive]
-    if sweep and len(runs) > 1 and ended:
-        _report_sweep(sweep, ended, is_over=len(ended) == len(now))
+    config = runs[0].config()
+    statuses = observe(runs)
+    alive = [status for status in statuses if status.alive]
+    if config.wait and alive:
+        _print_submitted(statuses)
+        statuses = _wait(runs)
+    elif alive:
+        _print_submitted(alive)
+    ended = [status for status in statuses if not status.alive]
+    failed = [status for status in ended if status.state != RunState.COMPLETED]
+    sweep = runs[0].sweep()
+    is_one_sweep = len(runs) > 1 and len({run.sweep() for run in runs}) == 1
+    if sweep and is_one_sweep and ended:
+        _report_sweep(sweep, ended, is_over=len(ended) == len(statuses))
     else:
-        for one in now:
-            _print_ended(one)
+        for status in ended:
+            _print_ended(status)
     update_sweep_files(runs)
-    if ended and config.cluster.scheduler == "local":  # follow.py has sent the runs themselves
+    if ended and config.cluster.scheduler == "local":  # launch/follow.py has sent the runs
         finish_sweeps(runs)
-    for one in now:
-        print(one.run.id, flush=True)
+    for status in statuses:
+        print(status.run.id, flush=True)
     if failed and len(runs) > 1:
         print(f"error: {len(failed)} of {len(runs)} runs did not complete", file=sys.stderr)
-    return 1 if failed else 0
+    return int(len(failed) > 0)
 
 
 def report_dry_run(points: list[TrainConfig], sweep: Sweep | None) -> None:
-    """Print the points that were checked, and what a submission of them would be charged."""
+    """Print the checked points, and the cost of submitting them."""
     from finetune.cli.run_tables import print_points
 
     print(file=sys.stderr)
@@ -67,19 +70,19 @@ def report_dry_run(points: list[TrainConfig], sweep: Sweep | None) -> None:
     if points[0].cluster.scheduler == "slurm":
         print(*points[0].cluster.describe_submission(len(points)), sep="\n", file=sys.stderr)
     print(
-        "dry run: all was checked, nothing was written or started; leave --dry-run out to start",
+        "dry run: all checks passed; nothing was written or started; leave --dry-run out to start",
         file=sys.stderr,
     )
 
 
 def watch(
-    runs: list[RunFolder], also: Callable[[], None] = lambda: None, show_end: bool = True
+    runs: list[RunFolder], on_refresh: Callable[[], None] = lambda: None, show_end: bool = True
 ) -> list[Observed]:
-    """A live table until all runs have ended, or Ctrl-C; then how they ended.
+    """Show a live table until all runs have ended or Ctrl-C is pressed, and return the last states.
 
     Args:
-        also: called between two looks.
-        show_end: print how they ended; no, if the caller does so.
+        on_refresh: called before each refresh of the table.
+        show_end: print the final table; False if the caller prints its own report.
     """
     from rich.live import Live
 
@@ -88,120 +91,139 @@ def watch(
     from finetune.launch.observe import observe
     from finetune.terminal import console
 
-    now, moved = observe(runs), time.monotonic()
-    with Live(status_group(now), console=console(), auto_refresh=False, transient=True) as live:
-        while any(one.alive for one in now):
-            also()
+    statuses = observe(runs)
+    moved_on_at = time.monotonic()
+    with Live(status_group(statuses), console=console(), auto_refresh=False, transient=True) as live:
+        while any(status.alive for status in statuses):
+            on_refresh()
             time.sleep(WATCH_SECONDS)
-            if time.monotonic() - moved > MOVE_ON_SECONDS:
+            if time.monotonic() - moved_on_at > MOVE_ON_SECONDS:
                 places.submit_waiting_points(runs[0].path.parent, quiet=True)
-                moved = time.monotonic()
-            now = observe(runs)
-            live.update(status_group(now), refresh=True)
+                moved_on_at = time.monotonic()
+            statuses = observe(runs)
+            live.update(status_group(statuses), refresh=True)
     if show_end:
-        print_status(now, stderr=True)
-    return now
+        print_status(statuses, stderr=True)
+    return statuses
 
 
 def _wait(runs: list[RunFolder]) -> list[Observed]:
+    """Watch the runs until they have ended, and send their metrics to MLflow at intervals."""
     from finetune.launch.observe import observe
 
-    synced = time.monotonic()
+    synced_at = time.monotonic()
 
-    def sync_now_and_then() -> None:
-        nonlocal synced
-        if time.monotonic() - synced > SYNC_SECONDS:
+    def sync_if_due() -> None:
+        nonlocal synced_at
+        if time.monotonic() - synced_at > SYNC_SECONDS:
             sync_runs(runs, quiet=True)
-            synced = time.monotonic()
+            synced_at = time.monotonic()
 
     try:
-        now = watch(runs, sync_now_and_then, show_end=False)
+        statuses = watch(runs, sync_if_due, show_end=False)
     except KeyboardInterrupt:
-        print("no longer waiting; the runs go on", file=sys.stderr)
+        print("no longer waiting; the runs continue", file=sys.stderr)
         return observe(runs)
     sync_runs(runs, quiet=True)
-    return now
+    return statuses
 
 
-def _print_submitted(now: list[Observed]) -> None:
+def _print_submitted(statuses: list[Observed]) -> None:
+    """Print queued and running runs, with the commands that show, follow and cancel them."""
     from finetune.config.points import describe
 
-    first, sweep = now[0], now[0].run.sweep()
-    if first.run.scheduler() == "local":
-        for one in now:
+    first = statuses[0].run
+    if first.scheduler() == "local":
+        for status in statuses:
+            run_id = status.run.id
             print(
-                f"started {one.run.id}: `finetune status {one.run.id}`, and `finetune sync` when it has ended",
+                f"started {run_id}: `finetune status {run_id}` shows its state; "
+                "after its end, run `finetune sync`",
                 file=sys.stderr,
             )
         return
-    name = sweep if sweep and len(now) > 1 else first.run.id
-    for one in now[:REPORTED_POINTS]:
-        where = f"job {one.job_id}" if one.job_id else one.reason
-        print(f"  {one.run.id}  {where}  {describe(one.run.point())}".rstrip(), file=sys.stderr)
-    if len(now) > REPORTED_POINTS:
-        print(f"  … and {len(now) - REPORTED_POINTS} more", file=sys.stderr)
+    for status in statuses[:REPORTED_POINTS]:
+        job = f"job {status.job_id}" if status.job_id else status.reason
+        print(f"  {status.run.id}  {job}  {describe(status.run.point())}".rstrip(), file=sys.stderr)
+    if len(statuses) > REPORTED_POINTS:
+        print(f"  … and {len(statuses) - REPORTED_POINTS} more", file=sys.stderr)
+    name = first.id
+    submitted = f"run {name}"
+    if len(statuses) > 1:
+        name = first.sweep() or first.id
+        submitted = f"sweep {name}: {len(statuses)} runs"
     print(
-        f"submitted {f'sweep {name}: {len(now)} runs' if len(now) > 1 else f'run {name}'}\n"
-        f"  finetune status {name} --watch    finetune logs {first.run.id} -f    finetune cancel {name}",
-        *first.run.config().cluster.describe_submission(len(now)),
+        f"submitted {submitted}",
+        f"finetune status {name} --watch    finetune logs {first.id} -f    finetune cancel {name}",
+        *first.config().cluster.describe_submission(len(statuses)),
         sep="\n  ",
         file=sys.stderr,
     )
 
 
-def _print_ended(one: Observed) -> None:
+def _print_ended(status: Observed) -> None:
+    """Print the result of an ended run, or the reason for its end and the next step."""
     from finetune.cli import result_tables
-    from finetune.cli.next_step import what_helps
+    from finetune.cli.next_step import describe_next_step
 
-    if one.alive:
+    run = status.run
+    if status.state == RunState.COMPLETED:
+        result_tables.print_summary(run)
         return
-    if one.state == RunState.COMPLETED:
-        result_tables.print_summary(one.run)
-        return
-    run, reason = one.run, one.reason or "its processes are gone, and it left no log"
+    reason = status.reason or "its processes are gone, and it left no log"
     details = {
-        RunState.STOPPED: "stopped as asked",
+        RunState.STOPPED: "stopped on request",
         RunState.FAILED: reason,
         RunState.QUEUED: "not started",
         RunState.CANCELLED: str(RunState.CANCELLED),
     }
-    detail = details.get(one.state, f"{one.state}: {reason}")
-    print(f"error: run {_name(run)}: {detail}\n  {what_helps(one)}\n  logs: {run.jobs}", file=sys.stderr)
+    detail = details.get(status.state, f"{status.state}: {reason}")
+    print(
+        f"error: run {_name_with_values(run)}: {detail}\n  {describe_next_step(status)}\n  logs: {run.jobs}",
+        file=sys.stderr,
+    )
 
 
 def _report_sweep(sweep: str, ended: list[Observed], is_over: bool) -> None:
-    """Print the table of a sweep's points, and before it what it does not hold: faults, warnings, the best
-    point's result."""
+    """Print a sweep's faults and warnings, the result of its best point, and the table of points."""
     from finetune.cli import result_tables
     from finetune.cli.run_tables import print_sweep
     from finetune.launch.sweep_files import best_of, read_point
     from finetune.terminal import short_path
 
-    points = {one.run.id: read_point(one.run, one.state) for one in ended}
-    best = best_of(list(points.values()))
-    for one in [one for one in ended if one.state in FAILED_STATES][:REPORTED_POINTS]:
-        _print_ended(one)
-    others = [
-        one for one in ended if one.state == RunState.COMPLETED and (best is None or one.run.id != best.id)
-    ]
-    warnings = {
-        one.run.id: summary.warnings for one in others if (summary := one.run.summary()) and summary.warnings
-    }
-    for one in [one for one in others if one.run.id in warnings][:REPORTED_POINTS]:
-        for message in warnings[one.run.id]:
-            print(f"warning: {_name(one.run)}: {message}", file=sys.stderr)
-    for one in ended:
-        if best is not None and one.run.id == best.id:
-            result_tables.print_summary(one.run)
+    best = best_of([read_point(status.run, status.state) for status in ended])
+    failed = [status for status in ended if status.state in FAILED_STATES]
+    for status in failed[:REPORTED_POINTS]:
+        _print_ended(status)
+    completed = [status.run for status in ended if status.state == RunState.COMPLETED]
+    _print_warnings([run for run in completed if best is None or run.id != best.id])
+    for status in ended:
+        if best is not None and status.run.id == best.id:
+            result_tables.print_summary(status.run)
     print_sweep(sweep, ended)
-    again = any(one.state != RunState.COMPLETED for one in ended) and is_over
+    can_retry = is_over and len(completed) < len(ended)
+    retry = f"    finetune retry {sweep}" if can_retry else ""
     file = ended[0].run.path.parent / layout.SWEEPS / sweep / layout.POINTS_TABLE
-    retry = f"    finetune retry {sweep}" if again else ""
     print(f"  finetune status {sweep}{retry}    all points: {short_path(file)}", file=sys.stderr)
 
 
-def _name(run: RunFolder) -> str:
-    """A run's id, with its values where it is a point of a sweep."""
+def _print_warnings(runs: list[RunFolder]) -> None:
+    """Print the warnings in the summaries of the first runs that have some."""
+    reported = 0
+    for run in runs:
+        summary = run.summary()
+        if summary is None or not summary.warnings:
+            continue
+        reported += 1
+        if reported > REPORTED_POINTS:
+            return
+        for message in summary.warnings:
+            print(f"warning: {_name_with_values(run)}: {message}", file=sys.stderr)
+
+
+def _name_with_values(run: RunFolder) -> str:
+    """Return a run's id, with the swept values if it is a point of a sweep."""
     from finetune.config.points import describe
 
-    return f"{run.id} ({describe(run.point())})" if run.point() else run.id
+    point = run.point()
+    return f"{run.id} ({describe(point)})" if point else run.id

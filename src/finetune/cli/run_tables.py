@@ -1,4 +1,4 @@
-"""The tables of runs, and of the points of a sweep with their swept values as columns, best first."""
+"""Tables of runs, and of the points of a sweep, best first, with their swept values as columns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from finetune.cli.next_step import what_helps
+from finetune.cli.next_step import describe_next_step
 from finetune.config.points import find_varying_keys, short_names, short_values
 from finetune.launch.observe import Observed
 from finetune.launch.sweep_files import Point, best_of, read_point, sort_points
@@ -19,105 +19,129 @@ from finetune.runs.state import RunState
 from finetune.terminal import console
 from finetune.tracking.spool import last_step
 
-OVERVIEW_POINTS = 12  # of each sweep, where several things are shown
-MOST_POINTS = 50  # where a sweep has ended: all are in its file
+OVERVIEW_POINTS = 12  # rows for each sweep if several tables are shown
+MOST_POINTS = 50  # rows in the report of a sweep that has ended; its file lists all points
 WARNINGS_OF_A_RUN = 5
-FEW_RUNS = 5  # of which each has lines of its own
-GAP = 2  # columns between two columns of a table
+FEW_RUNS = 5  # up to this number, advice and warnings are printed for each run
+GAP = 2  # spaces between two columns of a table
 
 
 @dataclass
 class Column:
-    """A column of a sweep's table. `drop`: in which order columns are left out of a narrow terminal; 0:
-    never."""
+    """A column of a table of runs.
+
+    Attributes:
+        drop: rank in the order in which columns are left out on a narrow terminal; 0: never.
+        narrow: shorter cells, used before any column is left out.
+    """
 
     name: str
     cells: list[str]
     drop: int = 0
-    narrow: list[str] = field(default_factory=list)  # what takes its place before others are left out
+    narrow: list[str] = field(default_factory=list)
 
     def width(self) -> int:
         return max(len(text) for text in [self.name, *self.cells])
 
 
 def status_tables(
-    seen: list[Observed], most: int = OVERVIEW_POINTS, width: int | None = None
+    statuses: list[Observed], most: int = OVERVIEW_POINTS, width: int | None = None
 ) -> list[RenderableType]:
-    """Return a table of the runs that are no points of a sweep, and a table for each sweep.
+    """Return a table of the runs outside sweeps, and a table for each sweep.
 
     Args:
-        most: points that are shown of a sweep, where several tables are shown.
+        most: rows for each sweep, if there are several tables.
+        width: columns of the terminal; None to ask the terminal.
     """
-    width = console().width if width is None else width
+    if width is None:
+        width = console().width
+    single: list[Observed] = []
     sweeps: dict[str, list[Observed]] = {}
-    alone = []
-    for one in seen:
-        if (sweep := one.run.sweep()) is None:
-            alone.append(one)
+    for status in statuses:
+        sweep = status.run.sweep()
+        if sweep is None:
+            single.append(status)
         else:
-            sweeps.setdefault(sweep, []).append(one)
-    tables: list[RenderableType] = [_run_table(alone, width)] if alone or not sweeps else []
-    limit = most if len(sweeps) + len(tables) > 1 else len(seen)
+            sweeps.setdefault(sweep, []).append(status)
+    tables: list[RenderableType] = []
+    if single or not sweeps:
+        tables.append(_run_table(single, width))
+    limit = len(statuses)
+    if len(sweeps) + len(tables) > 1:
+        limit = most
     for sweep, points in sweeps.items():
         tables += [Text(), sweep_table(sweep, points, limit, width)]
     return tables
 
 
-def status_group(seen: list[Observed]) -> Group:
-    """Return all tables as one, for a live view."""
-    return Group(*status_tables(seen))
+def status_group(statuses: list[Observed]) -> Group:
+    """Return all tables as one renderable, for a live view."""
+    return Group(*status_tables(statuses))
 
 
-def print_status(seen: list[Observed], stderr: bool = False) -> None:
-    """Print the tables, and a line for each run of which there is more to know."""
+def print_status(statuses: list[Observed], stderr: bool = False) -> None:
+    """Print the tables and, below them, reasons, advice, restarts and warnings of single runs."""
     out = console(stderr=stderr)
-    for table in status_tables(seen):
+    for table in status_tables(statuses):
         out.print(table, soft_wrap=isinstance(table, Text))
-    for one in seen:
-        if one.reason and one.state not in (RunState.COMPLETED, RunState.CANCELLED) and not _fits(one):
-            style = "red" if one.state == RunState.FAILED else ""
-            out.print(Text(f"{one.run.id}: {one.reason}", style=style), soft_wrap=True)
-        if not one.alive and one.state != RunState.COMPLETED and len(seen) <= FEW_RUNS:
-            out.print(Text(f"{one.run.id}: {what_helps(one)}"), soft_wrap=True)
-        if one.alive and (words := attempts.describe_last_restart(one.run.path)):
-            out.print(Text(f"{one.run.id}: {words}"), soft_wrap=True)
-        print_warnings(out, one.run, most=WARNINGS_OF_A_RUN if len(seen) <= FEW_RUNS else 0)
-    if len(seen) > FEW_RUNS:
-        out.print(f"{len(seen)} runs: {_counts(seen)}")
+    are_few = len(statuses) <= FEW_RUNS
+    for status in statuses:
+        _print_details(out, status, with_advice=are_few)
+        print_warnings(out, status.run, most=WARNINGS_OF_A_RUN if are_few else 0)
+    if not are_few:
+        out.print(f"{len(statuses)} runs: {_count_states(statuses)}")
+
+
+def _print_details(out: Console, status: Observed, with_advice: bool) -> None:
+    """Print the reason for a run's state, advice if it has no result, and its last restart."""
+    run = status.run
+    has_no_result = status.state not in (RunState.COMPLETED, RunState.CANCELLED)
+    if status.reason and has_no_result and not _is_reason_in_table(status):
+        style = "red" if status.state == RunState.FAILED else ""
+        out.print(Text(f"{run.id}: {status.reason}", style=style), soft_wrap=True)
+    if with_advice and not status.alive and status.state != RunState.COMPLETED:
+        out.print(Text(f"{run.id}: {describe_next_step(status)}"), soft_wrap=True)
+    if status.alive:
+        restart = attempts.describe_last_restart(run.path)
+        if restart:
+            out.print(Text(f"{run.id}: {restart}"), soft_wrap=True)
 
 
 def print_warnings(out: Console, run: RunFolder, most: int) -> None:
-    """Print the first warnings of a run's ranks, and how many more there are."""
-    found = run.warnings()
-    for warning in found[:most]:
+    """Print the first warnings of a run's ranks, and the number of the others."""
+    warnings = run.warnings()
+    for warning in warnings[:most]:
         out.print(Text(f"{run.id}: warning: {warning}", style="yellow"), soft_wrap=True)
-    if len(found) > most:
-        rest = f"{len(found) - most} more warnings: finetune logs {run.id}"
-        line = rest if most else f"{len(found)} warnings: finetune status {run.id}"
-        out.print(Text(f"{run.id}: {line}", style="yellow"), soft_wrap=True)
+    if len(warnings) <= most:
+        return
+    line = f"{len(warnings)} warnings: finetune status {run.id}"
+    if most:
+        line = f"{len(warnings) - most} more warnings: finetune logs {run.id}"
+    out.print(Text(f"{run.id}: {line}", style="yellow"), soft_wrap=True)
 
 
-def print_sweep(sweep: str, seen: list[Observed]) -> None:
-    """Print how the points of a sweep have ended, or stand."""
+def print_sweep(sweep: str, statuses: list[Observed]) -> None:
+    """Print the table of a sweep's points."""
     out = console()
     out.print()
-    out.print(sweep_table(sweep, seen, MOST_POINTS, out.width))
+    out.print(sweep_table(sweep, statuses, MOST_POINTS, out.width))
 
 
-def sweep_table(sweep: str, seen: list[Observed], most: int, width: int) -> Group:
-    """Return the points of a sweep, best first.
+def sweep_table(sweep: str, statuses: list[Observed], most: int, width: int) -> Group:
+    """Return the table of a sweep's points, best first.
 
     Args:
-        most: points that are shown.
+        most: rows of the table.
         width: columns of the terminal.
     """
-    observed = {one.run.id: one for one in seen}
-    points = sort_points([read_point(one.run, one.state) for one in seen])
+    by_id = {status.run.id: status for status in statuses}
+    points = sort_points([read_point(status.run, status.state) for status in statuses])
     best = best_of(points)
-    shown = _choose(points, most)
-    columns = _fit(_columns(sweep, points, shown, observed, best), width)
-    table = _render(columns, len(shown), bold=shown.index(best) if best in shown else None)
-    head = Text.assemble("sweep ", (sweep, "bold"), f": {len(points)} points: {_counts(seen)}")
+    shown = _select_points(points, most)
+    columns = _fit(_make_columns(sweep, points, shown, by_id, best), width)
+    bold = shown.index(best) if best in shown else None
+    table = _render(columns, len(shown), bold)
+    head = Text.assemble("sweep ", (sweep, "bold"), f": {len(points)} points: {_count_states(statuses)}")
     parts: list[RenderableType] = [head, table]
     if len(shown) < len(points):
         parts.append(Text(f"… and {len(points) - len(shown)} more: finetune status {sweep}"))
@@ -125,7 +149,7 @@ def sweep_table(sweep: str, seen: list[Observed], most: int, width: int) -> Grou
 
 
 def print_points(points: list[dict[str, str]], most: int) -> None:
-    """Print the values of points that are not started, in their order."""
+    """Print the swept values of points that have not been started, in their order."""
     out = console()
     out.print(f"{len(points)} points:")
     columns = [Column("point", [f"{index:03d}" for index in range(len(points))])]
@@ -139,38 +163,44 @@ def print_points(points: list[dict[str, str]], most: int) -> None:
 def _render(columns: list[Column], num_rows: int, bold: int | None = None) -> Table:
     table = Table(*(column.name for column in columns), box=None, padding=(0, GAP, 0, 0), pad_edge=False)
     for index in range(num_rows):
-        table.add_row(
-            *(Text(column.cells[index]) for column in columns), style="bold" if index == bold else ""
-        )
+        style = "bold" if index == bold else ""
+        table.add_row(*(Text(column.cells[index]) for column in columns), style=style)
     return table
 
 
-def _columns(
-    sweep: str, points: list[Point], shown: list[Point], observed: dict[str, Observed], best: Point | None
+def _make_columns(
+    sweep: str, points: list[Point], shown: list[Point], by_id: dict[str, Observed], best: Point | None
 ) -> list[Column]:
+    """Return the columns of a sweep's table, without those that are empty in all rows shown."""
     ids = [point.id for point in shown]
     columns = [Column("run", ids, narrow=[run_id.removeprefix(f"{sweep}-") for run_id in ids])]
     for key, name in short_names(find_varying_keys([point.values for point in points])).items():
         columns.append(Column(name, short_values([point.values.get(key, "") for point in shown])))
-    rows = [_progress(observed[point.id]) for point in shown]
-    losses = [
-        "" if point.loss is None else f"{point.loss:.3f}{' best' if point == best else ''}" for point in shown
-    ]
-    states = [_state(observed[point.id]) for point in shown]
+    statuses = [by_id[point.id] for point in shown]
     columns += [
-        Column("state", states, narrow=[point.state for point in shown]),
-        *_progress_columns(rows),
-        Column("held-out loss", losses),
+        Column(
+            "state", [_state_cell(status) for status in statuses], narrow=[point.state for point in shown]
+        ),
+        *_make_progress_columns([_progress(status) for status in statuses]),
+        Column("held-out loss", [_loss_cell(point, best) for point in shown]),
     ]
     return [column for column in columns if any(column.cells)]
 
 
+def _loss_cell(point: Point, best: Point | None) -> str:
+    if point.loss is None:
+        return ""
+    mark = " best" if point == best else ""
+    return f"{point.loss:.3f}{mark}"
+
+
 def _fit(columns: list[Column], width: int) -> list[Column]:
-    """Shorten columns, then leave some out, until the table is no wider than the terminal."""
+    """Shorten columns, then leave some out, until the table fits the terminal."""
     for column in columns:
         if _width(columns) > width and column.narrow:
             column.cells = column.narrow
-            column.name = "point" if column.name == "run" else column.name
+            if column.name == "run":
+                column.name = "point"
     for column in sorted(columns, key=lambda column: column.drop):
         if _width(columns) > width and column.drop:
             columns = [other for other in columns if other is not column]
@@ -181,9 +211,8 @@ def _width(columns: list[Column]) -> int:
     return sum(column.width() + GAP for column in columns)
 
 
-def _choose(points: list[Point], most: int) -> list[Point]:
-    """Return at most so many of the sorted points: half of them the best, the others those that have no
-    result."""
+def _select_points(points: list[Point], most: int) -> list[Point]:
+    """Return the best of the sorted points and, for up to half of `most`, some without a result."""
     if len(points) <= most:
         return points
     done = [point for point in points if point.loss is not None]
@@ -193,20 +222,20 @@ def _choose(points: list[Point], most: int) -> list[Point]:
     return done[: most - num_others] + others[:num_others]
 
 
-def _run_table(seen: list[Observed], width: int) -> Table:
-    """Return the runs that are no points of a sweep, in the order in which they were submitted."""
-    rows = [_progress(one) for one in seen]
+def _run_table(statuses: list[Observed], width: int) -> Table:
+    """Return the table of runs outside sweeps, in the given order."""
+    states = [_state_cell(status) for status in statuses]
     columns = [
-        Column("run", [one.run.id for one in seen]),
-        Column("state", [_state(one) for one in seen], narrow=[one.state for one in seen]),
-        *_progress_columns(rows),
-        Column("held-out loss", [_before_after(one.run) for one in seen]),
+        Column("run", [status.run.id for status in statuses]),
+        Column("state", states, narrow=[status.state for status in statuses]),
+        *_make_progress_columns([_progress(status) for status in statuses]),
+        Column("held-out loss", [_losses_cell(status.run) for status in statuses]),
     ]
     kept = [column for column in columns if not column.drop or any(column.cells)]
-    return _render(_fit(kept, width), len(seen))
+    return _render(_fit(kept, width), len(statuses))
 
 
-def _progress_columns(rows: list[Progress]) -> list[Column]:
+def _make_progress_columns(rows: list[Progress]) -> list[Column]:
     return [
         Column("step", [row.step for row in rows], drop=4),
         Column("loss", [row.loss for row in rows], drop=3),
@@ -218,7 +247,7 @@ def _progress_columns(rows: list[Progress]) -> list[Column]:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come, in words."""
+    """The cells of a run that show its progress."""
 
     step: str = ""
     loss: str = ""
@@ -227,14 +256,14 @@ class Progress:
     restarts: str = ""
 
 
-def _progress(one: Observed) -> Progress:
-    last = last_step(one.run.path)
-    restarts = str(one.restarts or "")
+def _progress(status: Observed) -> Progress:
+    last = last_step(status.run.path)
+    restarts = str(status.restarts or "")
     if last is None:
         return Progress(restarts=restarts)
     left = ""
-    if one.state == RunState.RUNNING and last.seconds_per_step is not None:
-        left = duration((last.num_steps - last.step) * last.seconds_per_step)
+    if status.state == RunState.RUNNING and last.seconds_per_step is not None:
+        left = format_duration((last.num_steps - last.step) * last.seconds_per_step)
     return Progress(
         step=f"{last.step}/{last.num_steps}",
         loss=f"{last.loss:.3f}",
@@ -244,34 +273,35 @@ def _progress(one: Observed) -> Progress:
     )
 
 
-def _state(one: Observed) -> str:
-    return f"{one.state} ({one.reason})" if _fits(one) else one.state
+def _state_cell(status: Observed) -> str:
+    return f"{status.state} ({status.reason})" if _is_reason_in_table(status) else status.state
 
 
-def _fits(one: Observed) -> bool:
-    """Why a run waits is mostly a word."""
-    return one.state == RunState.QUEUED and 0 < len(one.reason) < 60
+def _is_reason_in_table(status: Observed) -> bool:
+    """Return whether the table shows the reason, as it does for queued runs if it is short."""
+    return status.state == RunState.QUEUED and 0 < len(status.reason) < 60
 
 
-def _counts(seen: list[Observed]) -> str:
-    counts = Counter(one.state for one in seen)
+def _count_states(statuses: list[Observed]) -> str:
+    counts = Counter(status.state for status in statuses)
     return ", ".join(f"{count} {state}" for state, count in counts.most_common())
 
 
-def duration(seconds: float) -> str:
-    """As people say it: 45 s, 12 min, 3 h 05, 2 d 04 h."""
+def format_duration(seconds: float) -> str:
+    """Return a duration as 45 s, 12 min, 3 h 05 or 2 d 04 h."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"
     if minutes < 90:
         return f"{minutes} min"
     hours = minutes // 60
-    return f"{hours} h {minutes % 60:02}" if hours < 48 else f"{hours // 24} d {hours % 24:02} h"
+    if hours < 48:
+        return f"{hours} h {minutes % 60:02}"
+    return f"{hours // 24} d {hours % 24:02} h"
 
 
-def _before_after(run: RunFolder) -> str:
-    """Return the held-out losses of a run's start and end; nothing where it has no result, or was not
-    evaluated."""
+def _losses_cell(run: RunFolder) -> str:
+    """Return a run's held-out losses before and after training; empty if there are none."""
     summary = run.summary()
     if summary is None or summary.before is None or summary.after is None:
         return ""

@@ -1,5 +1,4 @@
-"""`finetune status`, `cancel`, `retry` and `prune`: the verbs that take any number of existing runs, from any
-shell."""
+"""The verbs `status`, `cancel`, `retry` and `prune`, which act on any number of existing runs."""
 
 from __future__ import annotations
 
@@ -12,22 +11,22 @@ from finetune.cli.sync import update_sweep_files
 
 
 def status(arguments: list[str]) -> int:
-    """Print what runs are doing or how they ended, and the steps of preparations; once, or until all have
-    ended."""
-    options_of = make_parser(
-        "status", "What the runs are doing, or how they ended; from disk and Slurm, from any shell."
+    """Print the state of runs and the steps of preparations, once or until all runs have ended."""
+    parser = make_parser(
+        "status", "Show the state of runs, or how they ended. Works from any shell: it reads disk and Slurm."
     )
-    options_of.add_argument("runs", nargs="*", help="ids of runs or sweeps (all)")
-    add_corpora_dir(options_of)
-    options_of.add_argument("--watch", action="store_true", help="go on showing it, until all have ended")
-    options = options_of.parse_args(arguments)
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="ids of runs or sweeps (default: all runs)")
+    add_corpora_dir(parser)
+    parser.add_argument("--watch", action="store_true", help="refresh the table until all runs have ended")
+    options = parser.parse_args(arguments)
     from finetune.cli import corpus_tables
     from finetune.cli.run_tables import print_status
     from finetune.launch import places
     from finetune.launch.observe import observe
 
-    if prepared := take_preparations(options):
-        corpus_tables.print_steps(prepared)
+    preparations = take_preparations(options)
+    if preparations:
+        corpus_tables.print_steps(preparations)
         if not options.runs:
             return 0
     runs = select_runs(options)
@@ -41,73 +40,79 @@ def status(arguments: list[str]) -> int:
 
 
 def cancel(arguments: list[str]) -> int:
-    """Take runs and preparations out of the queue, or stop them."""
-    options_of = make_parser(
-        "cancel", "Take runs out of the queue; stop running ones at their next step, with a checkpoint."
+    """Remove runs and preparations from the queue, or stop them if they are running."""
+    parser = make_parser(
+        "cancel",
+        "Remove runs from the queue. A running run saves a checkpoint after its next step and stops.",
     )
-    options_of.add_argument("runs", nargs="+", help="ids of runs, sweeps or preparations")
-    add_corpora_dir(options_of)
-    options_of.add_argument(
-        "--now", action="store_true", help="end running ones at once, without a checkpoint"
-    )
-    options = options_of.parse_args(arguments)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="ids of runs, sweeps or preparations")
+    add_corpora_dir(parser)
+    parser.add_argument("--now", action="store_true", help="stop running runs at once, without a checkpoint")
+    options = parser.parse_args(arguments)
     from finetune.launch import places
     from finetune.launch.cancel import cancel as cancel_runs
 
     for preparation in take_preparations(options):
         print(f"{preparation.id}: {preparation.cancel()}", file=sys.stderr)
-    for run, words in cancel_runs(select_runs(options), options.now) if options.runs else []:
-        print(f"{run.id}: {words}", file=sys.stderr)
-    places.submit_waiting_points(Path(options.runs_dir).resolve(), quiet=True)  # their places are free
+    if options.runs:
+        for run, message in cancel_runs(select_runs(options), options.now):
+            print(f"{run.id}: {message}", file=sys.stderr)
+    # cancelled runs free places in the queue for waiting points of sweeps
+    places.submit_waiting_points(Path(options.runs_dir).resolve(), quiet=True)
     return 0
 
 
 def retry(arguments: list[str]) -> int:
-    """Submit again what has ended without a result."""
-    options_of = make_parser(
+    """Resubmit the runs that have ended without a result, or wait without a job."""
+    parser = make_parser(
         "retry",
-        "Start again what failed, died, was stopped, cancelled or never started, each from its newest checkpoint.",
+        "Resubmit runs that failed, died, were stopped, were cancelled or never started. "
+        "Each resumes from its newest checkpoint.",
     )
-    options_of.add_argument("runs", nargs="+", help="ids of runs or sweeps")
-    options = options_of.parse_args(arguments)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="ids of runs or sweeps")
+    options = parser.parse_args(arguments)
     from finetune.launch import submit
 
-    again = submit.retry(select_runs(options))
-    if not again:
+    resubmitted = submit.retry(select_runs(options))
+    if not resubmitted:
         print(
-            "nothing to retry: none of these runs failed, died, was stopped or cancelled, or waits without a job",
+            "nothing to retry: none of these runs failed, died, was stopped, was cancelled "
+            "or waits without a job",
             file=sys.stderr,
         )
         return 0
-    return report_runs(again)
+    return report_runs(resubmitted)
 
 
 def prune(arguments: list[str]) -> int:
-    """List what completed runs need no more; with --yes, remove it."""
-    options_of = make_parser(
+    """List the files that completed runs no longer need; with --yes, delete them."""
+    parser = make_parser(
         "prune",
-        "Free what completed runs need no more: all checkpoints but the best, job files, code and bases that no run uses.",
+        "List files that completed runs no longer need, or delete them with --yes: all checkpoints but "
+        "the best one, job files, code snapshots, and copies of base models that no run uses.",
     )
-    options_of.add_argument("runs", nargs="*", help="ids of runs or sweeps (all)")
-    options_of.add_argument(
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="ids of runs or sweeps (default: all runs)")
+    parser.add_argument(
         "--failed",
         action="store_true",
-        help="and whole folders of runs that failed, died or were cancelled; not what another machine may be at work on",
+        help="also delete the whole folders of runs that failed, died or were cancelled, "
+        "unless another machine may still be using them",
     )
-    options_of.add_argument("--yes", action="store_true", help="do it; else it is only said")
-    options = options_of.parse_args(arguments)
+    parser.add_argument("--yes", action="store_true", help="delete the files instead of listing them")
+    options = parser.parse_args(arguments)
     from finetune.launch.cancel import find_prunable, remove
 
+    outcome = (
+        "would be freed: add --yes. The best checkpoint stays, and a completed run that is given "
+        "more steps resumes from it"
+    )
+    if options.yes:
+        outcome = "freed"
     total = 0
     for path, size in find_prunable(select_runs(options), Path(options.runs_dir), options.failed):
         total += size
         print(f"{size / 2**20:10.1f} MiB  {path}", file=sys.stderr)
         if options.yes:
             remove(path)
-    done = (
-        "freed"
-        if options.yes
-        else "would be freed: add --yes. The best checkpoint stays, and a completed run that is given more steps resumes from it"
-    )
-    print(f"{total / 2**20:10.1f} MiB  {done}", file=sys.stderr)
+    print(f"{total / 2**20:10.1f} MiB  {outcome}", file=sys.stderr)
     return 0

@@ -1,5 +1,4 @@
-"""The dataclasses behind a verb's settings, by the schema named in verbs.py; imported when they are asked
-for."""
+"""The dataclasses of the verbs' settings; each function imports its dataclass when it is called."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from typing import Any
 
 
 def train_schema() -> type[Any]:
-    """Return the settings of a training run."""
+    """Return the dataclass of a training run's settings."""
     from finetune.config.train import TrainConfig
 
     return TrainConfig
@@ -17,7 +16,7 @@ def train_schema() -> type[Any]:
 
 @cache
 def prepare_schema() -> type[Any]:
-    """Return data_prep's own settings, and where it runs, which is no business of data_prep."""
+    """Return the dataclass of data_prep's settings, extended by `cluster`."""
     from data_prep.config import PrepareConfig
     from finetune.config.cluster import ClusterConfig
 

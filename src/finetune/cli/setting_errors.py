@@ -1,5 +1,7 @@
-"""Mistakes in settings as one line: unknown keys, and values of a wrong kind, from the command line or from a
-file."""
+"""Descriptions of mistakes in settings (unknown keys, values of the wrong type), in one line.
+
+The settings come from the command line or from a file.
+"""
 
 from __future__ import annotations
 
@@ -34,60 +36,66 @@ KINDS = {
 
 
 def describe_setting(fault: OmegaConfBaseException, above: BaseException, call: Call) -> str:
-    """Describe what OmegaConf finds wrong with a setting, from the command line or from a file."""
+    """Describe OmegaConf's error on a setting.
+
+    Args:
+        above: Hydra's exception around it, which names the file, if there is one.
+    """
     file_name = next(iter(re.findall(r"^In '([^']+)'", str(above))), None)
-    file = call.files.file(file_name) if file_name else None
+    file = call.files.file(file_name)
     key = str(fault.full_key or fault.key or "")
     text = describe(fault)
     unknown = re.search(r"(?:Key '(.+?)' (?:is )?not in|'(.+?)' is not in struct)", text)
     if unknown is None:
-        key = key or _key_of_kind(text, call.schema)
-        found = _describe_value(key, text, fault, call.argument_of(key))
+        key = key or _find_section_key(text, call.schema)
+        message = _describe_value(key, text, fault, call.argument_of(key))
     else:
-        misplaced = _misplaced(file, file_name, key) if file and file_name else None
-        found = misplaced or describe_unknown_key(key, call, fault.parent_node)
+        message = describe_unknown_key(key, call, fault.parent_node)
+        if file:
+            message = _describe_misplaced(file, str(file_name), key) or message
     if file is None:
-        return found
-    return f"{locate_key(file, key or found.partition(':')[0])}: {found}"
+        return message
+    return f"{locate_key(file, key or message.partition(':')[0])}: {message}"
 
 
-def _misplaced(file: Path, file_name: str, key: str) -> str | None:
-    """Describe keys of a file that Hydra puts where no settings are."""
+def _describe_misplaced(file: Path, file_name: str, key: str) -> str | None:
+    """Describe keys of a file that Hydra has put in the wrong place; None if they are in place."""
     group = file_name.split("/")[0]
-    if key == group and GLOBAL_HEADER[2:] not in (text := file.read_text(encoding="utf-8")):
-        return f"its settings go nowhere without the line '{GLOBAL_HEADER}'; make it the first line"
+    text = file.read_text(encoding="utf-8")
+    if key == group and GLOBAL_HEADER[2:] not in text:
+        return f"its settings have no effect without the line '{GLOBAL_HEADER}'; make it the first line"
     if key == group and text.startswith("\ufeff"):
         return f"a byte-order mark hides the line '{GLOBAL_HEADER}'; save the file as UTF-8 without BOM"
     if key.startswith(f"{group}.{group}") or key.split(".")[:2] == [group, group]:
-        return f"what this file holds goes below '{group}' already; take the level '{group}:' out"
+        return f"its settings are below '{group}' already; remove the level '{group}:'"
     return None
 
 
 def _describe_value(key: str, text: str, fault: OmegaConfBaseException, argument: str) -> str:
-    """Describe a value of the wrong kind, or that refers to what is not there.
+    """Describe a value of the wrong type, or with a reference to something that does not exist.
 
     Args:
-        argument: the argument that gave it, if one did.
+        text: OmegaConf's message.
+        argument: the argument that set the key, if there is one.
     """
     if "missing mandatory value" in text:
         short = "corpus" if key == "data.corpus" else key
-        return f"{key} is missing: give {short}=…"
+        return f"{key} is missing; write {short}=…"
     if isinstance(fault, InterpolationKeyError | InterpolationResolutionError):
         return _describe_interpolation(key, text)
     if isinstance(fault, GrammarParseError):
-        return f"{key}: its ${{…}} cannot be read; write \\${{ for the characters themselves"
+        return f"{key}: its ${{…}} cannot be read; write \\${{ for a literal ${{"
     wanted = re.search(r"Value '(.*)' of type '.+' could not be converted to (\w+)", text, re.DOTALL)
     wanted = wanted or re.search(r"Value '(.*)' is not a valid (bool)", text, re.DOTALL)
     wanted = wanted or re.search(r"Cannot convert '.+' to (?:string): '(.*)'()", text, re.DOTALL)
     if wanted:
         kind = KINDS.get(wanted[2], wanted[2]) or "text"
         typed = argument.partition("=")[2]
-        quoted = (
-            "; for text write " + shell_quote(f"{key}='{typed}'")
-            if kind == "text" and "'" not in typed
-            else ""
-        )
-        return f"{key}: '{wanted[1]}' is not {kind}{quoted}"
+        message = f"{key}: '{wanted[1]}' is not {kind}"
+        if kind == "text" and "'" not in typed:
+            typed_as_text = f"{key}='{typed}'"
+            message += f"; for text write {shell_quote(typed_as_text)}"
+        return message
     if "is not a ListConfig, list or tuple" in text:
         return f"{key}: must be a list; write {key}=[a,b]"
     section = re.search(
@@ -95,24 +103,24 @@ def _describe_value(key: str, text: str, fault: OmegaConfBaseException, argument
     )
     if section or "Cannot merge" in text:
         is_list = section is not None and section[1].startswith("List")
-        wanted_kind = "a list; write [a,b]" if is_list else "a mapping; write key: value, one a line"
-        return f"{key}: must be {wanted_kind}" if key else f"must be {wanted_kind}"
+        kind = "a list; write [a,b]" if is_list else "a mapping; write key: value, one per line"
+        prefix = f"{key}: " if key else ""
+        return f"{prefix}must be {kind}"
     if "is not Optional" in text or "Non optional field" in text or "NoneType" in text:
-        return f"{key}: null is no value for it; leave the setting out"
-    return text if not key or key in text else f"{key}: {text}"
+        return f"{key}: must not be null; leave the setting out to use its default"
+    if not key or key in text:
+        return text
+    return f"{key}: {text}"
 
 
-def _key_of_kind(text: str, schema: Any) -> str:
-    """Return the key of a section that OmegaConf names by its type alone."""
+def _find_section_key(text: str, schema: Any) -> str:
+    """Return the key of a section that OmegaConf's message identifies only by its type, or nothing."""
     named = re.search(r"is not a subclass of (.+?)(?:\. value|$)", text)
-    for key, kind in iter_keys(schema) if named else ():
-        if (
-            named
-            and re.sub(
-                r"[\w.]+\.(?=\w)", "", getattr(kind, "__name__", "") if isinstance(kind, type) else str(kind)
-            ).lower()
-            == named[1].lower()
-        ):
+    if named is None:
+        return ""
+    for key, kind in iter_keys(schema):
+        name = kind.__name__ if isinstance(kind, type) else str(kind)
+        if re.sub(r"[\w.]+\.(?=\w)", "", name).lower() == named[1].lower():
             return key
     return ""
 
@@ -121,113 +129,135 @@ def _describe_interpolation(key: str, text: str) -> str:
     missing = re.search(r"Interpolation key '(.+?)' not found", text)
     variable = re.search(r"Environment variable '(.+?)' not found", text)
     if variable:
-        return f"{key}: the environment variable {variable[1]} is not set; export it, or write ${{oc.env:{variable[1]},DEFAULT}}"
+        name = variable[1]
+        remedy = f"export it, or write ${{oc.env:{name},DEFAULT}}"
+        return f"{key}: the environment variable {name} is not set; {remedy}"
     if missing:
         name = missing[1]
         return (
-            f"{key}: ${{{name}}} refers to a setting that does not exist; "
-            f"for an environment variable write ${{oc.env:{name}}} (its value now), or ${name} where the job's shell reads it"
+            f"{key}: ${{{name}}} refers to a setting that does not exist; for an environment "
+            f"variable write ${{oc.env:{name}}} (its value now), or ${name} if the job's shell "
+            "is to expand it"
         )
     return f"{key}: {' '.join(text.split())}"
 
 
 def describe_unknown_key(key: str, call: Call, parent: Any = None) -> str:
-    """Describe a key that no setting has, with the one that was meant."""
+    """Describe an unknown key, with the setting that was probably meant.
+
+    Args:
+        parent: the config node in which OmegaConf did not find the key.
+    """
     section = key.rpartition(".")[0]
     argument = call.argument_of(key)
     if section in ("adapter", "zero") or key.startswith("model.from_scratch."):
         return _describe_library_key(key, parent, argument)
     if section and _takes_any_name(call.schema, section):
-        return f"{key}: is not there yet; write {shell_quote(f'+{argument}')} to add it"
-    alternative = _alternative(key, argument, call)
-    if alternative:
-        return f"unknown setting '{key}'; {alternative}"
+        return f"{key}: is not set yet; write {shell_quote(f'+{argument}')} to add it"
+    suggestion = _suggest_setting(key, argument, call)
+    if suggestion:
+        return f"unknown setting '{key}'; {suggestion}"
     choices = _names_below(call.schema, section)
     if section and choices:
-        return f"unknown setting '{key}'; {section} has {', '.join(choices)}"
+        return f"unknown setting '{key}'; the settings in {section} are {', '.join(choices)}"
     return f"unknown setting '{key}'; `finetune {call.verb} --help` lists all settings"
 
 
-def _alternative(key: str, argument: str, call: Call) -> str | None:
-    """Return what to write instead of a key, as `did you mean 'lr'?`."""
+def _suggest_setting(key: str, argument: str, call: Call) -> str | None:
+    """Return a suggestion for an unknown key, as `did you mean 'lr'?`; None if there is none."""
     section, _, name = key.rpartition(".")
     prefix = f"{section}." if section else ""
-    if (
-        call.verb != "prepare"
-        and (theirs := suggestions.find_synonym(name))
-        and (ours := suggestions.SYNONYMS[theirs]) != key
-    ):
-        return (
-            f"write {suggestions.REPLACEMENTS[theirs]}"
-            if theirs in suggestions.REPLACEMENTS
-            else f"did you mean '{ours}'?"
-        )
-    every = [known for known, _ in iter_keys(call.schema)]
+    if call.verb != "prepare":
+        by_synonym = _suggest_by_synonym(key, name)
+        if by_synonym:
+            return by_synonym
     siblings = _names_below(call.schema, section)
     near = suggestions.find_closest(name, siblings)
     if near:
         return f"did you mean '{prefix}{near[0]}'?"
-    if not section and (groups := suggestions.find_closest(name, call.files.groups())):
-        return f"did you mean '{groups[0]}=NAME'?"
+    if not section:
+        groups = suggestions.find_closest(name, call.files.groups())
+        if groups:
+            return f"did you mean '{groups[0]}=NAME'?"
     if section and siblings:
         return None
-    typed = argument.partition("=")[0]  # of `optimizer.lr=1`, `optimizer` is what is unknown
+    typed = argument.partition("=")[0]  # in `optimizer.lr=1` the unknown key is `optimizer`
     name = typed.rpartition(".")[2]
-    elsewhere = [known for known in every if not key.startswith(known)]
+    elsewhere = [known for known, _ in iter_keys(call.schema) if not key.startswith(known)]
     exact = [known for known in elsewhere if known.rpartition(".")[2] == name]
     found = exact or suggestions.find_closest(typed, elsewhere) or suggestions.find_closest(name, elsewhere)
-    return f"did you mean '{found[0]}'?" if found else None
+    if not found:
+        return None
+    return f"did you mean '{found[0]}'?"
+
+
+def _suggest_by_synonym(key: str, name: str) -> str | None:
+    """Return the suggestion for a name that another trainer uses; None if it is not such a name."""
+    theirs = suggestions.find_synonym(name)
+    if not theirs or suggestions.SYNONYMS[theirs] == key:
+        return None
+    if theirs in suggestions.REPLACEMENTS:
+        return f"write {suggestions.REPLACEMENTS[theirs]}"
+    return f"did you mean '{suggestions.SYNONYMS[theirs]}'?"
 
 
 def _describe_library_key(key: str, parent: Any, argument: str) -> str:
-    """Describe a key of PEFT's, DeepSpeed's or transformers' config that the chosen file does not have."""
+    """Describe an unknown key in the settings of PEFT, DeepSpeed or transformers."""
     section, _, name = key.rpartition(".")
     node = parent if isinstance(parent, DictConfig) else {}
-    owner, known = "", tuple[str, ...]()
+    owner = ""
+    known: tuple[str, ...] = ()
     if section == "adapter":
         owner = str(node.get("peft_type") or "")
         known = suggestions.adapter_keys(owner)
     elif section == "zero":
-        owner, known = "DeepSpeed's zero_optimization", suggestions.zero_keys()
+        owner = "DeepSpeed's zero_optimization"
+        known = suggestions.zero_keys()
     elif section == "model.from_scratch":
         owner = str(node.get("model_type") or "")
         known = suggestions.model_keys(owner)
     if name in known or not known:
-        return f"{key}: is not in the chosen file; write {shell_quote(f'+{argument}')} to add it"
-    by_synonym = [
-        ours for ours in suggestions.ADAPTER_SYNONYMS.get(name, ()) if section == "adapter" and ours in known
-    ]
+        return f"{key}: is not in the selected file; write {shell_quote(f'+{argument}')} to add it"
+    synonyms = suggestions.ADAPTER_SYNONYMS.get(name, ()) if section == "adapter" else ()
+    by_synonym = [ours for ours in synonyms if ours in known]
     near = by_synonym or suggestions.find_closest(name, known)
     if near:
         plus = "" if near[0] in node else "+"
         return f"unknown setting '{key}'; did you mean '{plus}{section}.{near[0]}'?"
-    return f"unknown setting '{key}': {owner} has no such key; if a newer version has it, write {shell_quote(f'+{argument}')}"
+    remedy = f"if a newer version has it, write {shell_quote(f'+{argument}')}"
+    return f"unknown setting '{key}': {owner} has no such key; {remedy}"
 
 
 def _schema_of(schema: Any, section: str) -> Any:
-    """Return the type of a section; None if there is none of that name."""
-    for name in section.split(".") if section else ():
+    """Return the type of a section; None if there is no such section."""
+    for name in filter(None, section.split(".")):
         if get_origin(schema) is dict:
             schema = get_args(schema)[1]
+        elif dataclasses.is_dataclass(schema):
+            schema = get_type_hints(schema).get(name)
         else:
-            schema = get_type_hints(schema).get(name) if dataclasses.is_dataclass(schema) else None
+            return None
     return schema
 
 
 def _takes_any_name(schema: Any, section: str) -> bool:
-    """Return whether a section is a mapping whose keys are the user's, as cluster.env."""
+    """Return whether a section is a mapping with keys of the user's choice, as cluster.env is."""
     return get_origin(_schema_of(schema, section)) is dict
 
 
 def _names_below(schema: Any, section: str) -> list[str]:
-    """Return the names of the settings directly below a section; none where the names are the user's."""
+    """Return the names of the settings of a section; none if the user chooses the names."""
     found = _schema_of(schema, section)
-    return [item.name for item in dataclasses.fields(found)] if dataclasses.is_dataclass(found) else []
+    if not dataclasses.is_dataclass(found):
+        return []
+    return [item.name for item in dataclasses.fields(found)]
 
 
 def iter_keys(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys of all settings below a dataclass, with their types; NAME stands for a key of the
-    user's."""
+    """Yield the dotted keys of all settings of a dataclass, with their types.
+
+    A key of the user's choice appears as NAME.
+    """
     if get_origin(schema) is dict and dataclasses.is_dataclass(get_args(schema)[1]):
         schema = get_args(schema)[1]
         prefix += "NAME."

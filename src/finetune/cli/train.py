@@ -1,4 +1,4 @@
-"""`finetune train`: a run, or the points of a sweep, from composed configs to their submission."""
+"""`finetune train`: composes the config of a run, or of each point of a sweep, and submits it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from finetune.cli.schemas import train_schema
 if TYPE_CHECKING:
     from finetune.config.points import Sweep
     from finetune.config.train import TrainConfig
+    from finetune.runs.folder import RunFolder
 
 
 def train(arguments: list[str]) -> int:
-    """Compose the settings, and submit a run; with -m, Hydra's launcher submits the points of a sweep."""
+    """Compose the settings and submit a run, or with -m (Hydra's launcher) the points of a sweep."""
     if wants_help(arguments):
         from finetune.cli.help import train_help
 
@@ -23,29 +24,27 @@ def train(arguments: list[str]) -> int:
         return 0
     from finetune.config.train import from_omegaconf
 
-    arguments = [
-        "dry_run=true" if argument == "--dry-run" else argument for argument in _rewrite_after(arguments)
-    ]
-    node = compose(
-        "train", train_schema(), [rewritten for argument in arguments for rewritten in _expand(argument)]
-    )
+    expanded = [part for argument in _rewrite_after(arguments) for part in _expand(argument)]
+    node = compose("train", train_schema(), expanded)
     if node is not None:
         run_points([from_omegaconf(node)])
     return 0
 
 
 def run_points(
-    points: list[TrainConfig], sweep: Sweep | None = None, go_on: bool = False
+    points: list[TrainConfig], sweep: Sweep | None = None, ignore_failures: bool = False
 ) -> list[float | None]:
-    """Submit the points, print what comes of each, and give their held-out losses (None where there is none,
-    or not yet).
+    """Submit the points, report each of them, and return their held-out losses.
 
     Args:
-        sweep: whose points they are.
-        go_on: a failed run is for the sweeper to judge.
+        sweep: the sweep that the points belong to.
+        ignore_failures: return None for a failed run instead of exiting; a sweeper handles it.
+
+    Returns:
+        for each point its held-out loss after training; None if there is none, or none yet.
 
     Raises:
-        SystemExit: a run failed, and all of them have been tried; or nothing was to be started (--dry-run).
+        SystemExit: a run failed (all were tried), or it was a dry run, which starts nothing.
     """
     from finetune.cli import run_reports
     from finetune.launch.submit import dry_run, submit
@@ -56,25 +55,35 @@ def run_points(
         raise SystemExit(0)
     runs = submit(points, sweep)
     code = run_reports.report_runs(runs)
-    if code and not go_on:
+    if code and not ignore_failures:
         raise SystemExit(code)
-    summaries = [run.summary() for run in runs]
-    return [summary.after.loss if summary and summary.after else None for summary in summaries]
+    return [_held_out_loss(run) for run in runs]
+
+
+def _held_out_loss(run: RunFolder) -> float | None:
+    summary = run.summary()
+    if summary is None or summary.after is None:
+        return None
+    return summary.after.loss
 
 
 def _rewrite_after(arguments: list[str]) -> list[str]:
-    """Return the arguments with `--after ID` as the setting that it stands for."""
+    """Return the arguments with `--after ID` rewritten to the setting `after=ID`."""
+    if not arguments:
+        return []
     joined = re.sub(r"(^|\0)--after[=\0]", r"\1after=", "\0".join(arguments))
-    return joined.split("\0") if arguments else []
+    return joined.split("\0")
 
 
 def _expand(argument: str) -> list[str]:
-    """Return an argument as Hydra takes it.
+    """Return an argument in the form that Hydra reads.
 
-    `train` takes some shorter: model=run:<id>, model=<folder or hub id> (names in conf/model stay as they
-        are), and
-    corpus=<name or folder>, which Hydra would take for a file of conf/corpus.
+    `train` has shorter forms: --dry-run; model=run:<id> and model=<folder or hub id> (names of files
+    in conf/model stay as they are); and corpus=<name or folder>, in which Hydra would look for a
+    file of conf/corpus.
     """
+    if argument == "--dry-run":
+        return ["dry_run=true"]
     key, _, value = argument.partition("=")
     if key == "corpus":
         return [f"data.corpus={value}"]

@@ -1,9 +1,8 @@
-"""The table of verbs, one row each: dispatch, `finetune --help`, suggestions, completion and the rows of a
-reference page come from it. Standard library alone.
+"""The table of verbs: source of dispatch, help, suggestions, completion and reference page.
 
-A new verb is a row here and a module. The module has a function of the verb's name, which takes the arguments
-behind the verb, prints help for --help, and returns the exit code. It imports what is heavy inside of its
-functions.
+This module imports only the standard library. A new verb takes a row here and a module. The module
+has a function of the verb's name, which takes the arguments after the verb, prints help for --help
+and returns the exit code. It imports heavy packages inside its functions.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from finetune.cli.schemas import prepare_schema, train_schema
 
 
 class Completes(StrEnum):
-    """What the arguments of a verb complete to; options complete for every verb."""
+    """The kind of argument that completion offers for a verb; options complete for every verb."""
 
     NOTHING = auto()
-    SETTINGS = auto()  # keys of the verb's schema, and their values
+    SETTINGS = auto()  # keys of the verb's schema, and values of those keys
     CORPUS = auto()
     RUN = auto()
     RUN_OR_SWEEP = auto()
@@ -30,13 +29,13 @@ class Completes(StrEnum):
 
 @dataclass(frozen=True)
 class Verb:
-    """What a person types behind `finetune`.
+    """A verb of `finetune`.
 
     Attributes:
-        arguments: what follows it, as help shows it.
-        module: where its function is.
-        schema: returns the dataclass behind its settings; None: it takes no settings.
-        synonyms: what other tools call it, for suggestions.
+        arguments: its arguments, as `finetune --help` shows them.
+        module: the module that holds its function.
+        schema: function that returns the dataclass of its settings; None if it has none.
+        synonyms: names of the same command in other tools, used for suggestions.
     """
 
     name: str
@@ -56,7 +55,7 @@ class Verb:
 
 @dataclass(frozen=True)
 class ReferenceRow:
-    """A verb as help and the reference page show it."""
+    """A verb as `finetune --help` and the reference page show it."""
 
     usage: str
     summary: str
@@ -66,7 +65,7 @@ VERBS = (
     Verb(
         "prepare",
         "corpus=NAME",
-        "raw text to a corpus folder of licensed, de-identified token shards",
+        "turn raw text into a corpus folder of licensed, de-identified token shards",
         module="finetune.cli.prepare",
         completes=Completes.SETTINGS,
         schema=prepare_schema,
@@ -75,7 +74,7 @@ VERBS = (
     Verb(
         "inspect",
         "CORPUS",
-        "what was done to its documents and why some were dropped; cuts, tokens, lengths",
+        "show what preparation changed, cut and dropped, and the tokens and lengths",
         module="finetune.cli.inspect",
         completes=Completes.CORPUS,
         synonyms=("view",),
@@ -83,7 +82,7 @@ VERBS = (
     Verb(
         "train",
         "recipe=NAME",
-        "train a model; settings follow as key=value, -m sweeps over lists (lr=1e-4,2e-4), --dry-run checks",
+        "train a model; key=value sets a setting, -m sweeps over lists (lr=1e-4,2e-4)",
         module="finetune.cli.train",
         completes=Completes.SETTINGS,
         schema=train_schema,
@@ -92,7 +91,7 @@ VERBS = (
     Verb(
         "resume",
         "RUN",
-        "go on with a run that was stopped, killed or failed, from its newest good checkpoint",
+        "resume a stopped, killed or failed run from its newest valid checkpoint",
         module="finetune.cli.resume",
         completes=Completes.RUN,
         schema=train_schema,
@@ -101,7 +100,7 @@ VERBS = (
     Verb(
         "evaluate",
         "RUN[@STEP]|FOLDER",
-        "held-out loss by source and written standard; of several, compared (--against base)",
+        "compute held-out loss by source and written standard, for one or several models",
         module="finetune.cli.evaluate",
         completes=Completes.RUN,
         synonyms=("eval", "test"),
@@ -109,7 +108,7 @@ VERBS = (
     Verb(
         "status",
         "[RUN …] [--watch]",
-        "what the runs are doing, or how they ended",
+        "show the state of runs, and how they ended",
         module="finetune.cli.runs",
         completes=Completes.RUN_OR_SWEEP,
         synonyms=("list", "ls", "ps", "queue", "show"),
@@ -117,7 +116,7 @@ VERBS = (
     Verb(
         "logs",
         "RUN … [-f] [--rank N]",
-        "what a rank has written",
+        "print the log of a rank",
         module="finetune.cli.logs",
         completes=Completes.RUN_OR_SWEEP,
         synonyms=("log", "tail"),
@@ -125,7 +124,7 @@ VERBS = (
     Verb(
         "cancel",
         "RUN …",
-        "take runs out of the queue; stop running ones, with a checkpoint",
+        "remove runs from the queue; stop running ones, with a checkpoint",
         module="finetune.cli.runs",
         completes=Completes.RUN_OR_SWEEP,
         synonyms=("kill", "stop", "scancel"),
@@ -133,7 +132,7 @@ VERBS = (
     Verb(
         "retry",
         "RUN …",
-        "start again what failed, or was stopped or cancelled",
+        "resubmit runs that failed, were stopped or were cancelled",
         module="finetune.cli.runs",
         completes=Completes.RUN_OR_SWEEP,
         synonyms=("resubmit", "rerun"),
@@ -141,7 +140,7 @@ VERBS = (
     Verb(
         "prune",
         "[RUN …]",
-        "free what completed runs need no more",
+        "delete files that completed runs no longer need",
         module="finetune.cli.runs",
         completes=Completes.RUN_OR_SWEEP,
         synonyms=("rm", "delete", "clean"),
@@ -149,21 +148,21 @@ VERBS = (
     Verb(
         "sync",
         "[RUN …]",
-        "send what runs have said to MLflow (done by itself while a run is followed)",
+        "send new metrics of runs to MLflow (automatic while a shell follows a run)",
         module="finetune.cli.sync",
         completes=Completes.RUN_OR_SWEEP,
     ),
     Verb(
         "ui",
         "",
-        "open MLflow's user interface on the runs",
+        "start MLflow's user interface for the runs",
         module="finetune.cli.ui",
         synonyms=("mlflow",),
     ),
     Verb(
         "completion",
         "bash|zsh",
-        "print what makes verbs, settings, files and run ids complete in the shell",
+        "print the shell script that completes verbs, settings, files and run ids",
         module="finetune.cli.completion",
         completes=Completes.SHELL,
     ),
@@ -171,7 +170,7 @@ VERBS = (
 
 
 def find(name: str) -> Verb | None:
-    """Return the verb of a name."""
+    """Return the verb with this name; None if there is none."""
     return next((verb for verb in VERBS if verb.name == name), None)
 
 
@@ -180,11 +179,11 @@ def names() -> list[str]:
     return [verb.name for verb in VERBS]
 
 
-def meant_by(name: str) -> str | None:
-    """Return the verb that a name is a synonym of, as eval of evaluate."""
+def resolve_synonym(name: str) -> str | None:
+    """Return the name of the verb with this synonym, as evaluate for eval; None if there is none."""
     return next((verb.name for verb in VERBS if name in verb.synonyms), None)
 
 
 def reference_rows() -> list[ReferenceRow]:
-    """Return all verbs as `finetune --help` and the reference page show them."""
+    """Return the rows of all verbs for `finetune --help` and the reference page."""
     return [ReferenceRow(f"{verb.name} {verb.arguments}".rstrip(), verb.summary) for verb in VERBS]

@@ -36,29 +36,29 @@ SUBMITIT_PATTERN = "%[jtaA]"
 
 @dataclass(kw_only=True)
 class QueueLimits:
-    """Limits of one partition or quality of service (null: unknown, not checked)."""
+    """Limits of a partition or quality of service; unset: unknown and not checked."""
 
-    max_timeout_min: int | None = setting(None, "longest job, minutes")
-    max_nodes: int | None = setting(None, "most nodes of a job")
-    max_gpus: int | None = setting(None, "most GPUs of a job")
+    max_timeout_min: int | None = setting(None, "longest time limit of a job, in minutes")
+    max_nodes: int | None = setting(None, "largest number of nodes of a job")
+    max_gpus: int | None = setting(None, "largest number of GPUs of a job")
     max_submitted: int | None = setting(
-        None, "most jobs of a user that run or wait; each task of an array is one"
+        None, "largest number of queued and running jobs of a user; each task of an array counts"
     )
     max_running: int | None = setting(
-        None, "most jobs of a user that run at once; others wait, and a submission reports it"
+        None, "largest number of running jobs of a user; more are queued, which a submission reports"
     )
-    note: str | None = setting(None, "a further fact that a user of it must know, printed at submission")
+    note: str | None = setting(None, "further information for users, printed at submission")
 
 
 @dataclass(kw_only=True)
 class Source:
-    """The source of some facts of a profile."""
+    """A source of facts of a profile."""
 
     facts: list[str] = setting(
-        [], "settings of the profile, as in site.queues; one stands for all that is below it"
+        [], "settings of the profile that come from it, as site.queues; a section includes its settings"
     )
-    source: str = setting("", "page, script or person")
-    date: str = setting("", "month or day of that page, or on which it was read")
+    source: str = setting("", "the page, script or person")
+    date: str = setting("", "month or day of the page, or the day on which it was read")
     confidence: str = setting(
         "documented", f"how we know: {', '.join(CONFIDENCES)} (seen to work with this profile)"
     )
@@ -66,48 +66,47 @@ class Source:
 
 @dataclass(kw_only=True)
 class SiteConfig:
-    """Facts about a site. Limits are checked before a job is submitted (null: unknown, not
-    checked), and a submission reports its cost and the notes. accelerator, gpu_memory_gb and
-    internet are information only."""
+    """Facts about a site. Its limits are checked before a submission (unset: unknown and not checked). A
+    submission reports its cost and the notes. accelerator, gpu_memory_gb and internet inform readers only."""
 
-    docs: str | None = setting(None, "where the site documents this")
+    docs: str | None = setting(None, "address of the site's documentation")
     confidence: str = setting(
         "documented", f"how we know: {', '.join(CONFIDENCES)} (seen to work with this profile)"
     )
-    verified: str | None = setting(None, "date of the documentation, or of the test")
-    sources: list[Source] = setting([], "where each fact of the profile comes from")
-    notes: list[str] = setting([], "further facts that a user of the site must know, printed at submission")
-    accelerator: str | None = setting(None, "as in 4 x GH200")
+    verified: str | None = setting(None, "date of the documentation or of the test")
+    sources: list[Source] = setting([], "the sources of the facts in the profile")
+    notes: list[str] = setting([], "further information for users of the site, printed at submission")
+    accelerator: str | None = setting(None, "accelerators of a node, as 4 x GH200")
     gpu_architecture: str | None = setting(
-        None, "of the GPUs, as CUDA names it (sm_90); torch must be built for it"
+        None, "CUDA architecture of the GPUs, as sm_90; torch must be built for it"
     )
-    login_architecture: str | None = setting(None, f"of the login nodes: {', '.join(ARCHITECTURES)}")
+    login_architecture: str | None = setting(
+        None, f"CPU architecture of the login nodes: {', '.join(ARCHITECTURES)}"
+    )
     compute_architecture: str | None = setting(
-        None, "of the compute nodes; a python of another one cannot run the job"
+        None, "CPU architecture of the compute nodes; the job's Python must be built for it"
     )
-    gpus_per_node: int | None = setting(None, "GPUs a node has")
-    gpu_memory_gb: float | None = setting(None, "memory of a GPU")
-    cores_per_node: int | None = setting(None, "cores a node has")
-    memory_per_node_gb: float | None = setting(None, "memory of a node that jobs can ask for")
-    max_timeout_min: int | None = setting(None, "longest job, minutes")
-    max_nodes: int | None = setting(None, "most nodes of a job")
-    max_array_size: int | None = setting(None, "most tasks of a job array")
-    queues: dict[str, QueueLimits] = setting(
-        {}, "limits of single partitions and qualities of service, by name"
-    )
-    whole_nodes: bool = setting(False, "a job gets, and pays for, whole nodes")
-    account_pattern: str | None = setting(None, "regular expression of account names")
-    account_example: str | None = setting(None, "an account's name")
-    account_hint: str | None = setting(None, "how a user finds the account's name")
-    python_example: str | None = setting(None, "a command for cluster.python, where jobs need a container")
-    internet: bool = setting(False, "compute nodes reach the internet, perhaps through a proxy")
-    purge_days: int | None = setting(None, "days after which the work area deletes files")
-    billing: str | None = setting(None, "unit that a job is charged in, each an hour of one of them")
+    gpus_per_node: int | None = setting(None, "GPUs per node")
+    gpu_memory_gb: float | None = setting(None, "memory per GPU, in GB")
+    cores_per_node: int | None = setting(None, "cores per node")
+    memory_per_node_gb: float | None = setting(None, "memory per node that jobs can request, in GB")
+    max_timeout_min: int | None = setting(None, "longest time limit of a job, in minutes")
+    max_nodes: int | None = setting(None, "largest number of nodes of a job")
+    max_array_size: int | None = setting(None, "largest number of tasks of a job array")
+    queues: dict[str, QueueLimits] = setting({}, "limits of partitions and qualities of service, by name")
+    whole_nodes: bool = setting(False, "whether a job gets, and is charged for, whole nodes")
+    account_pattern: str | None = setting(None, "regular expression that account names match")
+    account_example: str | None = setting(None, "example of an account name")
+    account_hint: str | None = setting(None, "how a user finds the name of the account")
+    python_example: str | None = setting(None, "example of cluster.python, if jobs need a container")
+    internet: bool = setting(False, "whether compute nodes reach the internet, perhaps through a proxy")
+    purge_days: int | None = setting(None, "days after which files in the work area are deleted")
+    billing: str | None = setting(None, "unit in which jobs are charged, as GPU-hours")
     billing_per_gpu: float | None = setting(
-        None, "units of a GPU; the largest of GPUs, cores and memory is charged"
+        None, "units per GPU and hour; the largest of the charges for GPUs, cores and memory counts"
     )
-    billing_per_core: float | None = setting(None, "units of a core")
-    billing_per_gib: float | None = setting(None, "units of a GiB of memory")
+    billing_per_core: float | None = setting(None, "units per core and hour")
+    billing_per_gib: float | None = setting(None, "units per GiB of memory and hour")
 
     def check(self) -> None:
         one_of("cluster.site.confidence", self.confidence, CONFIDENCES)
@@ -149,33 +148,39 @@ OWN_PREPARE_OPTIONS = {
 
 @dataclass(kw_only=True)
 class PrepareJobs:
-    """Jobs of `finetune prepare`: tasks of one core, without GPUs. From the settings for training
-    jobs, they take only the account, the clean module environment and the caches; the partition,
-    modules, variables and container of training jobs are for GPU nodes."""
+    """Slurm jobs of `finetune prepare`, with tasks of one core and no GPU. They share only account,
+    clean_modules and the caches with training; the other settings of the profile are for GPU nodes."""
 
     partition: str | None = setting(
-        None, "partition of ordinary nodes; unset: the site's default, not cluster.partition"
+        None, "Slurm partition of CPU nodes; unset: the site's default (not cluster.partition)"
     )
-    qos: str | None = setting(None, "quality of service; unset: the site's default, not cluster.qos")
-    account: str | None = setting(None, "who pays; unset: cluster.account")
-    constraint: str | None = setting(None, "features that nodes must have")
-    architecture: str | None = setting(None, "of these nodes; unset: that of the login nodes")
-    tasks: int = setting(32, "tasks of a step, at most; fewer where the queue takes fewer jobs of a user")
+    qos: str | None = setting(None, "quality of service; unset: the site's default (not cluster.qos)")
+    account: str | None = setting(None, "account to charge; unset: cluster.account")
+    constraint: str | None = setting(None, "features that the nodes must have")
+    architecture: str | None = setting(None, "CPU architecture of the nodes; unset: that of the login nodes")
+    tasks: int = setting(
+        32, "largest number of tasks of a step; fewer if the queue accepts fewer jobs of a user"
+    )
     tasks_per_job: int | None = setting(
         None,
-        "tasks side by side in a job, for partitions that hand out whole nodes; unset: 1, or a node's cores where it is whole",
+        "parallel tasks in a job, for partitions that allocate whole nodes; unset: as many as a node has "
+        "cores and memory for if site.whole_nodes is true, otherwise 1",
     )
-    memory: str = setting("8G", "of a task")
-    timeout_min: int = setting(240, "minutes of a job; steps of one task that follow each other share one")
+    memory: str = setting("8G", "memory per task")
+    timeout_min: int = setting(
+        240, "time limit of a job, in minutes; consecutive steps of one task share a job"
+    )
     python: str | None = setting(
         None,
-        "command of the job's Python, as in a container; unset: the one that submits, not cluster.python",
+        "command of the job's Python, as in a container; unset: the Python that submits (not cluster.python)",
     )
-    modules: list[str] = setting([], "module commands before a job starts; none of cluster.modules")
-    setup: list[str] = setting([], "shell lines before a job starts; none of cluster.setup")
-    env: dict[str, str] = setting({}, "environment variables of a job; none of cluster.env; no secrets")
+    modules: list[str] = setting([], "module commands at the start of a job; cluster.modules is not used")
+    setup: list[str] = setting([], "shell lines at the start of a job; cluster.setup is not used")
+    env: dict[str, str] = setting(
+        {}, "environment variables of a job, without secrets; cluster.env is not used"
+    )
     sbatch: dict[str, str] = setting(
-        {}, "extra options of sbatch, by their long names; none of cluster.sbatch"
+        {}, "further options of sbatch, by their long names; cluster.sbatch is not used"
     )
 
     def check(self) -> None:
@@ -203,67 +208,73 @@ class PrepareJobs:
 
 @dataclass(kw_only=True)
 class ClusterConfig:
-    """The resources on which ranks run, and how they are requested."""
+    """Where the ranks run, and the resources of their jobs."""
 
     name: str = setting("local", "name of the profile")
-    scheduler: str = setting("local", f"who starts the ranks: {', '.join(SCHEDULERS)}")
-    nodes: int = setting(1, "nodes of a job")
-    ranks_per_node: int = setting(1, "processes a node, one a GPU; on a CPU, processes that share its cores")
-    timeout_min: int = setting(7 * 24 * 60, "minutes after which a job is ended")
-    env: dict[str, str] = setting(
-        {}, "environment variables of every rank; no secrets, they are written to disk"
+    scheduler: str = setting("local", f"program that starts the ranks: {', '.join(SCHEDULERS)}")
+    nodes: int = setting(1, "nodes per job")
+    ranks_per_node: int = setting(
+        1, "processes per node: one per GPU or, without GPUs, processes that share the cores"
     )
-    env_one_node: dict[str, str] = setting({}, "extra environment variables for jobs of one node")
-    env_many_nodes: dict[str, str] = setting({}, "extra environment variables for jobs of several nodes")
+    timeout_min: int = setting(7 * 24 * 60, "time limit of a job, in minutes")
+    env: dict[str, str] = setting(
+        {}, "environment variables of all ranks; no secrets, because they are written to disk"
+    )
+    env_one_node: dict[str, str] = setting({}, "extra environment variables for single-node jobs")
+    env_many_nodes: dict[str, str] = setting({}, "extra environment variables for multi-node jobs")
 
-    account: str | None = setting(None, "who pays")
+    account: str | None = setting(None, "account to charge")
     partition: str | None = setting(None, "Slurm partition; unset: the site's default")
-    qos: str | None = setting(None, "Slurm quality of service, as a site's devel queue")
-    constraint: str | None = setting(None, "features that nodes must have")
-    gpu_request: str = setting("none", f"how GPUs are asked for: {', '.join(GPU_REQUESTS)}")
-    gpu_type: str | None = setting(None, "type of GPU in that request, as in gres=gpu:a100:4")
-    cpus_per_rank: int = setting(1, "cores of a rank")
-    memory_per_node: str | None = setting(None, "as in 440G; unset: the site's default")
+    qos: str | None = setting(None, "Slurm quality of service, as a site's development queue")
+    constraint: str | None = setting(None, "features that the nodes must have")
+    gpu_request: str = setting("none", f"sbatch option that requests GPUs: {', '.join(GPU_REQUESTS)}")
+    gpu_type: str | None = setting(None, "type of GPU in that request, as a100 in gres=gpu:a100:4")
+    cpus_per_rank: int = setting(1, "cores per rank")
+    memory_per_node: str | None = setting(None, "memory per node, as 440G; unset: the site's default")
     sbatch: dict[str, str] = setting({}, "further options of sbatch, by their long names")
     srun: list[str] = setting([], "further options of srun")
-    array_parallelism: int = setting(256, "points of a sweep that run at once")
+    array_parallelism: int = setting(256, "largest number of points of a sweep that run at once")
 
     python: str | None = setting(
-        None, "command of the job's Python, as in a container; unset: the one that submits"
+        None, "command of the job's Python, as in a container; unset: the Python that submits"
     )
     host_python: str = setting(
         "python3",
-        "where python is set: the nodes' own Python, 3.8 or newer, that brings a run back (no packages needed)",
+        "if python is set: a Python (3.8 or newer) on the nodes, outside a container, which requeues a run; "
+        "needs no packages",
     )
     clean_modules: str | None = setting(
         None,
-        "module command that a job begins with, so that it does not depend on the submitting shell: reset or purge",
+        "module command at the start of a job that makes it independent of the submitting shell: reset or "
+        "purge",
     )
     modules: list[str] = setting(
-        [], "module commands after that, as in 'load CUDA'; one that fails ends the job"
+        [], "module commands after clean_modules, as 'load CUDA'; one that fails ends the job"
     )
-    setup: list[str] = setting([], "shell lines before the job starts")
+    setup: list[str] = setting([], "shell lines before the ranks start")
     master_suffix: str = setting(
-        "", "what makes a host's name that of its fast network, where a site needs it"
+        "", "suffix that turns a host's name into its name on the fast network, if the site needs one"
     )
 
     on_interrupt: str = setting(
         "requeue",
-        "after a time limit, preemption or dead rank: requeue, resubmit (where a site forbids requeue), or stop",
+        "action after a time limit, a preemption or the death of a rank: requeue, resubmit (for sites that "
+        "forbid requeue) or stop",
     )
-    max_restarts: int = setting(20, "times that a run comes back by itself")
-    signal_lead_s: int = setting(300, "seconds before the time limit at which the ranks are told to save")
+    max_restarts: int = setting(20, "largest number of automatic restarts of a run")
+    signal_lead_s: int = setting(300, "seconds before the time limit at which the ranks save a checkpoint")
     node_local: str | None = setting(
         None,
-        "folder for the job's scratch data, as $SCRATCH; may hold variables of the job; each node uses its own part",
+        "folder for scratch data, as $SCRATCH, with a part for each node; may contain variables of the job",
     )
     shared_cache: str | None = setting(
         None,
-        "folder for HF_HOME and APPTAINER_CACHEDIR, where the shell has not set them; may hold variables of the job",
+        "folder for HF_HOME and APPTAINER_CACHEDIR, unless the shell sets them; may contain variables of the "
+        "job",
     )
     local_cache: str | None = setting(
         "/tmp/$USER-$SLURM_JOB_ID",
-        "folder on each node for what a job compiles (Triton, TorchInductor, torch extensions)",
+        "folder on each node for compiled code (Triton, TorchInductor, torch extensions)",
     )
     prepare: PrepareJobs = section(PrepareJobs)
     site: SiteConfig = section(SiteConfig)

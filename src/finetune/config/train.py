@@ -35,24 +35,26 @@ LONG_CONVERSATIONS = ("cut", "drop")
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    """The base model: loaded from `path`, or built with random weights from `from_scratch`."""
+    """The base model: loaded from `path`, or built with random weights by `from_scratch`; set exactly one."""
 
     path: str | None = setting(
-        None, "model folder, hub id, run:<run id> for a run's result, or run:<run id>@<step> for a checkpoint"
+        None, "model folder, hub id, run:<run id> (a run's result) or run:<run id>@<step> (its checkpoint)"
     )
-    revision: str | None = setting(None, "hub revision of `path`")
+    revision: str | None = setting(None, "revision of the hub model in path")
     from_scratch: dict[str, Any] = setting(
-        {}, "transformers config of a new model with random weights; the vocabulary is the corpus'"
+        {}, "transformers config of a new model; its vocabulary is that of the corpus"
     )
     attention: str = setting(
         "auto",
-        f"attention implementation: {', '.join(ATTENTION_IMPLEMENTATIONS)}; auto: the fastest that passes the check",
+        f"attention implementation: {', '.join(ATTENTION_IMPLEMENTATIONS)}; auto: the fastest one that keeps "
+        "packed documents apart in a check at the start",
     )
     quantization: str | None = setting(
-        None, f"of the frozen base under an adapter: {', '.join(QUANTIZATIONS)} (QLoRA); unset: none"
+        None,
+        f"quantization of a frozen base under an adapter: {', '.join(QUANTIZATIONS)} (QLoRA); unset: none",
     )
     kernels: str = setting(
-        "auto", f"fused parts: {', '.join(KERNELS)}; auto: liger where it is installed, else our own"
+        "auto", f"fused kernels: {', '.join(KERNELS)}; auto: liger if it is installed, otherwise torch"
     )
 
     def check(self) -> None:
@@ -71,28 +73,35 @@ class ModelConfig:
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """The training data, and how documents become packs."""
+    """The training data of a run."""
 
     corpus: str = setting(
-        "???", "a prepared corpus: its name under corpora_dir, or its folder (corpus=NAME is short for it)"
+        "???", "prepared corpus: its name in corpora_dir, or its folder; short form: corpus=NAME"
     )
-    corpora_dir: str = setting("corpora", "where prepared corpora lie")
-    include_sources: list[str] = setting([], "train on these sources of the corpus only; empty: on all")
-    exclude_sources: list[str] = setting([], "sources left out of training (evaluation still covers them)")
-    sequence_length: int = setting(512, "tokens a pack")
+    corpora_dir: str = setting("corpora", "folder that holds the prepared corpora")
+    include_sources: list[str] = setting([], "sources of the corpus to train on; empty: all")
+    exclude_sources: list[str] = setting(
+        [], "sources of the corpus not to train on; they are still evaluated"
+    )
+    sequence_length: int = setting(
+        512, "tokens per pack, which is a training sequence of one or several documents"
+    )
     long_documents: str = setting(
-        "auto", "running text longer than a pack: split, truncate (to one pack) or drop; auto: split"
+        "auto",
+        "treatment of running text longer than a pack: split, truncate (to one pack) or drop; auto: split",
     )
     long_conversations: str = setting(
         "cut",
-        "conversations and prompts longer than a pack: cut (after the last whole answer that fits) or drop",
+        "treatment of conversations and prompts longer than a pack: cut (after the last complete answer "
+        "that fits) or drop",
     )
     max_lost_share: float = setting(
         0.1,
-        "share of the training tokens that truncating, cutting and dropping may cost before a run refuses to start",
+        "largest share of the training tokens that may be lost to truncating, cutting and dropping; a run "
+        "that would lose more does not start",
     )
     stage: bool = setting(
-        False, "copy the corpus to each node's own disk (cluster.node_local) when the job starts"
+        False, "copy the corpus to the local disk of each node (cluster.node_local) when a job starts"
     )
 
     def __post_init__(self) -> None:
@@ -117,79 +126,85 @@ class DataConfig:
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    """One training run."""
+    """Settings of a training run."""
 
     name: str = setting("run", "first part of the run id")
-    runs_dir: str = setting("runs", "where run folders and the MLflow database lie")
+    runs_dir: str = setting("runs", "folder that holds the run folders and the MLflow database")
     model: ModelConfig = section(ModelConfig)
-    adapter: dict[str, Any] = setting({}, "PEFT's own config with its peft_type; empty: full fine-tuning")
-    zero: dict[str, Any] = setting({"stage": 0}, "DeepSpeed's zero_optimization, in its own keys")
+    adapter: dict[str, Any] = setting(
+        {}, "PEFT config of the adapter, with its peft_type; empty: full fine-tuning"
+    )
+    zero: dict[str, Any] = setting({"stage": 0}, "zero_optimization section of the DeepSpeed config")
     cluster: ClusterConfig = section(ClusterConfig)
     data: DataConfig = section(DataConfig)
 
-    global_batch_size: int = setting(8, "packs an optimizer step, over all ranks")
-    micro_batch_size: int = setting(4, "packs a forward pass on one rank")
-    max_steps: int | None = setting(None, "optimizer steps; unset: num_epochs decides")
-    num_epochs: float = setting(1.0, "passes over the training packs, when max_steps is unset")
+    global_batch_size: int = setting(8, "packs per optimizer step, over all ranks")
+    micro_batch_size: int = setting(4, "packs per forward pass on one rank")
+    max_steps: int | None = setting(None, "number of optimizer steps; unset: computed from num_epochs")
+    num_epochs: float = setting(1.0, "passes over the training packs; used if max_steps is unset")
 
     lr: float = setting(1e-4, "peak learning rate")
-    schedule: str = setting("cosine", f"learning-rate schedule after the warm-up: {', '.join(SCHEDULES)}")
+    schedule: str = setting("cosine", f"learning rate schedule after the warm-up: {', '.join(SCHEDULES)}")
     warmup_ratio: float = setting(
-        0.05, "share of the steps over which the learning rate rises linearly from zero"
+        0.05, "share of the steps in which the learning rate rises linearly from zero"
     )
-    decay_ratio: float = setting(0.2, "share of the steps over which schedule=wsd decays, at the end")
-    min_lr_ratio: float = setting(0.1, "where the schedule ends, as a share of lr; constant stays at lr")
-    weight_decay: float = setting(0.01, "AdamW's decoupled weight decay; not applied to biases and norms")
+    decay_ratio: float = setting(0.2, "share of the steps, at the end, in which schedule=wsd decays")
+    min_lr_ratio: float = setting(0.1, "learning rate at the end, as a share of lr; not used by constant")
+    weight_decay: float = setting(0.01, "decoupled weight decay of AdamW; not applied to biases and norms")
     adam_beta1: float = setting(0.9, "AdamW beta1")
     adam_beta2: float = setting(0.95, "AdamW beta2")
     adam_eps: float = setting(1e-8, "AdamW epsilon")
-    max_grad_norm: float = setting(1.0, "gradients are clipped to this global norm; 0: never")
+    max_grad_norm: float = setting(1.0, "global norm to which gradients are clipped; 0: no clipping")
     activation_checkpointing: bool = setting(
-        False, "recompute each layer backwards: less memory, a third more work"
+        False, "recompute each layer in the backward pass: less memory, a third more computation"
     )
-    precision: str = setting("fp32", f"of weights and activations: {', '.join(PRECISIONS)}")
-    seed: int = setting(0, "of initial weights, data order and dropout")
+    precision: str = setting("fp32", f"precision of weights and activations: {', '.join(PRECISIONS)}")
+    seed: int = setting(0, "random seed of initial weights, data order and dropout")
 
     evaluate_every: int = setting(
-        0, "steps between evaluations; 0: only before the first step and after the last"
+        0, "steps between evaluations; 0: evaluate only before the first step and after the last"
     )
-    checkpoint_every: int = setting(50, "steps between checkpoints; 0: only after the last")
+    checkpoint_every: int = setting(50, "steps between checkpoints; 0: save only after the last step")
     keep_checkpoints: int = setting(
-        2, "newest checkpoints kept; the one with the best held-out loss is kept besides"
+        2, "number of newest checkpoints to keep, in addition to the one with the best held-out loss"
     )
     result: str = setting(
         "best",
-        "what is saved at the end: best (held-out loss, where the run evaluates) or last; best saves checkpoints of new bests",
+        "model to save at the end: best (lowest held-out loss, if the run evaluates) or last; best also "
+        "saves a checkpoint at each new lowest loss",
     )
     on_bad_step: str = setting(
         "stop",
-        "a loss that is no number, or a spike: stop, or rewind to the last checkpoint and skip that step's batch",
+        "action after a loss that is NaN or Inf, or a spike: stop, or rewind to the last checkpoint and skip "
+        "the batch of that step",
     )
-    max_rewinds: int = setting(3, "rewinds after which a run stops all the same")
+    max_rewinds: int = setting(3, "number of rewinds after which a run stops")
     spike_stds: float = setting(
         8.0,
-        "a step's loss is a spike if it is this many standard deviations, and 0.5 nats, above the last steps' mean; 0: never",
+        "a loss is a spike if it is this many standard deviations, and at least 0.5 nats, above the mean of "
+        "the last steps; 0: no check",
     )
     check_first_loss: bool = setting(
         True,
-        "refuse a base from files whose first loss is that of random weights; off for a base that really is random",
+        "stop if the first loss of a base loaded from files is as high as that of random weights; set false "
+        "for a base that does have random weights",
     )
     hang_timeout_min: float = setting(
-        30.0, "minutes without progress after which a rank dumps its stacks and ends the job"
+        30.0, "minutes without progress after which a rank logs its stack traces and ends the job"
     )
-    experiment: str = setting("finetune", "MLflow experiment")
-    tracking_uri: str | None = setting(None, "MLflow tracking URI; unset: SQLite in runs_dir")
+    experiment: str = setting("finetune", "name of the MLflow experiment")
+    tracking_uri: str | None = setting(None, "MLflow tracking URI; unset: an SQLite database in runs_dir")
     after: str | None = setting(
-        None, "id of a prepare run on Slurm, after whose good end this run starts (--after ID is the same)"
+        None, "id of a preparation on Slurm; the run starts after its successful end (same as --after ID)"
     )
     detach: bool = setting(
-        False, "return at once and leave the run in the background; on Slurm always so, but for wait=true"
+        False, "return at once and leave the run in the background; on Slurm this is the default (see wait)"
     )
-    wait: bool = setting(False, "on Slurm: follow the runs with a live table until all have ended")
+    wait: bool = setting(False, "on Slurm: show a live table of the runs until all have ended")
     dry_run: bool = setting(
-        False, "check everything, print the batch script, start and write nothing (--dry-run is the same)"
+        False, "check everything and print the batch script, but start and write nothing (same as --dry-run)"
     )
-    debug: bool = setting(False, "one rank, in this shell, under Python's debugger")
+    debug: bool = setting(False, "run one rank in this shell under Python's debugger")
 
     def __post_init__(self) -> None:
         self.model.check()

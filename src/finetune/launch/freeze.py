@@ -34,7 +34,7 @@ from finetune.runs import base_model, layout
 from finetune.runs import inputs as run_inputs
 from finetune.runs.folder import RunFolder
 from finetune.runs.records import Provenance
-from finetune.terminal import counted
+from finetune.terminal import track_progress
 
 PACKAGES = (
     "torch", "deepspeed", "transformers", "accelerate", "peft", "datasets", "tokenizers", "mlflow",
@@ -92,7 +92,7 @@ def freeze(points: list[TrainConfig], sweep: Sweep | None) -> list[RunFolder]:
     origin = provenance(sweep.id if sweep else None)
     runs: list[RunFolder] = []
     try:
-        for index, config in enumerate(counted(pinned.points, len(points), "writing")):
+        for index, config in enumerate(track_progress(pinned.points, len(points), "writing")):
             run_id = sweep.run_id(index, config.name) if sweep else new_id(config.name)
             run = RunFolder(claim_folder(Path(config.runs_dir), run_id))
             runs.append(run)

@@ -26,7 +26,7 @@ MEMORY_REMEDY = {
 }
 SIGKILL_REMEDY = {
     ON_SLURM: "`sacct -j JOB -o JobID,State,ExitCode,MaxRSS,ReqMem` shows how much memory it had used",
-    LOCAL: "the kernel's log (`journalctl -k`, `dmesg`) names processes that it killed when memory ran out",
+    LOCAL: "the kernel's log (`journalctl -k`, `dmesg`) names processes that it killed for lack of memory",
 }
 
 # in a remedy of the tables below: stands for the entry of MEMORY_REMEDY
