@@ -23,8 +23,9 @@ from data_prep.stage_settings import (
 from data_prep.user_error import UserError
 
 READERS = (
-    "jsonl", "chat", "text", "lovdata", "stortinget", "parlamint", "talk_of_norway", "ncc", "maalfrid", "regjeringen", "einnsyn",
-    "webpage", "markdown", "pdf", "parallel", "squad", "table", "huggingface", "conllu",
+    "jsonl", "chat", "text", "lovdata", "stortinget", "parlamint", "talk_of_norway", "ncc", "maalfrid",
+    "regjeringen", "einnsyn", "webpage", "markdown", "pdf", "parallel", "squad", "table", "huggingface",
+    "conllu",
 )  # fmt: skip
 
 

@@ -71,7 +71,8 @@ class LanguageConfig:
     other_parts: str = setting(
         "cut",
         f"paragraphs certainly in a language other than {', '.join(LANGUAGES)} (Polish, Arabic …): cut "
-        "removes them, and keeps the Norwegian parts of documents that would be dropped; keep leaves documents whole",
+        "removes them, and keeps the Norwegian parts of documents that would be dropped; "
+        "keep leaves documents whole",
     )
 
     def __post_init__(self) -> None:

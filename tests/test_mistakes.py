@@ -316,7 +316,7 @@ def test_a_runs_dir_with_a_pattern_of_submitit_is_rejected(mistake: ErrorOf, fol
 
 @pytest.mark.parametrize("folder", ["/a/%x", "/a/100%job", "/a/%4t", "/a/50%%", "/a/back\\slash"])
 def test_a_folder_with_a_pattern_of_slurm_is_rejected_on_slurm(folder: str) -> None:
-    with pytest.raises(ValueError, match="is replaced in the paths of a job.s logs"):
+    with pytest.raises(ValueError, match=r"is replaced in the paths of a job.s logs"):
         check_log_folder("corpora_dir", folder, "slurm")
 
 

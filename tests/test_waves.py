@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.config.cluster import ClusterConfig, QueueLimits, SiteConfig
+from finetune.config.cluster import ClusterConfig
+from finetune.config.site import QueueLimits, SiteConfig
 from finetune.job import slurm_queue, wave_files, waves
 from finetune.job.slurm_command import CommandError
 from finetune.job.slurm_queue import QueuedJob

@@ -16,8 +16,8 @@ from lxml import html
 from data_prep.sources.furniture import HEADINGS
 from data_prep.sources.markup import local_name
 
-_BLOCKS = HEADINGS | {
-    "html", "body", "main", "section", "article", "div", "p", "ul", "ol", "li", "table", "tbody",
+_BLOCKS = {
+    *HEADINGS, "html", "body", "main", "section", "article", "div", "p", "ul", "ol", "li", "table", "tbody",
     "thead", "tfoot", "tr", "td", "th", "caption", "blockquote", "dl", "dt", "dd", "figure",
     "figcaption", "header", "footer", "aside", "pre", "address", "details", "summary", "fieldset",
     "legend", "form", "hr", "center", "hgroup", "menu", "dir", "nav", "search", "dialog",

@@ -30,8 +30,8 @@ from data_prep.sources.markup import iter_blocks, local_name, parse_html, squeez
 
 SUFFIXES = (".xhtml", ".html", ".htm", ".xml")
 SKIPPED_CLASSES = {"K-REFLISTE", "TOP", "K-NOTE-TBLNOTER", "K-NOTETEXT"}
-BLOCKS = HEADINGS | {
-    "body", "main", "section", "article", "div", "p", "ul", "ol", "li", "table", "tr", "caption",
+BLOCKS = {
+    *HEADINGS, "body", "main", "section", "article", "div", "p", "ul", "ol", "li", "table", "tr", "caption",
     "blockquote", "dl", "dt", "dd", "figure", "figcaption", "header", "footer", "aside", "pre",
     "details", "summary", "address", "button",
 }  # fmt: skip

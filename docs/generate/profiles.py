@@ -10,7 +10,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from docs.generate.markdown import code, escape
-from finetune.config.cluster import ClusterConfig, PrepareJobs, Source
+from finetune.config.cluster import ClusterConfig, PrepareJobs
+from finetune.config.site import Source
 from finetune.config.train import conf_dir
 from finetune.launch import environment
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from docs.generate.markdown import code, escape, table
 from docs.generate.profiles import Profile, count, meanings, period, prose, read_profiles, source_title
-from finetune.config.cluster import ClusterConfig, PrepareJobs, QueueLimits, SiteConfig
+from finetune.config.cluster import ClusterConfig, PrepareJobs
+from finetune.config.site import QueueLimits, SiteConfig
 from finetune.launch.environment import LOCAL_CACHES, SHARED_CACHES, interactive_lines
 
 SITES = Path(__file__).parents[1] / "sites"

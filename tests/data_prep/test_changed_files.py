@@ -25,7 +25,10 @@ from data_prep.stage_settings import TokenizerConfig
 
 TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygningsloven."
 LINES = [json.dumps({"text": f"{TEXT} Sak nummer {n}."}, ensure_ascii=False) + "\n" for n in range(400)]
-MESSAGE = r"source letters: file .* was changed while it was read, or since its checksum was taken; run prepare again"
+MESSAGE = (
+    r"source letters: file .* was changed while it was read, or since its checksum was taken; "
+    r"run prepare again"
+)
 
 
 def make_corpus(tmp_path: Path, packed: bool = False) -> tuple[PrepareConfig, Path]:

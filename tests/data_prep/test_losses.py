@@ -131,7 +131,8 @@ def test_repeated_ids_and_sources_without_validation_are_warned_about(
         "source notes: no validation documents, because all its documents are one group"
     )
     assert warnings[1].endswith(
-        "set corpus.sources.notes.fields.group to a finer field, or raise corpus.split.validation_share (now 0.2)"
+        "set corpus.sources.notes.fields.group to a finer field, or raise "
+        "corpus.split.validation_share (now 0.2)"
     )
     assert sum(prepared.manifest.sources["letters"].documents.values()) == 20, (
         "no document is dropped for its id"

@@ -271,7 +271,8 @@ def test_an_unavailable_data_set_is_a_one_line_error(tmp_path: Path, monkeypatch
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(
         FileNotFoundError,
-        match=r"data set ingen/finnes, split train: not a folder, and cannot be loaded.*HF_HUB_OFFLINE is set",
+        match=r"data set ingen/finnes, split train: not a folder, and cannot be loaded.*"
+        r"HF_HUB_OFFLINE is set",
     ) as raised:
         read("huggingface", Path("ingen/finnes"))
     assert "\n" not in str(raised.value)

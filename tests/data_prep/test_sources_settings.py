@@ -68,12 +68,14 @@ TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygnin
         (
             "jsonl",
             {"fields": {"body": "text"}},
-            "fields.body: unknown field of reader jsonl; its fields are text, id, group, language, title, date, url",
+            "fields.body: unknown field of reader jsonl; "
+            "its fields are text, id, group, language, title, date, url",
         ),
         (
             "maalfrid",
             {"fields": {"group": "site"}},
-            "fields.group: unknown field of reader maalfrid; its fields are text, id, language, title, date, url",
+            "fields.group: unknown field of reader maalfrid; "
+            "its fields are text, id, language, title, date, url",
         ),
         ("jsonl", {"language": "nb"}, "language is 'nb'; give an ISO 639-3 code"),
         ("jsonl", {"language": "nor"}, "language is 'nor'; give an ISO 639-3 code"),

@@ -12,7 +12,23 @@ import sys
 import termios
 from pathlib import Path
 
-PROGRAM = '\nimport logging, sys\nfrom data_prep import step_progress\nfrom data_prep.workers import Workers\n\ndef work(number):\n    logging.getLogger("data_prep.containers").warning("file %d breaks off", number)\n    return True\n\nif __name__ == "__main__":\n    step_progress.LOG_SECONDS = float(sys.argv[1])\n    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)\n    names = [f"step_number_{number}.collect" for number in range(24)]\n    with Workers(int(sys.argv[2]), names) as workers:\n        for name in names:\n            workers.run(name, work, (), [1000] * (2 if name == names[3] else 1))\n'
+PROGRAM = """
+import logging, sys
+from data_prep import step_progress
+from data_prep.workers import Workers
+
+def work(number):
+    logging.getLogger("data_prep.containers").warning("file %d breaks off", number)
+    return True
+
+if __name__ == "__main__":
+    step_progress.LOG_SECONDS = float(sys.argv[1])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    names = [f"step_number_{number}.collect" for number in range(24)]
+    with Workers(int(sys.argv[2]), names) as workers:
+        for name in names:
+            workers.run(name, work, (), [1000] * (2 if name == names[3] else 1))
+"""
 
 
 def write_program(folder: Path) -> Path:

@@ -16,7 +16,8 @@ import pytest
 
 from data_prep import pipeline
 from data_prep.plan import Preparation
-from finetune.config.cluster import ClusterConfig, PrepareJobs, QueueLimits, SiteConfig
+from finetune.config.cluster import ClusterConfig, PrepareJobs
+from finetune.config.site import QueueLimits, SiteConfig
 from finetune.launch import prepare_jobs
 from finetune.launch.prepare_layout import Layout
 from tests.data_prep.sample import checksums, markers

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 
 from data_prep.fields import at_least, one_of, section, setting
 from data_prep.user_error import UserError
+from finetune.config.site import ARCHITECTURES, QueueLimits, SiteConfig
 
 SCHEDULERS = ("local", "slurm")
 # no request per task: each rank would then see one GPU only, and NCCL no peer
@@ -24,105 +25,12 @@ OWN_OPTIONS = {
     "requeue": "cluster.on_interrupt", "no-requeue": "cluster.on_interrupt", "output": "runs_dir",
     "error": "runs_dir", "dependency": "--after", "chdir": "runs_dir",
 }  # fmt: skip
-CONFIDENCES = ("tested", "documented", "community")
-ARCHITECTURES = ("x86_64", "aarch64")
 # architectures of the GPU types that a request can name, at sites with several types
 GPU_TYPES = {"p100": "sm_60", "v100": "sm_70", "a100": "sm_80", "h100": "sm_90"}
 CORE_MASKS = ("mask_cpu", "map_cpu")  # values of srun's --cpu-bind that name cores
 # patterns in the paths of logs that sbatch (also with a width, as in %4t) and submitit replace
 SLURM_PATTERN = r"%\d*[%AaJjNnstuxb]|\\"
 SUBMITIT_PATTERN = "%[jtaA]"
-
-
-@dataclass(kw_only=True)
-class QueueLimits:
-    """Limits of a partition or quality of service; unset: unknown and not checked."""
-
-    max_timeout_min: int | None = setting(None, "longest time limit of a job, in minutes")
-    max_nodes: int | None = setting(None, "largest number of nodes of a job")
-    max_gpus: int | None = setting(None, "largest number of GPUs of a job")
-    max_submitted: int | None = setting(
-        None, "largest number of queued and running jobs of a user; each task of an array counts"
-    )
-    max_running: int | None = setting(
-        None, "largest number of running jobs of a user; more are queued, which a submission reports"
-    )
-    note: str | None = setting(None, "further information for users, printed at submission")
-
-
-@dataclass(kw_only=True)
-class Source:
-    """A source of facts of a profile."""
-
-    facts: list[str] = setting(
-        [], "settings of the profile that come from it, as site.queues; a section includes its settings"
-    )
-    source: str = setting("", "the page, script or person")
-    date: str = setting("", "month or day of the page, or the day on which it was read")
-    confidence: str = setting(
-        "documented", f"how we know: {', '.join(CONFIDENCES)} (seen to work with this profile)"
-    )
-
-
-@dataclass(kw_only=True)
-class SiteConfig:
-    """Facts about a site. Its limits are checked before a submission (unset: unknown and not checked). A
-    submission reports its cost and the notes. accelerator, gpu_memory_gb and internet inform readers only."""
-
-    docs: str | None = setting(None, "address of the site's documentation")
-    confidence: str = setting(
-        "documented", f"how we know: {', '.join(CONFIDENCES)} (seen to work with this profile)"
-    )
-    verified: str | None = setting(None, "date of the documentation or of the test")
-    sources: list[Source] = setting([], "the sources of the facts in the profile")
-    notes: list[str] = setting([], "further information for users of the site, printed at submission")
-    accelerator: str | None = setting(None, "accelerators of a node, as 4 x GH200")
-    gpu_architecture: str | None = setting(
-        None, "CUDA architecture of the GPUs, as sm_90; torch must be built for it"
-    )
-    login_architecture: str | None = setting(
-        None, f"CPU architecture of the login nodes: {', '.join(ARCHITECTURES)}"
-    )
-    compute_architecture: str | None = setting(
-        None, "CPU architecture of the compute nodes; the job's Python must be built for it"
-    )
-    gpus_per_node: int | None = setting(None, "GPUs per node")
-    gpu_memory_gb: float | None = setting(None, "memory per GPU, in GB")
-    cores_per_node: int | None = setting(None, "cores per node")
-    memory_per_node_gb: float | None = setting(None, "memory per node that jobs can request, in GB")
-    max_timeout_min: int | None = setting(None, "longest time limit of a job, in minutes")
-    max_nodes: int | None = setting(None, "largest number of nodes of a job")
-    max_array_size: int | None = setting(None, "largest number of tasks of a job array")
-    queues: dict[str, QueueLimits] = setting({}, "limits of partitions and qualities of service, by name")
-    whole_nodes: bool = setting(False, "whether a job gets, and is charged for, whole nodes")
-    account_pattern: str | None = setting(None, "regular expression that account names match")
-    account_example: str | None = setting(None, "example of an account name")
-    account_hint: str | None = setting(None, "how a user finds the name of the account")
-    python_example: str | None = setting(None, "example of cluster.python, if jobs need a container")
-    internet: bool = setting(False, "whether compute nodes reach the internet, perhaps through a proxy")
-    purge_days: int | None = setting(None, "days after which files in the work area are deleted")
-    billing: str | None = setting(None, "unit in which jobs are charged, as GPU-hours")
-    billing_per_gpu: float | None = setting(
-        None, "units per GPU and hour; the largest of the charges for GPUs, cores and memory counts"
-    )
-    billing_per_core: float | None = setting(None, "units per core and hour")
-    billing_per_gib: float | None = setting(None, "units per GiB of memory and hour")
-
-    def check(self) -> None:
-        one_of("cluster.site.confidence", self.confidence, CONFIDENCES)
-        for name in ("login_architecture", "compute_architecture"):
-            value = getattr(self, name)
-            if value is not None:
-                one_of(f"cluster.site.{name}", value, ARCHITECTURES)
-        for source in self.sources:
-            one_of("cluster.site.sources.confidence", source.confidence, CONFIDENCES)
-
-    @property
-    def crosses_architectures(self) -> bool:
-        """True if compute nodes have another CPU architecture than login nodes."""
-        if self.login_architecture is None or self.compute_architecture is None:
-            return False
-        return self.login_architecture != self.compute_architecture
 
 
 # options of sbatch that have a setting of their own in cluster.prepare

@@ -49,7 +49,8 @@ def run_job(path: str) -> None:
     environment = submitit.JobEnvironment()
     rank = environment.global_rank
     stop = StopFlag(run.stop_file)
-    stop.install_signal_handlers()  # before the imports, which take longer than some schedulers wait after a signal
+    # before the imports, which take longer than some schedulers wait after a signal
+    stop.install_signal_handlers()
     faulthandler.enable()  # a crash in native code leaves its signal and stack in the log (causes.py)
     lock = run.lock
     if rank == 0:  # two processes that write into one run folder would corrupt it
