@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from docs.walk import Command, File, missing_line, read_page
 from finetune.runs import attempts
 from finetune.runs.folder import RunFolder
 from finetune.runs.state import EndingCause
@@ -19,7 +20,7 @@ from finetune.tracking.spool import steps_done
 from slurm.testcluster.cluster import Cluster, unavailable_reason
 from slurm.testcluster.site_profiles import DENIED, JUPITER, LUMI, MARENOSTRUM5, OLIVIA, SAGA, SITES, Site
 from slurm.testcluster.sites import SiteCluster, limit, union
-from slurm.testcluster.walk import PAGES, Command, File, missing_line, read_page, walk
+from slurm.testcluster.walk import PAGES, walk_on_login_node
 from tests.corpora import write_corpus
 from tests.slurm.conftest import wait_for
 
@@ -215,7 +216,7 @@ def test_the_commands_on_a_sites_page_print_what_the_page_shows(site: str) -> No
     cluster = SiteCluster.of(SITES[site], f"tests-page-{site}-{os.getpid()}")
     cluster.up(owner=os.getpid())
     try:
-        faults, _ = walk(cluster, (PAGES / f"{site}.md").read_text(encoding="utf-8"))
+        faults, _ = walk_on_login_node(cluster, (PAGES / f"{site}.md").read_text(encoding="utf-8"))
     finally:
         cluster.down()
     assert faults == []
