@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from finetune.cli import result_tables
 from finetune.cli.run_arguments import add_corpora_dir, make_parser
 from finetune.config import extras
 from finetune.config.train import RUN_PREFIX, DataConfig, split_step
-from finetune.runs import base_model, layout
+from finetune.runs import base_model, layout, rank_warnings
 from finetune.runs import inputs as run_inputs
 from finetune.runs.base_model import Base
 from finetune.runs.folder import RunFolder
@@ -222,7 +224,12 @@ def check_tokenizers(subjects: Sequence[Subject], corpus: Corpus) -> None:
 def _held_out(subject: Subject, corpus: Corpus, data: DataConfig) -> HeldOut:
     from finetune.evaluation.held_out import evaluate_base
 
-    return evaluate_base(subject.model, corpus, data)
+    # bitsandbytes, which PEFT imports, warns of a missing kernel for 4-bit layers on CPUs
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        for category in rank_warnings.IGNORED:  # meant for developers of the libraries
+            warnings.simplefilter("ignore", category)
+        return evaluate_base(subject.model, corpus, data)
 
 
 def comparison_table(subjects: Sequence[Subject], results: Sequence[HeldOut]) -> Table:
