@@ -1,5 +1,5 @@
-"""Source files read as streams of named members: gzip, zstd, bzip2, xz, tar and zip, also nested.
+"""Reading of compressed files and archives (gzip, zstd, bzip2, xz, tar, zip), also nested ones.
 
-archives.py opens files, streams.py reads their content within limits, sniff.py recognizes a file's
-kind by its first bytes or its name.
+archives.py opens a file and yields its members. streams.py reads their content within limits.
+sniff.py recognizes a file's kind by its first bytes or its name.
 """

@@ -1,10 +1,11 @@
-"""Unpacking of source files: their members in order, decompressed. Used by all readers.
+"""Unpacking of source files for the readers: `iter_members` yields a file's decompressed members.
 
-A file's kind is recognized by its first bytes, not by its name. Nothing is unpacked to disk under a
-name that the archive chooses, and at most one record is held in memory. A file or member that
-cannot or must not be read is quarantined in the report with its place, and reading continues with
-the rest: members before a truncation are kept; links, devices and names that point outside the
-archive are refused; a file that unpacks to more than the limits allow ends there.
+A file's kind is recognized by its first bytes, not by its name. No file is written under a name
+taken from an archive, and at most one record is held in memory.
+
+A file or member that cannot be read is quarantined in the report, and reading continues with the
+next one. Members before a truncation are kept. Links, devices and names that point outside the
+archive are refused. A file that unpacks to more than the limits allow is read up to the limit.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ from data_prep.containers.streams import (
 )
 from data_prep.document import Place, Report, Unreadable
 
-# Upper bound for the tar headers that hold long names; tarfile reads them at once, whatever their
-# size.
+# Maximum size of a tar header with a long name. tarfile itself has no limit, and reads such a header
+# into memory at once.
 MAX_NAME_BYTES = 2**20
 
 _ZIP_DIRECTORY_ERRORS = (
@@ -59,10 +60,16 @@ Wanted = Callable[[str], bool]
 def iter_members(
     path: Path, file: Place, wanted: Wanted, limits: LimitsConfig, report: Report
 ) -> Iterator[Member]:
-    """Yield the members of the file at `path` in order; a plain file is its only member.
+    """Yield the members of the file at `path`, in the order of the archive.
 
-    Members of archives are skipped and counted unless `wanted` accepts their name without
-    compression suffixes. Each member must be read before the next one is requested.
+    A file that is not an archive is yielded as a single member. Each member must be read before the
+    next one is requested.
+
+    Args:
+        file: the file's place in its source, for the report.
+        wanted: returns whether a member is read, given its name without compression suffixes.
+            Other members of archives are skipped and counted, unless they are archives themselves.
+        report: receives the counts, and the members that cannot be read.
     """
     found = False
     with path.open("rb") as raw:
@@ -87,10 +94,15 @@ class _Container:
         self.budget = Budget(limits)
 
     def open(self, raw: BinaryIO, place: Place, depth: int, path: Path | None = None) -> Iterator[Member]:
-        """Yield the members of the stream `raw`; a plain stream is its only member.
+        """Yield the members of a stream; one that is not an archive is yielded as a single member.
+
+        Args:
+            place: the stream's place, for the report.
+            depth: number of archives and compressed files that the stream is nested in.
+            path: the file that the stream reads; None if the stream is unpacked data.
 
         Raises:
-            Unreadable: the stream is truncated or corrupt.
+            Unreadable: the stream is truncated or corrupt, or exceeds a limit.
         """
         if isinstance(raw, io.BufferedReader):
             stream = raw
@@ -102,7 +114,8 @@ class _Container:
         is_zip = sniff.is_zip(head)
         if (compression or is_zip or is_tar) and depth >= self.limits.max_depth:
             raise Unreadable(
-                f"archives or compressed files nested deeper than limits.max_depth={self.limits.max_depth}"
+                f"archives or compressed files are nested deeper than limits.max_depth={self.limits.max_depth}; "
+                "raise that limit if this is intended"
             )
         if compression:
             yield from self.open(self._decompress(stream, compression), place, depth + 1)
@@ -114,7 +127,7 @@ class _Container:
         else:
             text = transcode_to_utf8(stream, head)
             if text is not stream:
-                path = None  # the file itself is not UTF-8
+                path = None  # readers that open the file itself would read UTF-16 or UTF-32
             yield Member(place, text, self.report, self.limits, path)
 
     def _decompress(self, stream: io.BufferedReader, compression: str) -> BinaryIO:
@@ -124,9 +137,9 @@ class _Container:
         return cast(BinaryIO, LimitedStream(decompressed, self.budget, counting, compression))
 
     def _iter_member(self, raw: BinaryIO, outer: Place, name: str, depth: int) -> Iterator[Member]:
-        """Yield one member of an archive, or the members in it if it is an archive itself.
+        """Yield one member of an archive; if it is an archive itself, yield the members in it.
 
-        A fault in it is quarantined and does not stop the reading of the archive's next member.
+        A member that cannot be read is quarantined; the archive's next member can still be read.
         """
         place = _place_in(outer, name)
         if sniff.is_unsafe(name):
@@ -154,7 +167,7 @@ class _Container:
                     if not info.isreg() or info.issparse():
                         member_place = _place_in(place, info.name)
                         self.report.quarantine(
-                            member_place, "a link, a device or a sparse file, not a regular file"
+                            member_place, "is a link, device or sparse file; only regular files are read"
                         )
                         continue
                     data = archive.extractfile(info)
@@ -162,7 +175,7 @@ class _Container:
                     limited = LimitedStream(cast(Readable, data), self.budget, None, "tar")
                     yield from self._iter_member(cast(BinaryIO, limited), place, info.name, depth)
                     if limited.fault:
-                        return  # the tar stream ends here too, and the member is quarantined already
+                        return  # no later member can be read; this one is already quarantined
         except Unreadable:
             raise
         except (tarfile.TarError, EOFError, OSError, ValueError) as error:
@@ -183,7 +196,7 @@ class _Container:
                         continue
                     member_place = _place_in(place, info.filename)
                     if (info.external_attr >> 16) & 0o170000 not in (0, 0o100000):
-                        self.report.quarantine(member_place, "a link or a device, not a regular file")
+                        self.report.quarantine(member_place, "is a link or device; only regular files are read")
                         continue
                     try:
                         data = archive.open(info)
@@ -196,7 +209,10 @@ class _Container:
                         yield from self._iter_member(cast(BinaryIO, limited), place, info.filename, depth)
 
     def _iter_zip_without_directory(self, raw: BinaryIO, place: Place, depth: int) -> Iterator[Member]:
-        """Yield the complete members of a truncated zip archive, by their local headers."""
+        """Yield the members of a zip archive without a readable directory, up to a truncation.
+
+        Members are found by their local headers, one after another.
+        """
         offset = 0
         while True:
             raw.seek(offset)
@@ -208,8 +224,8 @@ class _Container:
             is_utf8 = bool(flags & 0x800)
             name = raw.read(name_length).decode("utf-8" if is_utf8 else "cp437", "replace")
             offset += 30 + name_length + extra_length + size
-            # Stop at an encrypted member, and at one whose size is written behind its data, where
-            # it cannot be found.
+            # Stop at a member that is encrypted, or whose size is stored after its data (bit 3): the
+            # end of its data is then unknown.
             if flags & 0x9 or method not in (0, 8):
                 return
             raw.seek(offset - size)
@@ -229,10 +245,10 @@ def _place_in(archive: Place, name: str) -> Place:
 
 
 class _TarInfo(tarfile.TarInfo):
-    """A tar header that raises Unreadable where tarfile alone is too lenient.
+    """A tar header whose parsing raises Unreadable if the header is broken or its name too long.
 
-    tarfile silently takes a broken header in mid-archive for the end of the archive, and reads a
-    long name of any size into memory.
+    tarfile alone treats a broken header within an archive as the archive's end, without an error,
+    and reads a member name of any size into memory.
     """
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Recognition of a file's kind by its first bytes or its name, and of unsafe names."""
+"""Recognition of a file's kind by its first bytes or its name; detection of unsafe names."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def is_tar(head: bytes) -> bool:
 
 
 def binary_kind(head: bytes) -> str | None:
-    """Return a binary file's kind by its first bytes ("a PDF", "a PNG picture"); None of text."""
+    """Return a binary file's kind by its first bytes, such as "a PDF"; None if it may be text."""
     return next((kind for magic, kind in BINARY_KINDS.items() if head.startswith(magic)), None)
 
 
 def wide_encoding(head: bytes) -> str | None:
-    """Return the encoding of a text in UTF-16 or UTF-32; None of any other file."""
+    """Return the encoding of a file in UTF-16 or UTF-32; None for any other file."""
     marked = next((name for bom, name in BYTE_ORDER_MARKS if head.startswith(bom)), None)
     if marked is not None or len(head) < 4 or binary_kind(head) is not None:
         return marked
-    # Without a byte order mark: in UTF-16, every other byte of most Latin letters is zero.
+    # UTF-16 without a byte order mark: one of the two bytes of each Latin letter is zero.
     even = head[0:64:2]
     odd = head[1:64:2]
     if all(even) and odd.count(0) > 0.7 * len(odd):
@@ -79,12 +79,16 @@ def is_unsafe(name: str) -> bool:
 
 
 def is_macos_metadata(name: str) -> bool:
-    """Return whether a member is one that macOS adds to archives, as resource forks are."""
+    """Return whether macOS has added this member to an archive, for example as a resource fork."""
     return name.startswith("__MACOSX/") or name.rpartition("/")[2].startswith("._")
 
 
 def decode_name(name: str) -> str:
-    """Return a file's name, with bytes that are not UTF-8 (in old archives) as Windows-1252."""
+    """Decode a file's name; bytes that are not UTF-8, as in old archives, are read as Windows-1252.
+
+    Args:
+        name: the name as Python returns it, with invalid bytes as surrogates.
+    """
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "cp1252")
 
 

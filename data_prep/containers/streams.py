@@ -1,7 +1,7 @@
-"""Streams of compressed data, read within limits; faults in the data raise Unreadable.
+"""Streams that read unpacked data within limits, and raise Unreadable if the data is broken.
 
-Used by archives.py, and by readers for the members that it yields. At most one record is held in
-memory.
+archives.py opens files as such streams; readers then read the members that it yields. At most one
+record is held in memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ else:
     from backports import zstd as zstd
 
 CHUNK = 2**16
-# Unpacked bytes from which limits.max_ratio applies: a small file may well repeat a single line.
+# limits.max_ratio applies only to files that unpack to more bytes than this. Smaller files can have a
+# high ratio without being decompression bombs, for example if they repeat one line.
 RATIO_FROM = 16 * 2**20
 
 _DATA_ERRORS = (
@@ -48,9 +49,11 @@ class Readable(Protocol):
 
 
 class Member:
-    """An unpacked file, or a member of an archive.
+    """An unpacked file, or an unpacked member of an archive.
 
-    `stream` reads its bytes, and raises Unreadable where the data is truncated or corrupt.
+    Attributes:
+        place: its place in the source, for the report.
+        stream: its content. Reading raises Unreadable where the data is truncated or corrupt.
     """
 
     def __init__(
@@ -64,7 +67,7 @@ class Member:
 
     @property
     def name(self) -> str:
-        """Innermost name, without compression suffixes."""
+        """Name of the member in its innermost archive, without compression suffixes."""
         return unpacked_name((self.place.member or self.place.file).rpartition("!")[2])
 
     def read_all(self) -> bytes:
@@ -77,14 +80,15 @@ class Member:
         data = self.stream.read(limit + 1)
         if len(data) > limit:
             raise Unreadable(
-                f"larger than {format_size(limit)}; raise limits.max_record_bytes if this is intended"
+                f"is larger than {format_size(limit)}; raise limits.max_record_bytes if this is intended"
             )
         return data
 
     def iter_lines(self) -> Iterator[tuple[Place, bytes]]:
         """Yield the lines with their places.
 
-        A line that is too long is quarantined and skipped; lines end where the data is truncated.
+        A line longer than limits.max_record_bytes is quarantined and skipped. If the data is
+        truncated, the lines before that point are yielded and the rest is quarantined.
         """
         limit = self._limits.max_record_bytes
         for number in itertools.count(1):
@@ -94,7 +98,7 @@ class Member:
                 if len(line) == limit and not line.endswith(b"\n"):
                     size = format_size(limit + self._skip_line())
                     self._report.quarantine(
-                        place, f"a line of {size}; raise limits.max_record_bytes if this is intended"
+                        place, f"a line of {size} is too long; raise limits.max_record_bytes if this is intended"
                     )
                     continue
             except Unreadable as fault:
@@ -113,7 +117,7 @@ class Member:
         return size
 
     def open_seekable(self) -> BinaryIO:
-        """Return the content as a seekable stream: the file itself, or a temporary copy."""
+        """Return a seekable stream of the content: the file itself if possible, else a copy."""
         if self._path is not None:
             return self._path.open("rb")
         return copy_to_seekable(self.stream, self._limits)
@@ -121,14 +125,18 @@ class Member:
 
 @dataclass
 class Budget:
-    """Limits for one source file and everything nested in it, and the bytes unpacked so far."""
+    """Limits on the unpacking of one source file.
+
+    Attributes:
+        unpacked: number of bytes unpacked so far, of the file and of all archives nested in it.
+    """
 
     limits: LimitsConfig
     unpacked: int = 0
 
 
 class CountingReader:
-    """A stream that counts the compressed bytes which a decompressor reads from it."""
+    """A stream of compressed bytes, which counts the bytes read from it."""
 
     def __init__(self, stream: io.BufferedReader) -> None:
         self._stream = stream
@@ -150,16 +158,16 @@ class CountingReader:
 
 
 class LimitedStream(io.RawIOBase):
-    """A stream of unpacked bytes that raises Unreadable for any fault and when a limit is exceeded.
+    """A stream of unpacked bytes that raises Unreadable if the data is broken or exceeds a limit.
 
-    The bytes before a fault are delivered first.
+    The bytes before the fault are returned first.
 
     Args:
         inner: the unpacked bytes.
-        budget: of the source file; shared by all streams of it.
-        packed: the compressed size for limits.max_ratio: known beforehand, or counted while
-            reading; None where nothing is compressed.
-        kind: name of the format for messages.
+        budget: limits of the source file, shared by all its streams.
+        packed: the compressed size, for limits.max_ratio; a CountingReader if it is only counted
+            while reading; None if the data is not compressed.
+        kind: name of the format, for messages.
     """
 
     def __init__(
@@ -200,7 +208,8 @@ class LimitedStream(io.RawIOBase):
         self._budget.unpacked += new
         if self._budget.unpacked > limits.max_unpacked_bytes:
             raise Unreadable(
-                f"unpacks to more than limits.max_unpacked_bytes={format_size(limits.max_unpacked_bytes)}"
+                f"unpacks to more than limits.max_unpacked_bytes={format_size(limits.max_unpacked_bytes)}; "
+                "raise that limit if this is intended"
             )
         packed = self._packed.count if isinstance(self._packed, CountingReader) else self._packed
         if packed is None or self._count <= RATIO_FROM:
@@ -208,7 +217,7 @@ class LimitedStream(io.RawIOBase):
         if self._count > limits.max_ratio * max(packed, 1):
             raise Unreadable(
                 f"unpacks to more than limits.max_ratio={limits.max_ratio:g} times its size, "
-                "as a decompression bomb does"
+                "like a decompression bomb; raise that limit if this is intended"
             )
 
 
@@ -244,7 +253,7 @@ class Inflater:
 
 
 class _Transcoded(io.RawIOBase):
-    """A UTF-16 or UTF-32 stream as UTF-8, so that it can be split at line breaks."""
+    """A stream that converts UTF-16 or UTF-32 to UTF-8, so that it can be split at line breaks."""
 
     def __init__(self, stream: io.BufferedReader, encoding: str) -> None:
         self._stream = stream
@@ -267,7 +276,11 @@ class _Transcoded(io.RawIOBase):
 
 
 def transcode_to_utf8(stream: io.BufferedReader, head: bytes) -> io.BufferedReader:
-    """Return a stream in UTF-8, if its first bytes are UTF-16 or UTF-32; else the same stream."""
+    """Convert a stream in UTF-16 or UTF-32 to UTF-8; return any other stream unchanged.
+
+    Args:
+        head: the first bytes of the stream, by which the encoding is recognized.
+    """
     encoding = wide_encoding(head)
     if encoding is None:
         return stream
@@ -280,35 +293,35 @@ def copy_to_seekable(stream: BinaryIO, limits: LimitsConfig) -> BinaryIO:
     while piece := stream.read(CHUNK):
         try:
             copy.write(piece)
-        except OSError as error:  # the error alone does not name the full disk
+        except OSError as error:  # name the folder: the error alone does not show which disk is full
             raise OSError(error.errno, error.strerror, tempfile.gettempdir()) from None
     copy.seek(0)
     return cast(BinaryIO, copy)
 
 
 def reraise_machine_error(error: Exception) -> None:
-    """Raise `error` if the machine caused it, not the data, as a disk that fails or is full does.
+    """Raise `error` if the machine caused it, for example by a full disk; return if the data did.
 
-    Intact data must not be quarantined for such an error. Errors of decompressors have no errno,
-    and a seek to an offset that corrupt data names has EINVAL: these return.
+    Intact data must not be quarantined because of the machine. Errors that the data causes have no
+    errno (decompressors), or EINVAL (a seek to an offset that corrupt data contains).
     """
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
         raise error
 
 
 def quarantine_rest(report: Report, place: Place, fault: Exception) -> None:
-    """Quarantine everything from `place` on as one broken record, and log a warning.
+    """Quarantine the rest of a file, starting at `place`, and log a warning.
 
-    The number of records that are lost is unknown.
+    The rest is counted as one broken record, because the number of records in it is unknown.
     """
     report.quarantine(place, fault)
     report.counts["broken_off"] += 1
-    message = "%s: %s cannot be read to its end: %s; records before it are kept"
+    message = "%s: %s cannot be read to its end: %s; the records before this point are kept"
     logger.warning(message, place.source, place, fault)
 
 
 def format_size(size: float) -> str:
-    """Return a number of bytes for messages, as "1.5 MiB" or "300 bytes"."""
+    """Format a number of bytes for messages: "1.5 MiB" or "300 bytes"."""
     if size >= 2**20:
         return f"{size / 2**20:.1f} MiB"
     return f"{size:.0f} bytes"

@@ -1,15 +1,15 @@
-"""Readers of source files, one module a format.
+"""Readers of source files: one module for each format.
 
-A reader module has
+A reader module has two functions:
 
     list_files(source)                   return the source's files in a fixed order
-    read(name, source, report, paths)    yield the documents of some of these files in order, and note
-                                         records that are not documents in the report
+    read(name, source, report, paths)    yield the documents of some of these files in order, and
+                                         record in the report all records that cannot be read
 
-It may also have FIELDS, the names that a corpus file's `fields` may map, and a dataclass Options of
-its own settings, which `finetune prepare --help` lists.
+It may also have FIELDS, the names that `fields` in a corpus file may map to other keys or columns,
+and a dataclass Options with the reader's own settings. `finetune prepare --help` lists both.
 
-Files are read in parallel tasks: one large file, or several small ones, each. `read` must therefore
-keep no state from one file to the next, and its report about a file must not depend on the other
-files of the task.
+Files are read in parallel tasks, each with one large file or several small ones. `read` must
+therefore keep no state from one file to the next, and its report about a file must not depend on
+the other files of the task.
 """

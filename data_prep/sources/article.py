@@ -1,7 +1,8 @@
 """Conversion of a part of an HTML page to Markdown: headings, lists, tables, quotations and code.
 
-Links are reduced to their text. Everything except furniture is kept: lists in table cells, fact
-boxes, definitions, captions, foldable sections.
+Links are reduced to their text. Elements that the caller rejects, such as menus, are left out;
+everything else is kept, including lists in table cells, fact boxes, definitions, captions and
+collapsible sections.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _PERMALINKS = {"¶", "#", "🔗", "§"}
 
 
 class Kind(StrEnum):
-    """Kind of a block. Consecutive blocks of one kind in _CLOSE have no blank line between them."""
+    """Kind of a block. Consecutive blocks of the same kind, if in _CLOSE, get no blank line between."""
 
     TEXT = "text"
     HEADING = "heading"
@@ -45,10 +46,10 @@ class Block:
     """A block of text, and the element that contains it.
 
     Attributes:
-        element: the innermost block element.
-        text: in Markdown.
-        opens: true if it begins a list, a table or the like, and so is separated from one before
-            it.
+        element: the innermost block element that contains the text.
+        text: the text in Markdown.
+        opens: true for the first block of a list or table. A blank line then separates it from a
+            list or table before it.
     """
 
     element: html.HtmlElement
@@ -58,7 +59,7 @@ class Block:
 
 
 def read_blocks(root: html.HtmlElement, skips: Callable[[html.HtmlElement], bool]) -> list[Block]:
-    """Return the blocks of an element in document order, without elements that `skips` rejects."""
+    """Return the blocks of an element in document order, without elements for which `skips` is true."""
     writer = _Writer(skips)
     writer.walk(root, root)
     writer.flush(root)
@@ -66,7 +67,7 @@ def read_blocks(root: html.HtmlElement, skips: Callable[[html.HtmlElement], bool
 
 
 def join_blocks(blocks: list[Block]) -> str:
-    """Return blocks as one text, with blank lines except within lists and tables."""
+    """Join blocks to one text, with blank lines between them except within lists and tables."""
     pieces: list[str] = []
     last_kind: Kind | None = None
     for block in blocks:
@@ -82,7 +83,7 @@ class _Writer:
         self._skips = skips
         self._inline: list[str] = []
         self._kind = Kind.TEXT
-        self._marker = ""  # of the current list item, until its first text is written
+        self._marker = ""  # marker of the current list item, until its first text is written
         self._indent = ""
         self._quotes = ""
         self._opens = False
@@ -223,7 +224,7 @@ class _Writer:
                 self._append(row, Kind.ROW, f"|{'---|' * len(cells)}")
 
     def _cell_text(self, cell: html.HtmlElement) -> str:
-        """Return a cell as one line; the items of a list in it have bullets or their numbers."""
+        """Return a table cell as one line; list items in it are marked with bullets or numbers."""
         if self._skips(cell):
             return ""
         inner = _Writer(self._skips)
@@ -234,7 +235,10 @@ class _Writer:
 
 
 def _is_layout(table: html.HtmlElement) -> bool:
-    """Return whether a table is layout: it has nested tables, headings, or one cell a row."""
+    """Return whether a table is only used for layout.
+
+    Layout tables have the role of one, or nested tables, headings, or at most one cell per row.
+    """
     if (table.get("role") or "").lower() in ("presentation", "none"):
         return True
     if next(table.iterdescendants("table"), None) is not None:

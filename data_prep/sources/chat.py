@@ -2,24 +2,24 @@
 
 A record has one of these forms:
 
-    messages: [{role, content}, …]                        the assistant's turns are trained on
-    conversations: [{from, value}, …]                     the same with ShareGPT's names (human, gpt, system)
-    prompt, completion: two strings, or two lists         the completion is trained on; of lists of messages,
-                                                          the assistant's turns in it
-    instruction, input (may be empty or absent), output   Alpaca's names: the user's question, and the answer,
-                                                          which is trained on
+    messages: [{role, content}, …]             The assistant's turns are trained on.
+    conversations: [{from, value}, …]          The same, with ShareGPT's names (human, gpt, system).
+    prompt, completion: two strings            The completion is trained on.
+    prompt, completion: two lists of messages  The assistant's turns in the completion are trained on.
+    instruction, input, output                 Alpaca's names. The output is trained on; the input may
+                                               be empty or absent.
 
-Each form may have `system`, the text of a system turn. The last two may have `history`, earlier
-questions and answers as [[question, answer], …], whose answers are trained on too, as in
-LLaMA-Factory, which defined this format. `fields` maps other keys; `id`, `group`, `language`,
-`title` and `date` are read as by reader `jsonl`. A content is a string or a list of text parts;
-null is empty.
+Each form may have `system`, the text of a system turn. Forms with a prompt or instruction may have
+`history`: earlier questions and answers as [[question, answer], …], a format of LLaMA-Factory. The
+answers in it are trained on too, unless `learn_history` is false. `fields` maps these names to other
+keys. `id`, `group`, `language`, `title`, `date` and `url` are read as by reader `jsonl`. A message's
+content is a string or a list of text parts; null is read as an empty string.
 
 A turn of the assistant is trained on unless one of its flags (`loss`, `train`, `trainable`,
 `training`, `weight`, `loss_weight`) is false or 0. Some keys would change which tokens are trained
-on, and are not implemented: REFUSED, REFUSED_IN_TURNS, and flags in other spellings, as
-`compute_loss`. A record that has one is dropped as unsupported, with the names of these keys. All
-other keys are counted by name.
+on, but are not supported: REFUSED, REFUSED_IN_TURNS, and flags in other spellings, such as
+`compute_loss`. A record with such a key is dropped as unsupported, and the drop names its keys. All
+other unknown keys are counted by name.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ SHAREGPT_ROLES = {
     "observation": "tool",
     "tool": "tool",
 }
-# Keys of a turn that set whether it is trained on.
+# Flags of a turn: keys that decide whether it is trained on.
 FLAGS = ("loss", "train", "trainable", "training", "weight", "loss_weight")
-# Keys of a record or a turn that are refused unless they are empty: they would change which tokens
-# are trained on, or what the model reads.
+# A record is refused if it, or one of its turns, has a value under one of these keys: the value would
+# change which tokens are trained on, or the text that the model reads.
 REFUSED = (
     "tools", "functions", "images", "videos", "audios", "documents", "chat_template_kwargs",
     "enable_thinking", "rejected", "chosen", "mask_history", "loss_mask",
@@ -62,17 +62,17 @@ REFUSED_IN_TURNS = (
     "images", "videos", "audios", "audio", "train_detail", "training_detail", "masked", "ignore",
     "ignore_loss",
 )  # fmt: skip
-# Refused unless they are null: a 0 means "train on it" in some data sets, and the opposite in
-# others.
+# Keys of a turn that are refused unless they are null. In some data sets 0 means that the turn is
+# trained on, in others that it is not.
 AMBIGUOUS_IN_TURNS = ("mask", "loss_mask", "labels", "label")
-# Keys of a record that are refused unless they are true or 1. A false `kto_tag`, like KTO's
-# `label`, marks an answer to avoid.
+# Keys of a record that are refused unless they are true or 1. A false `kto_tag` marks an answer that
+# the model must not learn; so does a false `label` in KTO's data.
 REFUSED_UNLESS_TRUE = (*FLAGS, "sample_weight", "kto_tag")
-# Other spellings of such flags, as compute_loss, isTrainable and no_loss. Their meaning is
-# ambiguous, so none is implemented.
+# Words in the names of flags in other spellings, such as compute_loss, isTrainable and no_loss. Their
+# meaning is ambiguous, so a record with one is refused.
 _FLAG_WORDS = re.compile(r"(?:^|_)(?:loss|train|learn|supervis|unsupervis|mask|ignore|weight)")
 _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
-MAX_NAMES = 20  # distinct unknown keys that are counted by name in one file
+MAX_NAMES = 20  # maximum number of unknown keys of one file that are counted by name
 
 _NAME = re.compile(r"[\w.-]{1,40}")
 _TAGS = (
@@ -136,7 +136,11 @@ class Options(ConversationOptions, jsonl.Options):
 
 
 class Malformed(UserError):
-    """A record without a known form, or an unsupported one; it is counted under `reason`."""
+    """A record that has none of the forms or is not supported.
+
+    Attributes:
+        reason: reason code under which the report counts the record.
+    """
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -158,7 +162,7 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 
 
 class ConversationReader:
-    """Converter of records to documents; counts dropped records and unknown keys in the report."""
+    """Converter of records to documents. It counts dropped records and unknown keys in the report."""
 
     def __init__(self, source: SourceConfig, options: ConversationOptions, report: Report) -> None:
         self._source = source
@@ -167,18 +171,18 @@ class ConversationReader:
         self._keys = {ours: source.fields.get(ours, ours) for ours in FIELDS}
         description_keys = {self._keys[name] for name in ("system", "history", *jsonl.OPTIONAL)}
         self._known = {*description_keys, *REFUSED, *REFUSED_UNLESS_TRUE}
-        # Refused keys that `fields` maps are allowed. A source that maps the preferred answer of a
-        # pair as its completion leaves the other answer out.
+        # Keys that are refused by default are allowed if `fields` maps to them. If it maps to
+        # `chosen`, the preferred answer of a pair, `rejected` is left out.
         self._allowed = set(source.fields.values())
         if "chosen" in self._allowed:
             self._allowed.add("rejected")
         self._unknown_names: set[str] = set()
 
     def build_document(self, record: dict[str, object], place: Place) -> Document | None:
-        """Return a record as a conversation; None, and a drop, if it cannot be trained on.
+        """Convert a record to a document; if it cannot be trained on, drop it and return None.
 
         Raises:
-            Unreadable: the record has none of the forms.
+            Unreadable: the record has none of the forms, or a value has the wrong type.
         """
         try:
             turns, mask = self._parse_conversation(record)
@@ -195,7 +199,11 @@ class ConversationReader:
         return jsonl.describe(record, place, self._source).build_document(turns=turns, mask=mask)
 
     def _parse_conversation(self, record: dict[str, object]) -> tuple[list[Turn], str]:
-        """Return the turns of a record, and the name of its mask column."""
+        """Return the turns of a record, and the name of the mask for the tokens to train on.
+
+        Raises:
+            Malformed: the record has none of the forms, or is not supported.
+        """
         _refuse({name: value for name, value in record.items() if name not in self._allowed})
         form, keys = self._find_form(record)
         system = self._get_text(record, "system")
@@ -227,9 +235,13 @@ class ConversationReader:
         return _prepend_system(turns, system), mask
 
     def _find_form(self, record: dict[str, object]) -> tuple[str, list[str]]:
-        """Return a record's form, named by its first field, and its keys in the record.
+        """Return the name of a record's form, and the keys of the record that belong to it.
 
-        A record whose answer is null has a form too, but others are tried first.
+        A form is named by its first field. Forms without null values are preferred; else, the
+        answer may be null.
+
+        Raises:
+            Malformed: the record has none of the forms.
         """
         forms = [[self._keys[name] for name in form] for form in FORMS]
         if self._keys["messages"] == "messages":
@@ -244,7 +256,7 @@ class ConversationReader:
 
     def _parse_messages(self, value: object, learn: bool) -> list[Turn]:
         if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-            raise Malformed("unreadable_record", "messages are not a list of objects")
+            raise Malformed("unreadable_record", "messages must be a list of objects")
         return [self._parse_message(message, learn) for message in value]
 
     def _parse_message(self, message: dict[str, object], learn: bool) -> Turn:
@@ -252,19 +264,19 @@ class ConversationReader:
         refused += [name for name in AMBIGUOUS_IN_TURNS if message.get(name) is not None]
         refused += _find_other_flags(message, {*FLAGS, *REFUSED_IN_TURNS, *AMBIGUOUS_IN_TURNS})
         if refused:
-            raise Malformed("unsupported_record", f"a message with unsupported keys: {', '.join(refused)}")
+            raise Malformed("unsupported_record", f"a message has unsupported keys: {', '.join(refused)}")
         role_key, content_key = self._get_turn_keys(message)
         role = self._parse_role(message, role_key)
         flag = _parse_flag(message)
         if content_key not in message:
             raise Malformed(
                 "unreadable_record",
-                f"a message without '{content_key}'; options.content_key can name another key",
+                f"a message has no '{content_key}'; set options.content_key to the key of its text",
             )
         content = message[content_key]
         if isinstance(content, list):
             if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-                raise Malformed("unsupported_record", f"content of the {role} with parts that are not text")
+                raise Malformed("unsupported_record", f"the content of the {role} has parts that are not text")
             content = "".join(_as_string(part.get("text"), "text") for part in content)
         known = {role_key, content_key, *FLAGS, *REFUSED_IN_TURNS}
         self._count_unknown(message, known, "unknown_key_of_a_turn_")
@@ -272,7 +284,7 @@ class ConversationReader:
             is_target = learn and flag is not False
             return Turn(role=role, content=self._parse_answer(content, content_key), target=is_target)
         if flag:
-            raise Malformed("unsupported_record", f"a turn of the {role} that is marked for training")
+            raise Malformed("unsupported_record", f"a turn of the {role} is marked for training")
         return Turn(role=role, content=_as_string(content, content_key), target=False)
 
     def _get_turn_keys(self, message: dict[str, object]) -> tuple[str, str]:
@@ -285,7 +297,7 @@ class ConversationReader:
         if key not in message:
             names = ", ".join(sorted(name for name in message if _NAME.fullmatch(name))[:5])
             raise Malformed(
-                "unknown_role", f"a message without '{key}'; options.role_key can name another key ({names})"
+                "unknown_role", f"a message has no '{key}'; set options.role_key to one of its keys ({names})"
             )
         name = message[key]
         if isinstance(name, str):
@@ -294,17 +306,17 @@ class ConversationReader:
             if role in ROLES:
                 return role
         if name == "function_call":
-            raise Malformed("unsupported_record", "a message with function_call")
+            raise Malformed("unsupported_record", "a message has the role function_call")
         known = ", ".join([*self._options.roles, *ROLES])
         raise Malformed(
-            "unknown_role", f"{key} is {name!r:.60}, not one of {known}; options.roles can map it to a role"
+            "unknown_role", f"{key} is {name!r:.60}, not one of {known}; map it to a role in options.roles"
         )
 
     def _parse_history(self, record: dict[str, object]) -> list[Turn]:
         key = self._keys["history"]
         pairs = record.get(key) or []
         if not isinstance(pairs, list) or not all(map(_is_pair, pairs)):
-            raise Malformed("unreadable_record", f"'{key}' is not a list of [question, answer] pairs")
+            raise Malformed("unreadable_record", f"'{key}' must be a list of [question, answer] pairs")
         turns = []
         for question, answer in pairs:
             turns.append(Turn(role="user", content=_as_string(question, key), target=False))
@@ -313,12 +325,16 @@ class ConversationReader:
         return turns
 
     def _apply_prompt_template(self, turns: list[Turn], system: str) -> list[Turn]:
-        """Return a question and its answer as plain text by options.prompt_template."""
+        """Insert a question into options.prompt_template; return it and the answer as plain text.
+
+        Raises:
+            Malformed: the record has a system text or history, which the template cannot include.
+        """
         if len(turns) != 2 or system:
             raise Malformed(
-                "unsupported_record", "has a system or history, for which prompt_template has no place"
+                "unsupported_record", "has a system or history, which options.prompt_template cannot include"
             )
-        # From a command line, a line break arrives as the two characters \n.
+        # A line break given on the command line arrives as the two characters \n.
         template = self._options.prompt_template.replace("\\n", "\n")
         prompt = template.replace("{prompt}", turns[0].content)
         return [
@@ -352,9 +368,10 @@ class ConversationReader:
 
 
 def strip_html(text: str) -> str:
-    """Return a text without HTML tags; blocks become lines, items a list, entities characters.
+    """Remove HTML tags from a text, and replace entities by characters.
 
-    A tag that is not one of HTML's, as <think>, is kept.
+    Block elements become lines, list items lines that begin with "- ". Tags that HTML does not
+    define, such as <think>, are kept.
     """
     lines = _LINE.sub("\n", _PARAGRAPH.sub("\n\n", _NO_TEXT.sub("", text)))
     plain = html.unescape(_TAG.sub("", _CELL.sub("\t", _ITEM.sub("\n- ", lines))))
@@ -364,16 +381,23 @@ def strip_html(text: str) -> str:
 
 
 def _prepend_system(turns: list[Turn], system: str) -> list[Turn]:
-    """Return the turns with the record's `system` text as the first, unless they begin with it."""
+    """Insert the record's `system` text as the first turn, unless the turns begin with it.
+
+    Raises:
+        Malformed: the turns have a different system text.
+    """
     if not system.strip() or (turns and turns[0].role == "system" and turns[0].content == system):
         return turns
     if any(turn.role in ("system", "developer") for turn in turns):
-        raise Malformed("unsupported_record", "has a system that differs from that of its messages")
+        raise Malformed("unsupported_record", "has a system text that differs from that in its messages")
     return [Turn(role="system", content=system, target=False), *turns]
 
 
 def _refuse(record: dict[str, object]) -> None:
-    """Raise Malformed if a record has keys that would change which of its tokens are trained on."""
+    """Raise Malformed if a record has unsupported keys.
+
+    Such keys would change which tokens are trained on, or the text that the model reads.
+    """
     refused = [name for name in REFUSED if not _is_empty(record.get(name))]
     refused += [name for name in REFUSED_UNLESS_TRUE if record.get(name) not in (None, True)]
     if record.get("label") is False:
@@ -384,13 +408,17 @@ def _refuse(record: dict[str, object]) -> None:
 
 
 def _parse_flag(message: dict[str, object]) -> bool | None:
-    """Return whether a turn's own flags mark it for training; None if it has no flag."""
+    """Return whether a turn's flags mark it for training; None if it has no flag.
+
+    Raises:
+        Malformed: a flag is neither true nor false, or two flags contradict each other.
+    """
     flags = {name: message[name] for name in FLAGS if message.get(name) is not None}
     for name, value in flags.items():
         if not isinstance(value, int | float) or value not in (0, 1):
-            raise Malformed("unsupported_record", f"a message with {name} {value!r}, neither true nor false")
+            raise Malformed("unsupported_record", f"{name} of a message must be true or false, not {value!r}")
     if len({bool(value) for value in flags.values()}) > 1:
-        raise Malformed("unsupported_record", f"a message whose {' and '.join(flags)} disagree")
+        raise Malformed("unsupported_record", f"{' and '.join(flags)} of a message contradict each other")
     return bool(next(iter(flags.values()))) if flags else None
 
 
@@ -399,7 +427,10 @@ def _find_other_flags(record: dict[str, object], known: set[str]) -> list[str]:
 
 
 def _is_other_flag(name: str, value: object) -> bool:
-    """Return whether a key seems to be a training flag in another spelling; free text is not."""
+    """Return whether a key seems to be a training flag in a spelling that is not supported.
+
+    Such a key has a name with a part such as "loss" or "train", and its value is not free text.
+    """
     if not _FLAG_WORDS.search(_CAPITAL.sub("_", name).replace("-", "_").lower()):
         return False
     if isinstance(value, str):
@@ -419,5 +450,5 @@ def _as_string(value: object, name: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise Malformed("unreadable_record", f"'{name}' is a {type(value).__name__}, not a string")
+        raise Malformed("unreadable_record", f"'{name}' must be a string, but has type {type(value).__name__}")
     return jsonl.to_valid_text(value)

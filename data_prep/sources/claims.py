@@ -1,4 +1,4 @@
-"""Languages and dates as sources write them, in normal form; a reader's options, checked."""
+"""Normalisation of the languages and dates that sources state, and checks of readers' options."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     Options = TypeVar("Options", bound=DataclassInstance)
 
-# Names that sources write instead of codes. "nor" is Norwegian without a written standard: taken as
-# Bokmål.
+# Names that sources use instead of ISO 639 codes. "nor", Norwegian without a written standard, is
+# treated as Bokmål.
 _NAMES = {"bokmål": "nob", "nor": "nob", "nynorsk": "nno"}
 _MONTHS = (
     "januar", "februar", "mars", "april", "mai", "juni",
@@ -29,7 +29,7 @@ _YEAR = re.compile(r"\b(1[5-9]\d\d|20\d\d)\b")
 
 
 def parse_language(claim: object) -> str:
-    """Return the ISO 639-3 code of a language by its name in a source (nb, NN); "" if unknown."""
+    """Convert a language as a source states it ("nb", "Nynorsk") to ISO 639-3; "" if unknown."""
     name = str(claim or "").strip().lower().replace("_", "-")
     if name in ("no-nn", "nor-nn", "nor-nno", "no-nno"):
         return "nno"
@@ -41,9 +41,9 @@ def _code(name: str) -> str:
 
 
 def parse_date(claim: object) -> str:
-    """Return the first date in a text as YYYY-MM-DD, its first year if there is no date, or "".
+    """Return the date in a text as YYYY-MM-DD; without a date, its first year; without either, "".
 
-    Dates are recognized as 2014-02-13T10:00, 13. februar 2014 and 13.2.2014.
+    Recognized, in this order, are dates such as 2014-02-13T10:00, 13. februar 2014 and 13.2.2014.
     """
     text = str(claim or "")
     iso = _ISO.search(text)
@@ -61,7 +61,7 @@ def parse_date(claim: object) -> str:
 
 
 def parse_options(source: SourceConfig, kind: type[Options]) -> Options:
-    """Return the source's options as an instance of `kind`, the reader's dataclass of options.
+    """Check a source's options, and return them as an instance of the reader's dataclass `kind`.
 
     Raises:
         UserError: an option is unknown, or its value has the wrong type or is not allowed.

@@ -1,8 +1,8 @@
-"""Reader of Universal Dependencies treebanks (CoNLL-U): for evaluation, as they are small.
+"""Reader of Universal Dependencies treebanks (CoNLL-U). They are small, and meant for evaluation.
 
-A sentence is a document, unless `# newdoc` lines mark larger ones. The text is taken from the
-comment `# text = …`, not rebuilt from the tokens. The language is that of the file's name
-(no_bokmaal-ud-dev.conllu) unless the corpus file names another.
+If a file has `# newdoc` comments, a document is the sentences from one to the next; else each
+sentence is a document. The text is taken from the comment `# text = …`, not rebuilt from tokens.
+The language is taken from the file's name (no_bokmaal-ud-dev.conllu).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _Sentence:
 
     Attributes:
         newdoc: id of the document that begins with this sentence; "" if none does.
-        sent_id: the treebank's id of the sentence, or "".
+        sent_id: id of the sentence in the treebank; "" if it has none.
     """
 
     place: Place
@@ -73,10 +73,10 @@ class _Sentence:
 
 
 def _iter_sentences(member: Member, report: Report) -> Iterator[_Sentence]:
-    """Yield the sentences of a file; one without a `# text` comment is quarantined.
+    """Yield the sentences of a file; a sentence without a `# text` comment is quarantined.
 
-    A document without an id is named by its line number. One whose first sentence is quarantined
-    begins with its next sentence.
+    The id of a document without one is its line number. If a document's first sentence is
+    quarantined, the document begins with the next sentence.
     """
     comments: dict[str, str] = {}
     start = member.place
@@ -91,7 +91,7 @@ def _iter_sentences(member: Member, report: Report) -> Iterator[_Sentence]:
             yield _Sentence(start, newdoc, comments.get("sent_id", ""), comments["text"])
             newdoc = ""
         else:
-            report.quarantine(start, "a sentence without its text (# text = …)")
+            report.quarantine(start, "the sentence has no text (# text = …)")
 
     for place, line in member.iter_lines():
         with report.quarantining(place):

@@ -1,19 +1,22 @@
 """Reader of journals and meetings of public agencies (eInnsyn), as Noark 5 XML or JSON-LD.
 
 The two journals of a Noark 5 archive, `offentligJournal.xml` and `loependeJournal.xml`, are read
-too; each of their rows has a case and an entry.
+too. Each of their rows contains a case and an entry.
 
-A document is a case (saksmappe) or a meeting (moetemappe) with its entries: titles, dates and kinds
-of documents, and the law by which something is withheld. Entries whose case is in another file are
-documents of their own, in the case's group.
+A document is a case (saksmappe) or meeting (moetemappe) with its entries: titles, dates, kinds of
+documents, and the legal basis if something is withheld. An entry whose case is in another file is a
+document of its own, in the group of that case.
 
-Withheld information is never read, as only the terms listed in this module are. In JSON-LD, terms
-named `*_SENSITIV` (and `*_LIST`, which is derived from them) hold the full title;
-`offentligTittel`, and a document's `tittel`, hold the public one. In Noark 5, `tittel` is the full
-title, and only `offentligTittel` is public. A document within an entry has no `offentligTittel`;
-its `tittel` is read only if nothing around it is withheld and the entry's two titles are equal. In
-the two journals `tittel` is never read, as a class may be titled by a person's name. Names of
-persons (correspondents, officers, participants) are never read.
+Withheld information and names of persons (correspondents, officers, participants) are never read:
+only the terms listed in this module are. Titles need care, because a full title may name a person:
+
+    JSON-LD           `offentligTittel`, and `tittel` of a document, are public. The full titles are
+                      in terms named `*_SENSITIV` and in `*_LIST`, which is derived from them; these
+                      terms are skipped.
+    Noark 5           `offentligTittel` is public, `tittel` is the full title. A document within an
+                      entry has only `tittel`. It is read only if neither the entry nor a folder
+                      around it is withheld, and the entry's two titles are equal.
+    the two journals  `tittel` is never read, because the title of a class may be a person's name.
 """
 
 from __future__ import annotations
@@ -61,12 +64,13 @@ _SPELLINGS = str.maketrans({"ø": "oe", "å": "aa"})
 
 @dataclass
 class Node:
-    """A folder or an entry.
+    """A folder (a case or meeting), or an entry.
 
     Attributes:
-        parent: id of the folder that an entry belongs to, or "".
-        terms: its public terms only.
-        documents: number, role and title of each of an entry's documents.
+        kind: its name in Noark 5, in lower case: a key of FOLDERS or ENTRIES.
+        parent: id of the folder that contains it, or "".
+        terms: values of its public terms.
+        documents: number, role and title of each document of an entry.
         is_withheld: true if a part of it is not public.
     """
 
@@ -89,7 +93,7 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
                 try:
                     nodes = list(_read_json_ld(parse(decode(raw, report))))
                 except RecursionError:
-                    raise Unreadable("objects are nested too deep") from None
+                    raise Unreadable("objects are nested too deeply to be read") from None
             else:
                 nodes = list(_read_noark(parse_xml(raw, report)))
             if not nodes:
@@ -173,7 +177,7 @@ def _with_title(name: str, terms: Mapping[str, str]) -> str:
 def _read_journal(root: etree._Element) -> Iterator[Node]:
     """Yield the entries of a journal, then its cases.
 
-    Every row repeats the case of its entry; the first value of each of its terms is used.
+    Each row repeats the terms of its case. If rows differ, the first value of a term is used.
     """
     creator = next((squeeze(element.itertext()) for element in root.iter("{*}arkivskaperID")), "")
     cases: dict[str, Node] = {}
@@ -193,7 +197,7 @@ def _read_journal(root: etree._Element) -> Iterator[Node]:
 
 
 def _leaf_values(element: etree._Element | None) -> dict[str, str]:
-    """Return the texts of an element's childless children by name; of equal names, the first."""
+    """Return the text of each child element without children, by name; the first if names repeat."""
     values: dict[str, str] = {}
     if element is None:
         return values
@@ -250,7 +254,7 @@ def _read_noark_documents(
 
 
 def _public_terms(values: Mapping[str, str]) -> dict[str, str]:
-    """Return the public ones of a folder's or entry's terms, with its title, date and type."""
+    """Select the public terms of a folder or entry, and add its title, date and type."""
     terms = {key: values[key] for key in _TERMS if values.get(key)}
     terms["title"] = values.get("offentligTittel", "")
     terms["date"] = next((values[key] for key in _DATES if values.get(key)), "")
@@ -263,16 +267,18 @@ def _role(values: Mapping[str, str]) -> str:
 
 
 def _split_camel_case(term: str) -> str:
-    """Return inngåendeDokument as Inngående dokument."""
+    """Split a term into words: "inngåendeDokument" becomes "Inngående dokument"."""
     return " ".join(_CAMEL_CASE.sub(" ", term.rpartition(":")[2]).split()).capitalize()
 
 
 @dataclass
 class Thing:
-    """An object of JSON-LD, with its terms by their names without namespaces.
+    """A JSON-LD object.
 
     Attributes:
-        inside: id of the object that it was nested in, or "".
+        kind: its first type, in lower case and without namespace.
+        inside: id of the object that it is nested in; "" for an object at the top level.
+        terms: its values by term, without namespaces.
     """
 
     kind: str = ""
@@ -305,7 +311,11 @@ def _read_json_ld(body: Any) -> Iterator[Node]:
 
 
 def _collect_things(value: Any, things: dict[str, Thing], inside: str) -> None:
-    """Add all objects in a JSON-LD value, however deeply nested, to `things` by their ids."""
+    """Add all objects in a JSON-LD value, also nested ones, to `things`, which has ids as keys.
+
+    Args:
+        inside: id of the object that contains the value; "" at the top level.
+    """
     if isinstance(value, list):
         for element in value:
             _collect_things(element, things, inside)
@@ -328,15 +338,15 @@ def _collect_things(value: Any, things: dict[str, Thing], inside: str) -> None:
 
 
 def _term(name: str) -> str:
-    """Return a term without namespace, in Noark's spelling: arkiv:møtesaksår as moetesaksaar."""
+    """Convert a term to Noark's spelling, without namespace: arkiv:møtesaksår to moetesaksaar."""
     return re.split(r"[/:#]", name)[-1].translate(_SPELLINGS)
 
 
 def _text(value: Any) -> str:
-    """Return a term's value as text.
+    """Convert a term's value to text; of a list, its first value.
 
-    A value is a string, a number, {"@value": …}, a reference to a value that the standard defines,
-    or a list of these, of which the first is used.
+    A value is a string, a number, {"@value": …}, or {"@id": …}, which refers to a value that the
+    Noark 5 standard defines. Any other value becomes "".
     """
     if isinstance(value, list):
         value = value[0] if value else ""

@@ -1,4 +1,4 @@
-"""Functions of all readers: find a source's files, open their members, decode their text."""
+"""Functions shared by the readers: find a source's files, open their members, decode their text."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from data_prep.containers.streams import Member
 from data_prep.document import Place, Report, Unreadable
 from data_prep.user_error import NotFoundError, UserError
 
-# A text may contain a few stray NUL bytes, which are removed. Above this share of NULs it is not a
-# text.
+# A few stray NUL bytes are removed from a text. Bytes with a larger share of NULs are not text.
 NUL_SHARE = 0.001
 
 
 def find_files(source: SourceConfig, suffixes: tuple[str, ...]) -> list[Path]:
-    """Return the files below the source's path, or the path itself if it is a file, by name.
+    """Return the files that a reader can read below the source's path, sorted by name.
 
-    Files with one of the suffixes are found, compressed or not, and archives.
+    These are files with one of the suffixes, compressed or not, and archives. If the path is a
+    file, that file is returned, whatever its name.
 
     Raises:
         NotFoundError: the path does not exist, or contains no such file.
@@ -56,12 +56,13 @@ def iter_members(
     suffixes: tuple[str, ...],
     kinds: tuple[str | None, ...] = (None,),
 ) -> Iterator[Member]:
-    """Yield the files' unpacked members; members of other kinds are quarantined.
+    """Yield the unpacked members of files; members with content of another kind are quarantined.
 
     Args:
-        suffixes: of the files to read.
-        kinds: accepted kinds of content by its first bytes, as sniff.binary_kind returns them; None
-            for text.
+        name: name of the source.
+        paths: the source's files to read.
+        suffixes: suffixes of the members to read; others are skipped.
+        kinds: accepted kinds of content, as sniff.binary_kind returns them; None means text.
     """
     for path in paths:
         file = place_of(name, source, path)
@@ -75,7 +76,7 @@ def iter_members(
                 yield member
             else:
                 accepted = " or ".join(kind or "text" for kind in kinds)
-                report.quarantine(member.place, f"{found or 'text'} by its first bytes, not {accepted}")
+                report.quarantine(member.place, f"is {found or 'text'} by its first bytes, not {accepted}")
 
 
 def iter_contents(
@@ -86,14 +87,23 @@ def iter_contents(
     suffixes: tuple[str, ...],
     kinds: tuple[str | None, ...] = (None,),
 ) -> Iterator[tuple[Place, bytes]]:
-    """Yield the members' places and whole contents; members that cannot be read are quarantined."""
+    """Yield the place and the whole content of each member of the files.
+
+    Members that cannot be read are quarantined. The arguments are those of `iter_members`.
+    """
     for member in iter_members(name, source, report, paths, suffixes, kinds):
         with report.quarantining(member.place):
             yield member.place, member.read_all()
 
 
 def place_of(name: str, source: SourceConfig, path: Path) -> Place:
-    """Return a file's place; its path is relative to the source's, so moving a source keeps ids."""
+    """Return a file's place in a source.
+
+    It contains the path relative to the source's path, so that ids stay the same if a source moves.
+
+    Args:
+        name: name of the source.
+    """
     root = Path(source.path).absolute()
     path = path.absolute()
     is_below = path.is_relative_to(root) and path != root
@@ -101,16 +111,19 @@ def place_of(name: str, source: SourceConfig, path: Path) -> Place:
 
 
 def id_from_place(place: Place) -> str:
-    """Return a document's id from its place: the names of file and member, without suffixes."""
+    """Build a document's id from its place: the names of file and member, without suffixes."""
     parts = [sniff.unpacked_name(part) for part in (place.file, *place.member.split("!")) if part]
     return ":".join([*parts[:-1], str(Path(parts[-1]).with_suffix(""))])
 
 
 def decode(raw: bytes, report: Report, declared: str = "") -> str:
-    """Return a document's bytes as text: decoded as UTF-8, or else in the encoding it declares.
+    """Decode a document as UTF-8; if it is not UTF-8, in the encoding that it declares.
 
-    If neither decodes it, the bytes that are not valid UTF-8 are read as Windows-1252, the most
-    common other encoding in Norwegian archives. Documents that are not UTF-8 are counted.
+    If both fail, the bytes that are not valid UTF-8 are read as Windows-1252, the most common other
+    encoding in Norwegian archives. Documents that are not UTF-8 are counted.
+
+    Args:
+        declared: the encoding that the document declares; "" if it declares none.
 
     Raises:
         Unreadable: the bytes are not text.
@@ -118,7 +131,7 @@ def decode(raw: bytes, report: Report, declared: str = "") -> str:
     nuls = raw.count(0)
     if nuls:
         if nuls > max(1, len(raw) * NUL_SHARE):
-            raise Unreadable(f"not a text: {nuls} of its {len(raw)} bytes are NUL")
+            raise Unreadable(f"not text: {nuls} of its {len(raw)} bytes are NUL")
         report.counts["nul_bytes_removed"] += nuls
         raw = raw.replace(b"\0", b"")
     try:

@@ -1,12 +1,13 @@
 """Reading of JSON records from a stream in any layout, with at most one record in memory.
 
-A file is JSON lines, or a sequence of arrays, or a sequence of objects, each on one line or spread
-over many. An object that is not a record itself (it has none of the reader's keys) may contain the
-list of records, up to MAX_DEPTH objects deep; its other values are ignored. `options.records` names
-the list if it is not found.
+A file is JSON lines, or a sequence of arrays or objects, which may span several lines. An object
+that has none of the reader's keys is not a record, but may contain the list of records, up to
+MAX_DEPTH objects deep; its other values are ignored. If the list is not found, `options.records`
+can name it.
 
-After a broken element, reading continues at the next one: a line with the same indentation, or, if
-elements share a line, an object that looks like the records so far.
+After a broken element, reading continues at the next element. It is recognized by a line with the
+same indentation, or, if elements share a line, as an object with the keys of the records read so
+far.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from data_prep.sources.files import decode
 from data_prep.sources.json_lists import MAX_DEPTH, Form, ListFinder, NotJson
 from data_prep.sources.json_text import DECODER, SEPARATORS, SPACES, JsonText, Next, Shape
 
-HEAD = 2**16  # bytes by which a file's layout is recognized; the buffer of a plain file holds only 8 KiB
+# Maximum number of bytes at the beginning of a file by which its layout is recognized. For a file that
+# is not compressed, only its buffer's 8 KiB are used.
+HEAD = 2**16
 
-# The beginning of an object up to its first list of objects. Before that, there are only numbers,
-# literals, strings, lists of these, and beginnings of objects.
+# Beginning of an object, up to the first list of objects in it. Before the list, the pattern accepts
+# numbers, literals, strings, lists of these, and the opening brackets of objects.
 _PLAIN_LIST = r'\[(?:[^\[\]{}"]|"(?:[^"\\]|\\.)*")*\]\s*,'
 _TO_FIRST_LIST = re.compile(
     rf'\s*\{{\s*(?:"((?:[^"\\]|\\.)*)"\s*:\s*(?:"(?:[^"\\]|\\.)*"\s*,|[\w.+-]+\s*,|{_PLAIN_LIST}|\{{)\s*)*'
@@ -41,8 +44,8 @@ def parse(text: str) -> Any:
     """Return the value of a JSON text.
 
     Raises:
-        NotJson: the text is not JSON, or beyond Python's limits (5,000 digits, brackets a thousand
-            deep).
+        NotJson: the text is not JSON, or exceeds one of Python's limits on the digits of an integer
+            (4,300) and on nesting.
     """
     try:
         return json.loads(text)
@@ -53,7 +56,13 @@ def parse(text: str) -> Any:
 
 
 def iter_values(member: Member, form: Form, report: Report) -> Iterator[tuple[Place, Any]]:
-    """Yield every record of a member, and any value in the place of a record, with its place."""
+    """Yield the records of a file with their places.
+
+    A value of another type that stands where a record is expected is yielded too.
+
+    Args:
+        form: description of a record.
+    """
     with report.quarantining(member.place):
         raw = member.stream.peek(HEAD)[:HEAD].removeprefix(codecs.BOM_UTF8)
         head = raw.decode("utf-8", "replace").lstrip()
@@ -70,11 +79,13 @@ def iter_values(member: Member, form: Form, report: Report) -> Iterator[tuple[Pl
 
 
 def _is_multiline(head: str, form: Form, is_truncated: bool) -> bool:
-    """Return whether a file's first object spans several lines, or is broken but has a list.
+    """Return whether a file's first object spans several lines, or is broken but contains a list.
+
+    Such a file is not read as JSON lines.
 
     Args:
         head: the beginning of the file, without leading white space.
-        is_truncated: true if the file may be longer.
+        is_truncated: true if the file may be longer than `head`.
     """
     line, newline, rest = head.partition("\n")
     to_list = _TO_FIRST_LIST.match(head)
@@ -100,8 +111,14 @@ def _is_multiline(head: str, form: Form, is_truncated: bool) -> bool:
 def _values_of_line(
     text: str, place: Place, finder: ListFinder, report: Report
 ) -> Iterator[tuple[Place, Any]]:
-    """Yield the values of a line: one record, mostly, else a list of them or several objects."""
-    if text.rstrip().endswith(","):  # lines taken from an array
+    """Yield the values of a line with their places.
+
+    A line is mostly one record. It may also be several objects, or contain a list of records.
+
+    Raises:
+        NotJson: the line is not JSON.
+    """
+    if text.rstrip().endswith(","):  # the lines were copied from an array
         text = text.rstrip()[:-1]
     try:
         found = [parse(text)]
@@ -128,7 +145,7 @@ def _number_elements(elements: list[Any], place: Place) -> Iterator[tuple[Place,
 
 
 def _parse_adjacent_objects(text: str) -> list[Any]:
-    """Return the objects of a line that consists of objects; an empty list for any other line."""
+    """Return the objects of a line with nothing but objects; an empty list for any other line."""
     found = []
     at = len(text) - len(text.lstrip())
     while at < len(text):
@@ -139,14 +156,14 @@ def _parse_adjacent_objects(text: str) -> list[Any]:
         if not isinstance(value, dict):
             return []
         found.append(value)
-        at = SEPARATORS.match(text, at).end()  # type: ignore[union-attr]  # it matches "" too
+        at = SEPARATORS.match(text, at).end()  # type: ignore[union-attr]  # it also matches ""
     return found
 
 
 class _SequenceReader:
-    """Reader of a file that is not JSON lines, but a sequence of arrays or objects.
+    """Reader of a file that is a sequence of arrays or objects, not JSON lines.
 
-    Methods that yield values read them from `_text`, beginning at its current position.
+    The methods read from `_text`, starting at its current position.
     """
 
     def __init__(self, member: Member, form: Form, report: Report) -> None:
@@ -155,7 +172,7 @@ class _SequenceReader:
         self._report = report
         self._text = JsonText(member, form.limit, report)
         self._finder = ListFinder(form, report)
-        self._number = 1  # of the next record
+        self._number = 1  # number of the next record
         self._has_ended_early = False
 
     def iter_values(self, is_array: bool) -> Iterator[tuple[Place, Any]]:
@@ -170,7 +187,11 @@ class _SequenceReader:
         return replace(self._place, at=f"record {self._number}")
 
     def _quarantine_rest(self, fault: Unreadable, report: Report) -> None:
-        """Report that the text cannot be read to its end, with the stream's fault if it has one."""
+        """Quarantine the rest of the file. The reason is the stream's fault if it has one.
+
+        Args:
+            fault: reason if the stream has no fault.
+        """
         self._has_ended_early = self._has_ended_early or report is self._report
         reason = f"{self._text.fault or fault}; the rest of the file cannot be read"
         quarantine_rest(report, self._current_place(), Unreadable(reason))
@@ -190,8 +211,9 @@ class _SequenceReader:
         """Yield the elements of an array; return whether its end was found.
 
         Args:
-            in_object: true if the array is in an object, and so is the list of records itself;
-                otherwise its elements may be objects that contain lists of records.
+            report: receives the broken elements.
+            in_object: true if the array is a value in an object. It is then the list of records
+                itself; otherwise, its elements may be objects that contain such lists.
         """
         text = self._text
         shape = Shape()
@@ -263,13 +285,13 @@ class _SequenceReader:
             self._number += 1
 
     def _read_broken_or_long(self, fault: NotJson) -> Generator[tuple[Place, Any], None, NotJson | None]:
-        """Yield the records of an object that is broken or too long to be held in memory.
+        """Yield the records of an object that is broken or longer than json_text.WINDOW.
 
         Args:
             fault: the reason why the object could not be read as one value.
 
         Returns:
-            The fault after which the rest of the object cannot be read; None if it was read whole.
+            The reason why the rest of the object cannot be read; None if all of it was read.
         """
         text = self._text
         outline = _Outline(text, self._form, self._finder)
@@ -285,33 +307,39 @@ class _SequenceReader:
             value = text.read_value(self._form.limit)
         except NotJson as inner:
             return inner
-        self._finder.is_record(value)  # notes that the file has records
+        self._finder.is_record(value)  # this records that the file has records
         place = self._current_place()
         self._number += 1
         yield place, value
         return None
 
     def _read_list(self, path: tuple[str, ...], is_known: bool) -> Iterator[tuple[Place, Any]]:
-        """Yield the elements of an object's list; `is_known` if the list at `path` has been seen.
+        """Yield the elements of the list at `path` in an object.
+
+        Args:
+            path: keys that lead to the list.
+            is_known: true if the list is known to exist.
 
         Raises:
-            NotJson: the list that options.records names is not in the object.
+            NotJson: the object does not contain the list that options.records names, or is broken
+                outside the list.
         """
         before = (self._number, len(self._report.broken))
         yield from self._iter_list_elements(path, ())
         if self._form.path and not is_known and before == (self._number, len(self._report.broken)):
-            raise NotJson(f"no list under '{'.'.join(path)}', which options.records names")
+            raise NotJson(f"no list under '{'.'.join(path)}'; set options.records to the path of the list")
 
     def _iter_list_elements(
         self, wanted: tuple[str, ...], path: tuple[str, ...]
     ) -> Generator[tuple[Place, Any], None, bool]:
-        """Yield the elements of an object's wanted list; return False if the text ends within it.
+        """Yield the elements of the wanted list; return False if the text ends within it.
 
         Args:
-            path: keys from the outermost object to this one.
+            wanted: keys that lead from the outermost object to the list.
+            path: keys that lead from the outermost object to the one at the current position.
 
         Raises:
-            NotJson: another value of the object is broken.
+            NotJson: the object is broken outside the list.
         """
         text = self._text
         for key, opening in text.iter_keys():
@@ -331,7 +359,10 @@ class _SequenceReader:
         return True
 
     def _skip_list(self, path: tuple[str, ...]) -> None:
-        """Skip a list; quarantine it if it has records, unseen when the list to read was chosen."""
+        """Skip a list that is not read; quarantine it if it contains records.
+
+        Such a list lies after the part of the object in which the list to read was searched for.
+        """
         number = self._number
         place = self._current_place()
         elements = self._iter_elements(Report(), in_object=True)
@@ -341,13 +372,14 @@ class _SequenceReader:
             name = ".".join(path)
             self._report.quarantine(
                 place,
-                f"a second list of {num_records} records, '{name}'; set options.records to the one to read",
+                f"a second list of {num_records} records, '{name}', is not read; "
+                "set options.records to the list to read",
             )
             self._number += 1
 
 
 class _Outline:
-    """Keys and lists at the beginning of an object.
+    """Search for the list of records at the beginning of an object.
 
     Attributes:
         is_record: true if the object is a record.
@@ -364,10 +396,10 @@ class _Outline:
         self.has_named_list = False
 
     def scan(self) -> None:
-        """Read the object as far as the text is kept.
+        """Read the object, up to json_text.WINDOW characters, and set the attributes.
 
         Raises:
-            NotJson: the object is broken before anything was found.
+            NotJson: the object is broken before a list of records or one of a record's keys.
         """
         try:
             self._scan_object(())
@@ -378,8 +410,11 @@ class _Outline:
     def choose_list(self, fault: NotJson) -> tuple[str, ...]:
         """Return the path of the list to read.
 
+        Args:
+            fault: error to raise if there is no list of records.
+
         Raises:
-            NotJson: there are several lists; if there is none, this is `fault`.
+            NotJson: there is no list of records, or there are several.
         """
         if self._form.path:
             return self._form.path
@@ -395,7 +430,7 @@ class _Outline:
             if opening == "[" and key_path == self._form.path:
                 self.has_named_list = True
                 self.is_record = False
-                raise NotJson("found")  # ends the scan
+                raise NotJson("the list of options.records is found")  # ends the scan; `scan` catches it
             if opening == "[":
                 self._scan_list(key_path)
             elif opening == "{" and len(path) < MAX_DEPTH:
@@ -431,7 +466,10 @@ class _Outline:
 
 
 def _begins_like_record(text: JsonText, form: Form) -> bool:
-    """Return whether a broken element has one of a record's keys in its first line."""
+    """Return whether a broken element contains one of a record's keys in its first line.
+
+    If the first line contains only the opening bracket, 2,000 characters are searched.
+    """
     beginning = text.peek(2000)
     if not beginning.startswith("{\n"):
         beginning = beginning.partition("\n")[0]

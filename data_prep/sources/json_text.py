@@ -1,4 +1,4 @@
-"""Reading of a JSON text value by value, also after broken values. Used by json_stream.py."""
+"""Reading of a JSON text value by value, continuing after broken values. Used by json_stream.py."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from data_prep.containers.streams import Member
 from data_prep.document import Report, Unreadable
 from data_prep.sources.json_lists import Form, NotJson
 
-WINDOW = 2**22  # characters of an object that are scanned for its list, if it is longer or broken
-MAX_TRIES = 10_000  # positions that are tried as the beginning of the next element after a broken one
+# An object that is broken or longer than this is not read as one value. Instead, this many of its
+# characters are searched for the list of records.
+WINDOW = 2**22
+MAX_TRIES = 10_000  # positions tried, after a broken element, as the beginning of the next one
 
 DECODER = json.JSONDecoder()
 SPACES = re.compile(r"\s*")
@@ -23,15 +25,16 @@ SEPARATORS = re.compile(r"[\s,]*")
 _LINE_START = re.compile(r'\n([ \t]*)(?:\}[ \t]*)?(?:,[ \t]*)?(\{|\](?=\s*(?:\Z|\[|\}|,\s*")))')
 _OPENING = re.compile(r"[},\n\[]\s*(\{)")
 _STRING = r'"(?:[^"\\\n]|\\.){0,200}"'
+_TOO_LARGE = "larger than limits.max_record_bytes; raise that limit if this is intended"
 _FIRST_KEYS = re.compile(rf"\{{\s*({_STRING})\s*:(?:\s*(?:{_STRING}|[\w.+-]+)\s*,\s*({_STRING})\s*:)?")
 
 
 class Next(Enum):
-    """Position of a text after a broken element was skipped."""
+    """Item found in a text after a broken element; the text's position is before this item."""
 
-    ELEMENT = auto()  # before the next element
-    END_OF_LIST = auto()  # before the bracket that closes the list
-    NOTHING = auto()  # at the end of the text
+    ELEMENT = auto()  # the next element of the list
+    END_OF_LIST = auto()  # the bracket that closes the list
+    NOTHING = auto()  # neither; the text has ended
 
 
 @dataclass
@@ -39,12 +42,11 @@ class Shape:
     """Features of the elements of one list, by which the next element is recognized.
 
     Attributes:
-        beginnings: beginnings of their text: the first key, and the second if the first value is
-            short.
-        within: beginnings of the objects nested in them.
-        keys: their keys.
+        beginnings: the first key of each element, with its second key if the first value is short.
+        within: the same for each object nested in an element.
+        keys: the elements' keys.
         column: column of the last element if it began a line, else None.
-        seen: number of elements.
+        seen: number of elements read.
     """
 
     beginnings: set[tuple[str, str]] = field(default_factory=set)
@@ -62,12 +64,12 @@ class Shape:
             self.keys.update(value)
 
     def has_beginning(self, text: str, at: int) -> bool:
-        """Return whether the text at a position begins like an element."""
+        """Return whether the text at position `at` begins with the same keys as an element."""
         match = _FIRST_KEYS.match(text, at)
         return match is not None and (match[1], match[2] or "") in self.beginnings - self.within
 
     def is_like(self, value: Any, form: Form) -> bool:
-        """Return whether a value is a record, or shares most keys with the elements."""
+        """Return whether a value is a record, or has more than half of the elements' keys."""
         if not isinstance(value, dict):
             return False
         common = len(self.keys & set(value))
@@ -83,7 +85,7 @@ def _beginning(value: dict[str, object]) -> tuple[str, str]:
 
 def _objects_within(value: dict[str, object]) -> Iterator[dict[str, object]]:
     waiting: list[Any] = [*value.values()]
-    while waiting:  # not recursive: JSON may be nested as deep as Python's own recursion limit
+    while waiting:  # a loop, because JSON may be nested as deep as Python's recursion limit
         inner = waiting.pop()
         if isinstance(inner, dict):
             yield inner
@@ -93,14 +95,16 @@ def _objects_within(value: dict[str, object]) -> Iterator[dict[str, object]]:
 
 
 class JsonText:
-    """A member's text with a current position.
+    """The text of an unpacked file, with a current position.
 
-    Text before the position, or before a mark if one is set, is dropped from memory.
+    Only a part of the text is in memory. The text before the position is dropped, or if `mark` was
+    called, the text before the position at that time.
 
     Attributes:
-        at: the current position, in the part of the text that is in memory.
-        column: of the position, if only white space and commas precede it on its line, else None.
-        fault: of the stream, if that is truncated or corrupt.
+        at: the current position, as an index of the part in memory.
+        column: column of the position if only white space and commas precede it on its line, else
+            None.
+        fault: error of the stream if its data is truncated or corrupt, else None.
     """
 
     def __init__(self, member: Member, limit: int, report: Report) -> None:
@@ -117,19 +121,19 @@ class JsonText:
         self._marked_column: int | None = 0
 
     def mark(self) -> None:
-        """Keep the text from the current position on, up to WINDOW characters, until `rewind`."""
+        """Remember the current position, and keep up to WINDOW characters after it for `rewind`."""
         self._mark = self.at
         self._marked_column = self.column
 
     def rewind(self) -> None:
-        """Return to the mark, and remove it."""
+        """Return to the position that `mark` remembered, and forget it."""
         assert self._mark is not None
         self.at = self._mark
         self.column = self._marked_column
         self._mark = None
 
     def is_full(self) -> bool:
-        """Return whether WINDOW characters after the mark are kept: no more text is read then."""
+        """Return whether more than WINDOW characters are kept for `rewind`. No more text is then read."""
         return self._mark is not None and len(self._text) - self._mark > WINDOW
 
     def peek(self, count: int) -> str:
@@ -139,7 +143,11 @@ class JsonText:
         return self._text[self.at : self.at + count]
 
     def skip(self, pattern: re.Pattern[str]) -> str:
-        """Skip the pattern's match, also an empty one; return the next character, or ""."""
+        """Skip the text that matches a pattern, and return the next character; "" at the end.
+
+        Args:
+            pattern: a pattern that also matches an empty string, such as SPACES.
+        """
         skipped = ""
         while True:
             begin = self.at
@@ -157,12 +165,12 @@ class JsonText:
         self.column = None
 
     def iter_keys(self) -> Iterator[tuple[str, str]]:
-        """Yield the keys of the object at the position, each with its value's first character.
+        """Yield each key of the object at the position, with the first character of its value.
 
         The value must be read or skipped before the next key is requested.
 
         Raises:
-            NotJson: there is no object, or it is broken.
+            NotJson: the object is broken.
         """
         self.step()
         while (character := self.skip(SEPARATORS)) != "}":
@@ -178,9 +186,11 @@ class JsonText:
     def read_value(self, limit: int) -> Any:
         """Return the JSON value at the current position, and move past it.
 
+        Args:
+            limit: maximum length of the value in characters.
+
         Raises:
-            NotJson: there is no valid value, or it is longer than `limit`; the position is
-                unchanged.
+            NotJson: there is no valid value, or it is too long. The position is then unchanged.
         """
         while True:
             try:
@@ -191,20 +201,25 @@ class JsonText:
                 if self._has_ended or not is_truncated:
                     raise NotJson(f"not JSON: {fault.msg}") from None
                 if len(self._text) - self.at > limit or self.is_full():
-                    raise NotJson("larger than limits.max_record_bytes") from None
+                    raise NotJson(_TOO_LARGE) from None
                 if not (self._read_more() or self._text[self.at :].strip()):
                     raise NotJson(f"not JSON: {fault.msg}") from None
             except (ValueError, RecursionError) as fault:
                 raise NotJson(f"JSON that Python cannot parse: {fault}") from None
             else:
                 if end - self.at > limit:
-                    raise NotJson("larger than limits.max_record_bytes")
+                    raise NotJson(_TOO_LARGE)
                 self.at = end
                 self.column = None
                 return value
 
     def skip_broken(self, shape: Shape, form: Form) -> Next:
-        """Skip a broken element, up to the next one or the end of its list."""
+        """Skip a broken element of a list, and return which item follows it.
+
+        Args:
+            shape: features of the list's elements; the broken element's first keys are added.
+            form: description of a record.
+        """
         beginning = _FIRST_KEYS.match(self.peek(2000))
         if beginning:
             shape.beginnings.add((beginning[1], beginning[2] or ""))
@@ -215,7 +230,7 @@ class JsonText:
         return found
 
     def _skip_to_line(self, column: int) -> Next:
-        """Skip to a line that begins an element in this column, or that closes the list."""
+        """Skip to the next line that begins an element in `column`, or that closes the list."""
         start = self.at
         while True:
             match = _LINE_START.search(self._text, start)
@@ -245,7 +260,7 @@ class JsonText:
                 continue
             self.at = match.start(1)
             tries += 1
-            self.peek(300)  # may drop the text before the position
+            self.peek(300)  # this may drop the text before the position, and change `at`
             if shape.has_beginning(self._text, self.at) or self._is_value_similar(shape, form):
                 self.column = None
                 return Next.ELEMENT
@@ -253,7 +268,7 @@ class JsonText:
         return Next.NOTHING
 
     def _is_value_similar(self, shape: Shape, form: Form) -> bool:
-        """Return whether the value at the position resembles the elements; do not move."""
+        """Return whether the value at the position resembles the elements; keep the position."""
         outer_mark = self._mark
         if self._mark is None:
             self._mark = self.at
@@ -267,7 +282,11 @@ class JsonText:
             self._mark = outer_mark
 
     def _extend_search(self) -> bool:
-        """Read more text, and move near the end of the searched part; return False at the end."""
+        """Read more text for a search; return False if there is none.
+
+        The position moves to 1,000 characters before the end of the searched text, so that a match
+        across that end is found.
+        """
         self.at = max(self.at, len(self._text) - 1000)
         return not self.is_full() and self._read_more()
 
@@ -281,7 +300,7 @@ class JsonText:
         return not self._has_ended
 
     def _read_bytes(self, size: int) -> bytes:
-        """Read about `size` bytes in chunks, so that bytes before a truncation are kept."""
+        """Read about `size` bytes in chunks; if the data is truncated, return the bytes before that."""
         pieces = []
         missing = size
         try:
@@ -293,7 +312,7 @@ class JsonText:
         return b"".join(pieces)
 
     def _decode(self, raw: bytes) -> str:
-        """Decode UTF-8, and other bytes as Windows-1252; files with such bytes are counted."""
+        """Decode UTF-8; bytes that are not UTF-8 are read as Windows-1252, and the file is counted."""
         state = self._decoder.getstate()
         try:
             return self._decoder.decode(raw, final=not raw)

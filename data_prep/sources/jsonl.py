@@ -1,7 +1,7 @@
 """Reader of JSON lines, JSON arrays of records, and JSON objects that contain a list of records.
 
-Records may be on one line or span many; json_stream.py describes the layouts. Only `text` is
-required; `fields` maps other names of keys.
+A record may span several lines; json_stream.py describes the layouts. A record must have the key
+`text`, or the key that `fields` maps to it; all other keys are optional.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from data_prep.user_error import UserError
 
 SUFFIXES = (".jsonl", ".json", ".ndjson")
 OPTIONAL = ("id", "group", "language", "title", "date", "url")
-# By reader: an object with one of these keys is a record. For all other readers, one with `text`
-# is.
+# Keys by which each reader recognizes a record: an object is one if it has any of them. Readers that
+# are not listed recognize a record by `text`.
 RECORD_KEYS = {
     "chat": ("messages", "conversations", "conversation", "prompt", "completion", "instruction", "output")
 }
@@ -40,7 +40,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.records and not all(self.records.split(".")):
             raise UserError(
-                f"options.records: must be keys joined by dots, as response.docs, not '{self.records}'"
+                f"options.records: must be keys joined by dots, such as response.docs, not '{self.records}'"
             )
 
 
@@ -80,8 +80,11 @@ def iter_records(
     """Yield every record with its place; values that are not JSON objects are quarantined.
 
     Args:
-        keys: an object with one of these keys is a record; any other may contain the list of
-            records. Default: those of RECORD_KEYS.
+        name: name of the source.
+        report: receives counts and quarantined values.
+        paths: the files to read.
+        keys: keys by which a record is recognized: an object is one if it has any of them. Any
+            other object may contain the list of records. Empty: the keys in RECORD_KEYS.
     """
     usual = RECORD_KEYS.get(source.reader, ("text",))
     form = record_form(source, keys or [source.fields.get(key, key) for key in usual])
@@ -90,7 +93,7 @@ def iter_records(
             if isinstance(value, dict):
                 yield place, value
             else:
-                report.quarantine(place, f"a JSON {type(value).__name__}, not an object")
+                report.quarantine(place, f"must be a JSON object, but has type {type(value).__name__}")
 
 
 def record_form(source: SourceConfig, keys: Sequence[str]) -> Form:
@@ -100,7 +103,7 @@ def record_form(source: SourceConfig, keys: Sequence[str]) -> Form:
 
 
 def describe(record: Mapping[str, object], place: Place, source: SourceConfig) -> Description:
-    """Return a record's metadata. A record without an id is named by its place.
+    """Return a record's metadata; the id of a record without one is its place.
 
     Raises:
         Unreadable: a value is a list or an object.
@@ -110,7 +113,7 @@ def describe(record: Mapping[str, object], place: Place, source: SourceConfig) -
     for field, key in keys.items():
         value = record.get(key)
         if isinstance(value, list | dict):
-            raise Unreadable(f"'{key}' is a {type(value).__name__}, not a string or a number")
+            raise Unreadable(f"'{key}' must be a string or number, not a {type(value).__name__}")
         if value is not None:
             values[field] = to_valid_text(value)
     if "language" in values:
@@ -123,5 +126,5 @@ def describe(record: Mapping[str, object], place: Place, source: SourceConfig) -
 
 
 def to_valid_text(value: object) -> str:
-    """Return a JSON string or number as text; lone surrogates in its escapes become U+FFFD."""
+    """Convert a JSON string or number to valid Unicode; lone surrogates become U+FFFD."""
     return str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,8 +1,8 @@
 """Reader of Målfrid (Språkbanken): web pages and files of state institutions as JSON lines.
 
-A record has `lang`, `url` and the full text under `fulltext`, `text` or `content`, depending on the
-year; `fields: {text: …}` names another key. Pages of one site below one folder form a group, as
-they share text.
+A record has `lang` and `url`. Its full text is under `fulltext`, `text` or `content`, depending on
+the year; `fields: {text: …}` can name a different key. Pages in the same first folder of a site
+form a group, because they share text.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
         url = record.get(source.fields.get("url", "url"))
         with report.quarantining(place):
             if text is None:
-                raise Unreadable(f"no string under '{' or '.join(keys)}'")
+                quoted = " or ".join(f"'{key}'" for key in keys)
+                raise Unreadable(f"no string under {quoted}; set fields.text to the key of the text")
             if not isinstance(url, str):
                 raise Unreadable("no string under 'url'")
             description = jsonl.describe({"id": url, **record}, place, source)
@@ -44,7 +45,7 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 
 
 def site_folder(url: str) -> str:
-    """Return the site and first folder of an address; pages below it share menus and phrases."""
+    """Return the site and first folder of an address. Pages with the same value share menus."""
     try:
         parts = urlsplit(url)
     except ValueError:  # brackets that do not enclose an IPv6 address

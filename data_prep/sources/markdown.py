@@ -1,11 +1,15 @@
 """Reader of Markdown documentation, including sources of Jekyll and Hugo sites.
 
-Each file is one document; the files of a folder form a group. Kept: headings with their marks,
-lists, tables, footnotes, unchanged code, and titles and captions in template tags. Removed: front
-matter (its title becomes the first heading if the text has none), comments, HTML tags, template
-tags around text, tables of contents. Links and pictures are reduced to their text, rules of tables
-to their minimal form. A paragraph becomes one line, as on the page. Values that a template would
-insert are taken from the front matter, or else counted as left out.
+Each file is one document; the files of a folder form a group.
+
+Headings, lists, tables, footnotes and code are kept as Markdown, code without any change. Links and
+pictures are reduced to their text, and the rule below a table's header to its shortest form. A
+paragraph becomes one line.
+
+Front matter, comments, HTML tags and tables of contents are removed. If the text does not begin
+with a heading, the front matter's title becomes its heading. Template tags are reduced to the
+titles, captions and other texts that they show. A value that a template would insert is taken from
+the front matter; if it is not there, it is removed, and counted.
 """
 
 from __future__ import annotations
@@ -26,21 +30,21 @@ _FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)
 _TOML_FRONT = re.compile(r"\A\+\+\+[ \t]*\r?\n(.*?)\r?\n\+\+\+[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _TOML_KEY = re.compile(r"^(\w+)[ \t]*=[ \t]*([^ \t\n].*)$", re.MULTILINE)
 _KEY = re.compile(r"^(\w+)[ \t]*:[ \t]*([^ \t\n].*)$", re.MULTILINE)
-# Repetitions end at the next opening of their own construct, or are bounded: otherwise a page that
-# consists of openings would take hours.
+# In the patterns below, repetitions are bounded, or end at the next opening of the same construct.
+# Otherwise, a page that contains many openings would take hours.
 _HIGHLIGHT = re.compile(
     r"\{%-?\s{0,20}highlight\s{0,20}(\w*+)[^%]{0,200}%\}((?:(?!\{%-?\s{0,20}(?:end)?highlight).){0,50000}+)"
     r"\{%-?\s{0,20}endhighlight\s{0,20}-?%\}",
     re.DOTALL,
 )
-# A fence closes with at least as many marks as it opens with; an unclosed one extends to the end of
-# the text.
+# A code fence is closed by at least as many characters as it was opened with. Without a closing fence,
+# the code extends to the end of the text.
 _FENCE = re.compile(
     r"^([ \t]*)(`{3,}+|~{3,}+)[^\n]*+\n.*?(?:^[ \t]*\2[`~]*[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
 )
 _INLINE_CODE = re.compile(r"(?<!`)(`{1,20}+)(?!`).{1,2000}?(?<!`)\1(?!`)")
 _ITEM = re.compile(r"\s*(?:[-*+]|\d+[.)])[ \t]")
-# The beginning of a line that neither continues a paragraph nor is continued by the next line.
+# Beginning of a line that is not joined to the lines before and after it, such as a heading.
 _SINGLE_LINE = re.compile(r"\s*(?:[#>|<:{]|!!!|\?\?\?|\[[^\]\n]+\]:|=+\s*$|-+\s*$|\*{3,}|_{3,})")
 _TABLE_RULE = re.compile(r"^(?=.*\|)[ \t|:-]+$", re.MULTILINE)
 _LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
@@ -53,7 +57,7 @@ _VALUE = re.compile(r"\{\{-?\s{0,20}([\w.-]{1,100})(?:\s{0,20}\|[^{}]{0,200})?\s
 # Template tags of Jekyll ({% … %}, {{ … }}) and of Hugo ({{< … >}}, {{% … %}}).
 _SHORTCODE = re.compile(r"\{\{[<%](?:(?!\{\{[<%]).){0,2000}?[>%]\}\}", re.DOTALL)
 _TEMPLATE = re.compile(r"\{[%{](?:(?!\{[%{]).){0,4000}?[%}]\}", re.DOTALL)
-# An attribute of such a tag whose value is shown on the page.
+# An attribute of a template tag whose value the page shows.
 _SHOWN = re.compile(
     r"\b(?:content|text|title|caption|message|summary)\s{0,20}=\s{0,20}"
     r"(?:\"([^\"]{1,4000})\"|'([^']{1,4000})')",
@@ -102,7 +106,7 @@ _REDUCTIONS = (
 )
 _TAG_OF_ITEM = re.compile(r"<li(?=[\s/>])[^<>]*>\s*$")
 _TAG_OF_CELL = re.compile(r"<t[dh](?=[\s/>])")
-# A sequence of tags of block elements, which separates the blocks before and after it.
+# One or more tags of block elements in sequence. They separate the text before and after them.
 _BLOCK_TAGS = re.compile(
     r"(?:</?(?:address|article|aside|blockquote|body|br|caption|center|colgroup|dd|details|div|dl|dt"
     r"|fieldset|figcaption|figure|footer|h[1-6]|header|hr|html|legend|li|main|nav|ol|p|pre|section|summary"
@@ -137,11 +141,11 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 
 
 def simplify(text: str, report: Report) -> tuple[str, dict[str, str]]:
-    """Return the visible text of the rendered page, as Markdown, and the front matter."""
+    """Return the text that the rendered page would show, as Markdown, and the front matter."""
     text, front = _split_front_matter(text.replace("\r\n", "\n"))
     text = _HIGHLIGHT.sub(lambda match: f"```{match[1]}\n{match[2].strip(chr(10))}\n```", text)
     pieces = []
-    end = 0  # of the last fenced code
+    end = 0  # end of the last fenced code
     for fence in _FENCE.finditer(text):
         pieces += [_simplify_prose(text[end : fence.start()], front, report), fence[0]]
         end = fence.end()
@@ -160,7 +164,7 @@ def _split_front_matter(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _simplify_prose(text: str, front: dict[str, str], report: Report) -> str:
-    """Return text between fences without invisible markup; code in it is unchanged."""
+    """Reduce text outside code fences to what the page shows; inline code is kept unchanged."""
     code: list[str] = []
 
     def set_aside(unchanged: str) -> str:
@@ -177,22 +181,22 @@ def _simplify_prose(text: str, front: dict[str, str], report: Report) -> str:
     try:
         text = html.unescape(text)
     except ValueError:  # a numeric character reference of thousands of digits
-        raise Unreadable("contains a numeric character reference that names no character") from None
+        raise Unreadable("contains a numeric character reference with too many digits") from None
     text = _TABLE_RULE.sub(lambda match: re.sub("-{4,}", "---", match[0]), text)
     return re.sub(r"\0(\d+)\0", lambda match: code[int(match[1])], text)
 
 
 def _replace_line_breaks(line: str) -> str:
-    """Return a line with <br> replaced by line ends; by spaces in a table row."""
+    """Replace <br> by line ends; in a table row, by spaces."""
     is_row = line.lstrip().startswith("|")
     return _LINE_BREAK.sub(" " if is_row else "\n", line)
 
 
 def _replace_template_tags(text: str, front: dict[str, str], report: Report) -> str:
-    """Return a text with values of the front matter inserted, as for {{ page.title }}.
+    """Replace tags such as {{ page.title }} by the front matter's values; return the text.
 
-    Other template tags are reduced to their titles and captions; values that are unknown are
-    counted.
+    Unknown values are removed. The report counts them, unless they are in an address. Of other
+    template tags, only the attributes that a page shows (title, caption, text …) are kept.
     """
 
     def replace_value(match: re.Match[str]) -> str:
@@ -201,7 +205,7 @@ def _replace_template_tags(text: str, front: dict[str, str], report: Report) -> 
             return front[name]
         before = match.string[match.start() - 1 : match.start()]
         is_in_address = before in ("(", '"', "'", "/")
-        if not is_in_address:  # a reader does not see addresses
+        if not is_in_address:  # addresses are removed later, so nothing is lost
             report.counts["template_values_left_out"] += 1
         return ""
 
@@ -217,7 +221,7 @@ def _replace_template_tags(text: str, front: dict[str, str], report: Report) -> 
 
 
 def _replace_block_tags(line: str) -> str:
-    """Return a line with tags of blocks replaced by line ends; in a table row, by spaces."""
+    """Replace tags of block elements by line ends; in a table row, by spaces. Items get bullets."""
     is_row = line.lstrip().startswith("|")
     first = len(line) - len(line.lstrip())
     last = len(line.rstrip())
@@ -244,12 +248,12 @@ def _replace_block_tags(line: str) -> str:
 
 
 def _unwrap(text: str) -> str:
-    """Return a text with each paragraph and list item on one line.
+    """Join the lines of each paragraph and list item to one line.
 
-    A line end after two spaces or a backslash is kept, as it is a line break on the page.
+    A line end after two spaces or a backslash is kept, because it is a line break on the page.
     """
     lines: list[list[str]] = []  # the pieces of each line
-    continues = False  # true if the next line may be joined to the last one
+    continues = False  # true if the next line may be joined to the previous one
     is_blank = False
     is_code = False
     for line in text.split("\n"):
@@ -267,9 +271,9 @@ def _unwrap(text: str) -> str:
 
 
 def _remove_comments(text: str) -> str:
-    """Return a text without HTML comments; an unclosed one is text."""
+    """Remove HTML comments from a text. A comment that is not closed is kept as text."""
     pieces = []
-    end = 0  # of the last comment
+    end = 0  # end of the last comment
     while True:
         start = text.find("<!--", end)
         close = text.find("-->", start)

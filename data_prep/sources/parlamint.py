@@ -1,9 +1,11 @@
-"""Reader of ParlaMint corpora (TEI), tested with ParlaMint-NO: one file a day, also annotated.
+"""Reader of ParlaMint corpora (TEI), plain or linguistically annotated; tested with ParlaMint-NO.
 
-A document is a debate section, or a speech (`unit: speech`); all documents of a day form a group.
-Kept: headings, the speaker's name from the note before a speech, the speeches paragraph by
-paragraph, and remarks in the minutes. Left out: the corpus's own annotations (gaps, descriptions of
-noise). Corpus roots and lists of persons contain no debates; they are counted and skipped.
+A file contains the debates of one day. A document is a section of a debate; with `unit: speech`, it
+is a speech. All documents of a day form a group.
+
+Kept are headings, the speaker's name from the note before a speech, the paragraphs of speeches, and
+remarks in the minutes. The corpus's own annotations (gaps, descriptions of noise) are left out.
+Files without debates, such as the corpus root and lists of persons, are counted and skipped.
 """
 
 from __future__ import annotations
@@ -43,7 +45,12 @@ class Options:
 
 @dataclass
 class Part:
-    """A heading, a remark or a speech; `language` is a speech's language in the corpus, else ""."""
+    """A heading, a remark or a speech.
+
+    Attributes:
+        id: the corpus's id of a speech; "" for headings and remarks.
+        language: the language that the corpus gives for a speech; "" if it gives none.
+    """
 
     id: str
     text: str
@@ -68,7 +75,7 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 
 def _documents(root: etree._Element, place: Place, source: SourceConfig, unit: str) -> Iterator[Document]:
     if local_name(root) != "TEI":
-        raise Unreadable(f"not a TEI document: the root is <{local_name(root)}>")
+        raise Unreadable(f"not a TEI document: the root is <{local_name(root)}>, not <TEI>")
     day = root.get(f"{XML}id") or Path(id_from_place(place)).name
     file_language = claims.parse_language(root.get(f"{XML}lang"))
     bibl = next(root.iter("{*}bibl"), root)
@@ -93,7 +100,7 @@ def _documents(root: etree._Element, place: Place, source: SourceConfig, unit: s
 
 
 def _main_language(parts: list[Part], file_language: str) -> str:
-    """Return the language of most characters of speeches; the file's if none has a language."""
+    """Return the language with the most characters; the file's language if no part has its own."""
     lengths = Counter[str]()
     for part in parts:
         if part.language:
@@ -129,7 +136,7 @@ def _iter_parts(section: etree._Element) -> Iterator[Part]:
 
 
 def _paragraph_text(element: etree._Element) -> str:
-    """Return the text of a paragraph (<seg>), plain or annotated by word, or of a note."""
+    """Return the text of a note or paragraph (<seg>); words may be elements (<w>) of their own."""
     if local_name(element) in SKIPPED_IN_SPEECH:
         return ""
     tokens = element.iter("{*}w", "{*}pc")
@@ -140,5 +147,5 @@ def _paragraph_text(element: etree._Element) -> str:
             pieces += [word.text or "", "" if word.get("join") in ("right", "both") else " "]
         return squeeze(pieces)
     blocks = iter_blocks(element, lambda _: False, lambda child: local_name(child) in SKIPPED_IN_SPEECH)
-    # Plain text has names in elements of their own, with white space around them.
+    # Names are elements of their own, with white space around them; remove it before punctuation.
     return _SPACE_BEFORE.sub("", " ".join(text for _, text in blocks))

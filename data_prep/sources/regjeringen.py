@@ -1,14 +1,12 @@
-"""Reader of publications of regjeringen.no (NOU, Meld. St. …) as XHTML, and of its own pages.
+"""Reader of publications of regjeringen.no (NOU, Meld. St. …) as XHTML, and of pages of the site.
 
-Each file is one document. A publication in several files has them in a folder, or with a common
-beginning of their names (…kap01, …kap02): with `group_by: folder` each folder is a group, with
-`file` each file.
+Each file is one document, and by default a group. If the files of a publication are in one folder,
+set `group_by: folder`: each folder is then a group.
 
-Kept: headings, set off from the text, paragraphs, lists, tables row by row. Left out: reference
-lists, navigation at the top, and notes, which have classes of their own; on pages of the site also
-its furniture, as share buttons, editors' names and related links (see furniture.py). If less than
-`min_kept` of a page's letters is left, it is read again without the classes that sites use for
-furniture, and counted.
+Headings, paragraphs, lists and table rows are kept. Reference lists, notes and the navigation at the
+top are left out by their classes. Page boilerplate, such as share buttons, editors' names and
+related links, is left out too (see furniture.py). If less than `min_kept` of a page's letters is
+left, the page is read again: boilerplate is then recognized by tags only, and the page is counted.
 """
 
 from __future__ import annotations
@@ -73,7 +71,7 @@ def parse(raw: bytes, place: Place, license: str, options: Options, report: Repo
     root = parse_html(raw, report)
     text = _extract_text(root, options.min_kept, report)
     if not text:
-        raise Unreadable("contains no text except notes, navigation and other furniture")
+        raise Unreadable("contains no text besides notes, navigation and other page boilerplate")
     title = next((squeeze(e.itertext()) for tag in ("h1", "title") for e in root.iter(tag)), "")
     meta = {
         (e.get("name") or e.get("property") or "").lower(): e.get("content") or "" for e in root.iter("meta")
@@ -99,9 +97,10 @@ def parse(raw: bytes, place: Place, license: str, options: Options, report: Repo
 
 
 def _extract_text(root: html.HtmlElement, min_kept: float, report: Report) -> str:
-    """Return a page's text without furniture.
+    """Return a page's text without page boilerplate such as menus.
 
-    If less than `min_kept` of it is left, only tags decide what is furniture, and the page is counted.
+    If less than `min_kept` of the letters is left, boilerplate is recognized by tags only, and the
+    page is counted.
     """
     body = root.find(".//body")
     if body is None:
@@ -117,10 +116,13 @@ def _extract_text(root: html.HtmlElement, min_kept: float, report: Report) -> st
 
 
 def running_text(part: html.HtmlElement, furniture: Furniture, labels: bool = True) -> str:
-    """Return text with one line a block, and blank lines except within lists and tables.
+    """Return the text of a part of a page, with one line for each block element.
+
+    Blank lines separate the blocks, except within lists and tables.
 
     Args:
-        labels: true to keep labels at the edges of the text ("Skriv ut", "Redaktør: …").
+        furniture: classifier of the page boilerplate to leave out.
+        labels: true to keep labels before and after the text ("Skriv ut", "Redaktør: …").
     """
 
     def skips(element: html.HtmlElement) -> bool:

@@ -1,8 +1,8 @@
 """Reader of questions about texts in the format of SQuAD; tested with NorQuAD.
 
 A JSON file is {"data": [{"title", "paragraphs": [{"context", "qas": [{"question", "answers"}]}]}]}.
-JSON lines have one question each, {"context", "question", "answers": {"text": […]}}, as data sets
-on the Hub do. All questions about one text form a group.
+JSON lines, the format of data sets on the Hub, have one question each:
+{"context", "question", "answers": {"text": […]}}. All questions about one text form a group.
 """
 
 from __future__ import annotations
@@ -40,7 +40,12 @@ class Options(jsonl.Options):
 
 @dataclass
 class Question:
-    """A question with its place; `answers` are alternatives."""
+    """A question about a text.
+
+    Attributes:
+        context: the text.
+        answers: correct answers, any of which may be used.
+    """
 
     place: Place
     id: str
@@ -64,7 +69,7 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
         if not answer:
             report.counts["unanswerable"] += 1
         elif question.answers and answer not in question.context:
-            report.quarantine(question.place, f"the answer is not in the text: {answer[:80]!r}")
+            report.quarantine(question.place, f"the answer does not occur in the text: {answer[:80]!r}")
         else:
             mask = "assistant_masks" if options.form == "messages" else "completion_mask"
             digest = hashlib.blake2b(question.context.encode(), digest_size=8).hexdigest()
@@ -104,17 +109,17 @@ def _iter_questions(
 
 
 def _parse_entry(entry: Any, place: Place, report: Report) -> Iterator[Question]:
-    """Yield the questions of an element of `data`, or of a record with a single question."""
+    """Yield the questions of `entry`: an element of `data`, or a record with a single question."""
     if isinstance(entry, dict) and ("question" in entry or "paragraphs" not in entry):
         with report.quarantining(place):
             yield _parse_question(entry, place)
     if not isinstance(entry, dict) or not isinstance(entry.get("paragraphs", []), list):
-        report.quarantine(place, "not an object with paragraphs")
+        report.quarantine(place, "must be an object with a list of paragraphs")
         return
     for paragraph in entry.get("paragraphs", []):
         questions = paragraph.get("qas") if isinstance(paragraph, dict) else None
         if not isinstance(questions, list):
-            report.quarantine(place, "a paragraph without questions (qas)")
+            report.quarantine(place, "a paragraph has no list of questions (qas)")
             continue
         for question in questions:
             with report.quarantining(place):
@@ -126,7 +131,7 @@ def _parse_entry(entry: Any, place: Place, report: Report) -> Iterator[Question]
 
 def _parse_question(record: Any, place: Place) -> Question:
     if not isinstance(record, dict):
-        raise Unreadable(f"a JSON {type(record).__name__}, not an object")
+        raise Unreadable(f"must be a JSON object, but has type {type(record).__name__}")
     for key in ("context", "question"):
         if not isinstance(record.get(key), str) or not record[key].strip():
             raise Unreadable(f"no text under '{key}'")
@@ -148,11 +153,11 @@ def _parse_answers(answers: Any) -> list[str]:
     if isinstance(answers, dict):
         answers = answers.get("text", [])
     if not isinstance(answers, list):
-        raise Unreadable("answers are not a list of texts")
+        raise Unreadable("answers must be a list of texts")
     texts = []
     for answer in answers:
         text = answer.get("text") if isinstance(answer, dict) else answer
         if not isinstance(text, str):
-            raise Unreadable("answers are not a list of texts")
+            raise Unreadable("answers must be a list of texts")
         texts.append(jsonl.to_valid_text(text))
     return texts

@@ -1,16 +1,16 @@
-"""Reader of minutes of Stortinget from data.stortinget.no/eksport, in both XML formats.
+"""Reader of the minutes of Stortinget from data.stortinget.no/eksport, in both XML formats.
 
-The formats are, until 2015-16 and since:
+The first format was used until 2015-16, the second since then:
 
     <forhandling><mote><saker><sak><innlegg type="hovedinnlegg"><navn>…</navn><a>…</a></innlegg>
     <Forhandlinger><Mote><Hovedseksjon><Saker><Sak><Hovedinnlegg><A><Navn>…</Navn> …</A>
 
-A document is an item of the agenda, or a speech (`unit: speech`); text outside items is one
-document a meeting. All documents of a file form a group.
+A document is an item of the agenda; the text of a meeting outside all items is another document.
+With `unit: speech`, each speech is a document. All documents of a file form a group.
 
-Kept: an item's number and title; before each speech, the speaker, party and time as the minutes
-have them, and whether it is a main speech (hovedinnlegg) or a reply (replikk); remarks and votes,
-in order.
+Each item keeps its number and title, its speeches, remarks and votes in order. Before each speech
+stand the speaker, party and time as written in the minutes, and whether it is a main speech
+(hovedinnlegg) or a reply (replikk).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ INLINE = {
     "entry", "td", "th", "a_ref",
 }  # fmt: skip
 PUBLICATION = "https://data.stortinget.no/eksport/publikasjon?publikasjonid="
-# Names such as refs-202021-11-17 and s140213; other names have no address.
+# Publication ids that have an address, such as refs-202021-11-17 and s140213.
 _PUBLICATION_ID = re.compile(r"[a-z]+-?\d{6}")
 SKIPPED = {"sidetall", "side", "bilde"}
 
@@ -54,7 +54,11 @@ class Options:
 
 @dataclass
 class Piece:
-    """A paragraph, and the element of the speech that it is a part of; None outside speeches."""
+    """A paragraph of the minutes.
+
+    Attributes:
+        speech: element of the speech that contains the paragraph; None outside speeches.
+    """
 
     speech: etree._Element | None
     text: str
@@ -74,7 +78,7 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 
 def _documents(root: etree._Element, place: Place, source: SourceConfig, unit: str) -> Iterator[Document]:
     if local_name(root).lower() not in ("forhandling", "forhandlinger"):
-        raise Unreadable(f"not minutes of Stortinget: the root is <{local_name(root)}>")
+        raise Unreadable(f"not minutes of Stortinget: the root is <{local_name(root)}>, not <forhandling(er)>")
     publication = root.get("Id", "")
     if publication.count("-") > 3:
         publication = re.sub(r"-\d+$", "", publication)
@@ -99,14 +103,18 @@ def _documents(root: etree._Element, place: Place, source: SourceConfig, unit: s
 
 
 def _is_item(element: etree._Element) -> bool:
-    """Return whether an element is an item of the agenda, and not one nested in another."""
+    """Return whether an element is an item of the agenda that is not nested in another item."""
     if local_name(element).lower() != "sak":
         return False
     return not any(local_name(above).lower() == "sak" for above in element.iterancestors())
 
 
 def _iter_texts(pieces: list[Piece], unit: str) -> Iterator[tuple[str, str]]:
-    """Yield the documents of an item: the suffix to the item's id, and the text."""
+    """Yield the documents of an item: the suffix that makes the item's id unique, and the text.
+
+    Args:
+        unit: "item" to yield the whole item, "speech" to yield each speech in it.
+    """
     if unit == "item":
         if pieces:
             yield "", "\n\n".join(piece.text for piece in pieces)
@@ -125,8 +133,10 @@ def _iter_texts(pieces: list[Piece], unit: str) -> Iterator[tuple[str, str]]:
 def _read_pieces(element: etree._Element, leave_out: Sequence[etree._Element] = ()) -> list[Piece]:
     """Return the paragraphs of an element in order.
 
-    A speaker's name becomes the beginning of the paragraph after it, followed by the kind of
-    speech.
+    A speaker's name and the kind of speech are put at the beginning of the next paragraph.
+
+    Args:
+        leave_out: elements whose paragraphs are not returned.
     """
     pieces: list[Piece] = []
     name = ""

@@ -1,9 +1,10 @@
 """Reader of Talk of Norway: speeches in Stortinget 1998-2016 as CSV, and labelled sentences.
 
-A speech begins with the speaker's name and party, where the row has them. All speeches of a
-transcript, or of a day if no transcript is named, form a group. Sentences are CSV too, or text
-files with one a line, out of context; such a file's name ends in its written standard, as in
-…_nob.txt.
+A speech begins with the speaker's name and party, if the row has them. All speeches of a transcript
+form a group; if no transcript is named, all speeches of a day do.
+
+The sentences, which have no context, are CSV rows or lines of text files. A text file's name ends
+with the code of its written standard, as in …_nob.txt.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reader of plain text files, one document each; a first line before a blank one is its title."""
+"""Reader of plain text files, each one document. A first line followed by a blank one is its title."""
 
 from __future__ import annotations
 
