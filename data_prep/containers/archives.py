@@ -196,7 +196,9 @@ class _Container:
                         continue
                     member_place = _place_in(place, info.filename)
                     if (info.external_attr >> 16) & 0o170000 not in (0, 0o100000):
-                        self.report.quarantine(member_place, "is a link or device; only regular files are read")
+                        self.report.quarantine(
+                            member_place, "is a link or device; only regular files are read"
+                        )
                         continue
                     try:
                         data = archive.open(info)

@@ -98,7 +98,8 @@ class Member:
                 if len(line) == limit and not line.endswith(b"\n"):
                     size = format_size(limit + self._skip_line())
                     self._report.quarantine(
-                        place, f"a line of {size} is too long; raise limits.max_record_bytes if this is intended"
+                        place,
+                        f"a line of {size} is too long; raise limits.max_record_bytes if this is intended",
                     )
                     continue
             except Unreadable as fault:

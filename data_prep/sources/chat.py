@@ -276,7 +276,9 @@ class ConversationReader:
         content = message[content_key]
         if isinstance(content, list):
             if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-                raise Malformed("unsupported_record", f"the content of the {role} has parts that are not text")
+                raise Malformed(
+                    "unsupported_record", f"the content of the {role} has parts that are not text"
+                )
             content = "".join(_as_string(part.get("text"), "text") for part in content)
         known = {role_key, content_key, *FLAGS, *REFUSED_IN_TURNS}
         self._count_unknown(message, known, "unknown_key_of_a_turn_")
@@ -450,5 +452,7 @@ def _as_string(value: object, name: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise Malformed("unreadable_record", f"'{name}' must be a string, but has type {type(value).__name__}")
+        raise Malformed(
+            "unreadable_record", f"'{name}' must be a string, but has type {type(value).__name__}"
+        )
     return jsonl.to_valid_text(value)

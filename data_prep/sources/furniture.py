@@ -1,9 +1,11 @@
-"""Detection of page furniture: parts of an HTML page that are not its text.
+"""Detection of page furniture: menus, share buttons, cookie banners and other boilerplate of HTML.
 
-Furniture is menus, share buttons, cookie banners, editors' names, related links and the like. It is
-detected by structure: tags, roles, classes, the addresses of links, and the share of letters that
-are in links. Wording decides only for a short line at the edge of the text that is a usual label as
-a whole ("Skriv ut", "Ansvarlig redaktør: …").
+It is called furniture here because the pipeline's stage `boilerplate` removes something else:
+phrases that many documents share.
+
+Furniture is detected by structure: tags, roles, classes, the addresses of links, and the share of
+letters that are in links. Wording counts only for headings of lists of links ("Les også"), for
+buttons ("Vis mer"), and for short labels before or after the text ("Skriv ut", "Redaktør: …").
 """
 
 from __future__ import annotations
@@ -22,13 +24,18 @@ INVISIBLE = {
     "datalist", "input", "textarea", "audio", "video", "canvas", "map", "object",
 }  # fmt: skip
 HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
-SHORT = 200  # letters up to which a part of the page is furniture by its class, whatever the page's length
-SMALL_SHARE = 0.3  # share of the page's letters up to which a part is furniture by its class, or a form
-NEARLY_ALL = 0.8  # share of the page's letters from which a part is not furniture, whatever its class
-MIN_MAIN_SHARE = 0.1  # a main element with a smaller share of the page's letters is an unused template
-MOSTLY_LINKS = 0.6  # share of a part's letters in links, above which it is mostly links
-ONLY_LINKS = 0.85  # share above which it is nothing but links
-AROUND_LINKS = 40  # maximum letters beside links for sharing and following, as in "Del denne siden på"
+# An element with one of _CLASSES is furniture if it has at most SHORT letters, has less than SMALL_SHARE
+# of the page's letters, or is mostly links. Forms and dialogs are furniture below SMALL_SHARE.
+SHORT = 200
+SMALL_SHARE = 0.3
+# An element with at least this share of the page's letters is text, even with one of _SURE_CLASSES.
+NEARLY_ALL = 0.8
+# A main element with at most this share of the page's letters is ignored, as an unused template.
+MIN_MAIN_SHARE = 0.1
+MOSTLY_LINKS = 0.6  # an element is mostly links if more than this share of its letters is in links
+ONLY_LINKS = 0.85  # an element consists of links if more than this share of its letters is in links
+# Maximum number of letters beside links to social networks, as in "Del denne siden på".
+AROUND_LINKS = 40
 
 
 def _word_set(text: str) -> frozenset[str]:
@@ -52,14 +59,15 @@ _CLASSES = _word_set(
     totop backtotop tiltoppen
     """
 )
-# Those of _CLASSES that name lists of links: a box with such a class but without links is text.
+# The members of _CLASSES that name lists of links. An element with such a class is text if it has
+# running text and no links.
 _LINKING_CLASSES = _word_set(
     """
     related relatedcontent relatedlinks relatert relaterte recommended recommendations
     navigation menu meny submenu sidemeny undermeny
     """
 )
-# Classes of furniture of any length.
+# Classes of elements that are furniture even if they are long.
 _SURE_CLASSES = _word_set(
     """
     comment comments commentlist respond kommentarer kommentarfelt disqus
@@ -68,7 +76,7 @@ _SURE_CLASSES = _word_set(
     addtoany addthis newsletter paywall
     """
 )
-# Classes of panels that a reader can open: they are text although hidden at first.
+# Classes of panels that the user of a page can open. Their content is text, although hidden at first.
 _PANEL = _word_set(
     """
     accordion accordions trekkspill collapse collapsible collapsed panel tabpanel
@@ -148,26 +156,26 @@ _WORD = re.compile(r"[A-ZÆØÅ]?[a-zæøå]+|[A-ZÆØÅ]+(?![a-zæøå])|\d+")
 
 
 def count_letters(text: str | None) -> int:
-    """Return the number of letters and digits in a text; kept shares of pages are based on it."""
+    """Return the number of letters and digits in a text. Shares of a page's text are based on it."""
     return sum(map(str.isalnum, text or ""))
 
 
 def is_running(text: str) -> bool:
-    """Return whether a block is running text: a sentence, or as long as one."""
+    """Return whether a block is running text: at least 60 letters, or a sentence of at least 25."""
     return count_letters(text) >= 60 or (count_letters(text) >= 25 and _SENTENCE.search(text) is not None)
 
 
 def is_label(text: str) -> bool:
-    """Return whether a line is a usual label around a text, for printing, sharing, editors …."""
+    """Return whether a line is a label of a page, for printing, sharing, its editor or the like."""
     letters = count_letters(text)
     is_sentence = letters > 45 and _SENTENCE.search(text) is not None
     return letters <= 100 and not is_sentence and _LABEL.match(text.lstrip("#-*•– ")) is not None
 
 
 def drop_labels(lines: list[str]) -> list[int]:
-    """Return the indices of lines except labels before the first or after the last running text.
+    """Return the indices of the lines to keep: all except labels before and after the running text.
 
-    A name on the line after a label such as "Redaktør:" is dropped with it.
+    A name on the line after a label such as "Redaktør:" is dropped too.
     """
     running = [number for number, line in enumerate(lines) if is_running(line) and not is_label(line)]
     first = running[0] if running else len(lines)
@@ -189,7 +197,7 @@ def drop_labels(lines: list[str]) -> list[int]:
 
 
 def find_main_element(body: html.HtmlElement) -> html.HtmlElement | None:
-    """Return the element that a page marks as its main one; None if missing or nearly empty."""
+    """Return the page's main element; None if it is missing or nearly empty."""
     count = Furniture(body, by_class=False).count_letters
     marked = [
         e for e in body.iter(etree.Element) if local_name(e).lower() == "main" or e.get("role") == "main"
@@ -202,13 +210,13 @@ def find_main_element(body: html.HtmlElement) -> html.HtmlElement | None:
 
 @dataclass(slots=True)
 class _Size:
-    """Counts of an element's letters and links.
+    """Numbers of an element's letters and links.
 
     Attributes:
-        linked: letters in links.
-        share: links for sharing the page on a social network.
-        social: links to a social network.
-        anchors: links within the page.
+        linked: number of letters in links.
+        share: number of links that print the page or share it on a social network.
+        social: number of other links to a social network.
+        anchors: number of links to a place in the same page.
     """
 
     letters: int = 0
@@ -232,12 +240,12 @@ class _Size:
 
 
 class Furniture:
-    """Classifier of the elements of one page as furniture or text.
+    """Classifier of a page's elements: page furniture, such as menus and banners, or text.
 
     Attributes:
         root: the page, or the part of it that is read.
-        by_class: true to judge by classes and the share of links too, in addition to tags, roles
-            and addresses.
+        by_class: true to use all criteria. False to leave out most classes and the share of links;
+            tags, roles, the addresses of links and _SURE_CLASSES are still used.
     """
 
     def __init__(self, root: html.HtmlElement, by_class: bool = True) -> None:
@@ -248,11 +256,11 @@ class Furniture:
         self._titles = list(root.iter("h1"))
 
     def count_letters(self, element: html.HtmlElement) -> int:
-        """Return the number of letters and digits in an element, without invisible ones."""
+        """Return the number of letters and digits in an element, except in invisible elements."""
         return self._sizes[element].letters
 
     def skips(self, element: html.HtmlElement) -> bool:
-        """Return whether an element is furniture, which is left out with everything in it."""
+        """Return whether an element is furniture. It is then left out with all its content."""
         name = local_name(element).lower()
         if name in INVISIBLE or name == "nav" or (element.get("role") or "").lower() in _ROLES:
             return True
@@ -275,12 +283,12 @@ class Furniture:
         return self.by_class and self._is_furniture_by_class(element, name)
 
     def is_link_list(self, element: html.HtmlElement) -> bool:
-        """Return whether an element consists of several links and hardly anything else."""
+        """Return whether an element has two or more links and hardly any other text."""
         size = self._sizes[element]
         return size.links >= 2 and size.link_share > ONLY_LINKS
 
     def is_linked(self, element: html.HtmlElement) -> bool:
-        """Return whether an element consists of links, or is inside one."""
+        """Return whether an element consists of links, or is inside a link."""
         return self._sizes[element].link_share > ONLY_LINKS or _is_inside(element, ("a",))
 
     def _is_furniture_by_class(self, element: html.HtmlElement, name: str) -> bool:
@@ -308,7 +316,10 @@ class Furniture:
         return size.anchors >= 3 and size.anchors == size.links and size.link_share > ONLY_LINKS
 
     def _is_list_of_related(self, element: html.HtmlElement, name: str) -> bool:
-        """Return whether an element is a list of related links, by a heading in or before it."""
+        """Return whether an element is a list of links with a heading such as "Les også".
+
+        The heading is in the element or directly before it.
+        """
         if self.is_link_list(element):
             before = element.getprevious()
             return before is not None and _RELATED.fullmatch(_line(before)) is not None
@@ -327,7 +338,7 @@ class Furniture:
         return self.is_link_list(after) or self.skips(after)
 
     def _has_only_title(self, header: html.HtmlElement) -> bool:
-        """Return whether the page's only h1 is in this header."""
+        """Return whether the page has a single h1, and it is in this header."""
         return len(self._titles) == 1 and header in self._titles[0].iterancestors()
 
     def _is_made_of_social_links(self, element: html.HtmlElement, name: str) -> bool:
@@ -339,7 +350,7 @@ class Furniture:
         return size.share == size.links or (size.links >= 2 and size.share + size.social == size.links)
 
     def _is_hidden(self, element: html.HtmlElement) -> bool:
-        """Return whether an element is hidden for good, unlike the panels of an accordion."""
+        """Return whether an element is hidden and no control of the page can show it."""
         style = (element.get("style") or "").replace(" ", "").lower()
         has_hidden_attribute = element.get("hidden") is not None or element.get("aria-hidden") == "true"
         if not has_hidden_attribute and "display:none" not in style:
@@ -350,7 +361,7 @@ class Furniture:
         return element.get("id") not in self._controlled and not _is_inside(element, ("details",))
 
     def _opens_text(self, button: html.HtmlElement) -> bool:
-        """Return whether a button is the heading of the text below it, or opens a panel of text."""
+        """Return whether a button is the heading of a text, or opens a panel with text."""
         line = _line(button)
         if not line or _TOGGLE.fullmatch(line):
             return False
@@ -393,7 +404,7 @@ def _measure_link(link: html.HtmlElement, size: _Size) -> None:
 
 
 def _iter_controlled_ids(root: html.HtmlElement) -> Iterator[str]:
-    """Yield the ids of the elements that a button or a tab opens."""
+    """Yield the ids of elements that buttons, tabs or other controls can open."""
     for element in root.iter(etree.Element):
         name = local_name(element).lower()
         is_control = name in ("button", "a", "summary", "div", "h2", "h3", "h4")
@@ -406,9 +417,9 @@ def _iter_controlled_ids(root: html.HtmlElement) -> Iterator[str]:
 
 
 def _class_words(element: html.HtmlElement) -> set[str]:
-    """Return the words of an element's class, id and labels, and each pair of neighbours joined.
+    """Return the words of an element's class, id and label, and all adjacent words joined in pairs.
 
-    A class no-print gives "no", "print" and "noprint".
+    For example, the class "no-print" gives "no", "print" and "noprint".
     """
     words: set[str] = set()
     for attribute in ("class", "id", "aria-label", "data-component"):

@@ -1,8 +1,8 @@
 """Reader of Hugging Face data sets: a folder that `save_to_disk` wrote, or a name on the Hub.
 
-A data set on the Hub is read from the cache, and downloaded if it is not there. A row with a text
-(`fields: {text: …}`) is a document. Rows with messages, prompt and completion, or instruction and
-output are read as by reader `chat`, with its options except `records`.
+A data set on the Hub is read from the cache; if it is not there, it is downloaded first. A row with a
+text is a document; `fields: {text: …}` names its column. Rows with messages, prompt and completion,
+or instruction and output are read as by reader `chat`, with its options except `records`.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ def list_files(source: SourceConfig) -> list[Path]:
     """Return the Arrow files of the split.
 
     Raises:
-        NotFoundError: the data set is not on disk, not in the cache, and cannot be downloaded.
-        UserError: the folder is not a saved data set, or has no such split.
+        NotFoundError: the source's path is not a folder, and no such data set is in the cache or
+            can be downloaded.
+        UserError: an option is wrong, or the folder is not a saved data set or has no such split.
     """
     options = claims.parse_options(source, Options)
     folder = Path(source.path)
@@ -78,7 +79,7 @@ def _list_saved_files(folder: Path, split: str) -> list[Path]:
     names = [entry["filename"] for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
     for name in names:
         if Path(name).name != name:
-            raise UserError(f"{state}: names a file outside its folder, {name}; save the data set again")
+            raise UserError(f"{state}: lists a file outside its folder, {name}; save the data set again")
     return [folder / name for name in names]
 
 
@@ -90,12 +91,12 @@ def _list_hub_files(name: str, options: Options) -> list[Path]:
         found = datasets.load_dataset(
             name, options.subset or None, split=options.split, revision=options.revision or None
         )
-    except Exception as fault:  # without a network, any of many types is raised
+    except Exception as fault:  # without a network, errors of many types are raised
         reason = " ".join(str(fault).split())[:200]
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         raise NotFoundError(
             f"data set {name}, split {options.split}: not a folder, and cannot be loaded from the cache "
-            f"or the Hub{offline}: {reason}; on a machine with internet access, write it by save_to_disk, "
+            f"or the Hub{offline} ({reason}); on a machine with internet access, write it by save_to_disk, "
             "and set `path` to that folder"
         ) from None
     return [Path(file["filename"]) for file in found.cache_files]
@@ -119,8 +120,8 @@ def _rows(path: Path, file: Place, report: Report) -> Iterator[tuple[Place, dict
     number = 0
     with report.quarantining(file):
         try:
-            # Not memory-mapped: if the file is truncated while it is read, the process would be
-            # killed.
+            # The file is not memory-mapped: if it were truncated while it is read, the process would
+            # be killed.
             with pa.OSFile(str(path), "rb") as opened, pa.ipc.open_stream(opened) as batches:
                 for batch in batches:
                     yield from batch_rows(batch, file, number, report)

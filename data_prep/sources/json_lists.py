@@ -1,4 +1,4 @@
-"""Recognition of a JSON file's records and of their list. Used by json_stream.py."""
+"""Recognition of the records in a JSON file, and of the list that contains them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from data_prep.document import Report, Unreadable
 
-MAX_DEPTH = 4  # nested objects up to which the list of records is searched for
-# Usual names of lists of records: an object whose lists are all empty, and all named so, has no
-# records.
+MAX_DEPTH = 4  # maximum number of nested objects in which the list of records is searched for
+# Usual names of lists of records. An object in which all lists are empty and have such names is treated
+# as a file without records.
 EMPTY_LISTS = (
     "data", "docs", "documents", "entries", "hits", "items", "records", "results", "rows",
     "value", "values",
@@ -24,9 +24,9 @@ class Form:
     """Description of the records of a JSON file.
 
     Attributes:
-        keys: an object with one of these keys is a record.
-        path: the keys that lead to the list of records; empty: the list is searched for.
-        limit: maximum size of a record in bytes.
+        keys: keys by which a record is recognized: an object is one if it has any of them.
+        path: keys that lead to the list of records; if empty, the list is searched for.
+        limit: maximum size of a record, in characters.
     """
 
     keys: tuple[str, ...]
@@ -38,15 +38,17 @@ class Form:
 
 
 class NotJson(Unreadable):
-    """A value that is invalid JSON, too large or too deeply nested; valid text may follow."""
+    """A JSON value is invalid, too large or too deeply nested. Valid values may follow it."""
 
 
 class ListFinder:
-    """Search for the list of records in the objects of one file.
+    """Finder of the list of records in the objects of one file.
 
-    A file has either records or objects that contain them. Once a record has been seen, an object
-    that is not a record is broken, and a list in it (of comments, perhaps) is not a list of
-    records.
+    A file contains either records, or objects that contain lists of records. After the first record,
+    any object that is not a record is broken, and a list in it is not searched for records.
+
+    Attributes:
+        has_records: true if a record outside lists has been read.
     """
 
     def __init__(self, form: Form, report: Report) -> None:
@@ -55,7 +57,7 @@ class ListFinder:
         self.has_records = False
 
     def is_record(self, value: object) -> bool:
-        """Return whether a value outside lists is a record, and note that the file has records."""
+        """Return whether a value outside lists is a record; if so, set `has_records`."""
         found = not self.form.path and self.form.is_record(value)
         self.has_records = self.has_records or found
         return found
@@ -64,11 +66,11 @@ class ListFinder:
         """Return the records of an object that contains a list of them; None for any other value.
 
         Args:
-            is_element: true if the value is an element of a list, which mostly is a record.
+            is_element: true if the value is an element of an array.
 
         Raises:
-            Unreadable: the list that options.records names is missing, or there are several lists
-                and options.records is not set.
+            Unreadable: the list that options.records names is missing; or options.records is not
+                set, and there are several lists of records or the records are not in a list.
         """
         path = self.form.path
         if not isinstance(value, dict):
@@ -81,8 +83,8 @@ class ListFinder:
             return None
         if path:
             raise Unreadable(
-                f"no list under '{'.'.join(path)}', which options.records names; "
-                f"the object's keys are {_quote_names(list(value))}"
+                f"no list under '{'.'.join(path)}'; set options.records to the path of the list "
+                f"(keys of the object: {_quote_names(list(value))})"
             )
         lists = dict(_iter_lists(value, ()))
         holding = [path for path, elements in lists.items() if any(map(self.form.is_record, elements))]
@@ -132,12 +134,12 @@ def _iter_lists(
 
 
 def _refuse_map(value: dict[str, object], form: Form) -> None:
-    """Raise Unreadable if the records are values of an object, each under a key of its own."""
+    """Raise Unreadable if an object contains records as the values of different keys."""
     inner_objects = [inner for inner in value.values() if isinstance(inner, dict)]
     for outer in (value, *inner_objects):
         found = [key for key, inner in outer.items() if form.is_record(inner)]
         if len(found) > 1:
             raise Unreadable(
-                f"contains {len(found)} records under keys, {_quote_names(found[:2])} …, not in a list; "
-                "write them as a list or one a line"
+                f"contains {len(found)} records under separate keys ({_quote_names(found[:2])} …), not in a "
+                "list; write them as a list, or one record per line"
             )

@@ -1,17 +1,19 @@
 """Reader of Lovdata's public data: acts and regulations, as tar.bz2 archives or single XML files.
 
-The files are XML-flavoured HTML, one act or regulation each: a header with its identity
-(`dl.data-document-key-info`) and `main.documentBody`. Each file is one document. Its group is the
-act itself (`refid`, e.g. lov/2005-06-17-101), so that an act's announcement in Lovtidend and its
+Each file is XML-flavoured HTML with one act or regulation: a header with its ids
+(`dl.data-document-key-info`), and `main.documentBody`. Each file is one document. Its group is the
+act's `refid`, such as lov/2005-06-17-101, so that an act's announcement in Lovtidend and its
 consolidated text are always in the same part of a split. Its date is the day on which the act was
-passed, which is part of its name.
+passed, which is part of the `refid`.
 
-Kept: chapter titles, paragraph numbers and titles, subsections, list items with their marks,
-numbered points of annexes (`marginIdArticle`), tables row by row. Removed, and counted: the table
-of contents, footnotes and their marks, notes on amendments (`changesToParent`). In consolidated
-texts only, provisions not yet in force and their titles (`futureLegalArticle`, `futuretitle`) are
-removed too, with lead-ins that introduce nothing else ("§ 5 skal lyde:", "I lov … gjøres følgende
-endringer:"). In Lovtidend these are the amendment's text.
+Chapter titles, numbers and titles of paragraphs, subsections, list items with their markers,
+numbered points of annexes (`marginIdArticle`) and table rows are kept. The table of contents is
+removed. Footnotes with their markers and notes on amendments (`changesToParent`) are removed, and
+counted.
+
+From consolidated texts, provisions not yet in force and their titles (`futureLegalArticle`,
+`futuretitle`) are removed too, with sentences that only introduce them ("§ 5 skal lyde:", "I lov …
+gjøres følgende endringer:"). In Lovtidend, such provisions are the amendment's text, and are kept.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ SUFFIXES = (".xml", ".html")
 SKIPPED_CLASSES = {"changesToParent", "footnote", "footnotes", "footnotereference"}
 FUTURE_CLASSES = {"futureLegalArticle", "futureLegalArticleHeader", "futuretitle"}
 HEADING_CLASSES = {"futureLegalArticleHeader", "futuretitle", "miscHeadline"}  # spans used as headings
-MARK_CLASS = "data-marginOriginalId"  # the number of a point
+MARK_CLASS = "data-marginOriginalId"  # class of the element with the number of a point
 PARAGRAPH_CLASSES = {"legalP", "defaultP", "marginIdArticle"}
 SKIPPED_TAGS = {"script", "style", "nav"}
 HEADING_TAGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
@@ -59,7 +61,10 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 
 
 def parse(raw: bytes, source: str, license: str, report: Report) -> Document:
-    """Return a Lovdata file as a Document.
+    """Convert a Lovdata file to a document.
+
+    Args:
+        source: name of the source.
 
     Raises:
         Unreadable: the bytes are not a Lovdata document.
@@ -70,8 +75,8 @@ def parse(raw: bytes, source: str, license: str, report: Report) -> Document:
     refid = _header(root, "refid")
     if body is None or not (dokid or refid):
         raise Unreadable("not a Lovdata document: no main.documentBody, or no dokid in the header")
-    # dateInForce comes last: an act of 2025 may enter into force in 2027, in Lovtidend it often
-    # does.
+    # The date wanted is the one on which the act was passed. dateInForce comes last: it may be years
+    # later, and in Lovtidend it often is.
     dates = (refid, dokid, _header(root, "dateOfPublication"), _header(root, "dateInForce"))
     is_consolidated = dokid and not dokid.startswith("LTI")  # LTI: an announcement in Lovtidend
     if is_consolidated:
@@ -91,7 +96,7 @@ def parse(raw: bytes, source: str, license: str, report: Report) -> Document:
 
 
 def _outermost(body: html.HtmlElement, classes: set[str]) -> Iterator[html.HtmlElement]:
-    """Yield the elements that have one of the classes and no ancestor that has one."""
+    """Yield the elements with one of the classes, except those inside another such element."""
     for element in body.iter(etree.Element):
         if not _classes(element) & classes:
             continue
@@ -104,17 +109,17 @@ def _classes(element: html.HtmlElement) -> set[str]:
 
 
 def _remove_future_provisions(body: html.HtmlElement, report: Report) -> None:
-    """Remove provisions that are not in force, and lead-ins that introduce nothing else."""
+    """Remove provisions that are not yet in force, and the lead-ins that introduce only them."""
     future = list(_outermost(body, FUTURE_CLASSES))
     _Remover(body, future, report).remove()
     report.counts["provisions_not_in_force"] += len(future)
 
 
 class _Remover:
-    """Removal of elements, and of the lead-ins and containers that would be left empty.
+    """Remover of elements, of lead-ins that introduce only these, and of parents that become empty.
 
-    Elements are only marked at first, and dropped from the tree at the end: their positions are
-    needed to find the lead-ins before them.
+    A lead-in is the text before an element that introduces it, such as "§ 5 skal lyde:". Elements
+    are dropped from the tree at the end, because their positions are needed to find the lead-ins.
     """
 
     def __init__(self, body: html.HtmlElement, elements: list[html.HtmlElement], report: Report) -> None:
@@ -131,7 +136,7 @@ class _Remover:
                 element.drop_tree()
 
     def _remove_lead_in(self, element: html.HtmlElement) -> None:
-        """Remove the lead-in to a removed element, and its parent if that contains nothing else."""
+        """Remove the lead-in to a removed element, and the element's parent if it has no other text."""
         parent = element.getparent()
         before = element.getprevious()
         while before is not None and not _has_tail(before) and not self._has_text(before):
@@ -155,7 +160,7 @@ class _Remover:
             self._remove_lead_in(parent)
 
     def _introduces_nothing(self, block: html.HtmlElement) -> bool:
-        """Return whether a block before a removed element is a lead-in to removed elements only."""
+        """Return whether a block before a removed element introduces only removed elements."""
         text = self._text_of(block)
         if block.tag in HEADING_TAGS or not LEAD_IN.search(text):
             return False
@@ -169,7 +174,7 @@ class _Remover:
         return True
 
     def _last_block(self, element: html.HtmlElement) -> html.HtmlElement:
-        """Return the innermost block at an element's end, as the last item of a list."""
+        """Return the innermost block at the end of an element, such as the last item of a list."""
         while True:
             kept = [child for child in element if self._has_text(child) or _has_tail(child)]
             if not kept or _has_tail(kept[-1]) or kept[-1].tag not in BLOCK_TAGS:
@@ -188,7 +193,7 @@ class _Remover:
         return bool((element.text or "").strip()) or any(inner)
 
     def _text_of(self, element: html.HtmlElement) -> str:
-        """Return the text of an element without removed elements and without notes."""
+        """Return the text of an element, without removed elements and notes in it."""
         if self._is_left_out(element):
             return ""
         inner = "".join(f"{self._text_of(child)}{child.tail or ''}" for child in element)
@@ -207,7 +212,13 @@ def _header(root: html.HtmlElement, name: str) -> str:
 
 
 def _text(body: html.HtmlElement, skipped: set[str]) -> str:
-    """Return running text: one line a block, blank lines before headings and paragraphs."""
+    """Return the running text, with one line for each block.
+
+    Blank lines precede headings and paragraphs.
+
+    Args:
+        skipped: classes of elements to leave out.
+    """
     lines: list[str] = []
     _walk(body, skipped, lines, [])
     paragraphs = [" ".join(line.split()) for line in lines]
@@ -216,9 +227,11 @@ def _text(body: html.HtmlElement, skipped: set[str]) -> str:
 
 
 def _walk(element: html.HtmlElement, skipped: set[str], lines: list[str], inline: list[str]) -> None:
-    """Append the lines of an element and its descendants, depth first.
+    """Append the text of an element and its descendants to `lines`, in document order.
 
-    `inline` collects text until the boundary of a block flushes it as one line.
+    Args:
+        skipped: classes of elements to leave out.
+        inline: pieces of the current line. The boundary of a block joins them to a line.
     """
 
     def flush() -> None:
@@ -257,7 +270,7 @@ def _walk(element: html.HtmlElement, skipped: set[str], lines: list[str], inline
 
 
 def _continues_mark(element: html.HtmlElement, inline: list[str]) -> bool:
-    """Return whether a block is the text of a list item or point, and continues its mark's line."""
+    """Return whether a block is the text of a list item or point, on the same line as its marker."""
     before = element.getprevious()
     if before is not None and MARK_CLASS in _classes(before):
         return True

@@ -1,4 +1,4 @@
-"""Safe parsing of XML and HTML: no network access, no entity expansion, bounded depth."""
+"""Safe parsing of XML and HTML: without network access or entity expansion, with bounded depth."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ _XML_ENTITIES = ("amp;", "lt;", "gt;", "quot;", "apos;")
 
 
 def parse_xml(raw: bytes, report: Report) -> etree._Element:
-    """Return the root element of an XML document. HTML's named characters, as &nbsp;, are replaced.
+    """Parse an XML document, and return its root element.
+
+    HTML's named character references, such as &nbsp;, are replaced by their characters.
 
     Raises:
-        Unreadable: the document is not well-formed, is nested deeper than 256 elements, or uses
-            entities that it declares itself, which are not expanded.
+        Unreadable: the document is not well-formed, is nested deeper than 256 elements, or uses an
+            entity that it declares itself. Such entities are not expanded, for safety.
     """
     declared = _DECLARATION.match(raw[:4096])
     text = decode(raw, report, declared[1].decode() if declared else "")
@@ -43,7 +45,9 @@ def parse_xml(raw: bytes, report: Report) -> etree._Element:
         raise Unreadable(f"not well-formed XML: {error.msg}") from None
     entity = next(root.iter(etree.Entity), None)
     if entity is not None:
-        raise Unreadable(f"uses the entity {entity.text}, which it declares itself and which is not expanded")
+        raise Unreadable(
+            f"uses the entity {entity.text}, which it declares itself; such entities are not expanded"
+        )
     return root
 
 
@@ -54,11 +58,11 @@ def _replace_html_entity(match: re.Match[str]) -> str:
 
 
 def parse_html(raw: bytes, report: Report) -> html.HtmlElement:
-    """Return the root element of an HTML page, whose markup may be broken.
+    """Parse an HTML page, whose markup may be broken, and return its root element.
 
     Raises:
-        Unreadable: the bytes contain no markup, or are nested deeper than 256 elements, below which
-            the parser would drop text.
+        Unreadable: the bytes are empty or not text, or elements are nested deeper than 256 levels.
+            The parser would drop the text of deeper elements.
     """
     declared = _DECLARATION.match(raw[:4096]) or _META_CHARSET.search(raw[:4096])
     text = decode(raw, report, declared[1].decode() if declared else "")
@@ -69,7 +73,7 @@ def parse_html(raw: bytes, report: Report) -> html.HtmlElement:
         root = html.document_fromstring(text.encode(), parser=parser)
     except (etree.ParserError, etree.XMLSyntaxError) as error:
         raise Unreadable(f"not markup: {error}") from None
-    # libxml2 drops text that is nested too deep or too long, and reports that only in its log.
+    # libxml2 drops text that is nested too deeply or too long, and reports it only in its log.
     for entry in parser.error_log:
         if entry.level == etree.ErrorLevels.FATAL:
             raise Unreadable(f"cannot be parsed to its end: {entry.message}")
@@ -77,21 +81,25 @@ def parse_html(raw: bytes, report: Report) -> html.HtmlElement:
 
 
 def local_name(element: etree._Element) -> str:
-    """Return a tag without its namespace; "" for comments and other nodes that are not elements."""
+    """Return an element's tag without namespace; "" for comments and other nodes without a tag."""
     return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
 
 
 def squeeze(parts: Iterable[str | bytes]) -> str:
-    """Return pieces of text joined as one line, with white space collapsed."""
+    """Join pieces of text to one line, with each sequence of white space replaced by one space."""
     return " ".join("".join(map(str, parts)).split())
 
 
 def iter_blocks(
     root: etree._Element, is_block: Callable[[etree._Element], bool], skips: Callable[[etree._Element], bool]
 ) -> Iterator[tuple[etree._Element, str]]:
-    """Yield running text in document order: each innermost block element, and its text.
+    """Yield each block element with text of its own, and that text as one line, in document order.
 
     Line breaks become spaces, and table cells are separated by " | ".
+
+    Args:
+        is_block: returns whether an element begins a new line.
+        skips: returns whether an element is left out, with all its content.
     """
     pieces: list[tuple[etree._Element, str]] = []
     inline: list[str] = []

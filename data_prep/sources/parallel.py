@@ -1,10 +1,11 @@
-"""Reader of parallel texts: JSON lines with one key a language, as {"id", "nob", "nno", "eng"}.
+"""Reader of parallel texts: JSON lines with a key for each language: {"id", "nob", "nno", "eng"}.
 
-All pieces of one letter, in all languages, form a group; `fields: {group: …}` or the key `path`
-names it.
+A letter may be split into several records. All records of a letter, in all languages, form a group.
+The letter's name is under the key that `fields: {group: …}` names, or under `group` or `path`.
 
 A pair of texts is left out and counted if one of them is empty, if both are equal, or if they
-differ in the number of merge fields ({felt}): a model would learn to drop such fields.
+differ in the number of merge fields such as {felt}. From such a pair, a model would learn to drop
+merge fields.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ LANGUAGES = ("nob", "nno", "eng", "sme", "dan", "swe")
 FORMS = ("messages", "prompt_completion", "text")
 FIELDS = (*LANGUAGES, *jsonl.OPTIONAL)
 _MERGE_FIELD = re.compile(r"\{[^{}\n]{1,40}\}")
-# Instructions by target language, in that language. Between the written standards of Norwegian, the
-# instruction is to rewrite; otherwise, to translate.
+# Instructions in each target language. REWRITE is used between the written standards of Norwegian,
+# TRANSLATE between all other languages.
 REWRITE = {"nno": "Skriv om teksten til nynorsk:", "nob": "Skriv om teksten til bokmål:"}
 TRANSLATE = {
     "nno": "Omset teksten til nynorsk:",
@@ -61,7 +62,7 @@ class Options(jsonl.Options):
             a, _, b = pair.partition("-")
             if a not in LANGUAGES or b not in LANGUAGES or a == b:
                 raise UserError(
-                    f"options.pairs: must be two of {', '.join(LANGUAGES)}, as nob-nno, not '{pair}'"
+                    f"options.pairs: must be two of {', '.join(LANGUAGES)}, such as nob-nno, not '{pair}'"
                 )
 
 
@@ -93,7 +94,12 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 
 @dataclass
 class Piece:
-    """A record: its place, its metadata, and its text by language."""
+    """A record: a letter, or a part of one, in several languages.
+
+    Attributes:
+        description: its metadata.
+        texts: its text by language.
+    """
 
     place: Place
     description: jsonl.Description
@@ -111,7 +117,7 @@ def _iter_pieces(
                 if isinstance(value, str):
                     texts[language] = jsonl.to_valid_text(value).strip()
                 elif value is not None:
-                    raise Unreadable(f"'{language}' is a {type(value).__name__}, not a string")
+                    raise Unreadable(f"'{language}' must be a string, not a {type(value).__name__}")
             if not any(texts.values()):
                 raise Unreadable(f"no text under any of {', '.join(LANGUAGES)}")
             description = jsonl.describe(record, place, source)
@@ -121,7 +127,7 @@ def _iter_pieces(
 
 
 def _letters(pieces: list[Piece]) -> Iterator[Document]:
-    """Yield the pieces of one letter as a document in each language."""
+    """Yield one document for each language of a letter, with the text of all its records."""
     first = pieces[0].description
     for language in LANGUAGES:
         texts = [piece.texts[language] for piece in pieces if piece.texts.get(language)]
@@ -137,7 +143,7 @@ def _letters(pieces: list[Piece]) -> Iterator[Document]:
 
 
 def _find_fault(a: str, b: str) -> str:
-    """Return the name under which a pair of texts is counted as left out, "" if it is usable."""
+    """Return the reason for which a pair of texts is left out, as counted; "" if it is usable."""
     if not a or not b:
         return "pairs_with_an_empty_side"
     if a == b:
@@ -148,7 +154,12 @@ def _find_fault(a: str, b: str) -> str:
 
 
 def _build_turns(text: str, target: str, a: str, b: str, form: str) -> list[Turn]:
-    """Return an instruction with `text` (language `a`), and its answer `target` (language `b`)."""
+    """Return the turns of a pair: an instruction with the text to translate, and the answer.
+
+    Args:
+        text: the text to translate, in language `a`.
+        target: the translation, in language `b`.
+    """
     instructions = REWRITE if a in REWRITE and b in REWRITE else TRANSLATE
     prompt = f"{instructions[b]}\n\n{text}"
     if form == "messages":

@@ -75,7 +75,7 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 
 def _documents(root: etree._Element, place: Place, source: SourceConfig, unit: str) -> Iterator[Document]:
     if local_name(root) != "TEI":
-        raise Unreadable(f"not a TEI document: the root is <{local_name(root)}>, not <TEI>")
+        raise Unreadable(f"not a TEI document: the root is <{local_name(root)}>")
     day = root.get(f"{XML}id") or Path(id_from_place(place)).name
     file_language = claims.parse_language(root.get(f"{XML}lang"))
     bibl = next(root.iter("{*}bibl"), root)

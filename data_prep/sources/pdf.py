@@ -1,11 +1,13 @@
 """Reader of PDF files with a text layer, by PDFium (extra `prep`): one document a file.
 
-The lines of a paragraph are joined; headings are recognized by their font. Words hyphenated at a
-line break are joined too: PDFium writes U+FFFE for such a hyphen, but also for one that is part of
-the word, as in "risiko- og" and "ID-porten". Line numbers in margins, lines at the top or foot of
-most pages (titles, page numbers) and tables of contents are removed and counted. If less than
-`min_kept` of the pages' letters is kept, all lines are used, and the document is counted. A file
-without text, which is a scan, is dropped; single pages without text are counted.
+The lines of a paragraph are joined; headings are recognized by their font. Words that were
+hyphenated at a line break are rejoined. PDFium writes U+FFFE for each hyphen at a line end, also for
+a hyphen that must stay, as in "risiko- og" and "ID-porten"; rules decide which one stays.
+
+Line numbers in margins, running titles, page numbers and tables of contents are removed, and
+counted. If less than `min_kept` of the pages' letters is then left, all lines are used instead, and
+the document is counted. A file without text, such as a scan, is dropped. In other files, pages with
+pictures but without text are counted.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ from data_prep.sources.pdf_layout import LARGER, Line, Page, body_size, load_pdf
 from data_prep.sources.pdf_margins import remove_line_numbers, remove_running_titles
 
 SUFFIXES = (".pdf",)
-UNMAPPED_SHARE = 0.1  # share of unmapped characters above which a page is counted as unreadable
-PARAGRAPH_DISTANCE = 1.5  # distance of two lines, in usual distances, above which a paragraph begins
+UNMAPPED_SHARE = 0.1  # a page is counted as unreadable above this share of unmapped characters
+# A new paragraph begins if the distance to the line above is more than this many times the usual one.
+PARAGRAPH_DISTANCE = 1.5
 _HYPHEN = re.compile("((?<!\\w)\\w++|)[\ufffe\u00ad]\\s*(\\w*)")
 _COORDINATIONS = ("og", "eller", "samt", "til", "men", "and", "or")
 _CONTENTS = re.compile(
@@ -36,7 +39,9 @@ _CONTENTS = re.compile(
 _BULLET = re.compile(r"[–•▪◦\-*]\s")
 _ITEM = re.compile(r"[–•▪◦\-*]\s|\(?\w{1,3}[.)]\s|\d+(\.\d+)*\.?\s+\S")
 _SECTION = re.compile(r"[–•▪◦\-*]\s|\(?\w{1,2}[.)]\s|\d{1,2}(\.\d+)*\.?\s+\S")  # begins a new heading
-_LEADERS_BACKWARDS = re.compile(r"\d*\s*(?:\.\s*){4}")  # dot leaders of a table of contents, line reversed
+_LEADERS_BACKWARDS = re.compile(
+    r"\d*\s*(?:\.\s*){4}"
+)  # the end of an entry in a table of contents, for a reversed line
 
 
 @dataclass
@@ -66,7 +71,7 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
             pages, about = read_pages(raw)
             document_id = id_from_place(place)
             if not any(page.lines for page in pages):
-                detail = f"none of its {len(pages)} pages has text, as in a scan"
+                detail = f"none of its {len(pages)} pages has text; it may be a scan"
                 report.drops.append(Drop(document_id, name, "no_text_layer", detail))
                 continue
             yield Document(
@@ -81,7 +86,10 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 
 
 def _extract_text(pages: list[Page], min_kept: float, report: Report) -> str:
-    """Return the running text; all lines if that has too few of the pages' letters."""
+    """Return the running text of a PDF's pages, and count in the report the lines left out.
+
+    If the running text has less than `min_kept` of the pages' letters, all lines are returned.
+    """
     unchanged_pages = [Page([*page.lines]) for page in pages]
     num_letters = sum(map(str.isalpha, "".join(line.text for page in pages for line in page.lines)))
     report.counts["pages_without_text"] += sum(page.is_picture for page in pages)
@@ -102,11 +110,11 @@ def _is_unreadable(page: Page) -> bool:
 
 @dataclass(slots=True)
 class RunningText:
-    """The running text of a document, and the numbers of lines left out of it.
+    """The running text of a document.
 
     Attributes:
-        num_titles: running titles and page numbers.
-        num_contents: lines of tables of contents.
+        num_titles: number of running titles and page numbers left out.
+        num_contents: number of lines of tables of contents left out.
     """
 
     text: str
@@ -115,14 +123,17 @@ class RunningText:
 
 
 def extract_running_text(pages: list[Page]) -> RunningText:
-    """Return all paragraphs; remove running titles and tables of contents from `pages`."""
+    """Return the text without running titles, page numbers and tables of contents.
+
+    They are also removed from `pages`.
+    """
     num_titles = remove_running_titles(pages)
     num_contents = _remove_contents(pages)
     return RunningText(_join_lines(pages), num_titles, num_contents)
 
 
 def _remove_contents(pages: list[Page]) -> int:
-    """Remove tables of contents from pages, and return the number of their lines."""
+    """Remove tables of contents from pages; return the number of lines removed."""
     lines = [line for page in pages for line in page.lines]
     is_entry = [bool(_LEADERS_BACKWARDS.match(line.text[::-1])) for line in lines]
     removed: set[int] = set()
@@ -137,13 +148,14 @@ def _remove_contents(pages: list[Page]) -> int:
 
 @dataclass(slots=True)
 class _Shape:
-    """Typical measures of the lines of a document.
+    """Typical measures of the lines of a document, in points except for `full`.
 
     Attributes:
-        size: height of its letters, in points, as those below.
-        pitch: distance of its lines.
-        full: characters of a line from which it counts as full.
-        width, right: width and right edge of a long line.
+        size: height of the letters of the body text.
+        pitch: distance of consecutive lines.
+        full: minimum number of characters of a full line.
+        width: width of a long line.
+        right: right edge of a long line.
     """
 
     size: float
@@ -175,7 +187,10 @@ class _Shape:
         )
 
     def is_full(self, above: Line, line: Line) -> bool:
-        """Return whether the line above is full: has no room for a word, or is long."""
+        """Return whether the line above has no room for the first word of the next line.
+
+        If the positions are unknown, a line with many characters is full.
+        """
         if len(above.text) < self.full or not (above.placed and line.placed and self.width):
             return len(above.text) >= self.full
         word_width = len(line.text.split()[0]) * (line.right - line.left) / len(line.text)
@@ -184,7 +199,7 @@ class _Shape:
         return above.right + word_width > self.right
 
     def is_heading(self, line: Line) -> bool:
-        """Return whether a line looks like a heading: larger than text, or bold and not smaller."""
+        """Return whether a line looks like a heading: larger than the text, or bold and as large."""
         if not line.placed or not self.size:
             return False
         return self.is_large(line) or (line.bold and line.size > 0.95 * self.size)
@@ -193,7 +208,7 @@ class _Shape:
         return line.size > LARGER * self.size
 
     def separates(self, above: Line, line: Line) -> bool:
-        """Return whether font or distance separates a line from the one above it."""
+        """Return whether a line begins a new paragraph, by its font or its distance to `above`."""
         if not (above.placed and line.placed):
             return False
         is_heading = self.is_heading(line)
@@ -206,7 +221,10 @@ class _Shape:
         return above.y - line.y > PARAGRAPH_DISTANCE * max(self.pitch, line.size)
 
     def continues_heading(self, above: Line, line: Line) -> bool:
-        """Return whether two lines are one heading, by their size or as the first line is full."""
+        """Return whether a line continues the heading of the line above.
+
+        Both lines must look like headings, and be large, or the line above must be full.
+        """
         if not self.is_heading(above) or not self.is_heading(line):
             return False
         if _SECTION.match(line.text) or self.separates(above, line):
@@ -221,14 +239,14 @@ def _is_below(above: Line, line: Line) -> bool:
 
 
 def _join_lines(pages: list[Page]) -> str:
-    """Return the lines of all pages joined to paragraphs.
+    """Join the lines of all pages to paragraphs, and return them as one text.
 
-    A line continues a paragraph if the line above is full or ends within a word, and it does not
-    begin a list item. If positions are known, font and distance separate paragraphs, and join the
-    lines of a heading.
+    A line continues a paragraph if the line above ends within a word, or if the line does not begin
+    a list item and the line above is full. A line that begins in lower case may continue one too.
+    If positions are known, font and distance separate paragraphs, and join the lines of a heading.
     """
     shape = _Shape.measure(pages)
-    paragraphs: list[list[str]] = []  # the pieces of each
+    paragraphs: list[list[str]] = []  # the pieces of each paragraph
     above = Line("")
     for line in (line for page in pages for line in page.lines):
         is_in_word = above.text.endswith(("\ufffe", "\u00ad"))
@@ -252,7 +270,10 @@ def _continues_sentence(above: Line, line: Line, shape: _Shape) -> bool:
 
 
 def _join_paragraphs(paragraphs: list[str]) -> str:
-    """Return paragraphs as one text, with words rejoined; no blank lines between list items."""
+    """Join paragraphs to one text, and rejoin hyphenated words.
+
+    Blank lines separate the paragraphs, except between list items with bullets.
+    """
     text = ""
     was_item = False
     for paragraph in paragraphs:
@@ -265,7 +286,7 @@ def _join_paragraphs(paragraphs: list[str]) -> str:
 
 
 def _join_word(match: re.Match[str]) -> str:
-    """Return a word that was hyphenated at a line break, with its hyphen if that is part of it."""
+    """Rejoin a word that was hyphenated at a line break; keep a hyphen that is part of the word."""
     before = match[1]
     after = match[2]
     if after in _COORDINATIONS:

@@ -13,7 +13,8 @@ from typing import Any
 from data_prep.document import Unreadable
 from data_prep.user_error import UserError
 
-LARGER = 1.08  # size of a line's letters, relative to the body text's, above which it is taken for a heading
+# A line is treated as a heading if its letters are more than this many times as high as the body text's.
+LARGER = 1.08
 _BOLD = re.compile(r"bold|black|heavy|semib|demi|-bd|,bd", re.IGNORECASE)
 _LINES = re.compile("[^\\r\\n\ufffe]+\ufffe?")
 FIRST_NUMBER = re.compile(r"\s*(\d{1,6})(?=\s|$)\s*")
@@ -22,14 +23,19 @@ LAST_NUMBER = re.compile(r"(?<=\s)(\d{1,6})\s*$")
 
 @dataclass(slots=True)
 class Line:
-    """A line of text and, if they are known, its position on the page, in points, and its font.
+    """A line of text, with its position on the page and its font if PDFium reports them.
+
+    Positions and sizes are in points.
 
     Attributes:
-        placed: true if its position is known.
-        left, right, y: its left and right edge, and its bottom.
-        size: height of its letters.
-        first_right, last_left: right edge of its first word, and left edge of its last.
-        after_first, before_last: left edge of its second word, and right edge of its last but one.
+        placed: true if the position is known.
+        left, right, y: the line's left edge, right edge and bottom.
+        size: height of the line's letters.
+        bold: true if the font is bold.
+        first_right: right edge of a number that begins the line.
+        after_first: left edge of the text after that number.
+        last_left: left edge of a number that ends the line.
+        before_last: right edge of the text before that number.
     """
 
     text: str
@@ -47,11 +53,11 @@ class Line:
 
 @dataclass(slots=True)
 class Page:
-    """A page's lines.
+    """The lines of a page.
 
     Attributes:
-        unmapped: number of characters that the file maps to no letter.
-        is_picture: true if the page has pictures and no text, as a scan has.
+        unmapped: number of characters that the file does not map to Unicode.
+        is_picture: true if the page has pictures but no text, as a scan has.
     """
 
     lines: list[Line] = field(default_factory=list)
@@ -63,7 +69,8 @@ def read_pages(raw: bytes) -> tuple[list[Page], dict[str, str]]:
     """Return the pages of a PDF file, and its metadata.
 
     Raises:
-        Unreadable: the file is not a PDF, or broken.
+        Unreadable: PDFium cannot read the file; it is broken, or not a PDF, or needs a password.
+        UserError: PDFium is not installed.
     """
     pdfium = load_pdfium()
     try:
@@ -150,7 +157,12 @@ def _read_line(match: re.Match[str], text: str, letters: _Letters) -> Line:
 
 
 def _set_word_edges(line: Line, text: str, start: int, letters: _Letters) -> None:
-    """Set the edges of a number at the line's beginning or end, and of the text beside it."""
+    """Set the edges of a number at the line's beginning or end, and of the text next to it.
+
+    Args:
+        text: the line's text, without white space around it.
+        start: index of the line's first letter in the page's text.
+    """
     first = FIRST_NUMBER.match(text)
     if first:
         end = letters.box(start + first.end(1) - 1)
@@ -166,7 +178,7 @@ def _set_word_edges(line: Line, text: str, start: int, letters: _Letters) -> Non
 
 
 def body_size(lines: Iterable[Line]) -> float:
-    """Return the most frequent height of letters; 0 if no line has a position."""
+    """Return the most frequent height of letters, in points; 0 if no line has a position."""
     sizes: Counter[float] = Counter()
     for line in lines:
         if line.placed:

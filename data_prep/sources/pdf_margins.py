@@ -11,10 +11,12 @@ from statistics import median
 
 from data_prep.sources.pdf_layout import FIRST_NUMBER, LARGER, LAST_NUMBER, Line, Page, body_size
 
-EDGE_LINES = 3  # lines at the top and at the foot of a page that may be running titles
-SAME_PLACE = 3.0  # points
-SAME_COLUMN = 2.0  # points
-MIN_NUMBERED = 8  # lines that a document's line numbers must count: 2 numbers at every fifth line count 10
+EDGE_LINES = 3  # number of lines at the top and at the foot of a page that may be running titles
+SAME_PLACE = 3.0  # maximum distance, in points, of positions that are treated as the same
+SAME_COLUMN = 2.0  # maximum distance, in points, of a number's edge from the edge of its column
+# Minimum number of lines that a document's line numbers count. Two numbers at every fifth line, for
+# example, count 10 lines.
+MIN_NUMBERED = 8
 _ROMAN = re.compile(r"(?=[ivxlc])(?:c{0,3})(?:xc|xl|l?x{0,3})(?:ix|iv|v?i{0,3})", re.IGNORECASE)
 _ROMAN_DIGITS = {"i": 1, "v": 5, "x": 10, "l": 50, "c": 100}
 _TOKEN = re.compile(r"\d+|(?<!\w)[ivxlc]+(?!\w)", re.IGNORECASE)
@@ -39,7 +41,8 @@ class _Number:
     """A number at the beginning or end of a line, which may be a line number.
 
     Attributes:
-        left, right: its edges, in points.
+        left, right: the number's edges, in points.
+        at_end: true if it is at the end of the line.
     """
 
     line: Line
@@ -50,15 +53,15 @@ class _Number:
 
     @property
     def is_bare(self) -> bool:
-        """True if the line consists of the number only."""
+        """True if the line contains nothing but the number."""
         return self.line.text.isdecimal()
 
 
 def remove_line_numbers(pages: list[Page]) -> int:
-    """Remove line numbers from the margins of pages, and return how many there were.
+    """Remove line numbers from the margins of pages; return the number of line numbers removed.
 
-    Line numbers are a column of numbers outside all text that increase in equal steps, as the lines
-    do. Numbers of lists, sections and tables are not: they begin where other lines of text begin.
+    Line numbers form a column outside the text, and increase in equal steps from line to line. The
+    numbers of lists, sections and tables are not line numbers, because they are within the text.
     """
     titles = _find_titles(pages)
     removed = 0
@@ -93,7 +96,12 @@ def _find_numbers(page: Page, at_end: bool) -> list[_Number]:
 
 @dataclass(slots=True)
 class _Column:
-    """A column of numbers whose left or right edges are at one `x`."""
+    """A column of numbers with the same left or right edge.
+
+    Attributes:
+        flush_left: true if the numbers' left edges are the same, false if their right edges are.
+        x: position of that edge, in points.
+    """
 
     flush_left: bool
     x: float
@@ -104,7 +112,7 @@ class _Column:
 
 
 def _find_column(numbers: list[_Number]) -> _Column | None:
-    """Return the column with most of the numbers."""
+    """Return the column that contains the most numbers; None if there are no numbers."""
     best = None
     most = 0
     for flush_left in (True, False):
@@ -122,11 +130,12 @@ def _find_column(numbers: list[_Number]) -> _Column | None:
 def _are_line_numbers(
     pages: list[Page], columns: list[list[_Number]], at_end: bool, titles: set[int]
 ) -> bool:
-    """Return whether numbers increase as the lines of their pages do, and are outside all text.
+    """Return whether numbers are outside the text, and count the lines of their pages.
 
     Args:
         columns: the numbers of each page.
-        titles: ids of the lines that may be running titles.
+        at_end: true if the numbers are at the ends of lines.
+        titles: ids of the lines that may be running titles. These may overlap with the numbers.
     """
     steps = Counter(step for numbers in columns for step in _iter_steps(numbers))
     if not steps:
@@ -139,7 +148,7 @@ def _are_line_numbers(
     for page, numbers in zip(pages, columns, strict=True):
         if numbers:
             num_lines += _count_text_lines(page, numbers)
-    num_after_last = (step - 1) * sum(map(bool, columns))  # lines that may follow the last number of a page
+    num_after_last = (step - 1) * sum(map(bool, columns))  # lines after the pages' last numbers
     if num_counted + num_after_last < 0.6 * num_lines or num_counted > 3 * max(1, num_lines):
         return False
     return _are_outside_text(pages, columns, at_end, titles)
@@ -201,7 +210,11 @@ def _remove_numbers(page: Page, numbers: list[_Number]) -> int:
 
 
 def _find_titles(pages: list[Page]) -> set[int]:
-    """Return the ids of lines at the top or foot of pages that recur with other numbers."""
+    """Return the ids of lines that may be running titles.
+
+    They are at the top or foot of a page, and occur on at least three pages if their numbers are
+    ignored, or consist of a number.
+    """
     edges: list[Line] = []
     for page in pages:
         edges += _edge_lines([line for line in page.lines if not line.text.isdecimal()])
@@ -215,7 +228,12 @@ def _find_titles(pages: list[Page]) -> set[int]:
 
 @dataclass(slots=True)
 class _Edge:
-    """A line at the top or foot of a page, and the numbers in it."""
+    """A line at the top or foot of a page.
+
+    Attributes:
+        page: index of the page.
+        numbers: values of the numbers in the line.
+    """
 
     page: int
     line: Line
@@ -223,10 +241,10 @@ class _Edge:
 
 
 def remove_running_titles(pages: list[Page]) -> int:
-    """Remove page numbers and running titles from pages, and return how many there were.
+    """Remove page numbers and running titles from pages; return the number of lines removed.
 
-    A line that recurs with numbers that do not increase with the pages is text: "Sak 12/2020", "Sak
-    3/2021".
+    A repeated line is kept as text if its numbers change, but do not increase with the pages, as in
+    "Sak 12/2020" and "Sak 3/2021".
     """
     edges: dict[str, list[_Edge]] = defaultdict(list)
     for number, page in enumerate(pages):
@@ -247,7 +265,7 @@ def remove_running_titles(pages: list[Page]) -> int:
 
 
 def _edge_lines(lines: list[Line]) -> list[Line]:
-    """Return the first and last lines of a page, by the order of its text and by position."""
+    """Return the lines at the top and foot of a page, both in the order of its text and by position."""
     edge = lines[:EDGE_LINES] + lines[max(EDGE_LINES, len(lines) - EDGE_LINES) :]
     if all(line.placed for line in lines):
         placed = sorted(lines, key=lambda line: -line.y)
@@ -256,7 +274,11 @@ def _edge_lines(lines: list[Line]) -> list[Line]:
 
 
 def _is_repeated(group: list[_Edge], num_pages: int) -> bool:
-    """Return whether lines are in one place on most pages of the document, a chapter or a side."""
+    """Return whether lines are at the same position on at least three pages, and on most pages.
+
+    Counted are the pages of the document, or those from the first to the last of the lines; if the
+    lines are on left pages only, or on right pages only, half of the latter.
+    """
     numbers = sorted({edge.page for edge in group})
     count = len(numbers)
     if count < 3 or not _are_in_one_place(group):
@@ -277,7 +299,11 @@ def _are_in_one_place(group: list[_Edge]) -> bool:
 
 
 def _has_page_numbers(group: list[_Edge], body: float) -> bool:
-    """Return whether each number in the lines is constant, or increases with the pages."""
+    """Return whether each number in repeated lines is the same, or increases with the pages.
+
+    Args:
+        body: height of the letters of the document's text.
+    """
     for index in range(len(group[0].numbers)):
         values = [edge.numbers[index] for edge in group]
         if len(set(values)) == 1:
@@ -289,15 +315,15 @@ def _has_page_numbers(group: list[_Edge], body: float) -> bool:
 
 
 def _is_large(group: list[_Edge], body: float) -> bool:
-    """Return whether lines are larger than text, as numbered headings of chapters are."""
+    """Return whether a line has larger letters than the text, as a chapter's heading has."""
     return any(edge.line.placed and edge.line.size > LARGER * body for edge in group)
 
 
 def _iter_page_numbers(edges: dict[str, list[_Edge]], pages: list[Page], body: float) -> Iterator[int]:
     """Yield the ids of lines that consist of a page number.
 
-    That is a labelled number, as "Side 3", or a bare one in a sequence that increases with the
-    pages.
+    These are numbers with a label, such as "Side 3", and numbers alone that increase with the
+    pages. In a document of one or two pages, a number alone suffices if it is away from the text.
     """
     with_numbers = [edge for group in edges.values() for edge in group if edge.numbers]
     bare = [edge for edge in with_numbers if _BARE_NUMBER.fullmatch(edge.line.text)]
@@ -316,7 +342,7 @@ def _iter_page_numbers(edges: dict[str, list[_Edge]], pages: list[Page], body: f
 
 
 def _is_apart(line: Line, lines: list[Line]) -> bool:
-    """Return whether a number is at the top or foot of its page, and apart from the text."""
+    """Return whether a number is above or below all other lines, at a distance from them."""
     others = [other.y for other in lines if other is not line]
     if not others or len(line.text) > 3:
         return False
@@ -341,9 +367,9 @@ def _iter_values(text: str) -> Iterator[int]:
 
 
 def _parse_numeral(token: str) -> int | None:
-    """Return the value of an Arabic or Roman numeral; None for another word.
+    """Return the value of an Arabic or Roman numeral; None for any other word.
 
-    Only 9 digits are used, as longer numbers do not count pages.
+    Only the first 9 digits are used, because longer numbers are not page numbers.
     """
     if token.isdecimal():
         return int(token[:9])

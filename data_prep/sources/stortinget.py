@@ -78,7 +78,7 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 
 def _documents(root: etree._Element, place: Place, source: SourceConfig, unit: str) -> Iterator[Document]:
     if local_name(root).lower() not in ("forhandling", "forhandlinger"):
-        raise Unreadable(f"not minutes of Stortinget: the root is <{local_name(root)}>, not <forhandling(er)>")
+        raise Unreadable(f"not minutes of Stortinget: the root is <{local_name(root)}>")
     publication = root.get("Id", "")
     if publication.count("-") > 3:
         publication = re.sub(r"-\d+$", "", publication)

@@ -1,7 +1,7 @@
-"""Reader of tables with named columns (CSV, TSV and Parquet), one document a row.
+"""Reader of tables with named columns (CSV, TSV and Parquet). Each row is a document.
 
-`fields` maps a document's fields, above all `text`, to columns. The separator of CSV columns is
-detected (comma, semicolon, tab, pipe, or the one that Excel's line `sep=;` names), and counted.
+`fields` maps a document's fields, above all `text`, to columns. The separator of CSV columns (comma,
+semicolon, tab or pipe, or the one in Excel's first line, such as `sep=;`) is detected, and counted.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ SUFFIXES = (".csv", ".tsv", ".parquet")
 PARQUET = "a Parquet file"
 ROWS = 256
 FIELDS = ("text", *OPTIONAL)
-LINE_BYTES = 200  # memory of a line besides its text
-# Limit on characters that are read again after an unclosed quote, as a multiple of those read once.
-# Beyond it, each line is read as a row; a file of stray quotes would otherwise take hours.
+LINE_BYTES = 200  # memory that a line needs in addition to its text
+# Maximum number of characters that are read again because of unclosed quotes, as a multiple of those
+# read from the file. Above it, rows end at the line end; otherwise, a file with many stray quotes would
+# take hours.
 MAX_REREAD_RATIO = 8
 
 
@@ -68,10 +69,12 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 
 
 class _Lines:
-    """The lines of a CSV file for csv.reader, which can be rewound to a row's second line.
+    """Iterator over the lines of a CSV file, for csv.reader.
+
+    It can return to the second line of a row, because an unclosed quote joins rows to one.
 
     Attributes:
-        row: the lines of the row that is being read, with their places.
+        row: the lines of the current row, with their places.
     """
 
     def __init__(self, member: Member, limit: int, report: Report) -> None:
@@ -90,7 +93,9 @@ class _Lines:
     def __next__(self) -> str:
         is_over = self._row_size > self._limit or self._rewound_size > MAX_REREAD_RATIO * self._new_size
         if self.row and is_over:
-            raise csv.Error("a quote that is not closed within limits.max_record_bytes")
+            raise csv.Error(
+                "a quote is not closed within limits.max_record_bytes, or many quotes are not closed"
+            )
         if self._rewound_lines:
             line = self._rewound_lines.popleft()
             size = len(line[1]) + LINE_BYTES
@@ -107,7 +112,11 @@ class _Lines:
         self._row_size = 0
 
     def give_up_row(self, reason: str, rewind: bool = True) -> None:
-        """Quarantine the row; with `rewind`, only its first line, and re-read the others."""
+        """Quarantine the current row.
+
+        Args:
+            rewind: true to read the row's lines after the first one again, as rows of their own.
+        """
         self._report.quarantine(self.row[0][0], reason)
         if rewind:
             self._rewound_lines.extendleft(reversed(self.row[1:]))
@@ -117,14 +126,14 @@ class _Lines:
 def csv_rows(
     member: Member, delimiter: str, needed: tuple[str, ...], source: SourceConfig, report: Report
 ) -> Iterator[tuple[Place, dict[str, str]]]:
-    """Yield rows as dicts by column name, with their places.
+    """Yield the rows of a CSV file as dicts by column name, with their places.
 
-    A row with more or fewer columns than the first line is quarantined. An unclosed quote would
-    swallow all rows after it: only its first line is quarantined, and the lines after that are read
-    as rows.
+    A row with more or fewer columns than the first line is quarantined, except for additional
+    columns that are empty. An unclosed quote would join all later rows to one. Only the line with
+    the quote is then quarantined, and the lines after it are read as rows.
 
     Args:
-        delimiter: "" to detect it.
+        delimiter: separator of the columns; "" to detect it.
         needed: columns that the file must have.
 
     Raises:
@@ -155,10 +164,10 @@ def csv_rows(
         elif len(row) == len(names) or (len(row) > len(names) and not any(row[len(names) :])):
             yield lines.row[0][0], dict(zip(names, row, strict=False))
         elif row:
-            # Most lines between two stray quotes are rows by themselves; few lines of a long text
-            # are.
+            # Lines between two stray quotes are mostly complete rows; the lines of a long text rarely
+            # are. Count the lines that have as many separators as a row.
             fitting = [text.count(delimiter) == len(names) - 1 for _, text in lines.row[1:-1]]
-            reason = f"{len(row)} columns, but the first line names {len(names)}"
+            reason = f"has {len(row)} columns, but the first line names {len(names)}"
             lines.give_up_row(reason, rewind=2 * sum(fitting) > len(fitting))
     if names is None:
         report.quarantine(member.place, "empty: there is no line with the names of columns")
@@ -166,7 +175,7 @@ def csv_rows(
 
 def _iter_decoded_lines(member: Member, report: Report) -> Iterator[tuple[Place, str]]:
     head = member.stream.peek(HEAD)[:HEAD]
-    has_old_mac_lines = b"\r" in head and b"\n" not in head  # they end in a carriage return
+    has_old_mac_lines = b"\r" in head and b"\n" not in head  # lines that end in a carriage return only
     for place, line in member.iter_lines():
         with report.quarantining(place):
             text = decode(line, report)
@@ -199,10 +208,11 @@ def _parquet_rows(
 def batch_rows(
     batch: pa.RecordBatch, file: Place, number: int, report: Report
 ) -> Iterator[tuple[Place, dict[str, object]]]:
-    """Yield the rows of an Arrow batch; one that Python cannot represent is quarantined.
+    """Yield the rows of an Arrow batch; rows that Python cannot represent are quarantined.
 
     Args:
-        number: rows of the file before this batch.
+        file: place of the file.
+        number: number of rows of the file before this batch.
     """
     for at in range(len(batch)):
         place = replace(file, at=f"row {number + at + 1}")
@@ -210,8 +220,8 @@ def batch_rows(
             try:
                 (row,) = batch.slice(at, 1).to_pylist()
             except (ValueError, OverflowError, KeyError) as fault:
-                # Invalid UTF-8, a date outside Python's calendar, an unknown time zone.
-                raise Unreadable(f"a value that cannot be read: {fault}") from None
+                # Causes: invalid UTF-8, a date outside Python's calendar, an unknown time zone.
+                raise Unreadable(f"contains a value that cannot be read: {fault}") from None
             yield place, row
 
 
@@ -225,7 +235,7 @@ def _check_columns(needed: Sequence[str], names: Sequence[str], place: Place, re
             continue
         remedy = f"map one of them in `fields`, e.g. fields: {{text: {names[0] if names else '…'}}}"
         if reader != "table":
-            remedy = f"rename one of them, or use reader table, as {reader} has no `fields` that map names"
+            remedy = f"rename a column, or use reader table, because reader {reader} cannot map columns"
         raise UserError(
             f"source {place.source}: {place} has no column '{name}', its columns are {', '.join(names)}; "
             f"{remedy}"

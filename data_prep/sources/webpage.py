@@ -1,10 +1,12 @@
 """Reader of HTML pages of any site: the main text as Markdown, without menus, banners and footers.
 
-It needs trafilatura, of extra `prep`. The part of a page that is read is its main or article
-element, or else the smallest part with the text that trafilatura extracts; furniture is left out of
-it (see furniture.py). If less than `min_kept` of the page's letters is kept, the page is read in
-other ways, the last of which keeps all but what its tags mark as furniture. The ways are counted.
-Pages below one folder form a group, by their address if they state it, else by their path.
+It needs trafilatura, which the extra `prep` installs. Read is the page's main or article element; if
+it has none, the smallest part of the page that contains the text extracted by trafilatura. Page
+boilerplate in it is left out (see furniture.py).
+
+If less than `min_kept` of the page's letters is kept, less selective methods are tried. The last one
+keeps everything that is not boilerplate by its tags. The report counts the pages by method. Pages in
+one folder form a group, by their address, or by their path if they do not state an address.
 """
 
 from __future__ import annotations
@@ -29,9 +31,11 @@ from data_prep.sources.markup import local_name, parse_html
 from data_prep.user_error import UserError
 
 SUFFIXES = (".html", ".htm", ".xhtml")
-MOST = 0.9  # share of the extracted letters that the part of the page with its text contains
-NEAR = 5_000  # letters after the last block found in the extracted text, where the next is searched for first
-_PARTS = (Kind.ROW, Kind.ITEM, Kind.DEFINITION)  # kinds that trafilatura sometimes drops from the text
+MOST = 0.9  # minimum share of the extracted letters in the element that is taken for the page's text
+# A block is first searched for in this many letters after the previous block found, then in all of the
+# extracted text.
+NEAR = 5_000
+_PARTS = (Kind.ROW, Kind.ITEM, Kind.DEFINITION)  # kinds of blocks that trafilatura sometimes drops
 
 
 @dataclass
@@ -50,12 +54,12 @@ class Options:
 
 @dataclass(slots=True)
 class Reading:
-    """A page's text, and the way in which it was read.
+    """The text of a page, and how it was extracted.
 
     Attributes:
-        way: name of the way, as counted in the report.
-        page_letters: letters of the page, or of its main element, without navigation and lists of
-            links.
+        way: name of the extraction method. The report counts its pages as pages_read_by_<way>.
+        page_letters: number of letters of the page, or of its main element, without navigation and
+            lists of links.
     """
 
     way: str
@@ -94,12 +98,12 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 
 
 def read_page(root: html.HtmlElement, spare: html.HtmlElement, min_kept: float) -> Reading:
-    """Return a page's text by the first way that keeps `min_kept` of its letters.
+    """Return a page's text by the first extraction method that keeps `min_kept` of its letters.
 
-    If none does, that is the way that keeps most of them.
+    If no method keeps as many, the one that keeps the most is used.
 
     Args:
-        spare: the same page, parsed a second time, as trafilatura modifies its input.
+        spare: the same page, parsed a second time, because trafilatura modifies its input.
     """
     best = Reading("", "", 0)
     for reading in _iter_readings(root, spare):
@@ -111,7 +115,7 @@ def read_page(root: html.HtmlElement, spare: html.HtmlElement, min_kept: float) 
 
 
 def _iter_readings(root: html.HtmlElement, spare: html.HtmlElement) -> Iterator[Reading]:
-    """Yield readings of a page, the most selective first."""
+    """Yield a page's text by each extraction method, the most selective method first."""
     extracted = _import_trafilatura().extract(spare, output_format="txt", include_comments=False) or ""
     body = root.find(".//body")
     if body is None:
@@ -144,10 +148,10 @@ def _read_by_tags(root: html.HtmlElement) -> list[Block]:
 
 
 def _find_main(body: html.HtmlElement, extracted: str) -> html.HtmlElement | None:
-    """Return the element that the page itself marks as its text; None if there is none.
+    """Return the page's main element, or else its longest article element; None if it has neither.
 
-    That is its main element, or its longest article element if it has half of the extracted text:
-    some pages have an article element for each teaser.
+    The article element must contain at least half of the letters of all article elements, and half
+    of the text extracted by trafilatura, because some pages have an article element for each teaser.
     """
     main = find_main_element(body)
     if main is not None:
@@ -172,7 +176,7 @@ def _find_main(body: html.HtmlElement, extracted: str) -> html.HtmlElement | Non
 
 
 def _count_page_letters(root: html.HtmlElement) -> int:
-    """Return the number of letters of a page outside navigation, buttons, forms, lists of links."""
+    """Return a page's number of letters, without navigation, buttons, forms and lists of links."""
     furniture = Furniture(root, by_class=False)
 
     def skips(element: html.HtmlElement) -> bool:
@@ -182,12 +186,19 @@ def _count_page_letters(root: html.HtmlElement) -> int:
 
 
 def _select_text(blocks: list[Block], extracted: str, furniture: Furniture, strict: bool) -> list[Block]:
-    """Return the blocks that are text, judged by the text that trafilatura extracted.
+    """Return the blocks that belong to the page's main text.
 
-    Selected are the extracted blocks; the other blocks in the smallest part of the page that
-    contains most of them, except links before the first or after the last of them; and, unless
-    `strict`, running text, tables, lists and fact boxes elsewhere, which trafilatura drops.
-    Headings of selected blocks are selected too.
+    These are:
+    - the blocks in the text that trafilatura extracted;
+    - the other blocks in the smallest part of the page that contains most of the extracted blocks,
+      except links before the first or after the last extracted block;
+    - if not `strict`, all running text, tables, lists and fact boxes, because trafilatura may drop
+      them;
+    - titles (h1), and headings before blocks that are returned.
+
+    Args:
+        extracted: the text that trafilatura extracted.
+        strict: true to return blocks of the smallest part only, except titles and headings.
     """
     are_extracted = _find_extracted(blocks, extracted)
     part = _smallest_part(blocks, are_extracted)
@@ -209,10 +220,13 @@ def _select_text(blocks: list[Block], extracted: str, furniture: Furniture, stri
 
 
 def _find_extracted(blocks: list[Block], extracted: str) -> list[bool]:
-    """Return for each block whether its letters occur in the extracted text, in any order."""
+    """Return for each block whether the extracted text contains it.
+
+    Only letters and digits are compared. The blocks may be in a different order.
+    """
     letters = "".join(filter(str.isalnum, extracted))
     are_extracted: list[bool] = []
-    end = 0  # of the last block found
+    end = 0  # end of the last block found
     for block in blocks:
         text = "".join(filter(str.isalnum, block.text))
         found = letters.find(text, end, end + len(text) + NEAR)
@@ -230,7 +244,7 @@ def _is_inside(block: Block, part: html.HtmlElement) -> bool:
 
 
 def _is_in_box(block: Block) -> bool:
-    """Return whether a block is in a fact box, quotation or the like, which is not furniture."""
+    """Return whether a block is in a fact box, a collapsible section, a figure or a quotation."""
     return next(block.element.iterancestors("aside", "details", "figure", "blockquote"), None) is not None
 
 
