@@ -43,8 +43,8 @@ from data_prep.containers.streams import (
 )
 from data_prep.document import Place, Report, Unreadable
 
-# Maximum size of a tar header with a long name. tarfile itself has no limit, and reads such a header
-# into memory at once.
+# Maximum size of a tar header with a long name. tarfile itself has no limit, and reads such a
+# header into memory at once.
 MAX_NAME_BYTES = 2**20
 
 _ZIP_DIRECTORY_ERRORS = (
@@ -114,8 +114,8 @@ class _Container:
         is_zip = sniff.is_zip(head)
         if (compression or is_zip or is_tar) and depth >= self.limits.max_depth:
             raise Unreadable(
-                f"archives or compressed files are nested deeper than limits.max_depth={self.limits.max_depth}; "
-                "raise that limit if this is intended"
+                "archives or compressed files are nested deeper than "
+                f"limits.max_depth={self.limits.max_depth}; raise that limit if this is intended"
             )
         if compression:
             yield from self.open(self._decompress(stream, compression), place, depth + 1)
@@ -226,8 +226,8 @@ class _Container:
             is_utf8 = bool(flags & 0x800)
             name = raw.read(name_length).decode("utf-8" if is_utf8 else "cp437", "replace")
             offset += 30 + name_length + extra_length + size
-            # Stop at a member that is encrypted, or whose size is stored after its data (bit 3): the
-            # end of its data is then unknown.
+            # Stop at a member that is encrypted, or whose size is stored after its data (bit 3):
+            # the end of its data is then unknown.
             if flags & 0x9 or method not in (0, 8):
                 return
             raw.seek(offset - size)

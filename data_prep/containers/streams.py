@@ -32,8 +32,8 @@ else:
     from backports import zstd as zstd
 
 CHUNK = 2**16
-# limits.max_ratio applies only to files that unpack to more bytes than this. Smaller files can have a
-# high ratio without being decompression bombs, for example if they repeat one line.
+# limits.max_ratio applies only to files that unpack to more bytes than this. Smaller files can have
+# a high ratio without being decompression bombs, for example if they repeat one line.
 RATIO_FROM = 16 * 2**20
 
 _DATA_ERRORS = (
@@ -294,7 +294,7 @@ def copy_to_seekable(stream: BinaryIO, limits: LimitsConfig) -> BinaryIO:
     while piece := stream.read(CHUNK):
         try:
             copy.write(piece)
-        except OSError as error:  # name the folder: the error alone does not show which disk is full
+        except OSError as error:  # the error alone does not show which disk is full
             raise OSError(error.errno, error.strerror, tempfile.gettempdir()) from None
     copy.seek(0)
     return cast(BinaryIO, copy)

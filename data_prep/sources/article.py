@@ -28,7 +28,7 @@ _PERMALINKS = {"¶", "#", "🔗", "§"}
 
 
 class Kind(StrEnum):
-    """Kind of a block. Consecutive blocks of the same kind, if in _CLOSE, get no blank line between."""
+    """Kind of a block. Blocks of the same kind are joined without a blank line if it is in _CLOSE."""
 
     TEXT = "text"
     HEADING = "heading"
@@ -237,7 +237,8 @@ class _Writer:
 def _is_layout(table: html.HtmlElement) -> bool:
     """Return whether a table is only used for layout.
 
-    Layout tables have the role of one, or nested tables, headings, or at most one cell per row.
+    Such a table has a role that declares this, contains tables or headings, or has at most one cell
+    per row.
     """
     if (table.get("role") or "").lower() in ("presentation", "none"):
         return True

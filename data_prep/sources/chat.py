@@ -3,17 +3,19 @@
 A record has one of these forms:
 
     messages: [{role, content}, …]             The assistant's turns are trained on.
-    conversations: [{from, value}, …]          The same, with ShareGPT's names (human, gpt, system).
+    conversations: [{from, value}, …]          ShareGPT's names for messages and roles (human, gpt,
+                                               system).
     prompt, completion: two strings            The completion is trained on.
-    prompt, completion: two lists of messages  The assistant's turns in the completion are trained on.
-    instruction, input, output                 Alpaca's names. The output is trained on; the input may
-                                               be empty or absent.
+    prompt, completion: two lists of messages  The assistant's turns in the completion are trained
+                                               on.
+    instruction, input, output                 Alpaca's names. The output is trained on. The input
+                                               may be empty or absent.
 
 Each form may have `system`, the text of a system turn. Forms with a prompt or instruction may have
 `history`: earlier questions and answers as [[question, answer], …], a format of LLaMA-Factory. The
-answers in it are trained on too, unless `learn_history` is false. `fields` maps these names to other
-keys. `id`, `group`, `language`, `title`, `date` and `url` are read as by reader `jsonl`. A message's
-content is a string or a list of text parts; null is read as an empty string.
+answers in it are trained on too, unless `learn_history` is false. `fields` maps these names to
+other keys. `id`, `group`, `language`, `title`, `date` and `url` are read as by reader `jsonl`. A
+message's content is a string or a list of text parts; null is read as an empty string.
 
 A turn of the assistant is trained on unless one of its flags (`loss`, `train`, `trainable`,
 `training`, `weight`, `loss_weight`) is false or 0. Some keys would change which tokens are trained
@@ -51,8 +53,8 @@ SHAREGPT_ROLES = {
 }
 # Flags of a turn: keys that decide whether it is trained on.
 FLAGS = ("loss", "train", "trainable", "training", "weight", "loss_weight")
-# A record is refused if it, or one of its turns, has a value under one of these keys: the value would
-# change which tokens are trained on, or the text that the model reads.
+# A record is refused if it, or one of its turns, has a value under one of these keys: the value
+# would change which tokens are trained on, or the text that the model reads.
 REFUSED = (
     "tools", "functions", "images", "videos", "audios", "documents", "chat_template_kwargs",
     "enable_thinking", "rejected", "chosen", "mask_history", "loss_mask",
@@ -65,11 +67,11 @@ REFUSED_IN_TURNS = (
 # Keys of a turn that are refused unless they are null. In some data sets 0 means that the turn is
 # trained on, in others that it is not.
 AMBIGUOUS_IN_TURNS = ("mask", "loss_mask", "labels", "label")
-# Keys of a record that are refused unless they are true or 1. A false `kto_tag` marks an answer that
-# the model must not learn; so does a false `label` in KTO's data.
+# Keys of a record that are refused unless they are true or 1. A false `kto_tag` marks an answer
+# that the model must not learn; so does a false `label` in KTO's data.
 REFUSED_UNLESS_TRUE = (*FLAGS, "sample_weight", "kto_tag")
-# Words in the names of flags in other spellings, such as compute_loss, isTrainable and no_loss. Their
-# meaning is ambiguous, so a record with one is refused.
+# Words in the names of flags in other spellings, such as compute_loss, isTrainable and no_loss.
+# Their meaning is ambiguous, so a record with one is refused.
 _FLAG_WORDS = re.compile(r"(?:^|_)(?:loss|train|learn|supervis|unsupervis|mask|ignore|weight)")
 _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 MAX_NAMES = 20  # maximum number of unknown keys of one file that are counted by name

@@ -43,7 +43,8 @@ def _code(name: str) -> str:
 def parse_date(claim: object) -> str:
     """Return the date in a text as YYYY-MM-DD; without a date, its first year; without either, "".
 
-    Recognized, in this order, are dates such as 2014-02-13T10:00, 13. februar 2014 and 13.2.2014.
+    Dates may be written as 2014-02-13T10:00, 13. februar 2014 or 13.2.2014. If a text has dates in
+    several of these formats, the format listed first is used.
     """
     text = str(claim or "")
     iso = _ISO.search(text)

@@ -14,8 +14,8 @@ only the terms listed in this module are. Titles need care, because a full title
                       in terms named `*_SENSITIV` and in `*_LIST`, which is derived from them; these
                       terms are skipped.
     Noark 5           `offentligTittel` is public, `tittel` is the full title. A document within an
-                      entry has only `tittel`. It is read only if neither the entry nor a folder
-                      around it is withheld, and the entry's two titles are equal.
+                      entry has only `tittel`. It is read only if neither the document nor its
+                      entry and folders are withheld, and the entry's two titles are equal.
     the two journals  `tittel` is never read, because the title of a class may be a person's name.
 """
 

@@ -24,8 +24,9 @@ INVISIBLE = {
     "datalist", "input", "textarea", "audio", "video", "canvas", "map", "object",
 }  # fmt: skip
 HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
-# An element with one of _CLASSES is furniture if it has at most SHORT letters, has less than SMALL_SHARE
-# of the page's letters, or is mostly links. Forms and dialogs are furniture below SMALL_SHARE.
+# An element with one of _CLASSES is furniture if it has at most SHORT letters, has less than
+# SMALL_SHARE of the page's letters, or is mostly links. Forms and dialogs are furniture below
+# SMALL_SHARE.
 SHORT = 200
 SMALL_SHARE = 0.3
 # An element with at least this share of the page's letters is text, even with one of _SURE_CLASSES.
@@ -76,7 +77,8 @@ _SURE_CLASSES = _word_set(
     addtoany addthis newsletter paywall
     """
 )
-# Classes of panels that the user of a page can open. Their content is text, although hidden at first.
+# Classes of panels that the user of a page can open. Their content is text, although hidden at
+# first.
 _PANEL = _word_set(
     """
     accordion accordions trekkspill collapse collapsible collapsed panel tabpanel

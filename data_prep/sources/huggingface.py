@@ -1,8 +1,9 @@
 """Reader of Hugging Face data sets: a folder that `save_to_disk` wrote, or a name on the Hub.
 
-A data set on the Hub is read from the cache; if it is not there, it is downloaded first. A row with a
-text is a document; `fields: {text: …}` names its column. Rows with messages, prompt and completion,
-or instruction and output are read as by reader `chat`, with its options except `records`.
+A data set on the Hub is read from the cache; if it is not there, it is downloaded first. A row with
+a text is a document; `fields: {text: …}` names its column. Rows with messages, prompt and
+completion, or instruction and output are read as by reader `chat`, with its options except
+`records`.
 """
 
 from __future__ import annotations
@@ -120,8 +121,8 @@ def _rows(path: Path, file: Place, report: Report) -> Iterator[tuple[Place, dict
     number = 0
     with report.quarantining(file):
         try:
-            # The file is not memory-mapped: if it were truncated while it is read, the process would
-            # be killed.
+            # The file is not memory-mapped: if it were truncated while it is read, the process
+            # would be killed.
             with pa.OSFile(str(path), "rb") as opened, pa.ipc.open_stream(opened) as batches:
                 for batch in batches:
                     yield from batch_rows(batch, file, number, report)

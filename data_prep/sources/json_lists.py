@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from data_prep.document import Report, Unreadable
 
 MAX_DEPTH = 4  # maximum number of nested objects in which the list of records is searched for
-# Usual names of lists of records. An object in which all lists are empty and have such names is treated
-# as a file without records.
+# Usual names of lists of records. An object in which all lists are empty and have such names is
+# treated as a file without records.
 EMPTY_LISTS = (
     "data", "docs", "documents", "entries", "hits", "items", "records", "results", "rows",
     "value", "values",
@@ -44,11 +44,11 @@ class NotJson(Unreadable):
 class ListFinder:
     """Finder of the list of records in the objects of one file.
 
-    A file contains either records, or objects that contain lists of records. After the first record,
-    any object that is not a record is broken, and a list in it is not searched for records.
+    A file contains either records, or objects that contain lists of records. After the first
+    record, any object that is not a record is broken, and a list in it is not searched for records.
 
     Attributes:
-        has_records: true if a record outside lists has been read.
+        has_records: true if a record has been read that is not in a list within an object.
     """
 
     def __init__(self, form: Form, report: Report) -> None:
@@ -57,7 +57,10 @@ class ListFinder:
         self.has_records = False
 
     def is_record(self, value: object) -> bool:
-        """Return whether a value outside lists is a record; if so, set `has_records`."""
+        """Return whether a value is a record; if so, set `has_records`.
+
+        If options.records is set, no value is: records are then only searched for in that list.
+        """
         found = not self.form.path and self.form.is_record(value)
         self.has_records = self.has_records or found
         return found
@@ -66,7 +69,8 @@ class ListFinder:
         """Return the records of an object that contains a list of them; None for any other value.
 
         Args:
-            is_element: true if the value is an element of an array.
+            is_element: true if the value is an element of an array. It may then be without the list
+                that options.records names.
 
         Raises:
             Unreadable: the list that options.records names is missing; or options.records is not

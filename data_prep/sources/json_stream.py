@@ -26,12 +26,12 @@ from data_prep.sources.files import decode
 from data_prep.sources.json_lists import MAX_DEPTH, Form, ListFinder, NotJson
 from data_prep.sources.json_text import DECODER, SEPARATORS, SPACES, JsonText, Next, Shape
 
-# Maximum number of bytes at the beginning of a file by which its layout is recognized. For a file that
-# is not compressed, only its buffer's 8 KiB are used.
+# Maximum number of bytes at the beginning of a file by which its layout is recognized. For a file
+# that is not compressed, only its buffer's 8 KiB are used.
 HEAD = 2**16
 
-# Beginning of an object, up to the first list of objects in it. Before the list, the pattern accepts
-# numbers, literals, strings, lists of these, and the opening brackets of objects.
+# Beginning of an object, up to the first list of objects in it. Before the list, the pattern
+# accepts numbers, literals, strings, lists of these, and the opening brackets of objects.
 _PLAIN_LIST = r'\[(?:[^\[\]{}"]|"(?:[^"\\]|\\.)*")*\]\s*,'
 _TO_FIRST_LIST = re.compile(
     rf'\s*\{{\s*(?:"((?:[^"\\]|\\.)*)"\s*:\s*(?:"(?:[^"\\]|\\.)*"\s*,|[\w.+-]+\s*,|{_PLAIN_LIST}|\{{)\s*)*'

@@ -133,7 +133,7 @@ class JsonText:
         self._mark = None
 
     def is_full(self) -> bool:
-        """Return whether more than WINDOW characters are kept for `rewind`. No more text is then read."""
+        """Return whether more than WINDOW characters are kept for `rewind`; reading then stops."""
         return self._mark is not None and len(self._text) - self._mark > WINDOW
 
     def peek(self, count: int) -> str:

@@ -20,8 +20,8 @@ from data_prep.user_error import UserError
 
 SUFFIXES = (".jsonl", ".json", ".ndjson")
 OPTIONAL = ("id", "group", "language", "title", "date", "url")
-# Keys by which each reader recognizes a record: an object is one if it has any of them. Readers that
-# are not listed recognize a record by `text`.
+# Keys by which each reader recognizes a record: an object is one if it has any of them. Readers
+# that are not listed recognize a record by `text`.
 RECORD_KEYS = {
     "chat": ("messages", "conversations", "conversation", "prompt", "completion", "instruction", "output")
 }

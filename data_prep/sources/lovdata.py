@@ -75,8 +75,8 @@ def parse(raw: bytes, source: str, license: str, report: Report) -> Document:
     refid = _header(root, "refid")
     if body is None or not (dokid or refid):
         raise Unreadable("not a Lovdata document: no main.documentBody, or no dokid in the header")
-    # The date wanted is the one on which the act was passed. dateInForce comes last: it may be years
-    # later, and in Lovtidend it often is.
+    # The date wanted is the one on which the act was passed. dateInForce comes last: it may be
+    # years later, and in Lovtidend it often is.
     dates = (refid, dokid, _header(root, "dateOfPublication"), _header(root, "dateInForce"))
     is_consolidated = dokid and not dokid.startswith("LTI")  # LTI: an announcement in Lovtidend
     if is_consolidated:

@@ -37,8 +37,8 @@ _HIGHLIGHT = re.compile(
     r"\{%-?\s{0,20}endhighlight\s{0,20}-?%\}",
     re.DOTALL,
 )
-# A code fence is closed by at least as many characters as it was opened with. Without a closing fence,
-# the code extends to the end of the text.
+# A code fence is closed by at least as many characters as it was opened with. Without a closing
+# fence, the code extends to the end of the text.
 _FENCE = re.compile(
     r"^([ \t]*)(`{3,}+|~{3,}+)[^\n]*+\n.*?(?:^[ \t]*\2[`~]*[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
 )

@@ -1,8 +1,8 @@
 """Reader of the Norwegian Colossal Corpus (NbAiLab/NCC): JSON lines with doc_type and publish_year.
 
-A document's language is the one that fasttext detected. Only document types of the public sector are
-read, unless `doc_types` names others. Online newspapers were withdrawn under Språkbank-avtalen in
-December 2024; they are never read, not even from an older copy.
+A document's language is the one that fasttext detected. Only document types of the public sector
+are read, unless `doc_types` names others. Online newspapers were withdrawn under Språkbank-avtalen
+in December 2024; they are never read, not even from an older copy.
 
 The corpus gives an unknown year as 2021, so the date 2021 carries no information. It splits long
 documents into parts, but does not record which parts belong together.
@@ -38,7 +38,7 @@ class Options(jsonl.Options):
         bad = [pattern for pattern in self.doc_types if pattern.startswith("newspapers_online")]
         if bad:
             raise UserError(
-                f"options.doc_types: '{bad[0]}' was withdrawn from NCC and is never read; remove it"
+                f"options.doc_types: online newspapers were withdrawn from NCC; remove '{bad[0]}'"
             )
 
 

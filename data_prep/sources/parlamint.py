@@ -3,8 +3,8 @@
 A file contains the debates of one day. A document is a section of a debate; with `unit: speech`, it
 is a speech. All documents of a day form a group.
 
-Kept are headings, the speaker's name from the note before a speech, the paragraphs of speeches, and
-remarks in the minutes. The corpus's own annotations (gaps, descriptions of noise) are left out.
+Headings, the speaker's name from the note before a speech, the paragraphs of speeches, and remarks
+in the minutes are kept. The corpus's own annotations (gaps, descriptions of noise) are left out.
 Files without debates, such as the corpus root and lists of persons, are counted and skipped.
 """
 

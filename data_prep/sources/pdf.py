@@ -1,8 +1,8 @@
 """Reader of PDF files with a text layer, by PDFium (extra `prep`): one document a file.
 
 The lines of a paragraph are joined; headings are recognized by their font. Words that were
-hyphenated at a line break are rejoined. PDFium writes U+FFFE for each hyphen at a line end, also for
-a hyphen that must stay, as in "risiko- og" and "ID-porten"; rules decide which one stays.
+hyphenated at a line break are rejoined. PDFium writes U+FFFE for each hyphen at a line end, also
+for a hyphen that must stay, as in "risiko- og" and "ID-porten"; rules decide which one stays.
 
 Line numbers in margins, running titles, page numbers and tables of contents are removed, and
 counted. If less than `min_kept` of the pages' letters is then left, all lines are used instead, and
@@ -29,7 +29,8 @@ from data_prep.sources.pdf_margins import remove_line_numbers, remove_running_ti
 
 SUFFIXES = (".pdf",)
 UNMAPPED_SHARE = 0.1  # a page is counted as unreadable above this share of unmapped characters
-# A new paragraph begins if the distance to the line above is more than this many times the usual one.
+# A new paragraph begins if the distance to the line above is more than this many times the usual
+# one.
 PARAGRAPH_DISTANCE = 1.5
 _HYPHEN = re.compile("((?<!\\w)\\w++|)[\ufffe\u00ad]\\s*(\\w*)")
 _COORDINATIONS = ("og", "eller", "samt", "til", "men", "and", "or")
@@ -187,9 +188,10 @@ class _Shape:
         )
 
     def is_full(self, above: Line, line: Line) -> bool:
-        """Return whether the line above has no room for the first word of the next line.
+        """Return whether the line above is full.
 
-        If the positions are unknown, a line with many characters is full.
+        It has at least `full` characters and, if positions are known, no room for the first word of
+        the next line.
         """
         if len(above.text) < self.full or not (above.placed and line.placed and self.width):
             return len(above.text) >= self.full
@@ -223,7 +225,7 @@ class _Shape:
     def continues_heading(self, above: Line, line: Line) -> bool:
         """Return whether a line continues the heading of the line above.
 
-        Both lines must look like headings, and be large, or the line above must be full.
+        Both lines must look like headings. In addition, both must be large, or the line above full.
         """
         if not self.is_heading(above) or not self.is_heading(line):
             return False

@@ -13,7 +13,8 @@ from typing import Any
 from data_prep.document import Unreadable
 from data_prep.user_error import UserError
 
-# A line is treated as a heading if its letters are more than this many times as high as the body text's.
+# A line is treated as a heading if its letters are more than this many times as high as the body
+# text's.
 LARGER = 1.08
 _BOLD = re.compile(r"bold|black|heavy|semib|demi|-bd|,bd", re.IGNORECASE)
 _LINES = re.compile("[^\\r\\n\ufffe]+\ufffe?")

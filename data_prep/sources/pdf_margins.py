@@ -33,7 +33,8 @@ _LABELLED_NUMBER = re.compile(
 )
 
 
-# --- line numbers -------------------------------------------------------------------------------------------
+# --- line numbers
+# -------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -206,7 +207,8 @@ def _remove_numbers(page: Page, numbers: list[_Number]) -> int:
     return len(numbers)
 
 
-# --- running titles and page numbers ------------------------------------------------------------------------
+# --- running titles and page numbers
+# ------------------------------------------------------------------------
 
 
 def _find_titles(pages: list[Page]) -> set[int]:
@@ -274,10 +276,11 @@ def _edge_lines(lines: list[Line]) -> list[Line]:
 
 
 def _is_repeated(group: list[_Edge], num_pages: int) -> bool:
-    """Return whether lines are at the same position on at least three pages, and on most pages.
+    """Return whether lines recur at the same position on at least three pages, and often enough.
 
-    Counted are the pages of the document, or those from the first to the last of the lines; if the
-    lines are on left pages only, or on right pages only, half of the latter.
+    They must be on more than half of the document's pages, or on more than 80 % of the pages from
+    the first of them to the last. If they are only on left pages, or only on right pages, the other
+    pages are not counted in the latter case.
     """
     numbers = sorted({edge.page for edge in group})
     count = len(numbers)
@@ -342,7 +345,10 @@ def _iter_page_numbers(edges: dict[str, list[_Edge]], pages: list[Page], body: f
 
 
 def _is_apart(line: Line, lines: list[Line]) -> bool:
-    """Return whether a number is above or below all other lines, at a distance from them."""
+    """Return whether a number is above or below all other lines, at a distance from them.
+
+    If positions are unknown, it must be the first or last line of the page.
+    """
     others = [other.y for other in lines if other is not line]
     if not others or len(line.text) > 3:
         return False

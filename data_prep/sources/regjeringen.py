@@ -3,8 +3,8 @@
 Each file is one document, and by default a group. If the files of a publication are in one folder,
 set `group_by: folder`: each folder is then a group.
 
-Headings, paragraphs, lists and table rows are kept. Reference lists, notes and the navigation at the
-top are left out by their classes. Page boilerplate, such as share buttons, editors' names and
+Headings, paragraphs, lists and table rows are kept. Reference lists, notes and the navigation at
+the top are left out by their classes. Page boilerplate, such as share buttons, editors' names and
 related links, is left out too (see furniture.py). If less than `min_kept` of a page's letters is
 left, the page is read again: boilerplate is then recognized by tags only, and the page is counted.
 """

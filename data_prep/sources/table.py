@@ -1,7 +1,8 @@
 """Reader of tables with named columns (CSV, TSV and Parquet). Each row is a document.
 
-`fields` maps a document's fields, above all `text`, to columns. The separator of CSV columns (comma,
-semicolon, tab or pipe, or the one in Excel's first line, such as `sep=;`) is detected, and counted.
+`fields` maps a document's fields, above all `text`, to columns. The separator of CSV columns
+(comma, semicolon, tab or pipe, or the one in Excel's first line, such as `sep=;`) is detected, and
+counted.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ PARQUET = "a Parquet file"
 ROWS = 256
 FIELDS = ("text", *OPTIONAL)
 LINE_BYTES = 200  # memory that a line needs in addition to its text
-# Maximum number of characters that are read again because of unclosed quotes, as a multiple of those
-# read from the file. Above it, rows end at the line end; otherwise, a file with many stray quotes would
-# take hours.
+# Maximum number of characters that are read again because of unclosed quotes, as a multiple of
+# those read from the file. Above it, rows end at the line end; otherwise, a file with many stray
+# quotes would take hours.
 MAX_REREAD_RATIO = 8
 
 
@@ -164,8 +165,8 @@ def csv_rows(
         elif len(row) == len(names) or (len(row) > len(names) and not any(row[len(names) :])):
             yield lines.row[0][0], dict(zip(names, row, strict=False))
         elif row:
-            # Lines between two stray quotes are mostly complete rows; the lines of a long text rarely
-            # are. Count the lines that have as many separators as a row.
+            # Lines between two stray quotes are mostly complete rows; the lines of a long text
+            # rarely are. Count the lines that have as many separators as a row.
             fitting = [text.count(delimiter) == len(names) - 1 for _, text in lines.row[1:-1]]
             reason = f"has {len(row)} columns, but the first line names {len(names)}"
             lines.give_up_row(reason, rewind=2 * sum(fitting) > len(fitting))

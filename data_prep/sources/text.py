@@ -1,4 +1,7 @@
-"""Reader of plain text files, each one document. A first line followed by a blank one is its title."""
+"""Reader of plain text files. Each file is one document.
+
+If the second line is blank, the first line is the document's title.
+"""
 
 from __future__ import annotations
 

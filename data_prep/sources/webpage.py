@@ -1,12 +1,13 @@
 """Reader of HTML pages of any site: the main text as Markdown, without menus, banners and footers.
 
-It needs trafilatura, which the extra `prep` installs. Read is the page's main or article element; if
-it has none, the smallest part of the page that contains the text extracted by trafilatura. Page
-boilerplate in it is left out (see furniture.py).
+It needs trafilatura, which the extra `prep` installs. The text is taken from the page's main or
+article element. If the page has neither, it is taken from the smallest part of the page that
+contains the text extracted by trafilatura. Page boilerplate in it is left out (see furniture.py).
 
-If less than `min_kept` of the page's letters is kept, less selective methods are tried. The last one
-keeps everything that is not boilerplate by its tags. The report counts the pages by method. Pages in
-one folder form a group, by their address, or by their path if they do not state an address.
+If less than `min_kept` of the page's letters is kept, less selective methods are tried. The last
+one keeps everything that is not boilerplate by its tags. The report counts the pages by method.
+Pages in one folder form a group, by their address, or by their path if they do not state an
+address.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ from data_prep.sources.markup import local_name, parse_html
 from data_prep.user_error import UserError
 
 SUFFIXES = (".html", ".htm", ".xhtml")
-MOST = 0.9  # minimum share of the extracted letters in the element that is taken for the page's text
-# A block is first searched for in this many letters after the previous block found, then in all of the
-# extracted text.
+# The part of a page with its text is the smallest with this share of the extracted letters.
+MOST = 0.9
+# A block is first searched for in this many letters after the previous block found, then in all of
+# the extracted text.
 NEAR = 5_000
 _PARTS = (Kind.ROW, Kind.ITEM, Kind.DEFINITION)  # kinds of blocks that trafilatura sometimes drops
 
@@ -151,7 +153,8 @@ def _find_main(body: html.HtmlElement, extracted: str) -> html.HtmlElement | Non
     """Return the page's main element, or else its longest article element; None if it has neither.
 
     The article element must contain at least half of the letters of all article elements, and half
-    of the text extracted by trafilatura, because some pages have an article element for each teaser.
+    of the text extracted by trafilatura, because some pages have an article element for each
+    teaser.
     """
     main = find_main_element(body)
     if main is not None:
@@ -192,13 +195,13 @@ def _select_text(blocks: list[Block], extracted: str, furniture: Furniture, stri
     - the blocks in the text that trafilatura extracted;
     - the other blocks in the smallest part of the page that contains most of the extracted blocks,
       except links before the first or after the last extracted block;
-    - if not `strict`, all running text, tables, lists and fact boxes, because trafilatura may drop
-      them;
+    - if not `strict`, running text, tables, lists and fact boxes elsewhere, except links:
+      trafilatura may drop such blocks;
     - titles (h1), and headings before blocks that are returned.
 
     Args:
         extracted: the text that trafilatura extracted.
-        strict: true to return blocks of the smallest part only, except titles and headings.
+        strict: true to leave out text outside that part which trafilatura did not extract.
     """
     are_extracted = _find_extracted(blocks, extracted)
     part = _smallest_part(blocks, are_extracted)

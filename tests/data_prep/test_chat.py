@@ -174,11 +174,17 @@ def test_a_flag_of_a_turn_decides_whether_it_is_a_target(flag: str, value: Any, 
 
 
 REJECTED: list[tuple[dict[str, Any], str]] = [
-    ({"messages": make_messages(*TWO_EXCHANGES, weight=0.5)}, "weight 0.5"),
-    ({"messages": make_messages(*TWO_EXCHANGES, train="false")}, "train 'false'"),
+    (
+        {"messages": make_messages(*TWO_EXCHANGES, weight=0.5)},
+        "weight of a message must be true or false, not 0.5",
+    ),
+    (
+        {"messages": make_messages(*TWO_EXCHANGES, train="false")},
+        "train of a message must be true or false, not 'false'",
+    ),
     (
         {"messages": make_messages(*TWO_EXCHANGES, train=True, loss=False)},
-        "loss and train disagree",
+        "loss and train of a message contradict each other",
     ),
     (
         {
@@ -435,4 +441,4 @@ def test_a_json_array_with_other_field_names_is_read(tmp_path: Path) -> None:
     corpus = CorpusConfig(name="mine", sources={"chats": source}, split=SplitConfig(validation_share=0))
     prepared = pipeline.prepare(PrepareConfig(corpus=corpus, corpora_dir=str(tmp_path)))
     assert [(row["id"], row["group"]) for row in train_rows(prepared)] == [("7", "24/17")]
-    assert read_quarantine(prepared) == {"chats.json:record 2": "a JSON int, not an object"}
+    assert read_quarantine(prepared) == {"chats.json:record 2": "must be a JSON object, but has type int"}

@@ -331,7 +331,10 @@ def test_a_line_of_100_megabytes_is_skipped(tmp_path: Path) -> None:
     assert texts(documents) == ["En.", "To."]
     assert [d.id for d in documents] == ["a.jsonl:1", "a.jsonl:3"]
     assert broken_places(report) == [
-        ("a.jsonl:line 2", "a line of 95.4 MiB; raise limits.max_record_bytes if this is intended")
+        (
+            "a.jsonl:line 2",
+            "a line of 95.4 MiB is too long; raise limits.max_record_bytes if this is intended",
+        )
     ]
     assert peak < 20_000_000
 
@@ -366,7 +369,7 @@ def test_text_named_pdf_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_text("Bare tekst.")
     documents, report = read("pdf", tmp_path)
     assert not documents
-    assert report.broken[0].error == "text by its first bytes, not a PDF"
+    assert report.broken[0].error == "is text by its first bytes, not a PDF"
 
 
 def test_sizes_in_the_header_of_a_zip_archive_are_not_trusted(tmp_path: Path) -> None:

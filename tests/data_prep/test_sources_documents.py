@@ -53,7 +53,7 @@ def test_a_publication_of_navigation_alone_is_quarantined(tmp_path: Path) -> Non
     documents, report = read("regjeringen", tmp_path)
     assert len(documents) == 1
     assert broken_places(report) == [
-        ("a.html", "contains no text except notes, navigation and other furniture")
+        ("a.html", "contains no text besides notes, navigation and other page boilerplate")
     ]
 
 

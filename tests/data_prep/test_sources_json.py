@@ -123,15 +123,19 @@ NO_LISTS = [
     NoList(
         "another name",
         {"items": RECORDS},
-        "no list under 'docs', which options.records names; the object's keys are 'items'",
+        "no list under 'docs'; set options.records to the path of the list (keys of the object: 'items')",
         {"records": "docs"},
     ),
     NoList("a number", {"items": 5, "docs": RECORDS}, "no list under 'items'", {"records": "items"}),
-    NoList("by key", {"s1": RECORDS[0], "s2": RECORDS[1]}, "contains 2 records under keys, 's1', 's2'"),
+    NoList(
+        "by key",
+        {"s1": RECORDS[0], "s2": RECORDS[1]},
+        "contains 2 records under separate keys ('s1', 's2' …), not in a list",
+    ),
     NoList(
         "by key, deeper",
         {"saker": {"s1": RECORDS[0], "s2": RECORDS[1]}},
-        "contains 2 records under keys, 's1', 's2'",
+        "contains 2 records under separate keys ('s1', 's2' …), not in a list",
     ),
     NoList("no text", {"items": [{"body": "x"}]}, "no string under 'text'"),
     NoList("strings", {"items": ["x", "y"]}, "no string under 'text'"),
@@ -161,7 +165,7 @@ def test_an_empty_list_of_records_is_not_an_error(tmp_path: Path) -> None:
 def test_options_records_is_validated(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{}")
     with pytest.raises(
-        ValueError, match=r"options.records: must be keys joined by dots, as response.docs, not 'a..b'"
+        ValueError, match=r"options.records: must be keys joined by dots, such as response.docs, not 'a..b'"
     ):
         read("jsonl", tmp_path, options={"records": "a..b"})
     with pytest.raises(
@@ -227,7 +231,7 @@ def test_a_long_object_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     documents, report = read("jsonl", tmp_path / "a.json", limits={"max_record_bytes": 2**16})
     assert len(documents) == 100
     assert [error for _, error in broken_places(report)] == [
-        "a second list of 3 records, 'more'; set options.records to the one to read"
+        "a second list of 3 records, 'more', is not read; set options.records to the list to read"
     ]
     documents, report = read(
         "jsonl",

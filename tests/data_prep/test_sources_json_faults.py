@@ -211,7 +211,8 @@ def test_an_element_over_the_size_limit_loses_no_other_record(tmp_path: Path) ->
         (tmp_path / f"{name}.json").write_text(text)
         documents, report = read("jsonl", tmp_path / f"{name}.json", limits={"max_record_bytes": 2**20})
         assert texts(documents) == ["Liten.", "Liten igjen."]
-        assert broken_places(report) == [(f"{name}.json:record 2", "larger than limits.max_record_bytes")]
+        error = "larger than limits.max_record_bytes; raise that limit if this is intended"
+        assert broken_places(report) == [(f"{name}.json:record 2", error)]
 
 
 def test_many_broken_elements_are_read_in_linear_time(tmp_path: Path) -> None:

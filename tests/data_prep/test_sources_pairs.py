@@ -82,7 +82,7 @@ def test_a_malformed_parallel_record_is_quarantined(tmp_path: Path) -> None:
     documents, report = read("parallel", tmp_path)
     assert len(documents) == 2
     assert [error for _, error in broken_places(report)] == [
-        "'nob' is a list, not a string",
+        "'nob' must be a string, not a list",
         "no text under any of nob, nno, eng, sme, dan, swe",
     ]
 
@@ -125,9 +125,9 @@ def test_squad_becomes_conversations_with_the_answer_as_target(tmp_path: Path) -
     )
     assert report.counts["unanswerable"] == 1
     assert [error.partition(":")[0] for _, error in broken_places(report)] == [
-        "the answer is not in the text",
-        "a paragraph without questions (qas)",
-        "not an object with paragraphs",
+        "the answer does not occur in the text",
+        "a paragraph has no list of questions (qas)",
+        "must be an object with a list of paragraphs",
     ]
     documents, _ = read(
         "squad",
@@ -155,7 +155,7 @@ def test_squad_with_one_question_per_line_is_read(tmp_path: Path) -> None:
     assert [d.id for d in documents] == ["spm:a", "spm:a:2"]
     assert [error for _, error in broken_places(report)] == [
         "no text under 'question'",
-        "answers are not a list of texts",
+        "answers must be a list of texts",
     ]
 
 
@@ -172,5 +172,5 @@ def test_malformed_squad_answers_are_quarantined(tmp_path: Path, answers: object
     )
     documents, report = read("squad", tmp_path)
     assert len(documents) == 2
-    error = "answers are not a list of texts"
+    error = "answers must be a list of texts"
     assert broken_places(report) == [("a.jsonl:line 1", error), ("b.json:record 1", error)]

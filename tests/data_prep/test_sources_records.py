@@ -26,7 +26,7 @@ TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygnin
     [
         ("ikke json", "not JSON: Expecting value at character 0"),
         ('{"text": "åpen', "not JSON: Invalid control character at at character 14"),
-        ("[1, 2]", "a JSON list, not an object"),
+        ("[1, 2]", "must be a JSON object, but has type list"),
         ('{"id": "uten tekst"}', "no string under 'text'"),
         ('{"text": 5}', "no string under 'text'"),
         ('{"text": null}', "no string under 'text'"),
@@ -230,7 +230,7 @@ def test_maalfrid_has_language_and_url_and_groups_by_folder(tmp_path: Path) -> N
     assert [d.group for d in documents][:3] == ["eksempeltilsynet.no/tilsyn"] * 2 + ["eksempeltilsynet.no/"]
     assert documents[0].url == documents[0].id == pages[0]["url"]
     assert [error for _, error in broken_places(report)] == [
-        "no string under 'fulltext or text or content'",
+        "no string under 'fulltext' or 'text' or 'content'; set fields.text to the key of the text",
         "no string under 'url'",
     ]
 
@@ -299,7 +299,7 @@ def test_a_treebank_is_read_by_sentence_or_by_its_documents(tmp_path: Path) -> N
         ("Ett. Två.", "swe"),
         ("Tre.", "swe"),
     ]
-    assert [error for _, error in broken_places(report)] == ["a sentence without its text (# text = …)"]
+    assert [error for _, error in broken_places(report)] == ["the sentence has no text (# text = …)"]
 
 
 def test_documents_of_a_treebank_may_lack_an_id(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_metadata_of_a_record_must_not_be_a_list(tmp_path: Path, key: str) -> No
     write_lines(tmp_path / "a.jsonl", [{"text": "En.", key: deep}, {"text": "To.", key: 2019}])
     documents, report = read("jsonl", tmp_path)
     assert texts(documents) == ["To."]
-    assert broken_places(report) == [("a.jsonl:line 1", f"'{key}' is a list, not a string or a number")]
+    assert broken_places(report) == [("a.jsonl:line 1", f"'{key}' must be a string or number, not a list")]
 
 
 def test_an_unterminated_table_row_is_skipped(tmp_path: Path) -> None:

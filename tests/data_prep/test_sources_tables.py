@@ -249,7 +249,7 @@ def test_a_missing_column_is_a_one_line_error(tmp_path: Path) -> None:
         read("table", tmp_path)
     with pytest.raises(
         ValueError,
-        match=r"no column 'text', its columns are innhold, nr; rename one of them, or use reader table",
+        match=r"no column 'text', its columns are innhold, nr; rename a column, or use reader table",
     ):
         read("talk_of_norway", tmp_path)
 
