@@ -257,7 +257,9 @@ class _TarInfo(tarfile.TarInfo):
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _TarInfo:
         info = super().frombuf(buf, encoding, errors)
         if info.type in (b"x", b"g", b"X", b"L", b"K") and info.size > MAX_NAME_BYTES:
-            raise Unreadable(f"the tar archive contains a member name of {format_size(info.size)}")
+            size = format_size(info.size)
+            limit = format_size(MAX_NAME_BYTES)
+            raise Unreadable(f"the tar archive contains a member name of {size}, longer than {limit}")
         return info
 
     @classmethod

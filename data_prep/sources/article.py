@@ -28,7 +28,7 @@ _PERMALINKS = {"¶", "#", "🔗", "§"}
 
 
 class Kind(StrEnum):
-    """Kind of a block. Blocks of the same kind are joined without a blank line if it is in _CLOSE."""
+    """Kind of a block. For kinds in _CLOSE, consecutive blocks are joined without a blank line."""
 
     TEXT = "text"
     HEADING = "heading"
@@ -89,7 +89,11 @@ class _Writer:
         self._opens = False
 
     def walk(self, element: html.HtmlElement, block: html.HtmlElement) -> None:
-        """Write an element; `block` is the innermost block element around it."""
+        """Append the text of an element to the blocks.
+
+        Args:
+            block: the innermost block element that contains the element.
+        """
         name = local_name(element).lower()
         if name not in _BLOCKS:
             self._write_inline(element, block, name)
@@ -105,7 +109,11 @@ class _Writer:
             self._write_block(element, name)
 
     def flush(self, block: html.HtmlElement) -> None:
-        """End the current block."""
+        """Append the inline text collected so far as a block.
+
+        Args:
+            block: the innermost block element that contains the text.
+        """
         lines = [" ".join(line.split()) for line in "".join(self._inline).split("\n")]
         self._inline.clear()
         if local_name(block).lower() in HEADINGS or self._kind == Kind.HEADING:

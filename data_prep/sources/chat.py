@@ -20,8 +20,8 @@ message's content is a string or a list of text parts; null is read as an empty 
 A turn of the assistant is trained on unless one of its flags (`loss`, `train`, `trainable`,
 `training`, `weight`, `loss_weight`) is false or 0. Some keys would change which tokens are trained
 on, but are not supported: REFUSED, REFUSED_IN_TURNS, and flags in other spellings, such as
-`compute_loss`. A record with such a key is dropped as unsupported, and the drop names its keys. All
-other unknown keys are counted by name.
+`compute_loss`. A record with such a key is dropped as unsupported, and the report names the key.
+All other unknown keys are counted by name.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ AMBIGUOUS_IN_TURNS = ("mask", "loss_mask", "labels", "label")
 # Keys of a record that are refused unless they are true or 1. A false `kto_tag` marks an answer
 # that the model must not learn; so does a false `label` in KTO's data.
 REFUSED_UNLESS_TRUE = (*FLAGS, "sample_weight", "kto_tag")
-# Words in the names of flags in other spellings, such as compute_loss, isTrainable and no_loss.
-# Their meaning is ambiguous, so a record with one is refused.
+# Parts of the names of training flags in other spellings, such as compute_loss, isTrainable and
+# no_loss. The meaning of such flags is ambiguous, so a record with one is refused.
 _FLAG_WORDS = re.compile(r"(?:^|_)(?:loss|train|learn|supervis|unsupervis|mask|ignore|weight)")
 _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 MAX_NAMES = 20  # maximum number of unknown keys of one file that are counted by name
@@ -138,7 +138,7 @@ class Options(ConversationOptions, jsonl.Options):
 
 
 class Malformed(UserError):
-    """A record that has none of the forms or is not supported.
+    """Error for a record that has none of the forms, or has unsupported content.
 
     Attributes:
         reason: reason code under which the report counts the record.
@@ -173,8 +173,8 @@ class ConversationReader:
         self._keys = {ours: source.fields.get(ours, ours) for ours in FIELDS}
         description_keys = {self._keys[name] for name in ("system", "history", *jsonl.OPTIONAL)}
         self._known = {*description_keys, *REFUSED, *REFUSED_UNLESS_TRUE}
-        # Keys that are refused by default are allowed if `fields` maps to them. If it maps to
-        # `chosen`, the preferred answer of a pair, `rejected` is left out.
+        # Refused keys are allowed if `fields` maps a name to them. If it maps a name to `chosen`,
+        # the preferred answer of a pair, the other answer (`rejected`) is ignored.
         self._allowed = set(source.fields.values())
         if "chosen" in self._allowed:
             self._allowed.add("rejected")

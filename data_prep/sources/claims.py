@@ -41,7 +41,7 @@ def _code(name: str) -> str:
 
 
 def parse_date(claim: object) -> str:
-    """Return the date in a text as YYYY-MM-DD; without a date, its first year; without either, "".
+    """Return the date in a text as YYYY-MM-DD, or its first year if it has no date, or "".
 
     Dates may be written as 2014-02-13T10:00, 13. februar 2014 or 13.2.2014. If a text has dates in
     several of these formats, the format listed first is used.

@@ -16,7 +16,7 @@ NUL_SHARE = 0.001
 
 
 def find_files(source: SourceConfig, suffixes: tuple[str, ...]) -> list[Path]:
-    """Return the files that a reader can read below the source's path, sorted by name.
+    """Return the files below the source's path that a reader can read, sorted by name.
 
     These are files with one of the suffixes, compressed or not, and archives. If the path is a
     file, that file is returned, whatever its name.

@@ -168,7 +168,7 @@ def is_running(text: str) -> bool:
 
 
 def is_label(text: str) -> bool:
-    """Return whether a line is a label of a page, for printing, sharing, its editor or the like."""
+    """Return whether a line is a usual label of a page, such as "Skriv ut", and not text."""
     letters = count_letters(text)
     is_sentence = letters > 45 and _SENTENCE.search(text) is not None
     return letters <= 100 and not is_sentence and _LABEL.match(text.lstrip("#-*•– ")) is not None
@@ -246,8 +246,8 @@ class Furniture:
 
     Attributes:
         root: the page, or the part of it that is read.
-        by_class: true to use all criteria. False to leave out most classes and the share of links;
-            tags, roles, the addresses of links and _SURE_CLASSES are still used.
+        by_class: false to ignore the classes in _CLASSES and the criteria for lists of links. Tags,
+            roles, the addresses of links and _SURE_CLASSES are always used.
     """
 
     def __init__(self, root: html.HtmlElement, by_class: bool = True) -> None:
@@ -262,7 +262,7 @@ class Furniture:
         return self._sizes[element].letters
 
     def skips(self, element: html.HtmlElement) -> bool:
-        """Return whether an element is furniture. It is then left out with all its content."""
+        """Return whether an element is page furniture, such as a menu, and must be left out."""
         name = local_name(element).lower()
         if name in INVISIBLE or name == "nav" or (element.get("role") or "").lower() in _ROLES:
             return True

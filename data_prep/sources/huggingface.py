@@ -52,8 +52,7 @@ def list_files(source: SourceConfig) -> list[Path]:
     """Return the Arrow files of the split.
 
     Raises:
-        NotFoundError: the source's path is not a folder, and no such data set is in the cache or
-            can be downloaded.
+        NotFoundError: the data set is neither a folder nor in the cache, and cannot be downloaded.
         UserError: an option is wrong, or the folder is not a saved data set or has no such split.
     """
     options = claims.parse_options(source, Options)
@@ -97,8 +96,8 @@ def _list_hub_files(name: str, options: Options) -> list[Path]:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         raise NotFoundError(
             f"data set {name}, split {options.split}: not a folder, and cannot be loaded from the cache "
-            f"or the Hub{offline} ({reason}); on a machine with internet access, write it by save_to_disk, "
-            "and set `path` to that folder"
+            f"or the Hub{offline} ({reason}); on a machine with internet access, save it with "
+            "save_to_disk, and set `path` to that folder"
         ) from None
     return [Path(file["filename"]) for file in found.cache_files]
 

@@ -24,7 +24,7 @@ class Form:
     """Description of the records of a JSON file.
 
     Attributes:
-        keys: keys by which a record is recognized: an object is one if it has any of them.
+        keys: an object with at least one of these keys is a record.
         path: keys that lead to the list of records; if empty, the list is searched for.
         limit: maximum size of a record, in characters.
     """
@@ -38,7 +38,10 @@ class Form:
 
 
 class NotJson(Unreadable):
-    """A JSON value is invalid, too large or too deeply nested. Valid values may follow it."""
+    """Error for a JSON value that is invalid, too large or too deeply nested.
+
+    Valid values may follow it in the text.
+    """
 
 
 class ListFinder:
@@ -48,7 +51,7 @@ class ListFinder:
     record, any object that is not a record is broken, and a list in it is not searched for records.
 
     Attributes:
-        has_records: true if a record has been read that is not in a list within an object.
+        has_records: true after the first record that is not in a list within an object.
     """
 
     def __init__(self, form: Form, report: Report) -> None:
@@ -59,7 +62,7 @@ class ListFinder:
     def is_record(self, value: object) -> bool:
         """Return whether a value is a record; if so, set `has_records`.
 
-        If options.records is set, no value is: records are then only searched for in that list.
+        Always false if options.records is set.
         """
         found = not self.form.path and self.form.is_record(value)
         self.has_records = self.has_records or found

@@ -44,8 +44,8 @@ def parse(text: str) -> Any:
     """Return the value of a JSON text.
 
     Raises:
-        NotJson: the text is not JSON, or exceeds one of Python's limits on the digits of an integer
-            (4,300) and on nesting.
+        NotJson: the text is not JSON, or exceeds Python's limit on the digits of an integer (4,300)
+            or on nested values.
     """
     try:
         return json.loads(text)
@@ -79,9 +79,10 @@ def iter_values(member: Member, form: Form, report: Report) -> Iterator[tuple[Pl
 
 
 def _is_multiline(head: str, form: Form, is_truncated: bool) -> bool:
-    """Return whether a file's first object spans several lines, or is broken but contains a list.
+    """Return whether a file that begins with an object is not JSON lines.
 
-    Such a file is not read as JSON lines.
+    This is so if the first object spans several lines, or if the first line contains a list of
+    objects and is either broken or longer than `head`.
 
     Args:
         head: the beginning of the file, without leading white space.
@@ -191,6 +192,7 @@ class _SequenceReader:
 
         Args:
             fault: reason if the stream has no fault.
+            report: the reader's report, or a different one that is discarded.
         """
         self._has_ended_early = self._has_ended_early or report is self._report
         reason = f"{self._text.fault or fault}; the rest of the file cannot be read"

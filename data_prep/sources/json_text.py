@@ -97,8 +97,8 @@ def _objects_within(value: dict[str, object]) -> Iterator[dict[str, object]]:
 class JsonText:
     """The text of an unpacked file, with a current position.
 
-    Only a part of the text is in memory. The text before the position is dropped, or if `mark` was
-    called, the text before the position at that time.
+    Only a part of the text is in memory. The text before the position is dropped. Between `mark`
+    and `rewind`, the text after the marked position is kept.
 
     Attributes:
         at: the current position, as an index of the part in memory.

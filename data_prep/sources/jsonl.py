@@ -20,8 +20,8 @@ from data_prep.user_error import UserError
 
 SUFFIXES = (".jsonl", ".json", ".ndjson")
 OPTIONAL = ("id", "group", "language", "title", "date", "url")
-# Keys by which each reader recognizes a record: an object is one if it has any of them. Readers
-# that are not listed recognize a record by `text`.
+# Keys of records, by reader: an object with at least one of these keys is a record. For readers
+# that are not listed, an object with `text` is.
 RECORD_KEYS = {
     "chat": ("messages", "conversations", "conversation", "prompt", "completion", "instruction", "output")
 }
@@ -83,8 +83,8 @@ def iter_records(
         name: name of the source.
         report: receives counts and quarantined values.
         paths: the files to read.
-        keys: keys by which a record is recognized: an object is one if it has any of them. Any
-            other object may contain the list of records. Empty: the keys in RECORD_KEYS.
+        keys: an object with at least one of these keys is a record. Any other object may contain
+            the list of records. If empty, the keys in RECORD_KEYS are used.
     """
     usual = RECORD_KEYS.get(source.reader, ("text",))
     form = record_form(source, keys or [source.fields.get(key, key) for key in usual])

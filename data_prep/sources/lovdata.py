@@ -74,7 +74,7 @@ def parse(raw: bytes, source: str, license: str, report: Report) -> Document:
     dokid = _header(root, "dokid")
     refid = _header(root, "refid")
     if body is None or not (dokid or refid):
-        raise Unreadable("not a Lovdata document: no main.documentBody, or no dokid in the header")
+        raise Unreadable("not a Lovdata document: has no <main>, or neither dokid nor refid in its header")
     # The date wanted is the one on which the act was passed. dateInForce comes last: it may be
     # years later, and in Lovtidend it often is.
     dates = (refid, dokid, _header(root, "dateOfPublication"), _header(root, "dateInForce"))
@@ -231,7 +231,7 @@ def _walk(element: html.HtmlElement, skipped: set[str], lines: list[str], inline
 
     Args:
         skipped: classes of elements to leave out.
-        inline: pieces of the current line. The boundary of a block joins them to a line.
+        inline: pieces of the current line. They are joined at the next boundary of a block.
     """
 
     def flush() -> None:

@@ -221,7 +221,7 @@ def _replace_template_tags(text: str, front: dict[str, str], report: Report) -> 
 
 
 def _replace_block_tags(line: str) -> str:
-    """Replace tags of block elements by line ends; in a table row, by spaces. Items get bullets."""
+    """Replace tags of block elements by line ends; in a table row, by spaces. List items get bullets."""
     is_row = line.lstrip().startswith("|")
     first = len(line) - len(line.lstrip())
     last = len(line.rstrip())

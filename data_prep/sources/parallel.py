@@ -62,7 +62,8 @@ class Options(jsonl.Options):
             a, _, b = pair.partition("-")
             if a not in LANGUAGES or b not in LANGUAGES or a == b:
                 raise UserError(
-                    f"options.pairs: must be two of {', '.join(LANGUAGES)}, such as nob-nno, not '{pair}'"
+                    f"options.pairs: each must be two of {', '.join(LANGUAGES)}, such as nob-nno, "
+                    f"not '{pair}'"
                 )
 
 
@@ -143,7 +144,7 @@ def _letters(pieces: list[Piece]) -> Iterator[Document]:
 
 
 def _find_fault(a: str, b: str) -> str:
-    """Return the reason for which a pair of texts is left out, as counted; "" if it is usable."""
+    """Return the name under which a left-out pair of texts is counted; "" if the pair is usable."""
     if not a or not b:
         return "pairs_with_an_empty_side"
     if a == b:

@@ -39,10 +39,10 @@ _CONTENTS = re.compile(
 )
 _BULLET = re.compile(r"[–•▪◦\-*]\s")
 _ITEM = re.compile(r"[–•▪◦\-*]\s|\(?\w{1,3}[.)]\s|\d+(\.\d+)*\.?\s+\S")
-_SECTION = re.compile(r"[–•▪◦\-*]\s|\(?\w{1,2}[.)]\s|\d{1,2}(\.\d+)*\.?\s+\S")  # begins a new heading
-_LEADERS_BACKWARDS = re.compile(
-    r"\d*\s*(?:\.\s*){4}"
-)  # the end of an entry in a table of contents, for a reversed line
+_SECTION = re.compile(r"[–•▪◦\-*]\s|\(?\w{1,2}[.)]\s|\d{1,2}(\.\d+)*\.?\s+\S")  # begins a heading of its own
+# End of an entry in a table of contents (dots and a page number), matched against the reversed
+# line.
+_LEADERS_BACKWARDS = re.compile(r"\d*\s*(?:\.\s*){4}")
 
 
 @dataclass
@@ -201,7 +201,7 @@ class _Shape:
         return above.right + word_width > self.right
 
     def is_heading(self, line: Line) -> bool:
-        """Return whether a line looks like a heading: larger than the text, or bold and as large."""
+        """Return whether a line looks like a heading: larger than the text, or bold and not smaller."""
         if not line.placed or not self.size:
             return False
         return self.is_large(line) or (line.bold and line.size > 0.95 * self.size)

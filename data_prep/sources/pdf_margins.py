@@ -14,8 +14,8 @@ from data_prep.sources.pdf_layout import FIRST_NUMBER, LARGER, LAST_NUMBER, Line
 EDGE_LINES = 3  # number of lines at the top and at the foot of a page that may be running titles
 SAME_PLACE = 3.0  # maximum distance, in points, of positions that are treated as the same
 SAME_COLUMN = 2.0  # maximum distance, in points, of a number's edge from the edge of its column
-# Minimum number of lines that a document's line numbers count. Two numbers at every fifth line, for
-# example, count 10 lines.
+# Minimum number of lines that line numbers must stand for. If every fifth line has a number, two
+# numbers stand for 10 lines.
 MIN_NUMBERED = 8
 _ROMAN = re.compile(r"(?=[ivxlc])(?:c{0,3})(?:xc|xl|l?x{0,3})(?:ix|iv|v?i{0,3})", re.IGNORECASE)
 _ROMAN_DIGITS = {"i": 1, "v": 5, "x": 10, "l": 50, "c": 100}
@@ -34,7 +34,6 @@ _LABELLED_NUMBER = re.compile(
 
 
 # --- line numbers
-# -------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -131,7 +130,7 @@ def _find_column(numbers: list[_Number]) -> _Column | None:
 def _are_line_numbers(
     pages: list[Page], columns: list[list[_Number]], at_end: bool, titles: set[int]
 ) -> bool:
-    """Return whether numbers are outside the text, and count the lines of their pages.
+    """Return whether numbers are line numbers: outside the text, and increasing with the lines.
 
     Args:
         columns: the numbers of each page.
@@ -208,14 +207,13 @@ def _remove_numbers(page: Page, numbers: list[_Number]) -> int:
 
 
 # --- running titles and page numbers
-# ------------------------------------------------------------------------
 
 
 def _find_titles(pages: list[Page]) -> set[int]:
-    """Return the ids of lines that may be running titles.
+    """Return the ids of lines that may be running titles or page numbers.
 
-    They are at the top or foot of a page, and occur on at least three pages if their numbers are
-    ignored, or consist of a number.
+    These lines are at the top or foot of a page. They recur at least three times, with the same or
+    different numbers, or consist of a number.
     """
     edges: list[Line] = []
     for page in pages:
@@ -279,8 +277,8 @@ def _is_repeated(group: list[_Edge], num_pages: int) -> bool:
     """Return whether lines recur at the same position on at least three pages, and often enough.
 
     They must be on more than half of the document's pages, or on more than 80 % of the pages from
-    the first of them to the last. If they are only on left pages, or only on right pages, the other
-    pages are not counted in the latter case.
+    the first of them to the last. If all are on left pages, or all on right pages, the 80 % refer
+    to these pages only.
     """
     numbers = sorted({edge.page for edge in group})
     count = len(numbers)

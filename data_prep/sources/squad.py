@@ -124,7 +124,7 @@ def _parse_entry(entry: Any, place: Place, report: Report) -> Iterator[Question]
         for question in questions:
             with report.quarantining(place):
                 if not isinstance(question, dict):
-                    raise Unreadable("a question is not an object")
+                    raise Unreadable("a question must be a JSON object")
                 shared = {"title": entry.get("title")}
                 yield _parse_question({**shared, **question, "context": paragraph.get("context")}, place)
 

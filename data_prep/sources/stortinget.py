@@ -110,7 +110,7 @@ def _is_item(element: etree._Element) -> bool:
 
 
 def _iter_texts(pieces: list[Piece], unit: str) -> Iterator[tuple[str, str]]:
-    """Yield the documents of an item: the suffix that makes the item's id unique, and the text.
+    """Yield the documents of an item: the suffix of each document's id, and its text.
 
     Args:
         unit: "item" to yield the whole item, "speech" to yield each speech in it.

@@ -32,8 +32,8 @@ ROWS = 256
 FIELDS = ("text", *OPTIONAL)
 LINE_BYTES = 200  # memory that a line needs in addition to its text
 # Maximum number of characters that are read again because of unclosed quotes, as a multiple of
-# those read from the file. Above it, rows end at the line end; otherwise, a file with many stray
-# quotes would take hours.
+# those read from the file. Above it, rows of more than one line are quarantined; otherwise, a file
+# with many stray quotes would take hours.
 MAX_REREAD_RATIO = 8
 
 
@@ -72,7 +72,8 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 class _Lines:
     """Iterator over the lines of a CSV file, for csv.reader.
 
-    It can return to the second line of a row, because an unclosed quote joins rows to one.
+    `give_up_row` can rewind it to the second line of the current row. This is needed after an
+    unclosed quote, which joins several rows into one.
 
     Attributes:
         row: the lines of the current row, with their places.

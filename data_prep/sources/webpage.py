@@ -32,7 +32,7 @@ from data_prep.sources.markup import local_name, parse_html
 from data_prep.user_error import UserError
 
 SUFFIXES = (".html", ".htm", ".xhtml")
-# The part of a page with its text is the smallest with this share of the extracted letters.
+# The page's text is in the smallest element with at least this share of the extracted letters.
 MOST = 0.9
 # A block is first searched for in this many letters after the previous block found, then in all of
 # the extracted text.
@@ -201,7 +201,8 @@ def _select_text(blocks: list[Block], extracted: str, furniture: Furniture, stri
 
     Args:
         extracted: the text that trafilatura extracted.
-        strict: true to leave out text outside that part which trafilatura did not extract.
+        strict: true to leave out blocks outside the smallest part, unless trafilatura extracted
+            them.
     """
     are_extracted = _find_extracted(blocks, extracted)
     part = _smallest_part(blocks, are_extracted)
@@ -252,7 +253,10 @@ def _is_in_box(block: Block) -> bool:
 
 
 def _smallest_part(blocks: list[Block], are_extracted: list[bool]) -> html.HtmlElement | None:
-    """Return the innermost element that contains MOST of the letters of the extracted blocks."""
+    """Return the innermost element with at least the share MOST of the extracted blocks' letters.
+
+    Return None if no block is extracted.
+    """
     letters_by_element: dict[html.HtmlElement, int] = {}
     total = 0
     for block, is_extracted in zip(blocks, are_extracted, strict=True):

@@ -59,7 +59,7 @@ TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygnin
             "newspapers were withdrawn",
         ),
         ("ncc", {"options": {"min_confidence": "0.5"}}, "must be a float for reader ncc"),
-        ("parallel", {"options": {"pairs": ["nob"]}}, "options.pairs: must be two of .*, not 'nob'"),
+        ("parallel", {"options": {"pairs": ["nob"]}}, "options.pairs: each must be two of .*, not 'nob'"),
         ("parallel", {"options": {"form": "chat"}}, "options.form is 'chat'"),
         ("squad", {"options": {"form": "text"}}, "options.form is 'text'"),
         ("table", {"options": {"delimiter": "||"}}, "options.delimiter: must be a single character"),
