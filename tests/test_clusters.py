@@ -430,7 +430,9 @@ COSTS = [
 def test_a_submission_of_three_jobs_prints_their_cost_in_the_sites_unit(cost: Cost) -> None:
     lines = replace(profiles()[cost.profile], **cost.settings).describe_submission(3)
     assert lines[0].startswith(cost.line)
-    assert ("a job gets, and pays for, whole nodes" in lines[1]) == (cost.profile in ("lumi", "jupiter"))
+    assert ("a job gets, and is charged for, whole nodes" in lines[1]) == (
+        cost.profile in ("lumi", "jupiter")
+    )
 
 
 def test_a_sweep_larger_than_the_limit_on_running_jobs_is_reported() -> None:
@@ -455,7 +457,7 @@ def test_a_submission_prints_what_a_user_must_know_about_the_site() -> None:
         for line in profiles()["olivia"].describe_submission(1)
     )
     assert profiles()["testcluster"].describe_submission(1) == [
-        "may use 1 GPU-hours of nn9999k, if all of its time is needed"
+        "uses up to 1 GPU-hours of nn9999k (if the jobs run to their time limit)"
     ]
 
 
