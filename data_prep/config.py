@@ -31,7 +31,10 @@ READERS = (
 
 @dataclass(kw_only=True)
 class LimitsConfig:
-    """Limits on source files; a file that exceeds one is treated as an attack or as broken."""
+    """Limits on source files, against archive bombs and damage.
+
+    Data beyond a limit is quarantined as unreadable.
+    """
 
     max_record_bytes: int = setting(
         64 * 2**20,
@@ -99,7 +102,9 @@ class SourceConfig:
         "tar or zip archives",
     )
     license: str = setting(
-        REQUIRED, "SPDX identifier of the licence, or NLOD-2.0; kept with every document up to the model card"
+        REQUIRED,
+        "SPDX identifier or another name of the licence, stored with every document and "
+        "listed in the model card",
     )
     attribution: str = setting("", "attribution that the licence requires, if it requires one")
     language: str = setting(
@@ -107,8 +112,8 @@ class SourceConfig:
     )
     fields: dict[str, str] = setting(
         {},
-        "for readers of records (jsonl, chat, table …): {our name: key or column in the record}, where the "
-        "two differ; our names are listed below, by reader",
+        "for readers of records (jsonl, chat, table …): names that differ from ours, as "
+        "{OURS: THEIRS}, e.g. {text: body}; our names are listed below, by reader",
     )
     options: dict[str, Any] = setting({}, "options of the reader; they are listed below, by reader")
     max_broken_share: float = setting(
@@ -121,8 +126,9 @@ class SourceConfig:
     limits: LimitsConfig = section(LimitsConfig)
     mixture: list[MixtureRule] = setting(
         [],
-        "rules; the first rule that applies to a document is used, and a document without one is left out; "
-        "empty: every document is used once",
+        "rules that select and repeat documents: the first that applies to a document is "
+        "used; a document to which none applies is left out; empty: every document is used "
+        "once",
     )
 
     def __post_init__(self) -> None:
@@ -218,8 +224,9 @@ class PrepareConfig:
     )
     shard_characters: int = setting(
         16_000_000,
-        "characters in a shard of a stage, which is repeated if its process is killed (while sources are "
-        "read, the unit is one large file or several small ones); it does not affect the corpus",
+        "characters per shard, the unit of work that is repeated if a process is killed "
+        "(for the stage read: one large file or several small ones); it does not affect the"
+        " corpus",
     )
 
     def __post_init__(self) -> None:

@@ -61,18 +61,20 @@ class LanguageConfig:
     )
     claim_weight: float = setting(
         0.5,
-        "weight of the source's claim, as a share of the document's letters: at 0.5, 75% of the text must be "
-        "in another language to override the claim; at 0 the claim is ignored, at 1 it always decides",
+        "weight of the source's claim, as a share of the document's letters: at 0.5, 75% of"
+        " the text must be in another language to override the claim; at 0 the claim is "
+        "ignored, at 1 it always decides",
     )
     mixed_share: float = setting(
         0.15,
-        "share of letters certainly in each standard from which a document counts as mixed (nor)",
+        "a document counts as mixed (nor) if at least this share of its letters is "
+        "certainly nob and at least this share certainly nno",
     )
     other_parts: str = setting(
         "cut",
-        f"paragraphs certainly in a language other than {', '.join(LANGUAGES)} (Polish, Arabic …): cut "
-        "removes them, and keeps the Norwegian parts of documents that would be dropped; "
-        "keep leaves documents whole",
+        f"paragraphs certainly in a language other than {', '.join(LANGUAGES)} (Polish, "
+        "Arabic …): cut removes them, which saves documents whose other paragraphs are "
+        "Norwegian; keep leaves documents whole",
     )
 
     def __post_init__(self) -> None:
@@ -92,9 +94,10 @@ class QualityConfig:
 
     skip_readers: list[str] = setting(
         ["conllu"],
-        "readers whose sources are counted but never dropped; treebanks are single sentences, for evaluation",
+        "readers whose documents are checked and counted but never dropped; conllu because "
+        "treebanks are single sentences, for evaluation",
     )
-    skip_sources: list[str] = setting([], "names of further sources that are counted but never dropped")
+    skip_sources: list[str] = setting([], "names of further sources whose documents are never dropped")
     min_words: int | None = setting(5, "minimum number of words")
     max_words: int | None = setting(1_000_000, "maximum number of words")
     min_word_length: float | None = setting(2.5, "minimum mean length of words, in characters")
@@ -117,15 +120,15 @@ class QualityConfig:
         0.001, "maximum share of characters that are U+FFFD or of a private use area (lost letters)"
     )
     max_spaced_letters: float | None = setting(
-        0.3, "maximum share of words of one letter, as in s p a c e d text from a PDF"
+        0.3, "maximum share of words of one letter, e.g. s p a c e d text from a PDF"
     )
     max_duplicate_lines: float | None = setting(
         0.5,
-        "maximum share of characters in lines that repeat an earlier line together with the line before it",
+        "maximum share of characters in lines that occurred earlier after the same preceding line",
     )
     max_duplicate_paragraphs: float | None = setting(
         0.5,
-        "maximum share of characters in paragraphs that repeat an earlier one together with the one before",
+        "maximum share of characters in paragraphs that occurred earlier after the same preceding paragraph",
     )
     max_top_ngrams: list[float] | None = setting(
         [0.45, 0.3, 0.25],
@@ -134,10 +137,13 @@ class QualityConfig:
     )
     max_duplicate_ngrams: float | None = setting(
         0.65,
-        "maximum share of characters in repeated sequences of 5 words; a document above it is dropped if "
-        "sequences of 30 words exceed it too, or if those of 5 words exceed the mean of it and 1",
+        "maximum share of characters in repeated sequences of 5 words; a document above it "
+        "is dropped if its share for sequences of 30 words is above it too, or if its share"
+        " for 5 words is above (1 + this) / 2",
     )
-    repetition_from: int = setting(100, "number of words from which documents are checked for repetition")
+    repetition_from: int = setting(
+        100, "minimum number of words of a document that is checked for repetition"
+    )
 
     def __post_init__(self) -> None:
         if self.max_top_ngrams is not None and len(self.max_top_ngrams) != 3:
@@ -158,11 +164,13 @@ class DeduplicateConfig:
     )
     tell_apart: bool = setting(
         True,
-        "whether similar documents are kept if their titles, numbers, dates, names or words contradict",
+        "whether similar documents are kept if a title, number, date, name or word of one "
+        "is replaced by another in the other",
     )
     bands: int = setting(
         25,
-        "number of bands of the 128 MinHash values; more bands find less similar documents and take longer",
+        "number of bands of the 128 MinHash values; more bands also find pairs that are "
+        "less similar, and take longer",
     )
 
     def __post_init__(self) -> None:
@@ -176,8 +184,8 @@ class DecontaminateConfig:
 
     sets: dict[str, str] = setting(
         {},
-        "evaluation sets, as {name: file or folder}; JSON, JSON lines, SQuAD, tables, Parquet, Arrow or text "
-        "files, compressed or not; all strings of a record are compared",
+        "evaluation sets, e.g. {name: file or folder}; JSON, JSON lines, SQuAD, tables, Parquet, Arrow or "
+        "text files, compressed or not; all strings of a record are compared",
     )
     words: int = setting(
         13,
@@ -236,7 +244,7 @@ class TokenizerConfig:
     """The tokenizer: that of a model folder, or one trained on the corpus."""
 
     path: str | None = setting(
-        None, "folder with tokenizer.json, as a model folder; unset: train a tokenizer on the corpus"
+        None, "folder with tokenizer.json, e.g. a model folder; unset: train a tokenizer on the corpus"
     )
     vocab_size: int = setting(
         8000, "vocabulary size of a tokenizer trained here (byte-level BPE), with special tokens; 300 or more"
@@ -282,8 +290,8 @@ class ChatConfig:
     )
     template_arguments: dict[str, Any] = setting(
         {},
-        'variables of the template, as {enable_thinking: false}; {date_string: "1 Jan 2026"} fixes the date '
-        "in a template that would otherwise insert the current one",
+        'variables of the template, e.g. {enable_thinking: false}; {date_string: "1 Jan 2026"} fixes the '
+        "date in a template that would otherwise insert the current one",
     )
     system: dict[str, str] = setting(
         {},

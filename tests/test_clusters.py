@@ -408,21 +408,21 @@ COSTS = [
     Cost(
         "lumi: whole nodes",
         {"nodes": 2, "ranks_per_node": 4, "timeout_min": 90},
-        "may use 36 GPU-hours of project_465000000",
+        "uses up to 36 GPU-hours of project_465000000",
     ),
-    Cost("lumi_small: of 3 half MI250X", {"timeout_min": 60}, "may use 2 GPU-hours"),
+    Cost("lumi_small: of 3 half MI250X", {"timeout_min": 60}, "uses up to 2 GPU-hours"),
     Cost(
         "lumi_small: 8 cores count as a GPU",
         {"timeout_min": 120, "cpus_per_rank": 32},
-        "may use 12 GPU-hours",
+        "uses up to 12 GPU-hours",
     ),
-    Cost("olivia", {"nodes": 2, "timeout_min": 60}, "may use 24 GPU-hours of nn9999k"),
-    Cost("saga", {"timeout_min": 60}, "may use 72 billing hours of nn9999k"),
-    Cost("saga: a quarter of the memory", NINETY_GB, "may use 18 billing hours"),
-    Cost("saga: all memory", WHOLE_MEMORY, "may use 71 billing hours"),
-    Cost("saga_a100", {"timeout_min": 60}, "may use 96 billing hours"),
-    Cost("betzy", {"timeout_min": 60}, "may use 192 billing hours"),
-    Cost("jupiter", {"timeout_min": 60, "ranks_per_node": 1}, "may use 12 GPU-hours of your account"),
+    Cost("olivia", {"nodes": 2, "timeout_min": 60}, "uses up to 24 GPU-hours of nn9999k"),
+    Cost("saga", {"timeout_min": 60}, "uses up to 72 billing hours of nn9999k"),
+    Cost("saga: a quarter of the memory", NINETY_GB, "uses up to 18 billing hours"),
+    Cost("saga: all memory", WHOLE_MEMORY, "uses up to 71 billing hours"),
+    Cost("saga_a100", {"timeout_min": 60}, "uses up to 96 billing hours"),
+    Cost("betzy", {"timeout_min": 60}, "uses up to 192 billing hours"),
+    Cost("jupiter", {"timeout_min": 60, "ranks_per_node": 1}, "uses up to 12 GPU-hours of your account"),
 ]
 
 
@@ -430,7 +430,9 @@ COSTS = [
 def test_a_submission_of_three_jobs_prints_their_cost_in_the_sites_unit(cost: Cost) -> None:
     lines = replace(profiles()[cost.profile], **cost.settings).describe_submission(3)
     assert lines[0].startswith(cost.line)
-    assert ("a job gets, and pays for, whole nodes" in lines[1]) == (cost.profile in ("lumi", "jupiter"))
+    assert ("a job gets, and is charged for, whole nodes" in lines[1]) == (
+        cost.profile in ("lumi", "jupiter")
+    )
 
 
 def test_a_sweep_larger_than_the_limit_on_running_jobs_is_reported() -> None:
@@ -455,7 +457,7 @@ def test_a_submission_prints_what_a_user_must_know_about_the_site() -> None:
         for line in profiles()["olivia"].describe_submission(1)
     )
     assert profiles()["testcluster"].describe_submission(1) == [
-        "may use 1 GPU-hours of nn9999k, if all of its time is needed"
+        "uses up to 1 GPU-hours of nn9999k (if the jobs run to their time limit)"
     ]
 
 

@@ -153,7 +153,7 @@ def test_prepare_reports_the_suggestion(mistake: ErrorOf, typed: list[str], mean
         (["seed", "=3"], "seed: there are spaces around its =; write seed=3"),
         (
             ["--dry-run", "fast"],
-            "'fast' has no value: settings are written key=value without spaces, as in lr=1e-4",
+            "'fast' has no value; write fast=VALUE",
         ),
         (["adapter=null"], "null is not the name of a file; write the name of one, as in adapter=none"),
         (

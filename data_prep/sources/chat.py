@@ -102,11 +102,11 @@ class ConversationOptions:
     role_key: str = setting("", "key of a turn's role in the records; empty: role or from")
     content_key: str = setting("", "key of a turn's text in the records; empty: content or value")
     roles: dict[str, str] = setting(
-        {}, "roles of the names in the records, as {kunde: user, saksbehandler: assistant}"
+        {}, "roles of the names in the records, e.g. {kunde: user, saksbehandler: assistant}"
     )
     prompt_template: str = setting(
         "",
-        'plain text around a prompt or instruction, as "{prompt}\\n\\n", instead of the chat template; '
+        'plain text around a prompt or instruction, e.g. "{prompt}\\n\\n", instead of the chat template; '
         "empty: the chat template renders them as turns",
     )
     strip_html: bool = setting(False, "whether HTML tags are removed from answers")

@@ -34,7 +34,7 @@ class Options:
 
     records: str = setting(
         "",
-        "path to the list of records in a JSON object, as response.docs; empty: it is detected",
+        "path to the list of records in a JSON object, e.g. response.docs; empty: it is detected",
     )
 
     def __post_init__(self) -> None:

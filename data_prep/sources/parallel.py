@@ -46,8 +46,8 @@ class Options(jsonl.Options):
 
     form: str = setting(
         "messages",
-        "documents made from a record: messages or prompt_completion for each pair of languages, or text "
-        "with one document of running text per letter and language",
+        "documents made from a record: messages or prompt_completion for each pair of "
+        "languages, or text: one document of running text per language",
     )
     pairs: list[str] = setting(
         ["nob-nno", "nno-nob"],

@@ -46,8 +46,8 @@ class Options:
     )
     min_kept: float = setting(
         0.6,
-        "minimum share of the page's letters in the extracted text; below it, the page is read by its tags "
-        "only, and counted",
+        "minimum share of the page's letters in the extracted text; below it, only HTML "
+        "tags decide what is left out, and the page is counted",
     )
 
     def __post_init__(self) -> None:

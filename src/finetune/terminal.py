@@ -64,3 +64,8 @@ def _start_live_line(total: int, verb: str) -> Progress:
     progress.add_task(verb, total=total)
     progress.start()
     return progress
+
+
+def format_count(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless the number is 1."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune.runs.state import JobState
-from finetune.terminal import console
+from finetune.terminal import console, format_count
 
 if TYPE_CHECKING:
     from finetune.launch.prepare_jobs import PrepareRun
@@ -51,8 +51,8 @@ def print_corpus_overview(corpus: Any) -> None:
     out.print(_stage_table(manifest, []))
     _print_sources(out, manifest)
     out.print(_split_line(corpus.folder, manifest))
-    options = "--sample 3, --dropped, --cut, --find TEXT, --tokens, --lengths"
-    more = f"more: finetune inspect {corpus.folder} {options}; {corpus.folder}/README.md"
+    options = "--sample 3, --dropped, --cut, --find TEXT, --tokens or --lengths"
+    more = f"details: finetune inspect {corpus.folder} with {options}; description: {corpus.folder}/README.md"
     out.print(Text(more), soft_wrap=True)
 
 
@@ -101,10 +101,12 @@ def _source_table(manifest: Any) -> Table:
 
 
 def _split_line(folder: Any, manifest: Any) -> Text:
-    splits = ", ".join(
-        f"{s} {manifest.documents(s)} documents, {manifest.tokens(s):,} tokens" for s in manifest.splits
-    )
-    return Text(f"corpus {folder}: {splits}; vocabulary {manifest.tokenizer.vocab_size}")
+    parts = []
+    for split in manifest.splits:
+        documents = format_count(manifest.documents(split), "document")
+        parts.append(f"{split} {documents}, {manifest.tokens(split):,} tokens")
+    parts.append(f"vocabulary {manifest.tokenizer.vocab_size}")
+    return Text(f"corpus {folder}: {'; '.join(parts)}")
 
 
 def _format_tokens(source: Any, key: str) -> str:

@@ -40,24 +40,27 @@ class Group:
 
 TRAIN_OPTIONS = [
     Entry("-m", "run a sweep: one run for each combination of values, as in lr=1e-4,2e-4 seed=0,1"),
+    Entry("--after ID", "start after the preparation on Slurm with this id"),
     Entry("--dry-run", "check everything and print the batch script, but start and write nothing"),
     Entry(
         "--config-dir FOLDER", "folder with further config files, in subfolders named like the groups below"
     ),
     Entry("--cfg job", "print the composed config and exit"),
 ]
-TRAIN_USAGE = "usage: finetune train [recipe=NAME] [key=value …] [-m] [--dry-run] [--config-dir FOLDER]"
+TRAIN_USAGE = (
+    "usage: finetune train [recipe=NAME] [key=value …] [-m] [--after ID] [--dry-run] [--config-dir FOLDER]"
+)
 GROUPS_TITLE = (
     "Config files that set several settings at once, selected with group=name. * marks the default. "
     "model= also accepts a model folder, a hub id or run:<id>."
 )
 SETTINGS_TITLE = (
-    "Settings, written key=value, with [type; default]. A selected config file may set another value."
+    "Settings, written key=value, with [type; default]. The selected config files may change these defaults."
 )
 PREPARE_USAGE = "usage: finetune prepare corpus=NAME [key=value …] [--config-dir FOLDER]"
 PREPARE_NOTES = (
-    "To add a corpus, write FOLDER/corpus/NAME.yaml, with the keys below without their 'corpus.', and pass "
-    "--config-dir FOLDER; conf/corpus in the repository has an example of each reader.",
+    "To add a corpus, write FOLDER/corpus/NAME.yaml, with the keys listed below, without the prefix "
+    "'corpus.', and pass --config-dir FOLDER; conf/corpus in the repository has an example of each reader.",
     "To resume a preparation that was interrupted, run the same command again.",
     "With cluster=NAME of a Slurm site, the steps run as job arrays, one after the other; the settings "
     "cluster.prepare.… below configure these jobs.",

@@ -388,7 +388,9 @@ def _check_spaces(settings: list[str]) -> None:
 
 def _describe_unknown_option(argument: str, following: str | None) -> str:
     name, equals, value = argument.partition("=")
-    long_options = [option for option in (*FLAGS, *WITH_VALUE, "--after", "--help") if len(option) > 2]
+    long_options = [
+        option for option in (*FLAGS, *WITH_VALUE, "--after", "--dry-run", "--help") if len(option) > 2
+    ]
     suggestion = did_you_mean(name, long_options)
     if suggestion:
         return f"unknown option {name}{suggestion}"
@@ -397,8 +399,9 @@ def _describe_unknown_option(argument: str, following: str | None) -> str:
     if not equals and following and not following.startswith("-") and "=" not in following:
         equals = "="
         value = following
-    remedy = f"; write {key}={value}" if equals and key else ""
-    return f"unknown option {name}: {EXAMPLE}{remedy}"
+    if equals and key:
+        return f"unknown option {name}: {EXAMPLE}; write {key}={value}"
+    return f"unknown option {name}; `finetune train --help` lists options and settings"
 
 
 def _describe_no_setting(setting: str, before: Sequence[str]) -> str:
@@ -414,7 +417,7 @@ def _describe_no_setting(setting: str, before: Sequence[str]) -> str:
     found = re.fullmatch(r"([A-Za-z_][\w.]*):\s*(\S.*)", setting)
     if found:
         return f"'{setting}' is not a setting; write {shell_quote(f'{found[1]}={found[2]}')}"
-    message = f"'{setting}' has no value: {EXAMPLE}"
+    message = f"'{setting}' has no value; write {setting}=VALUE"
     if before and re.search(r"=(?!(true|false|null|[\d.e+-]+)$).", before[-1]):  # a text
         joined = shell_quote(f"{before[-1]} {setting}")
         message += f"; if it belongs to the value before it, write {joined}"

@@ -52,12 +52,12 @@ def _print_speed(out: Console, summary: Summary) -> None:
     speed = "no step left to do"
     if summary.tokens_per_second:
         speed = f"{summary.tokens_per_second:,.0f} tokens/s"
-    parameters = f"{summary.trainable_parameters:,} of {summary.parameters:,} parameters"
+    parameters = f"trained {summary.trainable_parameters:,} of {summary.parameters:,} parameters"
     out.print(f"  {parameters}, {summary.steps} steps, {speed}")
     if summary.mfu is not None:
-        limit = f"{summary.peak_flops_per_rank / 1e12:.2f} TFLOP/s per rank ({summary.peak_flops_origin})"
+        peak = f"{summary.peak_flops_per_rank / 1e12:.2f} TFLOP/s per rank ({summary.peak_flops_origin})"
         memory = f"{summary.peak_memory_bytes / 2**30:.2f} GiB"
-        out.print(f"  {summary.mfu:.0%} of {limit}, peak memory per rank {memory}")
+        out.print(f"  MFU {summary.mfu:.0%} of a peak of {peak}; peak memory per rank {memory}")
     total = summary.seconds["total"]
     parts = sorted(((s, n) for n, s in summary.seconds.items() if n != "total"), reverse=True)
     shares = ", ".join(f"{name} {seconds / total:.0%}" for seconds, name in parts if seconds > total / 200)

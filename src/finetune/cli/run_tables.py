@@ -16,7 +16,7 @@ from finetune.launch.sweep_files import Point, best_of, read_point, sort_points
 from finetune.runs import attempts
 from finetune.runs.folder import RunFolder
 from finetune.runs.state import RunState
-from finetune.terminal import console
+from finetune.terminal import console, format_count
 from finetune.tracking.spool import last_step
 
 OVERVIEW_POINTS = 12  # rows for each sweep if several tables are shown
@@ -141,7 +141,9 @@ def sweep_table(sweep: str, statuses: list[Observed], most: int, width: int) -> 
     columns = _fit(_make_columns(sweep, points, shown, by_id, best), width)
     bold = shown.index(best) if best in shown else None
     table = _render(columns, len(shown), bold)
-    head = Text.assemble("sweep ", (sweep, "bold"), f": {len(points)} points: {_count_states(statuses)}")
+    head = Text.assemble(
+        "sweep ", (sweep, "bold"), f": {format_count(len(points), 'point')}: {_count_states(statuses)}"
+    )
     parts: list[RenderableType] = [head, table]
     if len(shown) < len(points):
         parts.append(Text(f"… and {len(points) - len(shown)} more: finetune status {sweep}"))
@@ -151,7 +153,7 @@ def sweep_table(sweep: str, statuses: list[Observed], most: int, width: int) -> 
 def print_points(points: list[dict[str, str]], most: int) -> None:
     """Print the swept values of points that have not been started, in their order."""
     out = console()
-    out.print(f"{len(points)} points:")
+    out.print(f"{format_count(len(points), 'point')}:")
     columns = [Column("point", [f"{index:03d}" for index in range(len(points))])]
     for key, name in short_names(find_varying_keys(points)).items():
         columns.append(Column(name, short_values([point.get(key, "") for point in points])))

@@ -13,7 +13,9 @@ from finetune.cli.sync import update_sweep_files
 def status(arguments: list[str]) -> int:
     """Print the state of runs and the steps of preparations, once or until all runs have ended."""
     parser = make_parser(
-        "status", "Show the state of runs, or how they ended. Works from any shell: it reads disk and Slurm."
+        "status",
+        "Show the state of runs, or how they ended. Works from any shell: it reads the run folders and "
+        "Slurm's queue.",
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="ids of runs or sweeps (default: all runs)")
     add_corpora_dir(parser)

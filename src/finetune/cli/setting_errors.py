@@ -79,6 +79,9 @@ def _describe_value(key: str, text: str, fault: OmegaConfBaseException, argument
         argument: the argument that set the key, if there is one.
     """
     if "missing mandatory value" in text:
+        in_source = re.fullmatch(r"corpus\.sources\.([^.]+)\.(\w+)", key)
+        if in_source and argument.endswith("=…"):
+            return f"{key} is missing; add '{in_source[2]}:' to source {in_source[1]} in the corpus file"
         short = "corpus" if key == "data.corpus" else key
         return f"{key} is missing; write {short}=…"
     if isinstance(fault, InterpolationKeyError | InterpolationResolutionError):
@@ -207,6 +210,8 @@ def _describe_library_key(key: str, parent: Any, argument: str) -> str:
     node = parent if isinstance(parent, DictConfig) else {}
     owner = ""
     known: tuple[str, ...] = ()
+    if section == "adapter" and not node:
+        return f"{key}: adapter=none has no settings; choose an adapter, e.g. adapter=lora"
     if section == "adapter":
         owner = str(node.get("peft_type") or "")
         known = suggestions.adapter_keys(owner)

@@ -100,7 +100,7 @@ VERBS = (
     Verb(
         "evaluate",
         "RUN[@STEP]|FOLDER",
-        "compute held-out loss by source and written standard, for one or several models",
+        "compute held-out loss by source and written standard (nob, nno …), for one or several models",
         module="finetune.cli.evaluate",
         completes=Completes.RUN,
         synonyms=("eval", "test"),
@@ -140,7 +140,7 @@ VERBS = (
     Verb(
         "prune",
         "[RUN …]",
-        "delete files that completed runs no longer need",
+        "list files that completed runs no longer need; delete them with --yes",
         module="finetune.cli.runs",
         completes=Completes.RUN_OR_SWEEP,
         synonyms=("rm", "delete", "clean"),
@@ -148,7 +148,7 @@ VERBS = (
     Verb(
         "sync",
         "[RUN …]",
-        "send new metrics of runs to MLflow (automatic while a shell follows a run)",
+        "send new metrics of runs to MLflow (automatic while `finetune train` waits for a run)",
         module="finetune.cli.sync",
         completes=Completes.RUN_OR_SWEEP,
     ),

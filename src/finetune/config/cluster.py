@@ -67,20 +67,21 @@ class PrepareJobs:
     constraint: str | None = setting(None, "features that the nodes must have")
     architecture: str | None = setting(None, "CPU architecture of the nodes; unset: that of the login nodes")
     tasks: int = setting(
-        32, "largest number of tasks of a step; fewer if the queue accepts fewer jobs of a user"
+        32, "largest number of tasks per step; fewer if the queue limits a user to fewer jobs"
     )
     tasks_per_job: int | None = setting(
         None,
-        "parallel tasks in a job, for partitions that allocate whole nodes; unset: as many as a node has "
-        "cores and memory for if site.whole_nodes is true, otherwise 1",
+        "parallel tasks per job, for partitions that allocate whole nodes; unset: with "
+        "site.whole_nodes, as many as a node's cores and memory allow; otherwise 1",
     )
     memory: str = setting("8G", "memory per task")
     timeout_min: int = setting(
-        240, "time limit of a job, in minutes; consecutive steps of one task share a job"
+        240, "time limit of a job, in minutes; consecutive steps that have only one task run in the same job"
     )
     python: str | None = setting(
         None,
-        "command of the job's Python, as in a container; unset: the Python that submits (not cluster.python)",
+        "command that starts Python in a job, e.g. in a container; unset: the Python that "
+        "submits (not cluster.python)",
     )
     modules: list[str] = setting([], "module commands at the start of a job; cluster.modules is not used")
     setup: list[str] = setting([], "shell lines at the start of a job; cluster.setup is not used")
@@ -133,23 +134,25 @@ class ClusterConfig:
 
     account: str | None = setting(None, "account to charge")
     partition: str | None = setting(None, "Slurm partition; unset: the site's default")
-    qos: str | None = setting(None, "Slurm quality of service, as a site's development queue")
+    qos: str | None = setting(None, "Slurm quality of service, e.g. a site's development queue")
     constraint: str | None = setting(None, "features that the nodes must have")
     gpu_request: str = setting("none", f"sbatch option that requests GPUs: {', '.join(GPU_REQUESTS)}")
-    gpu_type: str | None = setting(None, "type of GPU in that request, as a100 in gres=gpu:a100:4")
+    gpu_type: str | None = setting(None, "type of GPU in that request, e.g. a100 in gres=gpu:a100:4")
     cpus_per_rank: int = setting(1, "cores per rank")
-    memory_per_node: str | None = setting(None, "memory per node, as 440G; unset: the site's default")
+    memory_per_node: str | None = setting(None, "memory per node, e.g. 440G; unset: the site's default")
     sbatch: dict[str, str] = setting({}, "further options of sbatch, by their long names")
     srun: list[str] = setting([], "further options of srun")
-    array_parallelism: int = setting(256, "largest number of points of a sweep that run at once")
+    array_parallelism: int = setting(
+        256, "largest number of runs of a sweep that run at the same time; unset: no limit"
+    )
 
     python: str | None = setting(
-        None, "command of the job's Python, as in a container; unset: the Python that submits"
+        None, "command that starts Python in a job, e.g. in a container; unset: the Python that submits"
     )
     host_python: str = setting(
         "python3",
-        "if python is set: a Python (3.8 or newer) on the nodes, outside a container, which requeues a run; "
-        "needs no packages",
+        "Python (3.8 or newer, no packages needed) on the nodes, outside any container; "
+        "used to requeue a run if cluster.python is set",
     )
     clean_modules: str | None = setting(
         None,
@@ -157,7 +160,7 @@ class ClusterConfig:
         "purge",
     )
     modules: list[str] = setting(
-        [], "module commands after clean_modules, as 'load CUDA'; one that fails ends the job"
+        [], "module commands to run after clean_modules, e.g. 'load CUDA'; one that fails ends the job"
     )
     setup: list[str] = setting([], "shell lines before the ranks start")
     master_suffix: str = setting(
@@ -173,7 +176,8 @@ class ClusterConfig:
     signal_lead_s: int = setting(300, "seconds before the time limit at which the ranks save a checkpoint")
     node_local: str | None = setting(
         None,
-        "folder for scratch data, as $SCRATCH, with a part for each node; may contain variables of the job",
+        "folder for scratch data, e.g. $SCRATCH, preferably on the node's own disk; each "
+        "node uses its own subfolder; may contain variables of the job",
     )
     shared_cache: str | None = setting(
         None,
@@ -305,7 +309,7 @@ class ClusterConfig:
             lines.append(self._describe_cost(num_points))
             if site.whole_nodes and site.gpus_per_node not in (None, self.ranks_per_node):
                 lines.append(
-                    f"a job gets, and pays for, whole nodes: "
+                    f"a job gets, and is charged for, whole nodes: "
                     f"{self.ranks_per_node} of {site.gpus_per_node} GPUs are used"
                 )
         limits = self.queue_limits()
@@ -330,7 +334,9 @@ class ClusterConfig:
         it is known, else in GPU-hours."""
         cost = num_points * self.nodes * self.units_per_node_hour * self.timeout_min / 60
         account = self.account or "your account"
-        return f"may use {cost:,.0f} {self.billing_unit} of {account}, if all of its time is needed"
+        return (
+            f"uses up to {cost:,.0f} {self.billing_unit} of {account} (if the jobs run to their time limit)"
+        )
 
     @property
     def billing_unit(self) -> str:

@@ -18,10 +18,12 @@ class QueueLimits:
     max_nodes: int | None = setting(None, "largest number of nodes of a job")
     max_gpus: int | None = setting(None, "largest number of GPUs of a job")
     max_submitted: int | None = setting(
-        None, "largest number of queued and running jobs of a user; each task of an array counts"
+        None, "largest number of queued and running jobs per user; each task of an array counts as a job"
     )
     max_running: int | None = setting(
-        None, "largest number of running jobs of a user; more are queued, which a submission reports"
+        None,
+        "largest number of running jobs per user; further jobs wait in the queue, and a "
+        "submission prints that",
     )
     note: str | None = setting(None, "further information for users, printed at submission")
 
@@ -31,12 +33,14 @@ class Source:
     """A source of facts of a profile."""
 
     facts: list[str] = setting(
-        [], "settings of the profile that come from it, as site.queues; a section includes its settings"
+        [], "settings of the profile that come from it, e.g. site.queues; a section includes its settings"
     )
     source: str = setting("", "the page, script or person")
-    date: str = setting("", "month or day of the page, or the day on which it was read")
+    date: str = setting("", "date of the page (a month or a day), or the day on which it was read")
     confidence: str = setting(
-        "documented", f"how we know: {', '.join(CONFIDENCES)} (seen to work with this profile)"
+        "documented",
+        "basis of the facts: tested (with this profile), documented (by the site) or "
+        "community (users' scripts)",
     )
 
 
@@ -47,14 +51,16 @@ class SiteConfig:
 
     docs: str | None = setting(None, "address of the site's documentation")
     confidence: str = setting(
-        "documented", f"how we know: {', '.join(CONFIDENCES)} (seen to work with this profile)"
+        "documented",
+        "basis of the facts: tested (with this profile), documented (by the site) or "
+        "community (users' scripts)",
     )
     verified: str | None = setting(None, "date of the documentation or of the test")
     sources: list[Source] = setting([], "the sources of the facts in the profile")
     notes: list[str] = setting([], "further information for users of the site, printed at submission")
-    accelerator: str | None = setting(None, "accelerators of a node, as 4 x GH200")
+    accelerator: str | None = setting(None, "accelerators of a node, e.g. 4 x GH200")
     gpu_architecture: str | None = setting(
-        None, "CUDA architecture of the GPUs, as sm_90; torch must be built for it"
+        None, "CUDA architecture of the GPUs, e.g. sm_90; torch must be built for it"
     )
     login_architecture: str | None = setting(
         None, f"CPU architecture of the login nodes: {', '.join(ARCHITECTURES)}"
@@ -77,7 +83,7 @@ class SiteConfig:
     python_example: str | None = setting(None, "example of cluster.python, if jobs need a container")
     internet: bool = setting(False, "whether compute nodes reach the internet, perhaps through a proxy")
     purge_days: int | None = setting(None, "days after which files in the work area are deleted")
-    billing: str | None = setting(None, "unit in which jobs are charged, as GPU-hours")
+    billing: str | None = setting(None, "unit in which jobs are charged, e.g. GPU-hours")
     billing_per_gpu: float | None = setting(
         None, "units per GPU and hour; the largest of the charges for GPUs, cores and memory counts"
     )

@@ -46,8 +46,9 @@ class ModelConfig:
     )
     attention: str = setting(
         "auto",
-        f"attention implementation: {', '.join(ATTENTION_IMPLEMENTATIONS)}; auto: the fastest one that keeps "
-        "packed documents apart in a check at the start",
+        f"attention implementation: {', '.join(ATTENTION_IMPLEMENTATIONS)}; documents: "
+        "finetune's own, which computes no masked scores; auto: the fastest one that passes"
+        " a check, at the start, that packed documents do not attend to each other",
     )
     quantization: str | None = setting(
         None,
@@ -58,10 +59,12 @@ class ModelConfig:
     )
 
     def check(self) -> None:
-        if (self.path is None) == (not self.from_scratch):
+        if self.path is None and not self.from_scratch:
+            raise UserError("model.path is missing; write e.g. model=run:<run id> or model=/path/to/folder")
+        if self.path is not None and self.from_scratch:
             raise UserError(
-                "model.path and model.from_scratch: exactly one must be set; "
-                "add e.g. model=run:<run id> or model=/path/to/folder"
+                "model.path and model.from_scratch: both are set; set only one (model=FOLDER replaces "
+                "model=llama_tiny)"
             )
         if self.from_scratch and "model_type" not in self.from_scratch:
             raise UserError("model.from_scratch.model_type is missing; name the architecture, e.g. llama")
@@ -138,7 +141,9 @@ class TrainConfig:
     cluster: ClusterConfig = section(ClusterConfig)
     data: DataConfig = section(DataConfig)
 
-    global_batch_size: int = setting(8, "packs per optimizer step, over all ranks")
+    global_batch_size: int = setting(
+        8, "packs (sequences of data.sequence_length tokens) per optimizer step, over all ranks"
+    )
     micro_batch_size: int = setting(4, "packs per forward pass on one rank")
     max_steps: int | None = setting(None, "number of optimizer steps; unset: computed from num_epochs")
     num_epochs: float = setting(1.0, "passes over the training packs; used if max_steps is unset")
@@ -149,7 +154,9 @@ class TrainConfig:
         0.05, "share of the steps in which the learning rate rises linearly from zero"
     )
     decay_ratio: float = setting(0.2, "share of the steps, at the end, in which schedule=wsd decays")
-    min_lr_ratio: float = setting(0.1, "learning rate at the end, as a share of lr; not used by constant")
+    min_lr_ratio: float = setting(
+        0.1, "learning rate at the end, as a share of lr; not used with schedule=constant"
+    )
     weight_decay: float = setting(0.01, "decoupled weight decay of AdamW; not applied to biases and norms")
     adam_beta1: float = setting(0.9, "AdamW beta1")
     adam_beta2: float = setting(0.95, "AdamW beta2")
@@ -170,15 +177,16 @@ class TrainConfig:
     )
     result: str = setting(
         "best",
-        "model to save at the end: best (lowest held-out loss, if the run evaluates) or last; best also "
-        "saves a checkpoint at each new lowest loss",
+        "model to save at the end: best (lowest held-out loss; the last one if the corpus "
+        "has no validation documents) or last; with best, each new lowest loss also saves a"
+        " checkpoint",
     )
     on_bad_step: str = setting(
         "stop",
-        "action after a loss that is NaN or Inf, or a spike: stop, or rewind to the last checkpoint and skip "
-        "the batch of that step",
+        "action after a bad step (loss NaN, Inf or a spike): stop, or rewind to the last "
+        "checkpoint and skip the batch of that step",
     )
-    max_rewinds: int = setting(3, "number of rewinds after which a run stops")
+    max_rewinds: int = setting(3, "largest number of rewinds; a run then stops")
     spike_stds: float = setting(
         8.0,
         "a loss is a spike if it is this many standard deviations, and at least 0.5 nats, above the mean of "
@@ -186,8 +194,8 @@ class TrainConfig:
     )
     check_first_loss: bool = setting(
         True,
-        "stop if the first loss of a base loaded from files is as high as that of random weights; set false "
-        "for a base that does have random weights",
+        "stop if the first loss of a model loaded from model.path is as high as that of "
+        "random weights; set false if its weights really are random",
     )
     hang_timeout_min: float = setting(
         30.0, "minutes without progress after which a rank logs its stack traces and ends the job"
