@@ -21,7 +21,7 @@ A turn of the assistant is trained on unless one of its flags (`loss`, `train`, 
 `training`, `weight`, `loss_weight`) is false or 0. Some keys would change which tokens are trained
 on, but are not supported: REFUSED, REFUSED_IN_TURNS, and flags in other spellings, such as
 `compute_loss`. A record with such a key is dropped as unsupported, and the report names the key.
-All other unknown keys are counted by name.
+Other unknown keys are counted by name.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class ConversationOptions:
         if self.prompt_template and self.prompt_template.count("{prompt}") != 1:
             raise UserError(
                 "options.prompt_template: must contain {prompt} exactly once, "
-                f'as "{{prompt}}\\n\\n", not {self.prompt_template!r}'
+                f'such as "{{prompt}}\\n\\n", not {self.prompt_template!r}'
             )
 
 

@@ -1,8 +1,8 @@
 """Reader of Universal Dependencies treebanks (CoNLL-U). They are small, and meant for evaluation.
 
-If a file has `# newdoc` comments, a document is the sentences from one to the next; else each
-sentence is a document. The text is taken from the comment `# text = …`, not rebuilt from tokens.
-The language is taken from the file's name (no_bokmaal-ud-dev.conllu).
+A comment `# newdoc` begins a document, which ends before the next such comment. Without these
+comments, each sentence is a document. The text is taken from the comment `# text = …`, not rebuilt
+from tokens. The language is taken from the file's name (no_bokmaal-ud-dev.conllu).
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ that has none of the reader's keys is not a record, but may contain the list of 
 MAX_DEPTH objects deep; its other values are ignored. If the list is not found, `options.records`
 can name it.
 
-After a broken element, reading continues at the next element. It is recognized by a line with the
-same indentation, or, if elements share a line, as an object with the keys of the records read so
-far.
+After a broken element, reading continues at the next element. This is the next object at the
+beginning of a line with the same indentation. If elements share a line, it is the next object that
+resembles the elements read so far.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Reader of PDF files with a text layer, by PDFium (extra `prep`): one document a file.
+"""Reader of PDF files with a text layer. Each file is one document.
+
+It needs PDFium, which the extra `prep` installs.
 
 The lines of a paragraph are joined; headings are recognized by their font. Words that were
 hyphenated at a line break are rejoined. PDFium writes U+FFFE for each hyphen at a line end, also

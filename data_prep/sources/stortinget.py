@@ -8,9 +8,9 @@ The first format was used until 2015-16, the second since then:
 A document is an item of the agenda; the text of a meeting outside all items is another document.
 With `unit: speech`, each speech is a document. All documents of a file form a group.
 
-Each item keeps its number and title, its speeches, remarks and votes in order. Before each speech
-stand the speaker, party and time as written in the minutes, and whether it is a main speech
-(hovedinnlegg) or a reply (replikk).
+Each item keeps its number and title, and its speeches, remarks and votes in order. A speech begins
+with the speaker, party and time as written in the minutes, and with its kind: main speech
+(hovedinnlegg) or reply (replikk).
 """
 
 from __future__ import annotations
