@@ -1,7 +1,8 @@
-"""Local sweeps with stand-ins for the ranks: commands, signals and files are real, training is not.
+"""Local sweeps without training: commands, signals and files are real, the ranks are stand-ins.
 
-`python -m tests.local_sweep ARGUMENTS` runs `finetune ARGUMENTS`. A stand-in completes its run when the
-file `finish` is in the working directory, and stops the run when the run's stop file is there.
+`python -m tests.local_sweep ARGUMENTS` runs `finetune ARGUMENTS`. A stand-in waits until the file
+`finish` is in the working directory, then completes its run; or until the run's stop file exists,
+then stops its run.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if not stopped:
 
 
 def start_stand_in(run: RunFolder, config: TrainConfig) -> Controller:
-    """Start a stand-in for submitit's controller, in a session of its own like the controller."""
+    """Start a stand-in for submitit's controller, in a session of its own as the real one."""
     run.jobs.mkdir(exist_ok=True)
     command = [sys.executable, "-c", STAND_IN, "submitit.core._submit", str(run.jobs)]
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

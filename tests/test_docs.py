@@ -1,4 +1,4 @@
-"""The pages of docs/ build without a warning, load nothing from outside, and hold all settings."""
+"""The pages of docs/ build without warnings, load nothing from other hosts, list all settings."""
 
 from __future__ import annotations
 
@@ -90,12 +90,12 @@ def test_a_dangling_link_fails_the_build(tmp_path: Path) -> None:
 
 
 def names_on(built: Path, page: str) -> set[str]:
-    """Return what stands in the type of code on a reference page."""
+    """Return the text of all inline code on a reference page."""
     return parse_page(built / "reference" / f"{page}.html").codes
 
 
 def setting_names(schema: Any) -> Iterator[str]:
-    """Yield the last part of the key of each setting of a dataclass, and of those nested in it."""
+    """Yield the last part of each setting's key in a dataclass and the dataclasses nested in it."""
     kinds = get_type_hints(schema)
     for item in dataclasses.fields(schema):
         inner = [
@@ -173,7 +173,7 @@ def test_every_name_of_the_layout_is_on_its_page(built: Path) -> None:
 
 
 def numbered_names() -> list[str]:
-    """Return an example of each name that a function of layout.py makes."""
+    """Return one example of each file or folder name that a function of layout.py returns."""
     examples = []
     for function in vars(layout).values():
         if not inspect.isfunction(function) or function.__annotations__.get("return") != "str":
@@ -299,7 +299,7 @@ def test_the_most_specific_source_of_a_setting_holds() -> None:
 
 
 def code_blocks(page: str, language: str) -> list[str]:
-    """Return the blocks of code of a language on a page of docs/."""
+    """Return the code blocks of a language on a page of docs/."""
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text("utf-8"), re.DOTALL)
 
 

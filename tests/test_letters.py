@@ -1,5 +1,4 @@
-"""The benchmark of letters kept: counted letters, and the names of missing ones. All texts are
-invented."""
+"""The benchmark of kept letters: how it counts letters, and names missing pieces of invented texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Measures of benchmarks/line_style.py: known answers on made-up modules, and bounds for this repository."""
+"""Measures of benchmarks/line_style.py: known counts on made-up modules, bounds for this
+repository."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from benchmarks.measures import Row
 
 @dataclass(frozen=True)
 class Case:
-    """A module, and the number of places in it that a measure counts."""
+    """A module, and the number of places that a measure counts in it."""
 
     id: str
     key: str

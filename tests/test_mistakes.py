@@ -28,7 +28,7 @@ CORPUS = "name: x\nsources:\n  a: {reader: jsonl, path: x, license: MIT}\n"
 
 @pytest.fixture
 def mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> ErrorOf:
-    """Return a function that runs a wrong call and returns its error line without `error: `."""
+    """Return a function that runs a wrong command and returns its error line without `error: `."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
 

@@ -1,4 +1,4 @@
-"""Jobs of a preparation: their settings, and the layout of tasks in jobs; without Slurm."""
+"""Jobs of a preparation: their settings, and how tasks are divided into jobs. Slurm is not used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shape of the learning rate's schedules, and the warning about a jump at a resume."""
+"""Learning rate schedules, and the warning about a jump of the learning rate at a resume."""
 
 from __future__ import annotations
 

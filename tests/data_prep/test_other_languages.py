@@ -1,4 +1,4 @@
-"""Tests of languages far from Norwegian, mixed pages, names, and Bokmål that resembles Danish."""
+"""Languages unlike Norwegian, pages in several languages, names, and Danish-looking Bokmål."""
 
 from __future__ import annotations
 

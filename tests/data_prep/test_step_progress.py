@@ -1,4 +1,4 @@
-"""Tests of progress: a live line on a terminal, a few plain lines elsewhere, no lost warning."""
+"""Progress: one live line on a terminal, a few plain lines elsewhere, and no lost warning."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write_program(folder: Path) -> Path:
 
 
 def run_on_terminal(command: list[str], columns: int) -> str:
-    """Return everything that a command writes to a terminal of this width."""
+    """Return all output of a command on a terminal that is `columns` wide."""
     process, descriptor = pty.fork()
     if process == 0:
         os.execvp(command[0], command)
@@ -47,7 +47,7 @@ def run_on_terminal(command: list[str], columns: int) -> str:
     while True:
         try:
             piece = os.read(descriptor, 65536)
-        except OSError:  # the terminal's other end is closed
+        except OSError:  # the command has closed the terminal
             break
         if not piece:
             break

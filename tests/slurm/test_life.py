@@ -1,4 +1,4 @@
-"""Runs from a new shell without accounting; and submissions that Slurm or the disk refuses."""
+"""Runs are managed from a new shell without accounting. Slurm or a full disk refuses submissions."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 def refuse(
     shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., str]]:
-    """Return a function that makes a refused submission and returns its one line of error.
+    """Return a function that makes a submission and returns the one error line of its refusal.
 
-    Nothing may be queued by it, and no run folder may be left.
+    After the test, no job may be queued and no run folder may have been added.
     """
     monkeypatch.chdir(shell.folder)
     monkeypatch.setenv("SLURM_CONF", str(shell.cluster.conf))

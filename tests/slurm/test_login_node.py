@@ -1,4 +1,4 @@
-"""Submission from a login node, by a Python that jobs cannot see and by one without torch."""
+"""Submission from login nodes whose Python cannot be seen by jobs, or lacks torch."""
 
 from __future__ import annotations
 
