@@ -97,7 +97,7 @@ def css_urls(text: str) -> list[str]:
 
 
 def is_external(url: str) -> bool:
-    """Return whether a URL leads to another host. A data URL contains its content, so it does not."""
+    """Return whether a URL leads to another host. A data URL does not: it contains its content."""
     return bool(urlsplit(url).netloc) or urlsplit(url).scheme not in ("", "data")
 
 

@@ -78,7 +78,7 @@ def make(tmp_path: Path) -> Callable[..., RunFolder]:
 
 @pytest.fixture(scope="session")
 def real_corpora() -> Path:
-    """Return the folder of real Norwegian text beside the checkout. If it is missing, skip the
+    """Return the folder of real Norwegian text beside the checkout; if it is missing, skip the
     test."""
     folder = Path(__file__).parents[2] / "shared" / "corpora"
     if not folder.is_dir():

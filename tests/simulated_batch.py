@@ -67,7 +67,8 @@ class Batch:
         monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
         for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
             monkeypatch.delenv(name, raising=False)
-        for name in ("signal", "pthread_sigmask", "sigtimedwait"):  # keep the test's own signal handlers
+        # keep the signal handlers of pytest's process
+        for name in ("signal", "pthread_sigmask", "sigtimedwait"):
             monkeypatch.setattr(batch_script.signal, name, lambda *_: signal.SIGTERM)
         self.setenv = monkeypatch.setenv
         self.job = "7"

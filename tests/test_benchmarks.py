@@ -80,7 +80,7 @@ def test_flop_per_token_are_those_of_the_linear_layers() -> None:
     for frozen in (True, False):
         model.requires_grad_(not frozen)
         with FlopCounterMode(display=False) as counter:
-            # as in LoRA, the gradient of every layer's input is computed, even if weights are frozen
+            # as in LoRA, every layer's input has a gradient, even if weights are frozen
             embeds = torch.randn(2, 16, 64, requires_grad=True)
             hidden = model.model(inputs_embeds=embeds, use_cache=False).last_hidden_state
             hidden.sum().backward()
@@ -97,7 +97,7 @@ def test_the_model_of_the_task_has_34m_parameters() -> None:
     assert share == pytest.approx(0.39, abs=0.005)
 
 
-def test_cpu_time_of_other_processes_is_the_rest_of_the_machines() -> None:
+def test_cpu_time_of_other_processes_is_the_machines_without_the_runs() -> None:
     first = {"machine_busy": 100.0, "machine_total": 1000.0, "busy": 50.0}
     last = {"machine_busy": 108.0, "machine_total": 1010.0, "busy": 57.0}
     assert harness.compute_others_cpu([first, last]) == pytest.approx(0.1)

@@ -99,7 +99,7 @@ FOUND = {
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
-def test_every_verb_completes_the_kind_of_its_row(folder: Path, verb: Verb) -> None:
+def test_every_verb_completes_its_kind_of_argument(folder: Path, verb: Verb) -> None:
     assert verb.name in complete([verb.name[:-1]])
     assert "--help" in complete([verb.name, "--he"])
     replies = complete([verb.name, ""])
@@ -160,7 +160,8 @@ def test_a_tab_in_an_interactive_shell_completes(folder: Path, shell: tuple[str,
         terminal.type("corpus=h\t", "høringer ")
         terminal.type("cluster.nodes\t", "=$")  # no space after =, since a value follows
         terminal.type("\x15finetune status gri\t", "grid-2 ")
-        terminal.type("\x15finetune train --config-dir m\t", "my/")  # the shell itself completes paths
+        # the shell itself completes paths
+        terminal.type("\x15finetune train --config-dir m\t", "my/")
     finally:
         os.kill(process, signal.SIGKILL)
         os.close(descriptor)

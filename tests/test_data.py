@@ -252,7 +252,7 @@ def test_a_corpus_without_training_text_is_an_error_with_the_reason(masked: Path
 
 
 def test_normalised_losses_add_up_to_the_mean_over_the_global_batch() -> None:
-    """Micro-batches and ranks differ in their number of targets, and DeepSpeed averages over ranks."""
+    """Micro-batches and ranks have different numbers of targets; DeepSpeed averages over ranks."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 6, 11, generator=generator)
     labels = torch.randint(11, (4, 6), generator=generator)

@@ -130,7 +130,7 @@ def test_settings_of_the_page_have_their_full_keys(built: Path) -> None:
     )
 
 
-def test_allowed_values_stand_beside_a_setting(built: Path) -> None:
+def test_allowed_values_are_listed_with_their_setting(built: Path) -> None:
     text = " ".join(parse_page(built / "reference" / "train-settings.html").text.split())
     assert "schedule · text · default cosine · constant, linear, cosine, wsd" in text
     assert "adam_beta1 · float · default 0.9 · from 0 below 1" in text
@@ -286,7 +286,7 @@ def test_the_overview_of_sites_is_written_from_the_profiles() -> None:
     assert sites.with_overview(text) == text, "run `make cluster-env`"
 
 
-def test_the_most_specific_source_of_a_setting_holds() -> None:
+def test_a_setting_has_the_source_that_names_it_most_specifically() -> None:
     profile = docs_profiles.read_profiles()["ex3"]
     assert [number for number, _ in profile.sources_of("site.gpu_architecture")] == [2]
     assert [number for number, _ in profile.sources_of("site.docs")] == [1]

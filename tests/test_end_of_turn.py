@@ -125,7 +125,7 @@ def test_plain_transformers_stops_at_the_end_of_a_turn(
     question, answer = next(iter(ANSWERS.items()))
     undeclared = answer_of(saved, question)
     assert undeclared.startswith(f"{answer}<|im_end|>")
-    assert len(undeclared) > len(f"{answer}<|im_end|>"), "it stops without a declaration"
+    assert len(undeclared) > len(f"{answer}<|im_end|>"), "the model stops before the end of turn is declared"
 
     with caplog.at_level(logging.INFO):
         end_of_turn.declare(saved, corpus.manifest.tokenizer, trained)
@@ -137,7 +137,9 @@ def test_plain_transformers_stops_at_the_end_of_a_turn(
         assert json.loads((saved / name).read_text())["eos_token_id"] == [1, end]
     assert AutoTokenizer.from_pretrained(saved).eos_token == "<|im_end|>"
     reloaded = AutoModelForCausalLM.from_pretrained(saved)
-    assert end_of_turn.find_new_stop(corpus.manifest.tokenizer, reloaded) is None, "it is declared already"
+    assert end_of_turn.find_new_stop(corpus.manifest.tokenizer, reloaded) is None, (
+        "the end of turn is already declared"
+    )
 
 
 def test_an_adapters_end_of_turn_is_declared_and_inherited_by_a_merged_model(

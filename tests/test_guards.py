@@ -115,7 +115,7 @@ def test_a_step_with_nan_or_inf_is_bad(loss: float, norm: float) -> None:
 
 
 def test_a_step_that_deepspeed_skipped_is_bad() -> None:
-    """DeepSpeed skips an update whose gradients are not finite, and reports an earlier step's norm."""
+    """DeepSpeed skips an update with NaN or Inf gradients, and reports an earlier step's norm."""
     from finetune.training.engine import Engine
 
     class Skipping:
@@ -192,7 +192,7 @@ def test_dora_on_a_weight_with_rows_of_zeros_is_rejected_by_name(tmp_path: Path)
 
 
 def test_positions_that_depend_on_the_longest_document_of_a_row_are_rejected() -> None:
-    """LongRoPE (Phi-3, Phi-4-mini) scales all positions of a forward pass by the largest of them."""
+    """LongRoPE (Phi-3, Phi-4-mini) scales all positions of a forward pass by the largest one."""
     rope = {
         "rope_type": "longrope",
         "short_factor": [1.0] * 4,
@@ -431,7 +431,7 @@ def test_settings_that_would_silently_build_another_model_are_rejected(
 
 
 def test_an_adapter_on_an_adapter_names_a_base_into_which_the_first_is_merged(tmp_path: Path) -> None:
-    """The second adapter was trained on merged weights; PEFT must load these, not the first base's."""
+    """PEFT must load the merged weights that the second adapter was trained on, not the first base."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 

@@ -103,7 +103,7 @@ def test_losses_by_chunks_are_those_of_the_full_logits(
         assert torch.allclose(grads[name], parameter.grad, atol=tolerance), name
 
 
-def test_the_full_logits_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_full_logits_are_never_computed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune.models.loss.CHUNK_ELEMENTS", {"cpu": 16 * VOCAB_SIZE})
     monkeypatch.setattr("finetune.models.loss.MIN_CHUNK_ROWS", 1)
     chunk_sizes = []

@@ -1,4 +1,4 @@
-"""The benchmark of kept letters: how it counts letters, and names missing pieces of invented texts."""
+"""The benchmark of kept letters: counts of letters and names of missing pieces, on invented texts."""
 
 from __future__ import annotations
 

@@ -276,7 +276,7 @@ def test_a_completed_run_without_checkpoints_cannot_be_extended(make: Callable[.
     assert run.config().max_steps == 6
 
 
-def test_retry_skips_a_point_while_the_shell_that_will_start_it_lives(
+def test_retry_skips_a_point_while_the_process_that_will_start_it_is_alive(
     make: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started_again: list[RunFolder] = []

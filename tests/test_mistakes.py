@@ -428,7 +428,7 @@ def test_a_user_error_is_printed_as_it_is(
 ) -> None:
     monkeypatch.setattr(RunFolder, "all", lambda runs_dir: raise_(kind("lr is 7: lower it")))
     assert mistake("status") == "lr is 7: lower it"
-    assert isinstance(pickle.loads(pickle.dumps(kind("x"))), kind), "worker processes send it to their parent"
+    assert isinstance(pickle.loads(pickle.dumps(kind("x"))), kind), "worker processes pickle the error"
 
 
 def raise_(fault: Exception) -> NoReturn:

@@ -38,7 +38,7 @@ def test_a_completed_run_does_not_restart(batch: Batch) -> None:
 def test_a_stopped_run_does_not_restart(batch: Batch) -> None:
     batch.begin()
     batch.write("outcome.json", state="stopped")
-    assert batch.end(0) == 1, "a job that depends on its result must not start"
+    assert batch.end(0) == 1, "a job that depends on the run's result must not start"
     assert (batch.causes(), batch.requests()) == ([STOPPED], [])
 
 
@@ -48,7 +48,9 @@ def test_an_interrupted_run_is_requeued(batch: Batch) -> None:
     batch.write("outcome.json", state="interrupted")
     batch.end(0)
     assert (batch.causes(), batch.requests()) == ([INTERRUPTED], ["requeue 7"])
-    assert not (batch.run / "outcome.json").exists(), "the next attempt would take it for its own outcome"
+    assert not (batch.run / "outcome.json").exists(), (
+        "the next attempt would take the file for its own outcome"
+    )
 
 
 def test_after_a_rank_was_killed_the_run_is_requeued_and_the_rank_named(batch: Batch) -> None:
@@ -392,7 +394,7 @@ def test_a_new_submission_grants_new_restarts(batch: Batch) -> None:
     assert batch.requests()[-1] == "requeue 8"
 
 
-def test_a_requeue_by_slurm_itself_in_between_is_no_failure(batch: Batch) -> None:
+def test_a_requeue_by_slurm_before_our_own_is_not_a_failure(batch: Batch) -> None:
     """Slurm requeues the job after our query of its state, and therefore refuses our request."""
     batch.begin()
     batch.write("outcome.json", state="interrupted")

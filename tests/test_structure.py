@@ -1,5 +1,4 @@
-"""Measures of benchmarks/structure.py: known values on a made-up package, bounds for this
-repository."""
+"""Measures of benchmarks/structure.py: values on a made-up package, bounds for this repository."""
 
 from __future__ import annotations
 
@@ -208,7 +207,7 @@ def test_the_longest_file_is_named(tmp_path: Path) -> None:
     assert str(rows["longest file"]) == "500 data_prep/one.py"
 
 
-def test_a_second_train_is_an_error(tmp_path: Path) -> None:
+def test_a_second_function_train_is_an_error(tmp_path: Path) -> None:
     case = Case("second train", HOOK_FILE, "def train(config: TrainConfig): ...", {})
     with pytest.raises(ValueError, match="must have one function train"):
         structure.measure(write_package(tmp_path, case))

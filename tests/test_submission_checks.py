@@ -231,7 +231,7 @@ BUILDS = [
 
 
 @pytest.mark.parametrize(("version", "lacking"), BUILDS)
-def test_architectures_that_a_build_of_torch_lacks(version: str, lacking: str) -> None:
+def test_a_build_of_torch_lacks_support_for_some_architectures(version: str, lacking: str) -> None:
     build = TorchBuild.of(version)
     assert [gpu for gpu in ("sm_60", "sm_70", "sm_80") if lacks_support(build, gpu)] == lacking.split()
 
@@ -239,7 +239,7 @@ def test_architectures_that_a_build_of_torch_lacks(version: str, lacking: str) -
 @pytest.mark.parametrize(
     "version", ["2.7.1", "2.8.0a0+5228986c39.nv25.6", "2.10.0+rocm7.0", "2.9.0+das.opt1"]
 )
-def test_an_unofficial_build_is_not_judged(version: str) -> None:
+def test_support_by_an_unofficial_build_is_unknown(version: str) -> None:
     assert lacks_support(TorchBuild.of(version), "sm_60") is None
 
 

@@ -65,7 +65,8 @@ class Shell:
         return out, err
 
     def sweep(self, *settings: str) -> subprocess.Popen[str]:
-        """Start a sweep, and wait until its first point runs or it has ended; return its process."""
+        """Start a sweep and wait until its first point runs, or until it has ended; return its
+        process."""
         process = self.start("train", "-m", *self.arguments, *settings)
         wait_for(
             lambda: [run for run in self.runs() if run.state() == "running"] or process.poll() is not None
@@ -97,7 +98,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
     (tmp_path / "finish").touch()  # end the stand-ins that a failed test has left
 
 
-def test_cancel_stops_points_and_ctrl_c_the_sweep_and_retry_completes_both(
+def test_cancel_stops_points_ctrl_c_stops_the_sweep_and_retry_completes_it(
     shell: Shell,
 ) -> None:
     process = shell.sweep(RATES.replace("lr=", "lr=5e-5,"))
@@ -173,7 +174,7 @@ for _ in range(5000):
 """
 
 
-def test_ten_thousand_ids_of_two_shells_are_unique(tmp_path: Path) -> None:
+def test_ten_thousand_ids_from_two_processes_are_unique(tmp_path: Path) -> None:
     shells = [
         subprocess.Popen([sys.executable, "-c", CLAIM, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         for _ in "ab"

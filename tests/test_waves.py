@@ -96,7 +96,9 @@ class Slurm:
             if self.jobs[task].state == "RUNNING":
                 continue
             run = sweep.submission.run(int(task.partition("_")[2]))
-            assert (run / "jobs" / f"{task}_submitted.pkl").is_file(), "it runs without its point"
+            assert (run / "jobs" / f"{task}_submitted.pkl").is_file(), (
+                "the job runs before its point is in place"
+            )
             assert f'"{task}"' in (run / "submission.json").read_text()
             with (run / "attempts.jsonl").open("a") as file:
                 file.write(f'{{"job": "{task}"}}\n')
@@ -198,7 +200,7 @@ def test_a_point_that_is_cancelled_after_its_submitter_was_killed_never_starts(
     assert not slurm.jobs
 
 
-def test_a_job_starts_after_the_one_whose_place_it_takes_and_after_its_corpus_is_built(
+def test_a_job_starts_after_the_job_that_made_room_for_it_and_after_its_corpus_is_built(
     slurm: Slurm, tmp_path: Path
 ) -> None:
     sweep = Sweep(tmp_path, num_points=4, limit=3, after="77")
@@ -256,14 +258,14 @@ def test_jobs_that_end_together_neither_strand_the_sweep_nor_submit_a_point_twic
     assert set(slurm.jobs) == {"7", "8"}
 
 
-def test_with_a_limit_of_one_a_shell_submits_the_next_point(slurm: Slurm, tmp_path: Path) -> None:
+def test_with_a_limit_of_one_a_command_submits_the_next_point(slurm: Slurm, tmp_path: Path) -> None:
     slurm.limit = 1
     sweep = Sweep(tmp_path, num_points=2, limit=1)
     assert waves.submit_waiting(tmp_path) == 1
     (task,) = slurm.run_released(sweep)
     began = time.monotonic()
     assert waves.submit_waiting(tmp_path, ending=task) == 0
-    assert time.monotonic() - began < 1, "it must not keep its node waiting for a place that cannot come"
+    assert time.monotonic() - began < 1, "the job must not wait for a place, as only its own end can free one"
     slurm("scancel", task)
     assert waves.submit_waiting(tmp_path) == 1
 
@@ -341,8 +343,7 @@ QUEUE = [
 
 @dataclass(frozen=True)
 class Count:
-    """Limits, and the number of points of sweep `name` that may be submitted beside the jobs of
-    QUEUE."""
+    """Limits, and the number of points of sweep `name` that may be submitted in addition to QUEUE."""
 
     limits: list[Limit]
     expected: int
@@ -369,7 +370,7 @@ COUNTS = {
 
 
 @pytest.mark.parametrize("case", COUNTS.values(), ids=COUNTS)
-def test_a_wave_fills_the_places_in_the_queue(case: Count) -> None:
+def test_a_wave_has_as_many_points_as_the_queue_takes(case: Count) -> None:
     plan = Plan(case.name, case.parallel, case.limits, "ab", "", 0)
     assert plan.free_places(QUEUE, case.ending) == case.expected
 

@@ -134,8 +134,7 @@ def test_tokens_equal_those_of_apply_chat_template(
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_targets_of_odd_answers_are_exact(folder: Path, family: str, answer: str) -> None:
-    """Targets are trimmed if the template trims answers. They contain no other text of the
-    template."""
+    """Targets are trimmed if the template trims answers, and contain no text of the template."""
     source, written = FAMILIES[family]
     case = Case(folder, source)
     kept = answer.strip() if "trim" in source else answer
@@ -175,7 +174,7 @@ def test_control_tokens_spelled_in_content_are_text(folder: Path, family: str, t
 
 
 def test_masks_and_sanitised_content_equal_those_of_transformers(folder: Path) -> None:
-    """transformers computes masks from generation markers and sanitises content with its own code."""
+    """transformers has code of its own that masks by generation markers and sanitises content."""
     from transformers import PreTrainedTokenizerFast
 
     theirs = PreTrainedTokenizerFast.from_pretrained(folder)
@@ -385,7 +384,7 @@ def test_a_template_that_cannot_render_a_conversation_is_a_one_line_error(folder
         Case(folder, parts)
 
 
-def test_with_everything_the_whole_conversation_is_a_target(folder: Path) -> None:
+def test_with_targets_everything_the_whole_conversation_is_a_target(folder: Path) -> None:
     case = Case(folder, QWEN3)
     (row,) = case.rows(*CHAT, ("user", "Takk!"), everything=True)
     assert all(row.mask)

@@ -151,7 +151,7 @@ def test_shared_paragraphs_are_kept_and_counted() -> None:
     names, report = deduplicate_documents(acts, num_shards=3)
     assert names == {str(i) for i in range(6)}
     assert report.counts == {"shared_paragraphs": 1, "shared_paragraph_copies": 5}, (
-        "the dropped copy shares nothing"
+        "paragraphs of the dropped copy are not counted"
     )
 
 

@@ -17,7 +17,7 @@ from tests.data_prep.stages import run_corpus_stage
 @pytest.mark.parametrize(
     ("day", "month", "kind"), [(0, 0, "fødselsnummer"), (40, 0, "d_number"), (0, 40, "h_number")]
 )
-def test_kinds_agree_with_stdnum_where_it_has_the_rule(day: int, month: int, kind: str) -> None:
+def test_kinds_of_identity_numbers_agree_with_stdnum(day: int, month: int, kind: str) -> None:
     for number in valid_numbers(day, month):
         assert fodselsnummer.is_valid(number)
         assert identity_number_kind(number) == kind

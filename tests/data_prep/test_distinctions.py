@@ -238,7 +238,7 @@ def test_documents_on_the_same_form_are_kept(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["acts with titles", "letters to two persons", "minutes"])
-def test_documents_on_the_same_form_are_dropped_only_without_tell_apart(name: str) -> None:
+def test_documents_on_the_same_form_are_dropped_only_if_tell_apart_is_off(name: str) -> None:
     assert len(deduplicate_ids(DISTINCT[name], tell_apart=False)) == 1
     _, report = run_corpus_stage(Deduplicate(), [DISTINCT[name]], make_config())
     assert report.counts["similar_but_kept"] == 1
@@ -321,8 +321,7 @@ def test_prints_of_a_page_from_two_dates_are_copies() -> None:
 
 
 def test_copies_are_found_among_many_documents_on_one_form() -> None:
-    """Documents with equal titles, numbers and names are compared even if many others share the
-    form."""
+    """Documents with equal titles, numbers and names are compared even if many others share a form."""
     rng = random.Random(0)
     letters = [
         LETTER.format(

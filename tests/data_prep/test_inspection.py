@@ -144,7 +144,7 @@ def test_finetune_inspect_prints_every_view(
     first_lines = inspect("--cut", "--sample", "2")
     assert "boilerplate: guidance: frame of guidance storvika.example.no" in first_lines
     third_line = "4 documents, as guidance/veileder-027: Hopp til hovedinnhold"
-    assert third_line not in first_lines, "two lines of each site are asked for"
+    assert third_line not in first_lines, "--sample 2 shows two lines of each site"
     assert third_line in inspect("--cut", "guidance")
     assert "letters/" not in inspect("--cut", "guidance")
     assert inspect("--cut", "none such").startswith("2 error: nothing was cut for 'none such'")

@@ -1,4 +1,4 @@
-"""Language and written standard of a document; stretches of its text and its source's claim decide."""
+"""Language and written standard of a document, from stretches of its text and its source's claim."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TABLE = "\n".join(
 
 
 @pytest.mark.parametrize(("text", "code"), [(NOB, "nob"), (NNO, "nno"), (DAN, "dan")])
-def test_the_text_decides_the_language_against_its_source(text: str, code: str) -> None:
+def test_the_text_overrules_the_language_that_its_source_claims(text: str, code: str) -> None:
     for claim in ("", "nob", "nno", "eng"):
         assert language.judge(text).language(claim, LanguageConfig()) == code
 
@@ -81,7 +81,7 @@ def test_unwanted_languages_are_dropped_and_counted() -> None:
         [make_document(f"{NOB}\n\n{NNO}")],
         make_config(language=LanguageConfig(keep=["nno"])),
     )
-    assert report.drop_reasons() == {"language_nor": 1}, "half of it is in an unwanted standard"
+    assert report.drop_reasons() == {"language_nor": 1}, "half of the text is in an unwanted standard"
     kept, report = run_shard_stage(
         Language(), [make_document("Hei!", language="nno"), make_document("Hei!")], make_config()
     )

@@ -1,4 +1,4 @@
-"""The mixture: a document's selection depends on it and the seed alone; targets are upper bounds."""
+"""The mixture: selection depends on the document and the seed alone; targets are upper bounds."""
 
 from __future__ import annotations
 

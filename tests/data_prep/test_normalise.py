@@ -109,7 +109,7 @@ def test_joining_equals_one_regular_expression() -> None:
     ],
 )
 def test_normalising_takes_linear_time(text: str) -> None:
-    """A rule in quadratic time would take minutes. Joining words once did, on 100 KB of base64url."""
+    """A rule in quadratic time would take minutes; joining words did, on 100 KB of base64url."""
     assert normalise(f"kommu-\nnen {text}-\nb").startswith("kommunen ")
 
 
@@ -200,7 +200,9 @@ def test_code_and_urls_are_kept_verbatim(code: str) -> None:
 
 def test_an_unclosed_code_fence_runs_to_the_end() -> None:
     assert normalise("Slik:\n\n```\n&amp;  x\n\n\n\n  y") == "Slik:\n\n```\n&amp;  x\n\n\n\n  y"
-    assert normalise("~~~~~~\na  b\n\nS&oslash;k") == "~~~~~~\na b\n\nSøk", "a ruled line is not a code fence"
+    assert normalise("~~~~~~\na  b\n\nS&oslash;k") == "~~~~~~\na b\n\nSøk", (
+        "a line drawn with ~ is not a code fence"
+    )
 
 
 def test_mojibake_quoted_in_code_is_kept() -> None:
@@ -238,7 +240,7 @@ def test_conversations_are_kept_verbatim(content: str) -> None:
 def test_entities_are_decoded_once_and_kept_where_the_text_is_about_them() -> None:
     text = "S&oslash;knad &amp; vedtak&nbsp;fra &laquo;R&amp;D&raquo; &#229;"
     assert normalise(text) == "Søknad & vedtak fra «R&D» å"
-    assert normalise("s&amp;oslash;knad") == "søknad", "it was escaped twice"
+    assert normalise("s&amp;oslash;knad") == "søknad", "a text that was escaped twice"
     for about in (
         "Skriv &amp;lt; for mindre enn.",
         "Bruk &lt;strong&gt;fet&lt;/strong&gt; skrift.",

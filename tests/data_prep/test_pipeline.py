@@ -140,7 +140,7 @@ if __name__ == "__main__":
     helpers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
-    assert not psutil.wait_procs(helpers, timeout=60)[1], "worker processes outlive it"
+    assert not psutil.wait_procs(helpers, timeout=60)[1], "worker processes outlive the killed process"
     assert not (tmp_path / "sample").exists()
     before: dict[Path, int] = {}
     if stage != "0-read":  # an interrupted file is read from its start
@@ -156,7 +156,9 @@ def await_markers(folder: Path, count: int, processes: list[subprocess.Popen[str
     deadline = time.monotonic() + 120
     while len(list(folder.parent.glob(f"{folder.name}/done-0*.json"))) < count:
         assert time.monotonic() < deadline
-        assert any(process.poll() is None for process in processes), "ended before it could be killed"
+        assert any(process.poll() is None for process in processes), (
+            "the process ended before it could be killed"
+        )
         time.sleep(0.005)
 
 

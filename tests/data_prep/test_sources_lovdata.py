@@ -62,7 +62,7 @@ def test_an_amendment_is_read_with_its_titles_and_numbered_points(tmp_path: Path
     assert "Vedlegg\n\n1. Reagens" in law.text
     assert "Kapittel 2. Vern" not in law.text, "a consolidated act omits what is not in force"
     assert "vernast" not in law.text
-    assert "skal lyde" not in law.text, "the provision that it introduces is omitted"
+    assert "skal lyde" not in law.text, "the provision after this lead-in is omitted"
 
 
 FUTURE = (

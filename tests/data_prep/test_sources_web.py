@@ -212,7 +212,7 @@ FURNITURE = [
 
 @pytest.mark.parametrize("furniture", FURNITURE)
 @pytest.mark.parametrize("reader", ["webpage", "regjeringen"])
-def test_furniture_around_the_text_is_left_out(tmp_path: Path, reader: str, furniture: str) -> None:
+def test_page_boilerplate_around_the_text_is_left_out(tmp_path: Path, reader: str, furniture: str) -> None:
     text, _ = read_text(
         tmp_path,
         make_page(f"<article><h1>Støtte</h1><p>{INTRO}</p><p>{CLOSING}</p>{furniture}</article>"),

@@ -65,7 +65,7 @@ def test_a_terminal_shows_one_line_that_fits_with_warnings_above_it(tmp_path: Pa
     assert not [line for line in lines if "breaks off" in line and "step_number" in line], (
         "a warning overlaps the live line"
     )
-    assert sum("file 1 breaks off" in line for line in lines) == 1, "it was logged in a worker process"
+    assert sum("file 1 breaks off" in line for line in lines) == 1, "a worker's warning is shown once"
     assert len([line for line in kept if "step " in line and "done in" not in line]) <= 1, (
         "the live line is redrawn in place"
     )

@@ -27,7 +27,9 @@ def commands_of(page: str) -> list[str]:
     return [step.text for step in read_page(page) if isinstance(step, Command)]
 
 
-def test_the_readmes_own_text(sample: tuple[Path, RunFolder, RunFolder], tmp_path: Path) -> None:
+def test_the_readmes_commands_for_a_users_own_text_run(
+    sample: tuple[Path, RunFolder, RunFolder], tmp_path: Path
+) -> None:
     _, base, _ = sample
     page = README[README.index("## Your own text") :]
     replace = {"/data/letters.jsonl": str(LETTERS), "/models/normistral-7b": str(base.model)}
@@ -41,7 +43,7 @@ def test_the_readmes_own_text(sample: tuple[Path, RunFolder, RunFolder], tmp_pat
     assert run.adapter.is_dir()
 
 
-def test_the_readmes_two_commands_come_first() -> None:
+def test_the_readme_begins_with_make_run_and_make_test() -> None:
     first, second, *others = [command.partition("#")[0].strip() for command in commands_of(README)]
     assert (first, second) == ("make run", "make test")
     assert not any(command.startswith("make ") for command in others)
@@ -96,7 +98,7 @@ def test_every_command_block_is_executed(page: Path) -> None:
             assert not re.search(r"^(\$ |finetune |make |pip )", block, re.MULTILINE), block
 
 
-def test_a_page_that_shows_other_output_is_noticed(tmp_path: Path) -> None:
+def test_a_page_that_shows_wrong_output_is_detected(tmp_path: Path) -> None:
     shell = Shell(folder=tmp_path)
     file = "```yaml\n# my/file.yaml\na: 1\n```\n"
     page = file + "```console\n$ cat my/file.yaml\na: 1\n$ echo two \\\n> 3\n{}\n```\n"

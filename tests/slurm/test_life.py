@@ -1,4 +1,4 @@
-"""Runs are managed from a new shell without accounting. Slurm or a full disk refuses submissions."""
+"""Runs managed from a new shell without accounting; submissions that Slurm or a full disk refuses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.slurm.conftest import Shell, training, wait_for
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 
-def test_status_logs_cancel_and_retry_from_a_new_shell_without_accounting(shell: Shell) -> None:
+def test_status_logs_cancel_and_retry_work_from_a_new_shell_without_accounting(shell: Shell) -> None:
     long = training("max_steps=5000", "checkpoint_every=5", "name=long")
     (run,) = shell.runs(shell.finetune("train", *long).stdout)
     wait_for(lambda: "RUNNING" in shell.queue().values())
@@ -131,7 +131,7 @@ def test_a_submission_that_cannot_run_is_refused_in_one_line(
     assert all(part in line for part in parts), line
 
 
-def test_a_missing_sbatch_is_named(
+def test_a_missing_sbatch_is_reported_by_name(
     refuse: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with monkeypatch.context() as patched:

@@ -48,7 +48,7 @@ LIMIT = 20  # jobs of a user in the queue; the preparation below has 22 steps
 
 
 def process_of(share: int, work: Path) -> psutil.Process | None:
-    """Return the Python process of a share of STEP. This machine sees the processes of all nodes."""
+    """Return the Python process of a share of STEP. This machine sees the processes of the nodes."""
     arguments = ["data_prep.pipeline", str(work), STEP, "--task", str(share)]
     for process in psutil.process_iter(["cmdline"]):
         if all(argument in (process.info["cmdline"] or []) for argument in arguments):
@@ -68,7 +68,7 @@ def kill_midway(work: Path) -> None:
         assert time.monotonic() < deadline, "timed out"
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
-    assert not done[-1].exists(), "it ended before it could be killed"
+    assert not done[-1].exists(), "the task ended before it could be killed"
 
 
 def test_with_two_tasks_per_job_and_one_killed_midway_the_corpus_is_the_same(
@@ -117,8 +117,8 @@ def test_a_queue_that_takes_few_jobs_gets_few(
         assert [line.split()[1] for line in run_lines] == [name for name, _ in steps]
         site = SiteConfig(queues={"debug": QueueLimits(max_submitted=34)})
         known = replace(CLUSTER, prepare=jobs, site=site)
-        # Of 34 jobs, one is queued, and 11 run the steps that cannot be split. This leaves 22 jobs for
-        # 11 arrays.
+        # Of 34 jobs, one is queued, and 11 run the steps that cannot be split. So 22 jobs are left
+        # for 11 arrays.
         layout = prepare_jobs.choose_layout(32, steps, known)
         assert layout == Layout(8, 4), "two jobs per array, and four times 1G on a node of 8000M"
         assert layout.num_jobs(steps) == 33

@@ -104,8 +104,7 @@ def login_to(site: Site, project: str) -> Iterator[Login]:
 
 
 def test_slurm_accepts_the_golden_batch_scripts_of_each_profile() -> None:
-    """One cluster has all sites' queues, accounts and GPU types; it gets each site's limits in
-    turn."""
+    """One cluster has all sites' queues, accounts and GPU types. Limits are set site by site."""
     reason = unavailable_reason()
     if reason:
         pytest.skip(reason)

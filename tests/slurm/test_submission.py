@@ -230,7 +230,7 @@ def test_two_sweeps_submitted_in_the_same_second_do_not_collide(shell: Shell) ->
 def test_a_submitter_that_is_killed_leaves_no_job_that_runs(
     shell: Shell, tmp_path: Path, moment: str
 ) -> None:
-    """It is killed either after Slurm accepts the array, before it reads the id, or at the release."""
+    """It is killed before it reads the id of the accepted array, or before it releases the array."""
     shell.empty_queue()
     name = {"sbatch": "sbatch", "release": "scontrol"}[moment]
     fake = tmp_path / name
@@ -249,7 +249,7 @@ def test_a_submitter_that_is_killed_leaves_no_job_that_runs(
         check=False,
     )
     assert submitted.returncode == -signal.SIGKILL
-    assert set(shell.queue().values()) == {"PENDING"}, "held, though the partition is open and idle"
+    assert set(shell.queue().values()) == {"PENDING"}, "the jobs must be held: the partition is open"
     time.sleep(3)
     assert set(shell.queue().values()) == {"PENDING"}
     runs = [run for run in RunFolder.all(shell.folder / "runs") if run.id.startswith(f"killed-{moment}-")]
