@@ -19,12 +19,12 @@ from tests.corpora import write_corpus
 from tests.models import write_base
 from tests.run_folders import make_run_folder
 
-# Each folder's tests run in one process, because they share an expensive setup. They take longest.
+# The tests of each folder share an expensive setup and run in one process. They take longest.
 GROUPED_FOLDERS = ["slurm", "distributed", "end_to_end"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide GPUs from tests, as on a machine without GPUs, unless pytest runs with `-m cuda`."""
+    """Hide GPUs from tests unless pytest runs with `-m cuda`."""
     if config.option.markexpr != "cuda":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -78,8 +78,7 @@ def make(tmp_path: Path) -> Callable[..., RunFolder]:
 
 @pytest.fixture(scope="session")
 def real_corpora() -> Path:
-    """Return the folder of real Norwegian text beside the checkout; if it is missing, skip the
-    test."""
+    """Return the folder of real Norwegian text beside the checkout; skip the test without it."""
     folder = Path(__file__).parents[2] / "shared" / "corpora"
     if not folder.is_dir():
         pytest.skip("there are no real corpora in ../shared/corpora")

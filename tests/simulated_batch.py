@@ -86,7 +86,7 @@ class Batch:
         return self.call("end", "--code", str(code), on_interrupt=on_interrupt)
 
     def set_answers(self, **answers: str) -> None:
-        """Set the output of scontrol's queries and requests."""
+        """Set the answers of the simulated scontrol, by key (see SCONTROL)."""
         self.answers.write_text(json.dumps(answers))
 
     def requests(self) -> list[str]:

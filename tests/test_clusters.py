@@ -392,7 +392,7 @@ def test_a_container_on_several_nodes_of_olivia_gets_the_hosts_network_library()
 
 @dataclass(frozen=True)
 class Cost:
-    """A job's settings on a profile, and the start of the line that prints three such jobs' cost."""
+    """A job's settings on a profile, and the start of the printed line on three such jobs' cost."""
 
     id: str
     settings: dict[str, Any]

@@ -191,7 +191,7 @@ def test_a_run_logs_its_speed_memory_and_time(runs: dict[str, RunFolder]) -> Non
 
 @pytest.mark.parametrize("name", ["stage3_superoffload", "stage3_zeropp"])
 def test_zero_settings_that_need_a_gpu_train(law_corpus: Path, tmp_path: Path, name: str) -> None:
-    """Takes a minute or more, because DeepSpeed first compiles kernels."""
+    """DeepSpeed first compiles kernels for these settings, which takes about a minute."""
     zero = {**zero_file(name), **ZERO[3]}
     if name == "stage3_zeropp":
         zero["zero_hpz_partition_size"] = 1  # GPUs per node

@@ -1,4 +1,4 @@
-"""The pages of docs/ build without warnings, load nothing from other hosts, list all settings."""
+"""The pages of docs/ build without warnings, load nothing external, and list all settings."""
 
 from __future__ import annotations
 

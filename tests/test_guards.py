@@ -431,7 +431,7 @@ def test_settings_that_would_silently_build_another_model_are_rejected(
 
 
 def test_an_adapter_on_an_adapter_names_a_base_into_which_the_first_is_merged(tmp_path: Path) -> None:
-    """PEFT must load the merged weights that the second adapter was trained on, not the first base."""
+    """PEFT must load the merged weights on which the second adapter was trained, not the base."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 

@@ -54,7 +54,7 @@ def test_kernels_change_no_loss_and_no_gradient(
     assert ("LoRA" in installed) == (adapter == {})
     assert ("linear" in installed) == (onednn == "all products")
     assert "SwiGLU" in installed
-    assert ("RMSNorm" in installed) == (architecture != "olmo2")  # its norm has other code
+    assert ("RMSNorm" in installed) == (architecture != "olmo2")  # OLMo 2 has another norm
     if adapter and "lora_dropout" in adapter:
         model.eval()
         changed.eval()

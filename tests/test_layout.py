@@ -1,4 +1,4 @@
-"""File names of a run folder and run states are each spelled in one module; old records are read."""
+"""File names of a run folder and run states are spelled in one module each; old records load."""
 
 from __future__ import annotations
 

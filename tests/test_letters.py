@@ -1,4 +1,4 @@
-"""The benchmark of kept letters: counts of letters and names of missing pieces, on invented texts."""
+"""The benchmark of kept letters, on invented texts: counted letters, and names of missing pieces."""
 
 from __future__ import annotations
 

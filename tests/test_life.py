@@ -293,6 +293,7 @@ def test_retry_skips_a_point_while_the_process_that_will_start_it_is_alive(
     running.wait()
     second.write_json("outcome.json", {"state": "cancelled"})
     turn = third.read_json("turn.json") or {}
-    third.write_json("turn.json", {**turn, "started": 0.0})  # another process has its id now
+    # the recorded process id now belongs to another process
+    third.write_json("turn.json", {**turn, "started": 0.0})
     assert submit.retry([second, third]) == [second, third]
     assert started_again == [first, second, third]

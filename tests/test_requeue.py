@@ -170,7 +170,7 @@ def test_a_requeue_from_outside_is_distinguished_from_a_crash(batch: Batch) -> N
 def test_a_job_that_slurm_ends_is_not_restarted(batch: Batch, left: str | None) -> None:
     """Slurm itself restarts a job that was requeued from outside; a cancelled job must not restart.
 
-    The helper sees the same signs of both.
+    The helper cannot distinguish the two, so it requests nothing.
     """
     batch.begin()
     if left:
@@ -257,7 +257,7 @@ def test_where_requeue_is_forbidden_the_guard_submits_once(batch: Batch) -> None
     batch.set_answers(job="COMPLETING", reason="TimeLimit")
     batch.call("guard", on_interrupt="resubmit")
     assert batch.requests() == RESUBMISSION
-    batch.end(143, on_interrupt="resubmit")  # the script lived until its last line
+    batch.end(143, on_interrupt="resubmit")  # the batch script survived and calls `end`
     assert batch.requests() == RESUBMISSION
     assert [attempt.next_job for attempt in attempts.read(batch.run)] == ["8"]
     batch.job = "8"

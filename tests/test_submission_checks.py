@@ -1,4 +1,4 @@
-"""Checks before a submission: failed ones refuse it, and those that cannot be made are reported."""
+"""Checks before a submission: a failed one refuses it; one that cannot be made is reported."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ REFUSAL = (
 
 
 class Killed(BaseException):
-    """Stands in for kill -9."""
+    """An exception that stands in for kill -9."""
 
 
 class Slurm:
@@ -343,7 +343,7 @@ QUEUE = [
 
 @dataclass(frozen=True)
 class Count:
-    """Limits, and the number of points of sweep `name` that may be submitted in addition to QUEUE."""
+    """Limits, and the number of points of sweep `name` that may be submitted on top of QUEUE."""
 
     limits: list[Limit]
     expected: int

@@ -13,7 +13,7 @@ from data_prep.document import Document, Report
 
 
 def read(reader: str, path: Path, **settings: Any) -> tuple[list[Document], Report]:
-    """Read a source named `s`, check the report's counts, and return its documents and the report."""
+    """Read a source named `s`, check the report's counts, and return documents and report."""
     if "limits" in settings:
         settings["limits"] = LimitsConfig(**settings["limits"])
     source = SourceConfig(reader=reader, path=str(path), license="CC0-1.0", **settings)
@@ -46,7 +46,7 @@ WRONG_VALUES = [None, 5, "", [], {}, [5], True, "x" * 10_000, "http://[foo]/x", 
 
 
 def corrupt_each_value(value: Any) -> Iterator[Any]:
-    """Yield copies of a record. In each, one value at any depth is replaced by one of WRONG_VALUES."""
+    """Yield copies of a record. In each, one of WRONG_VALUES replaces one value at any depth."""
     yield from WRONG_VALUES
     parts: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, dict):

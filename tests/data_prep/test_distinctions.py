@@ -321,7 +321,7 @@ def test_prints_of_a_page_from_two_dates_are_copies() -> None:
 
 
 def test_copies_are_found_among_many_documents_on_one_form() -> None:
-    """Documents with equal titles, numbers and names are compared even if many others share a form."""
+    """Documents with equal titles, numbers and names are compared even if many share a form."""
     rng = random.Random(0)
     letters = [
         LETTER.format(

@@ -1,4 +1,4 @@
-"""Language and written standard of a document, from stretches of its text and its source's claim."""
+"""Language and written standard of a document, from parts of its text and its source's claim."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def write_source(folder: Path, name: str, records: list[dict[str, Any]]) -> Sour
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Prepared:
-    """Return a corpus of three sources, each with other losses.
+    """Return a corpus of three sources with different losses.
 
     The letters contain repeated ids, a copy and a short document. All notes have one group. All
     minutes are kept.

@@ -138,7 +138,7 @@ def test_a_token_target_is_met_from_below_within_one_document(
     tokens = count_tokens(chosen, corpus, tmp_path)
     available = count_tokens(unlimited, corpus, tmp_path)
     assert tokens <= target
-    # less than one document is missing: 150 tokens, used up to three times
+    # the target is missed by less than one document: 150 tokens, used up to three times
     assert tokens == available or tokens > target - 3 * 150
     assert ids(chosen) <= ids(unlimited)
     if target < available:

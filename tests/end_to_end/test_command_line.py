@@ -99,7 +99,8 @@ def test_evaluate_of_the_saved_adapter_gives_the_loss_of_the_summary(
     folder, _, lora = sample
     done = command(folder, "evaluate", lora.id, "--against", "base", "--json")
     assert "warning" not in done.stderr.lower()
-    assert "Failed to load" not in done.stderr  # of a library, about an unused feature
+    # a library warns about a feature that is not used
+    assert "Failed to load" not in done.stderr
     before, recomputed = json.loads(done.stdout)["models"]
     summary = lora.summary()
     assert summary is not None
@@ -150,7 +151,8 @@ def test_a_sweep_completes_its_valid_points_and_reports_the_failed_one(
         f"model=run:{base.id}",
         "max_steps=2",
         "name=sweep",
-        "model.attention=auto,flash_attention_2",  # the run detects that a CPU lacks the second
+        # flash attention does not run on a CPU, which is detected only when the run starts
+        "model.attention=auto,flash_attention_2",
         "cluster.ranks_per_node=1",
     ]
     done = command(folder, "train", "-m", *arguments, code=1)

@@ -1,4 +1,4 @@
-"""Runs managed from a new shell without accounting; submissions that Slurm or a full disk refuses."""
+"""Runs managed from a new shell without accounting; submissions refused by Slurm or a full disk."""
 
 from __future__ import annotations
 

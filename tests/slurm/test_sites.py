@@ -158,7 +158,7 @@ MINE = [
 
 
 def test_a_sweep_on_lumi_completes_though_a_job_is_requeued_from_outside(lumi: Login) -> None:
-    """The obstacles of LUMI, and two more.
+    """The test cluster has the obstacles of LUMI, and two more.
 
     On LUMI, ranks run in a container without Slurm's commands, the nodes' Python is old, modules
     must be loaded in a given order, and the login node has a wrapped Python without torch. In
