@@ -1,4 +1,4 @@
-"""Build the pages of docs/ and read their HTML: loads, links, anchors, text."""
+"""Build the pages of docs/, and read their HTML: loaded files, links, anchors and text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).parent.parent
-# elements that make a browser load what an attribute of theirs names
+# by element: the attribute whose URL a browser loads
 LOADS = {
     "script": "src",
     "img": "src",
@@ -27,7 +27,7 @@ LINK_KINDS_THAT_LOAD_NOTHING = {"next", "prev", "index", "search", "canonical", 
 
 
 def build_docs(source: Path, target: Path) -> subprocess.CompletedProcess[str]:
-    """Build pages strictly, as `make docs` does."""
+    """Build pages with the options of `make docs`, which turn warnings into errors."""
     options = ["--fail-on-warning", "--keep-going", "--nitpicky", "--quiet", "-d", f"{target}.doctrees"]
     command = [sys.executable, "-m", "sphinx", *options, str(source), str(target)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
@@ -38,8 +38,12 @@ class PageContent:
     """The parts of a built page that tests compare.
 
     Attributes:
-        codes: the texts of its elements in the type of code, blocks of code left out.
-        text: its text as it is read, with what elements hold put together.
+        loads: URLs of scripts, images, stylesheets and other files that a browser loads.
+        links: targets of its links.
+        anchors: names to which a link can point.
+        codes: text of each `<code>` element, that is, of inline code. Code blocks are `<pre>`
+            elements.
+        text: all text of the page, without tags.
     """
 
     loads: list[str] = field(default_factory=list)
@@ -79,26 +83,26 @@ class _PageParser(HTMLParser):
 
 
 def parse_page(path: Path) -> PageContent:
-    """Return what a built page holds."""
+    """Return the parts of a built page that tests compare."""
     parser = _PageParser()
     parser.feed(path.read_text("utf-8"))
     return parser.content
 
 
 def css_urls(text: str) -> list[str]:
-    """Return what a stylesheet loads."""
+    """Return the URLs that a stylesheet loads."""
     text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
     urls = re.findall(r"""url\(\s*["']?([^"')]+)""", text)
     return urls + re.findall(r"""@import\s+["']([^"']+)""", text)
 
 
 def is_external(url: str) -> bool:
-    """Return whether a URL leads to another host; a data URL carries its content itself."""
+    """Return whether a URL leads to another host. A data URL does not: it contains its content."""
     return bool(urlsplit(url).netloc) or urlsplit(url).scheme not in ("", "data")
 
 
 def external_loads(built: Path) -> list[str]:
-    """Return the loads from other hosts in built pages and stylesheets, each with its file."""
+    """Return the URLs that built pages and stylesheets load from other hosts, as `file: URL`."""
     found = []
     for path in sorted(built.rglob("*.html")):
         found += [(path, url) for url in parse_page(path).loads]
@@ -108,7 +112,7 @@ def external_loads(built: Path) -> list[str]:
 
 
 def broken_links(built: Path) -> list[str]:
-    """Return the links without a target within the built pages, each with its page."""
+    """Return the links within the built pages whose target does not exist, as `page: link`."""
     pages = {path: parse_page(path) for path in sorted(built.rglob("*.html"))}
     broken = []
     for path, page in pages.items():

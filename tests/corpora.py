@@ -36,13 +36,19 @@ def write_corpus(
     mask_column: str | None = None,
     added_tokens: int = 0,
 ) -> Path:
-    """Write a corpus and return its folder. Documents have 3 to `longest` tokens, mostly few, which
+    """Write a corpus and return its folder.
+
+    Documents have 3 to `longest` tokens; short documents are the most frequent. 80% of the tokens
     follow a pattern that a model can learn.
 
     Args:
-        num_documents: of the training split; the validation split has a tenth, at least 4.
-        mask_column: column that marks the second half of each document as supervised.
-        added_tokens: number of tokens added to those of `write_tokenizer`; they occur like others.
+        num_documents: number of training documents. The validation split has a tenth as many,
+            but at least 4.
+        longest: number of tokens of the longest document.
+        mask_column: name of the loss mask's column, which marks the second half of each
+            document as supervised. None: the corpus has no loss mask.
+        added_tokens: number of tokens added to the vocabulary of `write_tokenizer`; documents
+            use them like all others.
     """
     rng = np.random.default_rng(seed)
     write_tokenizer(folder / "tokenizer")

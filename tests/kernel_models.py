@@ -1,4 +1,4 @@
-"""Tiny models in which every weight affects the loss, and a batch, to compare kernels on."""
+"""A batch and tiny models for comparing kernels; every weight of the models affects the loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from finetune.models.packed import PackInputs
 from tests.corpora import VOCAB_SIZE
 from tests.models import LLAMA, LORA
 
-# Settings of each architecture whose attention is compared.
+# by architecture: settings of the models whose attention implementations are compared
 ATTENTION = {
     "llama": {},
     "qwen3": {"head_dim": 8},
@@ -25,22 +25,22 @@ ATTENTION = {
 
 
 def causal_model(**changes: object) -> torch.nn.Module:
-    """Return a random model with the settings of LLAMA and `changes`."""
+    """Return a model with random weights and the settings of LLAMA, replaced by `changes`."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         **{**LLAMA, **changes}, vocab_size=VOCAB_SIZE, eos_token_id=1, bos_token_id=None
     )
     model = AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():
-        # norms start as ones and biases as zeros, which would hide errors
+        # norms are initialised to ones and biases to zeros, which would hide errors
         parameter.data += 0.05 * torch.randn(parameter.shape)
     return model  # type: ignore[no-any-return]
 
 
 def with_adapter(model: torch.nn.Module, **changes: object) -> torch.nn.Module:
-    """Return a model with a LoRA adapter whose weights are not zero.
+    """Return the model with a LoRA adapter whose weights are not zero.
 
-    The adapter has the settings of LORA and `changes`.
+    The adapter has the settings of LORA, replaced by `changes`.
     """
     adapted = get_peft_model(model, get_peft_config({"task_type": "CAUSAL_LM", **LORA, **changes}))
     for parameter in adapted.parameters():
@@ -50,7 +50,7 @@ def with_adapter(model: torch.nn.Module, **changes: object) -> torch.nn.Module:
 
 
 def batch(num_packs: int = 2) -> PackInputs:
-    """Return the inputs of a forward pass on packs of four documents each."""
+    """Return the inputs of a forward pass on packs that hold four documents each."""
     ids = torch.randint(VOCAB_SIZE, (num_packs, 40), generator=torch.Generator().manual_seed(1))
     positions = torch.cat([torch.arange(n) for n in (11, 3, 20, 6)]).expand(num_packs, -1).contiguous()
     in_second_pack = (41, 60, 79) if num_packs == 2 else ()

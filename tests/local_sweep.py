@@ -1,7 +1,8 @@
-"""Local sweeps with stand-ins for the ranks: commands, signals and files are real, training is not.
+"""Local sweeps without training: commands, signals and files are real, the ranks are stand-ins.
 
-`python -m tests.local_sweep ARGUMENTS` runs `finetune ARGUMENTS`. A stand-in completes its run when the
-file `finish` is in the working directory, and stops the run when the run's stop file is there.
+`python -m tests.local_sweep ARGUMENTS` runs `finetune ARGUMENTS`. A stand-in completes its run as
+soon as the file `finish` is in the working directory. It stops its run as soon as the run's stop
+file exists.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if not stopped:
 
 
 def start_stand_in(run: RunFolder, config: TrainConfig) -> Controller:
-    """Start a stand-in for submitit's controller, in a session of its own like the controller."""
+    """Start a stand-in for submitit's controller, in its own session like the real controller."""
     run.jobs.mkdir(exist_ok=True)
     command = [sys.executable, "-c", STAND_IN, "submitit.core._submit", str(run.jobs)]
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

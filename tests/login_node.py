@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# A script that runs calls as if only the packages of `pip install finetune` were installed.
+# This script runs calls as if only the packages of `pip install finetune` were installed.
 LOGIN_NODE = """\
 import json, sys
 from importlib import metadata
@@ -28,7 +28,7 @@ for arguments in json.loads(sys.argv[1]):
 
 
 def run_on_login_node(*calls: list[str], cwd: Path) -> list[str]:
-    """Run calls of the command line in a Python without torch; return all lines of output."""
+    """Run calls of the command line in a Python without torch; return the output lines."""
     command = [sys.executable, "-c", LOGIN_NODE, json.dumps(calls)]
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd, check=False

@@ -26,12 +26,11 @@ LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "targ
 def write_base(
     folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, shard: str = "50GB", **changes: Any
 ) -> Path:
-    """Write a model with random weights, and its tokenizer, as transformers does; return the
-    folder.
+    """Write a model with random weights and its tokenizer, and return the folder.
 
     Args:
-        shard: largest size of a weight file.
-        changes: to LLAMA.
+        shard: maximum size of a weight file.
+        changes: settings that replace those of LLAMA.
     """
     write_tokenizer(folder)
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Run folders as a submission writes them, without a submission."""
+"""Write run folders as a submission does, without submitting."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def make_run_folder(
     """Write a run folder and return it.
 
     Args:
-        files: content of JSON files, by name without `.json`.
-        settings: of its config.
+        files: content of JSON files, by file name without `.json`.
+        settings: settings of the run's config.
     """
     run = RunFolder(runs_dir / name)
     run.jobs.mkdir(parents=True)

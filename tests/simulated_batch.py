@@ -51,7 +51,7 @@ elif "refuses" in answers:
 
 
 class Batch:
-    """A run folder, and calls of its batch script's helper in a simulated job."""
+    """A run folder, and calls of its batch script's helper as in a Slurm job."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.run = folder / "run"
@@ -67,7 +67,8 @@ class Batch:
         monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
         for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
             monkeypatch.delenv(name, raising=False)
-        for name in ("signal", "pthread_sigmask", "sigtimedwait"):  # keep the test's own signal handlers
+        # keep the signal handlers of pytest's process
+        for name in ("signal", "pthread_sigmask", "sigtimedwait"):
             monkeypatch.setattr(batch_script.signal, name, lambda *_: signal.SIGTERM)
         self.setenv = monkeypatch.setenv
         self.job = "7"
@@ -85,11 +86,11 @@ class Batch:
         return self.call("end", "--code", str(code), on_interrupt=on_interrupt)
 
     def set_answers(self, **answers: str) -> None:
-        """Set the answers of scontrol."""
+        """Set the answers of the simulated scontrol, by key (see SCONTROL)."""
         self.answers.write_text(json.dumps(answers))
 
     def requests(self) -> list[str]:
-        """Return the requests that Slurm received, without queries."""
+        """Return the requests that Slurm received; queries (`scontrol show`) are left out."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         return [line for line in lines if not line.startswith("show")]
 

@@ -1,4 +1,4 @@
-"""Tokens added to a base's tokenizer: their encoding, and the extensions that a base accepts."""
+"""Tokens added to a base's tokenizer: how they are encoded, and which tokenizers a base accepts."""
 
 from __future__ import annotations
 
@@ -56,9 +56,8 @@ def test_only_a_strict_extension_of_the_bases_tokenizer_is_accepted(tmp_path: Pa
     run_inputs.check_tokenizer(base, corpus, may_extend=True)
     assert run_inputs.count_added_tokens(base, corpus.folder) == 3
     with pytest.raises(ValueError, match="is not the one corpus"):
-        run_inputs.check_tokenizer(
-            base, corpus
-        )  # as an evaluation does: the model has no rows for the tokens
+        # an evaluation does not extend the tokenizer: the model has no rows for the new tokens
+        run_inputs.check_tokenizer(base, corpus)
     file = corpus.folder / "tokenizer" / "tokenizer.json"
     body = json.loads(file.read_text())
     if change == "vocabulary":

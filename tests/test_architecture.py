@@ -1,4 +1,4 @@
-"""ARCHITECTURE.md names files and functions that exist, in the order in which they call each other."""
+"""ARCHITECTURE.md names existing files and functions, and lists functions in the order of calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ JOURNEYS = 4
 
 @dataclass(frozen=True)
 class Step:
-    """A function of a journey: its file and its name there."""
+    """A numbered line of ARCHITECTURE.md: a function or class, and its file."""
 
     file: Path
     name: str
@@ -28,7 +28,7 @@ class Step:
         return f"{self.file} {self.name}"
 
     def uses(self) -> set[str]:
-        """Return all names and attributes in the code of the function or class."""
+        """Return all names and attributes that the function's or class's code uses."""
         node: ast.AST = ast.parse((ROOT / self.file).read_text("utf-8"))
         for part in self.name.split("."):
             found = [child for child in ast.iter_child_nodes(node) if getattr(child, "name", "") == part]
@@ -39,7 +39,11 @@ class Step:
 
 
 def find_file(path: str) -> Path:
-    """Return the path from the root of the repository of a file or folder that the page names."""
+    """Return a file's or folder's path relative to the repository root.
+
+    Args:
+        path: path in ARCHITECTURE.md, relative to the root or to a package.
+    """
     candidates = [Path(path), *(Path(package, path) for package in PACKAGES)]
     found = [candidate for candidate in candidates if (ROOT / candidate).exists()]
     assert found, f"{path} does not exist"
@@ -47,7 +51,7 @@ def find_file(path: str) -> Path:
 
 
 def read_chains(page: str) -> list[list[Step]]:
-    """Return the numbered lists of the journeys."""
+    """Return the numbered lists of ARCHITECTURE.md."""
     chains: list[list[Step]] = []
     for line in page.splitlines():
         if step := STEP.match(line):

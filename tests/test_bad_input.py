@@ -1,4 +1,4 @@
-"""A user's mistake gives one error line and exit code 2, and loses no data."""
+"""A user's mistake gives one error line and exit code 2, and no data are lost."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def refuse(
 ) -> Callable[..., str]:
     """Return a function that runs a wrong command and returns its error line.
 
-    It checks that no run folder and no unfinished corpus is left.
+    The function checks that the command leaves no run folder and no unfinished corpus.
     """
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> str:
-        capsys.readouterr()  # drop the output of earlier commands of the test
+        capsys.readouterr()  # discard the output of earlier commands
         with pytest.raises(SystemExit) as ended:
             cli.main(arguments)
         out, err = capsys.readouterr()
@@ -211,7 +211,7 @@ def test_a_model_type_whose_tokenizer_changes_ids_is_rejected(
 
 
 def test_without_torch_the_check_of_the_base_is_left_to_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Simulate a login node whose compute nodes have another architecture."""
+    """A login node may lack torch, if the compute nodes have another architecture."""
     monkeypatch.delattr(finetune.models, "build", raising=False)
     monkeypatch.setitem(sys.modules, "finetune.models.build", None)
     submit._check_on_bases([object()])  # type: ignore[list-item]
@@ -228,7 +228,7 @@ def test_a_truncated_base_is_refused(refuse: Callable[..., str], corpus: Path, t
 
 
 def jsonl(path: Path) -> dict[str, str]:
-    """Return the settings of a source of JSON lines."""
+    """Return the settings of a source that is a file of JSON lines."""
     return {"reader": "jsonl", "path": str(path), "license": "CC0-1.0"}
 
 
@@ -328,7 +328,7 @@ def test_a_truncated_archive_is_named(refuse: Callable[..., str], tmp_path: Path
 
 
 def test_a_folder_that_is_not_a_corpus_is_not_replaced(refuse: Callable[..., str], tmp_path: Path) -> None:
-    """Put downloads into the folder of the future corpus; they must not be lost."""
+    """A user's downloads are in the folder that the corpus would get; they must not be lost."""
     raw = tmp_path / "corpora" / "mine" / "raw.jsonl"
     raw.parent.mkdir(parents=True)
     raw.write_text('{"text": "x"}\n')

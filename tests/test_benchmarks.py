@@ -1,5 +1,7 @@
-"""Rules of the training benchmarks: counted tokens, measured time, FLOP per token, and tables. No
-other system needs to be installed."""
+"""Rules of the training benchmarks: token counts, measured time, FLOP per token, and tables.
+
+The other systems of the benchmarks need not be installed.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,13 @@ from tests.models import LLAMA
 
 
 def test_padding_is_not_counted() -> None:
-    """A batch that is padded on the right, and a packed row: the padding token alone decides."""
+    """Tokens are counted in a batch padded on the right, then in a packed row without padding."""
     assert int(rules.non_padding_tokens(torch.tensor([[5, 6, 7, 3], [5, 3, 3, 3]]), 3)) == 4
     assert int(rules.non_padding_tokens(torch.tensor([[5, 6, 1, 8, 9, 1]]), 3)) == 6
 
 
 def test_tokens_of_finetune_and_of_other_systems_are_counted_alike() -> None:
-    """finetune's count (by document) and the count for other systems (by padding token) agree."""
+    """The count by document (finetune) equals the count by padding token (other systems)."""
     documents = np.array([[0, 0, 0, 1, 1, PADDING], [2, 2, PADDING, PADDING, PADDING, PADDING]])
     ids = torch.where(torch.from_numpy(documents) == PADDING, 3, 50)
     batch = MicroBatch(ids, torch.zeros_like(ids), torch.zeros_like(ids), documents)
@@ -62,7 +64,7 @@ def test_the_parameters_of_a_shape_are_those_of_transformers() -> None:
 
 
 def test_flop_per_token_are_those_of_the_linear_layers() -> None:
-    """torch's counter agrees over one forward and backward pass of these layers."""
+    """The formula equals the count of torch's FlopCounterMode in one forward and backward pass."""
     from torch.utils.flop_counter import FlopCounterMode
 
     settings = {
@@ -78,7 +80,7 @@ def test_flop_per_token_are_those_of_the_linear_layers() -> None:
     for frozen in (True, False):
         model.requires_grad_(not frozen)
         with FlopCounterMode(display=False) as counter:
-            # as in LoRA, the gradient of every layer's input is computed, also with frozen weights
+            # as in LoRA, every layer's input has a gradient, even if weights are frozen
             embeds = torch.randn(2, 16, 64, requires_grad=True)
             hidden = model.model(inputs_embeds=embeds, use_cache=False).last_hidden_state
             hidden.sum().backward()
@@ -95,7 +97,7 @@ def test_the_model_of_the_task_has_34m_parameters() -> None:
     assert share == pytest.approx(0.39, abs=0.005)
 
 
-def test_cpu_time_of_other_processes_is_the_rest_of_the_machines() -> None:
+def test_cpu_time_of_other_processes_is_the_machines_without_the_runs() -> None:
     first = {"machine_busy": 100.0, "machine_total": 1000.0, "busy": 50.0}
     last = {"machine_busy": 108.0, "machine_total": 1010.0, "busy": 57.0}
     assert harness.compute_others_cpu([first, last]) == pytest.approx(0.1)

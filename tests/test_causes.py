@@ -1,5 +1,7 @@
-"""The cause of a rank's death is named from its logs, exit statuses and Slurm's state, with a
-remedy; an unknown cause is not guessed."""
+"""The cause of a rank's death is named with a remedy; an unknown cause is not guessed.
+
+Evidence for the cause is in the ranks' logs, their exit statuses and Slurm's job state.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ FAULT_HANDLER = (
 
 @dataclass
 class Case:
-    """Evidence of an attempt, and the parts that the explanation must contain."""
+    """Evidence of an attempt, and the parts that the error message must contain."""
 
     id: str
     expected: list[str]
@@ -49,7 +51,7 @@ def crash(error: str) -> tuple[Failure, ...]:
 
 
 def log_of_rank_1(line: str) -> dict[int, str]:
-    """Return the logs of two ranks, of which rank 1 has written a line."""
+    """Return the logs of two ranks; only rank 1 has written a line."""
     return {0: START, 1: f"{START}{line}\n"}
 
 
@@ -314,7 +316,7 @@ def test_without_evidence_no_cause_is_named() -> None:
 
 
 def test_a_log_is_read_from_the_start_of_the_newest_attempt(tmp_path: Path) -> None:
-    """A job's log holds all its attempts: the cause of an earlier death is not the cause of this one."""
+    """A job's log holds all attempts. An earlier attempt's error must not explain the last one."""
     (tmp_path / "jobs").mkdir()
     earlier = (
         f"{START}slurmstepd: error: Detected 1 oom_kill event in StepId=7.0\n"
@@ -331,8 +333,10 @@ def test_a_log_is_read_from_the_start_of_the_newest_attempt(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("message", [causes.TIME_LIMIT_MESSAGE, "the time limit strikes"])
 def test_the_message_of_the_time_limit_does_not_begin_an_attempt(tmp_path: Path, message: str) -> None:
-    """The message is logged during an attempt, so the lines before it belong to this attempt. The
-    second message is that of an earlier version."""
+    """The message is logged during an attempt, so the lines before it belong to the same attempt.
+
+    An earlier version wrote the second message.
+    """
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "7_0_log.out").write_text(
         f"{START}srun: error: node2: task 1: Segmentation fault\n"
@@ -358,7 +362,7 @@ def test_within_an_allocation_sruns_own_log_is_read(tmp_path: Path) -> None:
 
 
 def test_the_controller_records_the_exit_statuses_of_ranks_in_order(tmp_path: Path) -> None:
-    """The controller runs real processes by submitit's own protocol."""
+    """The controller starts real processes, from the environment variables that submitit sets."""
     program = (
         "import os, signal, sys, time; rank = os.environ['SUBMITIT_LOCAL_GLOBALID'];"
         "os.kill(os.getpid(), signal.SIGKILL) if rank == '1' else time.sleep(0.5); sys.exit(3)"

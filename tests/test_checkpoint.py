@@ -1,4 +1,4 @@
-"""Checkpoints on disk: published complete or not at all, and verified before they are loaded.
+"""Checkpoints on disk are complete or absent, and are verified before they are loaded.
 
 Resumed runs are tested in distributed/test_laws.py.
 """
@@ -17,7 +17,7 @@ IDENTITY = {"zero_stage": 2, "corpus": "digest", "base": "digest"}
 
 
 class FileEngine:
-    """An engine whose resume files are one small file."""
+    """An engine that saves and loads one small file instead of a model and an optimizer."""
 
     def __init__(self) -> None:
         self.content = b"weights" * 100
@@ -35,7 +35,11 @@ def make(folder: Path, keep: int = 2, **identity: object) -> Checkpoints:
 
 
 def save(folder: Path, *steps: int, keep: int = 2) -> Checkpoints:
-    """Save a checkpoint of each step."""
+    """Save a checkpoint at each of the steps.
+
+    Args:
+        keep: number of newest checkpoints that are kept.
+    """
     checkpoints = make(folder, keep)
     engine = FileEngine()
     for step in steps:
@@ -102,7 +106,7 @@ def test_a_damaged_checkpoint_does_not_displace_the_last_good_one(tmp_path: Path
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_again(tmp_path: Path) -> None:
     save(tmp_path, 10)
     truncate(tmp_path / "step-00000010" / "manifest.json")
-    for _attempt in range(2):  # a second try changes nothing
+    for _attempt in range(2):  # a second attempt fails in the same way
         with pytest.raises(ValueError, match="every checkpoint is damaged"):
             load(tmp_path)
 
@@ -142,7 +146,7 @@ def test_a_kill_while_an_old_checkpoint_is_removed_loses_only_that_one(
 
 @pytest.mark.parametrize("content", [None, "", "{"])
 def test_an_old_checkpoint_without_its_state_is_removed(tmp_path: Path, content: str | None) -> None:
-    """Clusters purge old files one by one; such a checkpoint does not count among the newest."""
+    """Clusters purge old files one by one. Such a checkpoint must not count among the newest."""
     save(tmp_path, 10, 20)
     state = tmp_path / "step-00000010" / "state.json"
     state.unlink()

@@ -1,4 +1,4 @@
-"""The command line as a process: light help, errors in one line, results on stdout."""
+"""The command line as a process: fast help, one-line errors, results on stdout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cluster profiles, and the batch scripts that they render."""
+"""Cluster profiles, and the batch scripts that are rendered from them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from finetune.runs import attempts, causes, known_causes, layout, records, state
 
 ENVIRONMENTS = Path(__file__).parents[1] / "slurm" / "env"
 SCRIPTS = Path(__file__).parent / "sbatch"
-# Settings that we choose; they are not facts about a site.
+# The project chooses these settings; they are not facts about a site.
 CHOICES = {"name", "scheduler", "nodes", "ranks_per_node", "timeout_min", "signal_lead_s"}
 ABOUT_FACTS = {"site.confidence", "site.verified", "site.sources"}
 
@@ -131,7 +131,7 @@ def test_modules_for_the_host_are_valid_python_3_8(module: ModuleType) -> None:
 
 
 def test_modules_for_the_host_need_no_package() -> None:
-    """Import the helper with -S, which leaves out site-packages."""
+    """Import the helper with `python -S`, which ignores installed packages."""
     source = Path(str(batch_script.__file__)).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(source)}
     done = subprocess.run(
@@ -144,9 +144,10 @@ def test_modules_for_the_host_need_no_package() -> None:
 class EndTime:
     """A job's environment, and the end time that its ranks must receive.
 
-    Args:
-        squeue: the shell command that stands in for squeue.
-        given: SLURM_JOB_END_TIME as Slurm sets it.
+    Attributes:
+        squeue: shell command that stands in for squeue.
+        given: value of SLURM_JOB_END_TIME that Slurm sets.
+        deadline: value of SLURM_JOB_END_TIME that the ranks must receive.
     """
 
     id: str
@@ -274,7 +275,7 @@ def test_profiles_contain_no_account() -> None:
 
 @dataclass(frozen=True)
 class Request:
-    """Settings of a job on a profile, and a part of the error; None: they are valid."""
+    """A job's settings on a profile, and a part of the expected error; None if there is none."""
 
     id: str
     settings: dict[str, Any]
@@ -385,13 +386,13 @@ def test_a_container_on_several_nodes_of_olivia_gets_the_hosts_network_library()
         "/e/ofi/lib:/opt/aws-ofi-nccl/lib",
         "/usr/lib64",
     ]
-    # Apptainer replaces the last part by the container's own value.
+    # Apptainer replaces the last part by the value in the container.
     assert shown[1] == "/opt/libfabric/lib:/opt/nccl/lib:/opt/aws-ofi-nccl/lib:/usr/lib64:$LD_LIBRARY_PATH"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Settings of a job on a profile, and the start of the line on what three such jobs cost."""
+    """A job's settings on a profile, and the start of the printed line on three such jobs' cost."""
 
     id: str
     settings: dict[str, Any]
@@ -447,7 +448,7 @@ def test_a_submission_prints_what_a_user_must_know_about_the_site() -> None:
         expected = f"{name} deletes files in its work area after {days} days: keep results elsewhere"
         notes = profiles()[name].describe_submission(1)
         assert [line for line in notes if "deletes files in its work area" in line] == [expected]
-    # LUMI does not enforce its rule.
+    # LUMI has this rule but does not enforce it.
     assert not any(
         "deletes files in its work area" in line for line in profiles()["lumi"].describe_submission(1)
     )

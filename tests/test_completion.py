@@ -23,7 +23,7 @@ from finetune.cli.verbs import VERBS, Completes, Verb
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make a working directory with a run, a sweep, a corpus and config files of the user."""
+    """Make a working directory with a run, a sweep, a corpus and a user's config files."""
     (tmp_path / "runs" / "first-1").mkdir(parents=True)
     (tmp_path / "runs" / "first-1" / "config.yaml").touch()
     (tmp_path / "runs" / "sweeps" / "grid-2" / "0" / "points").mkdir(parents=True)
@@ -88,7 +88,7 @@ def test_a_verb_completes_only_ids_that_it_accepts(folder: Path) -> None:
     assert complete(["logs", "--runs-dir", "nowhere", ""]) == []
 
 
-# the completions in the working directory, by kind; `cluster=` is a key of all verbs with settings
+# by kind of argument: completions in the working directory; each verb with settings has `cluster=`
 FOUND = {
     Completes.SETTINGS: {"cluster="},
     Completes.CORPUS: {"høringer"},
@@ -99,7 +99,7 @@ FOUND = {
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
-def test_every_verb_completes_the_kind_of_its_row(folder: Path, verb: Verb) -> None:
+def test_every_verb_completes_its_kind_of_argument(folder: Path, verb: Verb) -> None:
     assert verb.name in complete([verb.name[:-1]])
     assert "--help" in complete([verb.name, "--he"])
     replies = complete([verb.name, ""])
@@ -124,13 +124,13 @@ def test_completion_imports_neither_hydra_nor_torch(folder: Path) -> None:
 
 @dataclass
 class Terminal:
-    """An interactive shell, with its output since the last keys."""
+    """An interactive shell, and its output since keys were last typed."""
 
     descriptor: int
     output: str = ""
 
     def type(self, keys: str, pattern: str, seconds: float = 60) -> None:
-        """Type keys, and wait until the output of the shell matches the pattern."""
+        """Type keys, and wait until the shell's output matches the pattern."""
         os.write(self.descriptor, keys.encode())
         self.output = ""
         end = time.monotonic() + seconds
@@ -158,9 +158,10 @@ def test_a_tab_in_an_interactive_shell_completes(folder: Path, shell: tuple[str,
         terminal.type(f"eval \"$(finetune completion {shell[0]})\"; echo rea''dy\n", "ready")
         terminal.type("finetune train adapter=qlo\t", "adapter=qlora ")
         terminal.type("corpus=h\t", "høringer ")
-        terminal.type("cluster.nodes\t", "=$")  # no space: a value follows
+        terminal.type("cluster.nodes\t", "=$")  # no space after =, since a value follows
         terminal.type("\x15finetune status gri\t", "grid-2 ")
-        terminal.type("\x15finetune train --config-dir m\t", "my/")  # the shell completes paths
+        # the shell itself completes paths
+        terminal.type("\x15finetune train --config-dir m\t", "my/")
     finally:
         os.kill(process, signal.SIGKILL)
         os.close(descriptor)

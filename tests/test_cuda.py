@@ -1,6 +1,6 @@
 """Tests that need a GPU (`make cuda`): training equals that on a CPU, at every ZeRO stage.
 
-Two ranks cannot share a GPU (NCCL does not allow it), so several ranks are tested on CPUs only, in
+NCCL does not allow two ranks on one GPU, so several ranks are tested on CPUs only, in
 tests/distributed.
 """
 
@@ -56,18 +56,18 @@ ROOT = Path(__file__).parents[1]
 GPU = torch.device("cuda")
 ONE_RANK: dict[str, Any] = {"cluster": ClusterConfig(ranks_per_node=1), "micro_batch_size": 4}
 BF16: dict[str, Any] = {"precision": "bf16", **ONE_RANK}
-# A GPU sums in another order than a CPU, and Adam's first steps depend on the sign of a gradient
-# alone.
+# A GPU adds numbers in another order than a CPU, and Adam's first steps depend only on the signs of
+# gradients, which rounding can change.
 CPU_LOSS_TOLERANCE = 1e-4
 GPU_WEIGHT_TOLERANCE = 1e-3
 BF16_LOSS_TOLERANCE = 0.05
-# Methods compared with a CPU; QLoRA's products with 4-bit weights differ there.
+# Methods compared with a CPU; QLoRA is left out, since its 4-bit products differ on a CPU.
 COMPARED = ["full", "lora", "dora"]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Another way to run a training, which must equal its method at ZeRO 2."""
+    """A training with extra settings. Its result must equal that of the same method at ZeRO 2."""
 
     id: str
     training: Training
@@ -138,7 +138,7 @@ def join(process: subprocess.Popen[bytes], folder: Path, expected: int = 0) -> N
 
 
 @pytest.mark.parametrize("training", MATRIX, ids=case_id)
-def test_zero_stages_are_the_same_training(runs: dict[str, RunFolder], training: Training) -> None:
+def test_every_zero_stage_gives_the_same_result(runs: dict[str, RunFolder], training: Training) -> None:
     assert_same(runs[training.id], runs[f"{training.method}-zero2"], tolerance=GPU_WEIGHT_TOLERANCE)
 
 
@@ -157,7 +157,7 @@ def test_bf16_trains_as_fp32_does(runs: dict[str, RunFolder], training: Training
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=case_id)
-def test_checkpointed_and_offloaded_is_the_same_training(
+def test_activation_checkpointing_and_offloading_change_no_result(
     runs: dict[str, RunFolder], variant: Variant
 ) -> None:
     assert_same(runs[variant.id], runs[f"{variant.training.method}-zero2"], tolerance=GPU_WEIGHT_TOLERANCE)
@@ -191,14 +191,15 @@ def test_a_run_logs_its_speed_memory_and_time(runs: dict[str, RunFolder]) -> Non
 
 @pytest.mark.parametrize("name", ["stage3_superoffload", "stage3_zeropp"])
 def test_zero_settings_that_need_a_gpu_train(law_corpus: Path, tmp_path: Path, name: str) -> None:
-    """DeepSpeed compiles kernels for about a minute first."""
+    """DeepSpeed first compiles kernels for these settings, which takes about a minute."""
     zero = {**zero_file(name), **ZERO[3]}
     if name == "stage3_zeropp":
-        zero["zero_hpz_partition_size"] = 1  # GPUs a node
+        zero["zero_hpz_partition_size"] = 1  # GPUs per node
     plain = make_run(tmp_path, "plain", law_config(law_corpus, zero=ZERO[3], **BF16))
     case = make_run(tmp_path, name, law_config(law_corpus, zero=zero, **BF16))
     join(start(tmp_path / "both", [plain, case]), tmp_path / "both")
-    tolerance = 0.2 if name == "stage3_zeropp" else BF16_LOSS_TOLERANCE  # 8 bits
+    # ZeRO++ communicates in 8 bits
+    tolerance = 0.2 if name == "stage3_zeropp" else BF16_LOSS_TOLERANCE
     assert loss_distance(case.run, plain.run) < tolerance
 
 
@@ -216,7 +217,10 @@ def gradients(packed: PackedModel) -> tuple[torch.Tensor, dict[str, torch.Tensor
 
 
 def distance(packed: PackedModel, exact: PackedModel) -> float:
-    """Return the largest distance of a loss, or of a gradient as a share of its norm."""
+    """Return the largest difference between two models' losses and gradients.
+
+    The difference of a gradient is relative to its norm.
+    """
     losses_, grads = gradients(packed)
     exact_losses, exact_grads = gradients(exact)
     assert grads.keys() == exact_grads.keys()
@@ -249,7 +253,7 @@ def test_the_fastest_attention_that_supports_the_precision_is_chosen() -> None:
 
 @pytest.mark.parametrize("implementation", ["flex_attention", "sdpa"])
 def test_masked_attention_equals_exact_attention(implementation: str) -> None:
-    model = causal_model(hidden_size=64)  # flex_attention needs a head size of 16
+    model = causal_model(hidden_size=64)  # flex_attention needs heads of at least 16
     exact = on_gpu(copy.deepcopy(model))
     packed = on_gpu(model)
     exact.attention = "eager"
@@ -295,7 +299,7 @@ def test_losses_by_chunks_are_those_of_the_full_logits(monkeypatch: pytest.Monke
 
 
 def test_the_command_line_trains_on_the_gpu(law_corpus: Path, tmp_path: Path) -> None:
-    """The whole path, with preflight and tracking."""
+    """Run `finetune train` with all its parts, including preflight and tracking."""
     settings = [
         f"data.corpus={law_corpus}",
         f"model={law_corpus.parent / 'base'}",

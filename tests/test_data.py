@@ -1,4 +1,4 @@
-"""The data path: the content of a global batch does not depend on the number of ranks."""
+"""Data for training: a global batch has the same content on any number of ranks."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_global_batch_has_the_same_packs_on_any_number_of_ranks(
 ) -> None:
     on_one_rank = open_data(corpus, tmp_path)
     on_each_rank = [open_data(corpus, tmp_path, rank, size) for rank in range(size)]
-    for index in (0, 1, 5, 9):  # over the end of the first epoch
+    for index in (0, 1, 5, 9):  # the later ones reach into the second epoch
         expected = packs_of(load_micro_batches(on_one_rank, index, 8))
         batches = []
         for data in on_each_rank:
@@ -121,7 +121,7 @@ def test_a_loss_mask_removes_targets(corpus: Path, masked: Path, tmp_path: Path)
 
 
 def targets_of(data: PackedData) -> set[tuple[int, int]]:
-    """Return (document, index of the token in it) of every target of an epoch."""
+    """Return every target of an epoch as (document, index of the token in the document)."""
     found = set()
     step = data.load_batch(0, data.num_packs, 1)
     for document, start, length in step.segments[["document", "start", "length"]].tolist():
@@ -162,7 +162,7 @@ def test_a_corpus_without_validation_documents_can_be_opened(tmp_path: Path, cor
 
 
 def test_running_text_is_split_in_a_corpus_with_conversations_too(corpus: Path, tmp_path: Path) -> None:
-    """A row whose mask is all ones is running text."""
+    """A row is running text if its mask has only ones."""
     lengths = [len(ids) for ids in Corpus(corpus).split("train")["input_ids"]]
     mixed = mask_some(corpus, tmp_path / "mixed", lambda length: [1] * length)
     without_masks = open_data(corpus, tmp_path / "a", long_documents="auto")
@@ -175,7 +175,7 @@ def test_running_text_is_split_in_a_corpus_with_conversations_too(corpus: Path, 
 def test_a_long_conversation_is_cut_after_its_last_complete_answer_or_dropped(
     corpus: Path, tmp_path: Path
 ) -> None:
-    """Three turns of 20 tokens, a question of 10 and an answer of 10, fit into 64 tokens."""
+    """A turn is a question of 10 tokens and an answer of 10, so three turns fit into 64 tokens."""
     chats = mask_some(corpus, tmp_path / "chats", mask_of_turns)
     long = [i for i, ids in enumerate(Corpus(corpus).split("train")["input_ids"]) if len(ids) > 64]
     cut = open_data(chats, tmp_path / "a", long_documents="auto")
@@ -191,12 +191,17 @@ def test_a_long_conversation_is_cut_after_its_last_complete_answer_or_dropped(
 
 
 def mask_of_turns(length: int) -> list[int]:
-    """Return the mask of a conversation: 10 tokens of a question, 10 of an answer, and so on."""
+    """Return the mask of a conversation in which questions and answers of 10 tokens alternate."""
     return [int(index % 20 >= 10) for index in range(length)]
 
 
 def mask_some(corpus: Path, folder: Path, mask: Callable[[int], list[int]]) -> Path:
-    """Copy the training rows of a corpus with loss masks; `mask` returns that of a row's length."""
+    """Copy a corpus's training rows and add a loss mask to each.
+
+    Args:
+        folder: folder of the copy.
+        mask: returns the mask of a row with the given number of tokens.
+    """
     source = Corpus(corpus)
     writer = ShardWriter(folder, "train", "assistant_masks", shard_tokens=4000)
     rows = [{**row, "assistant_masks": mask(len(row["input_ids"]))} for row in source.split("train")]
@@ -213,7 +218,7 @@ def test_a_masked_corpus_without_validation_documents_can_be_opened(corpus: Path
 
 
 def test_a_run_that_loses_a_tenth_of_its_tokens_is_rejected_unless_that_is_accepted(corpus: Path) -> None:
-    """The error names the reason and the settings."""
+    """The error names the reason and the settings that avoid it."""
     settings = {"corpus": str(corpus), "sequence_length": 64, "long_documents": "truncate"}
     lost = read_training_account(Corpus(corpus), DataConfig(**settings))
     assert 0.1 < lost.lost_share < 1
@@ -247,7 +252,7 @@ def test_a_corpus_without_training_text_is_an_error_with_the_reason(masked: Path
 
 
 def test_normalised_losses_add_up_to_the_mean_over_the_global_batch() -> None:
-    """Micro-batches and ranks have unequal numbers of targets; DeepSpeed averages over the ranks."""
+    """Micro-batches and ranks have different numbers of targets; DeepSpeed averages over ranks."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 6, 11, generator=generator)
     labels = torch.randint(11, (4, 6), generator=generator)

@@ -1,4 +1,4 @@
-"""The decision whether a run is restarted, from how its attempts ended."""
+"""The decision whether a run is restarted; it depends on how the run's attempts ended."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def ending(cause: EndingCause, last: int = 0, saved: int = 0, start: int = 0, de
 
 @dataclass(frozen=True)
 class Case:
-    """The ending of an attempt and of those before it, and the expected decision."""
+    """The ending of an attempt, the endings before it, and the expected decision."""
 
     id: str
     how: Ending

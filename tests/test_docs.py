@@ -1,4 +1,4 @@
-"""The pages of docs/ build without a warning, load nothing from outside, and hold all settings."""
+"""The pages of docs/ build without warnings, load nothing external, and list all settings."""
 
 from __future__ import annotations
 
@@ -90,12 +90,12 @@ def test_a_dangling_link_fails_the_build(tmp_path: Path) -> None:
 
 
 def names_on(built: Path, page: str) -> set[str]:
-    """Return what stands in the type of code on a reference page."""
+    """Return the text of all inline code on a reference page."""
     return parse_page(built / "reference" / f"{page}.html").codes
 
 
 def setting_names(schema: Any) -> Iterator[str]:
-    """Yield the last part of the key of each setting of a dataclass, and of those nested in it."""
+    """Yield the last part of each setting's key in a dataclass and the dataclasses nested in it."""
     kinds = get_type_hints(schema)
     for item in dataclasses.fields(schema):
         inner = [
@@ -130,7 +130,7 @@ def test_settings_of_the_page_have_their_full_keys(built: Path) -> None:
     )
 
 
-def test_allowed_values_stand_beside_a_setting(built: Path) -> None:
+def test_allowed_values_are_listed_with_their_setting(built: Path) -> None:
     text = " ".join(parse_page(built / "reference" / "train-settings.html").text.split())
     assert "schedule · text · default cosine · constant, linear, cosine, wsd" in text
     assert "adam_beta1 · float · default 0.9 · from 0 below 1" in text
@@ -173,7 +173,7 @@ def test_every_name_of_the_layout_is_on_its_page(built: Path) -> None:
 
 
 def numbered_names() -> list[str]:
-    """Return an example of each name that a function of layout.py makes."""
+    """Return one example of each file or folder name that a function of layout.py returns."""
     examples = []
     for function in vars(layout).values():
         if not inspect.isfunction(function) or function.__annotations__.get("return") != "str":
@@ -286,7 +286,7 @@ def test_the_overview_of_sites_is_written_from_the_profiles() -> None:
     assert sites.with_overview(text) == text, "run `make cluster-env`"
 
 
-def test_the_most_specific_source_of_a_setting_holds() -> None:
+def test_a_setting_has_the_source_that_names_it_most_specifically() -> None:
     profile = docs_profiles.read_profiles()["ex3"]
     assert [number for number, _ in profile.sources_of("site.gpu_architecture")] == [2]
     assert [number for number, _ in profile.sources_of("site.docs")] == [1]
@@ -299,7 +299,7 @@ def test_the_most_specific_source_of_a_setting_holds() -> None:
 
 
 def code_blocks(page: str, language: str) -> list[str]:
-    """Return the blocks of code of a language on a page of docs/."""
+    """Return the code blocks of a language on a page of docs/."""
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text("utf-8"), re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""`finetune evaluate` of several models: the same rows, and their differences to the first model."""
+"""`finetune evaluate` of several models: on the same rows, with differences to the first model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.models import LORA, write_base
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a corpus, two models, and a run with one model as its base and the other as its result."""
+    """Make a corpus, two models, and a run. One model is the run's base, the other its result."""
     folder = tmp_path_factory.mktemp("evaluate")
     write_corpus(folder / "corpora" / "laws", num_documents=40, longest=100, seed=1)
     for seed, name in enumerate(("small", "other")):
@@ -73,7 +73,7 @@ def test_a_run_is_compared_with_its_base_on_the_same_rows(
 
 
 def test_a_model_has_no_difference_to_itself(folder: Path) -> None:
-    """Name the model as a run, as run:ID, and as the folder of its result."""
+    """Name one model in three ways: as a run, as run:ID, and as the folder of the run's result."""
     names = ["mine-1", "run:mine-1", str(folder / "runs" / "mine-1" / "model")]
     body = evaluate(options(folder, *names))
     assert [model["model"] for model in body["models"]] == ["mine-1", "mine-1", "model"]
@@ -91,7 +91,7 @@ def test_a_model_with_another_tokenizer_is_rejected(folder: Path) -> None:
         evaluate_command.evaluate_models(options(folder, "mine-1", str(model)))
 
 
-# by case: the arguments, and a part of the error
+# by case: the arguments, and a part of the expected error
 MISTAKES = {
     "an unknown run": (["nobody"], "no run 'nobody' in"),
     "a checkpoint that is not kept": (["mine-1@2"], "run mine-1 has no checkpoint of step 2"),

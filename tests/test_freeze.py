@@ -1,4 +1,4 @@
-"""A submission freezes the code and writes no secret."""
+"""A submission freezes the code and writes no secret to disk."""
 
 from __future__ import annotations
 

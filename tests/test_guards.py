@@ -1,4 +1,4 @@
-"""Each guard with a planted fault, which it finds, and with healthy subjects, which pass."""
+"""Checks that stop a run on silent errors: each finds a planted fault and passes healthy models."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def tiny_model(architecture: str = "llama", **changes: object) -> torch.nn.Modul
 
 
 def adapted_model(folder: Path, adapter: dict[str, object] = LORA) -> torch.nn.Module:
-    """Return a base, written to `folder`, with an adapter."""
+    """Write a base to `folder`; return it with an adapter."""
     config = TrainConfig(
         data=DataConfig(corpus="none", sequence_length=64),
         model=ModelConfig(path=str(write_base(folder))),
@@ -53,7 +53,7 @@ def adapted_model(folder: Path, adapter: dict[str, object] = LORA) -> torch.nn.M
 
 
 def change_trainable(trained: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Change the trainable parameters at random, as training would; return them."""
+    """Change the trainable parameters at random, as training does; return them."""
     for parameter in trained.parameters():
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn(parameter.shape)
@@ -68,7 +68,7 @@ def test_isolation_holds_on_healthy_models(architecture: str, precision: str) ->
 
 
 def test_rounding_in_bf16_passes_however_deep_the_model() -> None:
-    """In a random Llama of 8B, 32 layers, sdpa and eager differ by 5.4% of the logits' size."""
+    """In a random Llama of 8B (32 layers), the logits of sdpa and eager differ by 5.4%."""
     error = "other logits than single ones"
     reference = torch.randn(1, 48, VOCAB_SIZE, generator=torch.Generator().manual_seed(0)).bfloat16()
     noise = torch.randn(reference.shape, generator=torch.Generator().manual_seed(1))
@@ -85,7 +85,7 @@ def test_rounding_in_bf16_passes_however_deep_the_model() -> None:
 
 
 def test_isolation_catches_an_attention_mask_of_ones() -> None:
-    """The usual leak: with a mask of ones, transformers silently does not mask between documents."""
+    """Given a mask of ones, transformers silently lets packed documents attend to each other."""
     leaky = tiny_model()
 
     def logits(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -115,7 +115,7 @@ def test_a_step_with_nan_or_inf_is_bad(loss: float, norm: float) -> None:
 
 
 def test_a_step_that_deepspeed_skipped_is_bad() -> None:
-    """DeepSpeed skips updates with gradients that are not finite, and reports an older norm then."""
+    """DeepSpeed skips an update with NaN or Inf gradients, and reports an earlier step's norm."""
     from finetune.training.engine import Engine
 
     class Skipping:
@@ -192,7 +192,7 @@ def test_dora_on_a_weight_with_rows_of_zeros_is_rejected_by_name(tmp_path: Path)
 
 
 def test_positions_that_depend_on_the_longest_document_of_a_row_are_rejected() -> None:
-    """LongRoPE (Phi-3, Phi-4-mini) scales all positions of a call by the largest one."""
+    """LongRoPE (Phi-3, Phi-4-mini) scales all positions of a forward pass by the largest one."""
     rope = {
         "rope_type": "longrope",
         "short_factor": [1.0] * 4,
@@ -222,7 +222,7 @@ def test_a_spike_is_distinguished_from_noise_and_from_a_falling_loss() -> None:
     assert not any(check.find_fault(loss, 1.0) for loss in falling)
     assert "spike" in (check.find_fault(5.0, 1.0) or "")
     assert check.find_fault(3.1, 1.0) is None, "the spike itself must not count among the last steps"
-    # few targets a step, as in fine-tuning on short answers, make the loss vary much
+    # with few targets per step, as in fine-tuning on short answers, the loss is noisy
     varying = guards.StepCheck(spike_stds=8)
     assert not any(varying.find_fault(2 + 1.5 * abs(value), 1.0) for value in noise)
     assert guards.StepCheck(spike_stds=0).find_fault(1e9, 1.0) is None
@@ -246,7 +246,7 @@ def test_a_step_must_have_targets_as_many_as_planned() -> None:
 
 
 def test_an_empty_adapter_is_caught(tmp_path: Path) -> None:
-    """Without gathering, ZeRO-3 saves files with tensors of no elements."""
+    """Under ZeRO-3, tensors that are saved without being gathered have no elements."""
     parameters = adapted_model(tmp_path / "base").named_parameters()
     state = {name: p.detach().clone() for name, p in parameters if p.requires_grad}
     save_file({name: torch.zeros(0) for name in state}, tmp_path / "adapter_model.safetensors")
@@ -297,7 +297,7 @@ def test_a_saved_adapter_restores_what_was_trained(tmp_path: Path, method: str) 
 
 
 def test_an_adapter_that_peft_cannot_save_is_a_user_error(tmp_path: Path) -> None:
-    """VeRA's projections are shared by layers and lose their name. A run tries it before step 1."""
+    """PEFT cannot save VeRA's shared projections. A run therefore tries to save before step 1."""
     trained = adapted_model(tmp_path / "base", {**METHODS["vera"], "save_projection": True})
     with pytest.raises(ValueError, match=r"PEFT cannot save it: .*save_projection` to `False`"):
         save.save(trained, save.gather_weights(trained, trainable_only=True), tmp_path / "adapter")
@@ -313,7 +313,7 @@ def test_an_adapter_that_reloads_differently_is_caught(tmp_path: Path, fault: st
     tensors = load_file(file)
     name = next(iter(tensors))
     error = "does not restore"
-    if fault == "renamed":  # PEFT only warns about a key that it does not find
+    if fault == "renamed":  # PEFT only warns if a key is missing
         tensors[f"module.{name}"] = tensors.pop(name)
         save_file(tensors, file)
     elif fault == "altered":
@@ -326,7 +326,7 @@ def test_an_adapter_that_reloads_differently_is_caught(tmp_path: Path, fault: st
 
 
 def test_a_rank_that_hangs_dumps_its_stack_and_ends(tmp_path: Path) -> None:
-    """The main thread sleeps, as in a collective that a peer has left."""
+    """The main thread sleeps, like a rank in a collective that another rank has left."""
     script = f"""
 import sys, time, pathlib
 sys.path[:0] = {[str(p) for p in sys.path]!r}
@@ -352,7 +352,7 @@ with Watchdog(folder / "stack.txt", 1.0, lambda fault: (folder / "fault").write_
 
 @pytest.mark.parametrize("record", ["raise OSError(28, 'No space left on device')", "time.sleep(60)"])
 def test_a_rank_that_hangs_ends_even_if_the_reason_cannot_be_recorded(tmp_path: Path, record: str) -> None:
-    """The file system is full, or does not respond."""
+    """The reason cannot be written, because the file system is full or does not respond."""
     script = f"""
 import sys, time, pathlib
 sys.path[:0] = {[str(p) for p in sys.path]!r}
@@ -372,7 +372,7 @@ with Watchdog(pathlib.Path({str(tmp_path)!r}) / "stack.txt", 1.0, fails):
 
 
 def test_a_rank_that_fails_ends_even_if_the_reason_cannot_be_recorded(tmp_path: Path) -> None:
-    """A thread that does not end has the effect of destructors that wait for peers."""
+    """A thread that never ends stands in for destructors that wait for other ranks."""
     script = f"""
 import os, sys, threading, time
 sys.path[:0] = {[str(p) for p in sys.path]!r}
@@ -431,7 +431,7 @@ def test_settings_that_would_silently_build_another_model_are_rejected(
 
 
 def test_an_adapter_on_an_adapter_names_a_base_into_which_the_first_is_merged(tmp_path: Path) -> None:
-    """PEFT must load the weights that the second adapter was trained on, not the first base's."""
+    """PEFT must load the merged weights on which the second adapter was trained, not the base."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 

@@ -1,4 +1,4 @@
-"""`--help` lists every setting and every option of a reader, and fits the terminal."""
+"""`--help` lists every setting and every reader's options, and fits the width of the terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from finetune.config.train import TrainConfig
 
 
 def all_fields(schema: Any) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
-    """Yield all fields of a dataclass and of the dataclasses in it, each with `Owner.field`."""
+    """Yield (`Owner.field`, field) for each field of a dataclass and of those nested in it."""
     for item in dataclasses.fields(schema):
         yield f"{schema.__name__}.{item.name}", item
         kind = get_type_hints(schema)[item.name]
@@ -83,7 +83,7 @@ def test_help_shows_type_and_default_in_the_syntax_of_settings() -> None:
 
 
 def options_in_help() -> dict[str, set[str]]:
-    """Return the options of each reader in `finetune prepare --help`."""
+    """Return each reader's options, as `finetune prepare --help` lists them."""
     listed: dict[str, set[str]] = {}
     for group in help._list_reader_options():
         for reader in group.title.removesuffix(": none").split(", "):

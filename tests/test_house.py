@@ -1,4 +1,4 @@
-"""Tests that no module imports a test module, and that README.md lists all modules and their tests."""
+"""No module imports a test module, and tests/README.md lists all modules and the tests of each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SOURCES = {"finetune": ROOT / "src", "hydra_plugins": ROOT / "src", "data_prep":
 
 
 def imported_names(source: str) -> Iterator[str]:
-    """Yield the dotted paths of imported names, and strings that may name a module (`python -m`)."""
+    """Yield the dotted paths of imported names, and string literals that start with `tests.`."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -28,7 +28,7 @@ def imported_names(source: str) -> Iterator[str]:
 
 
 def uses_of_test_modules(source: str) -> list[str]:
-    """Return the names of test modules that a module imports or starts."""
+    """Return the names of test modules that a module's source imports or starts."""
     return [name for name in imported_names(source) if re.search(r"(^|\.)test_\w+", name)]
 
 
@@ -51,7 +51,7 @@ def test_an_import_of_a_test_module_is_found(source: str) -> None:
 
 
 def paths_in_readme() -> set[str]:
-    """Return the paths of files and folders in backticks in README.md."""
+    """Return the paths of files and folders that tests/README.md puts in backticks."""
     return set(re.findall(r"`([\w./]+(?:\.py|/))`", (TESTS / "README.md").read_text("utf-8")))
 
 
@@ -60,7 +60,7 @@ def is_test(path: str) -> bool:
 
 
 def is_listed(path: str, listed: set[str]) -> bool:
-    """Return whether a path, or a folder above it, is listed."""
+    """Return whether `listed` contains a path or a folder above it."""
     return path in listed or any(name.endswith("/") and path.startswith(name) for name in listed)
 
 

@@ -1,4 +1,4 @@
-"""A run is refused if its corpus or base model has changed since its submission."""
+"""A run is refused if its corpus or base model has changed since the submission."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def digests_of(config: TrainConfig) -> dict[str, str | None]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A corpus and a base whose embeddings are larger than a window."""
+    """Return a folder with a corpus and a base; the base's embeddings are larger than WINDOW."""
     write_corpus(tmp_path / "corpus", num_documents=8, longest=20, seed=0)
     write_base(tmp_path / "base")
     return tmp_path
@@ -94,7 +94,7 @@ def test_a_digest_covers_the_adapters_of_a_base(folder: Path) -> None:
 
 
 def test_a_digest_reads_little_of_a_large_model(tmp_path: Path) -> None:
-    """The file is sparse: 64 GiB that take no disk space, and that would take minutes to read."""
+    """The file is sparse: its 64 GiB take no disk space, but reading them would take minutes."""
     header = json.dumps({"weight": {"dtype": "F32", "shape": [2**34], "data_offsets": [0, 2**36]}}).encode()
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)

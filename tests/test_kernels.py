@@ -1,4 +1,4 @@
-"""Kernels, attention and the chunked loss against what they replace: values and gradients."""
+"""Kernels, attention and the chunked loss give the same values and gradients as plain code."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_kernels_change_no_loss_and_no_gradient(
     assert ("LoRA" in installed) == (adapter == {})
     assert ("linear" in installed) == (onednn == "all products")
     assert "SwiGLU" in installed
-    assert ("RMSNorm" in installed) == (architecture != "olmo2")  # whose code differs
+    assert ("RMSNorm" in installed) == (architecture != "olmo2")  # OLMo 2 has another norm
     if adapter and "lora_dropout" in adapter:
         model.eval()
         changed.eval()
@@ -103,7 +103,7 @@ def test_losses_by_chunks_are_those_of_the_full_logits(
         assert torch.allclose(grads[name], parameter.grad, atol=tolerance), name
 
 
-def test_the_full_logits_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_full_logits_are_never_computed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune.models.loss.CHUNK_ELEMENTS", {"cpu": 16 * VOCAB_SIZE})
     monkeypatch.setattr("finetune.models.loss.MIN_CHUNK_ROWS", 1)
     chunk_sizes = []
@@ -133,7 +133,7 @@ def test_a_micro_batch_without_targets_has_a_gradient_of_zero() -> None:
 
 @pytest.mark.parametrize("cap", [0.5, 30.0])
 def test_a_model_that_caps_its_logits_is_not_given_the_chunked_loss(cap: float) -> None:
-    """A cap far above the logits does not change them, but would change the sum of losses."""
+    """Even a cap that is far above all logits would change the sum of losses."""
     settings = {"final_logit_softcapping": cap, "attn_logit_softcapping": None}
     packed = PackedModel(causal_model(model_type="gemma2", head_dim=8, **settings))
     assert packed.head.chunked

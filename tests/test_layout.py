@@ -1,5 +1,4 @@
-"""File names of a run folder, and the names of states, are spelled in one module each; records of
-an earlier version are still read."""
+"""File names of a run folder and run states are spelled in one module each; old records load."""
 
 from __future__ import annotations
 
@@ -36,7 +35,7 @@ PATTERNS = [
     }.items()
 ]
 NAMES = [value for name, value in vars(layout).items() if name.isupper() and isinstance(value, str)]
-# common words, such as "model", which are file names only where a path is built from them
+# common words, such as "model", are file names only in a path
 PLAIN_WORDS = [name for name in NAMES if name.isidentifier()]
 # (file, literal): reason
 ALLOWED_NAMES = {
@@ -56,8 +55,8 @@ class Literal:
     """A string literal of a module.
 
     Attributes:
-        text: with * for each value that an f-string inserts.
-        in_path: a path is built from it.
+        text: the string; * stands for each value that an f-string inserts.
+        in_path: True if the code builds a path from it.
     """
 
     file: str
@@ -67,7 +66,7 @@ class Literal:
 
 
 def literals(source: str, file: str) -> Iterator[Literal]:
-    """Yield the string literals of a module, without docstrings."""
+    """Yield the string literals of a module except docstrings."""
     tree = ast.parse(source)
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     for node in ast.walk(tree):
@@ -93,7 +92,7 @@ def _is_in_path(node: ast.AST, parent: ast.AST | None) -> bool:
 
 
 def names_a_run_file(literal: Literal) -> bool:
-    if re.search(r"\s", literal.text):  # prose
+    if re.search(r"\s", literal.text):  # a file name has no spaces
         return False
     parts = literal.text.split("/")
     if literal.in_path and set(parts) & set(PLAIN_WORDS):
@@ -152,7 +151,7 @@ def test_other_strings_are_not_taken_for_file_names(line: str) -> None:
 def test_the_submission_of_an_earlier_version_is_read_until_the_run_is_submitted_again(
     tmp_path: Path,
 ) -> None:
-    """The file was named attempt.json until November 2026."""
+    """Versions before November 2026 named the file attempt.json."""
     run = RunFolder(tmp_path)
     (tmp_path / "attempt.json").write_text(
         '{"job_id": "7", "host": "login1", "scheduler": "slurm", "code": "ab"}'
@@ -166,7 +165,7 @@ def test_the_submission_of_an_earlier_version_is_read_until_the_run_is_submitted
 
 
 def test_a_resubmission_by_the_code_of_an_earlier_version_is_read(tmp_path: Path) -> None:
-    """A queued job's helper runs the code that was frozen at its submission."""
+    """A queued job's helper runs the code of its submission, which may be an earlier version."""
     Submission("7", "login1", "slurm", "ab").write(tmp_path / "submission.json")
     (tmp_path / "attempt.json").write_text('{"job_id": "9"}')
     os.utime(tmp_path / "attempt.json", (2e9, 2e9))
@@ -193,7 +192,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
         "asked_by": "a stop file",
     }
     assert Outcome.read(tmp_path / "outcome.json") == outcome
-    metrics = Metrics(1, 2, {TRAIN_LOSS: 0.5})  # names of metrics are instances of a subclass of str
+    metrics = Metrics(1, 2, {TRAIN_LOSS: 0.5})  # metric names are of a subclass of str
     assert json.dumps(metrics.to_json()) == '{"step": 1, "time_ms": 2, "values": {"train/loss": 0.5}}'
     assert Failure.from_json({"rank": 1, "error": "x", "of a later version": 1}) == Failure(rank=1, error="x")
 

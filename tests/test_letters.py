@@ -1,5 +1,4 @@
-"""The benchmark of letters kept: counted letters, and the names of missing ones. All texts are
-invented."""
+"""The benchmark of kept letters, on invented texts: counted letters, and names of missing pieces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cancelling, pruning, resuming and retrying runs without a job in Slurm's queue."""
+"""Cancelling, pruning, resuming and retrying runs that have no job in Slurm's queue."""
 
 from __future__ import annotations
 
@@ -38,7 +38,11 @@ def started(job_id: int, host: str | None = None) -> dict[str, dict[str, Any]]:
 
 
 def sleeper(*arguments: str, when_asked: str = "sys.exit()") -> subprocess.Popen[str]:
-    """Start a process with these arguments in its command line; on SIGTERM it prints `asked`."""
+    """Start a process that sleeps for a minute and has `arguments` in its command line.
+
+    Args:
+        when_asked: expression that is evaluated on SIGTERM, after `asked` is printed.
+    """
     handle = f"signal.signal(signal.SIGTERM, lambda *_: (print('asked', flush=True), {when_asked}))"
     program = f"import signal, sys, time; {handle}; print(flush=True); time.sleep(60)"
     command = [sys.executable, "-c", program, *arguments]
@@ -86,7 +90,7 @@ def test_srun_gets_sigterm_before_it_is_killed(
     when_asked: str,
     output: str,
 ) -> None:
-    """A killed srun would leave its ranks running."""
+    """SIGKILL alone would end srun but leave its ranks running."""
     monkeypatch.setattr(end, "GRACE_SECONDS", 1.0)
     run = make(cluster=cluster)
     controller = sleeper(str(run.jobs), when_asked=when_asked)
@@ -97,7 +101,7 @@ def test_srun_gets_sigterm_before_it_is_killed(
 
 
 def prune(run: RunFolder, failed: bool = True) -> list[str]:
-    """Remove what `prune --yes` removes, and return the paths relative to the runs folder."""
+    """Remove the paths that `prune --yes` removes; return them relative to the runs folder."""
     runs_dir = run.path.parent
     removed = []
     for path, _ in end.find_prunable([run], runs_dir, failed):
@@ -187,14 +191,14 @@ def test_a_submission_that_slurm_refuses_leaves_the_run_unchanged(
 
 @dataclass(frozen=True)
 class Prepared:
-    """A preparation, and the job that a training on its corpus waits for.
+    """A preparation, and the job that a training on its corpus must wait for.
 
-    Args:
-        state: of the last step in Slurm; empty if Slurm has forgotten the job.
-        age: seconds by which the corpus is newer than the preparation's submission; None: there is
-            no corpus.
-        waits_for: the job; None: none.
-        error: message if the training is refused.
+    Attributes:
+        state: Slurm's state of the last step; empty if Slurm no longer has the job.
+        age: seconds from the preparation's submission to the writing of the corpus. Negative:
+            an earlier preparation wrote the corpus. None: there is no corpus.
+        waits_for: id of the job that the training waits for; None if it does not wait.
+        error: part of the error message if the training is refused.
     """
 
     id: str
@@ -272,7 +276,7 @@ def test_a_completed_run_without_checkpoints_cannot_be_extended(make: Callable[.
     assert run.config().max_steps == 6
 
 
-def test_retry_skips_a_point_while_the_shell_that_will_start_it_lives(
+def test_retry_skips_a_point_while_the_process_that_will_start_it_is_alive(
     make: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started_again: list[RunFolder] = []
@@ -289,6 +293,7 @@ def test_retry_skips_a_point_while_the_shell_that_will_start_it_lives(
     running.wait()
     second.write_json("outcome.json", {"state": "cancelled"})
     turn = third.read_json("turn.json") or {}
-    third.write_json("turn.json", {**turn, "started": 0.0})  # as if another process had its id
+    # the recorded process id now belongs to another process
+    third.write_json("turn.json", {**turn, "started": 0.0})
     assert submit.retry([second, third]) == [second, third]
     assert started_again == [first, second, third]

@@ -1,4 +1,4 @@
-"""Measures of benchmarks/line_style.py: known answers on made-up modules, and bounds for this repository."""
+"""Measures of benchmarks/line_style.py: counts on made-up modules, bounds for this repository."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.measures import Row
 
 @dataclass(frozen=True)
 class Case:
-    """A module, and the number of places in it that a measure counts."""
+    """A module, and the number of places that a measure counts in it."""
 
     id: str
     key: str
@@ -60,7 +60,7 @@ def test_a_measure_counts_its_places(tmp_path: Path, case: Case) -> None:
     assert (row.value > 0, len(row.places)) == (case.count > 0, case.count), row.places
 
 
-def test_words_of_texts_count_outside_data_prep_alone(tmp_path: Path) -> None:
+def test_the_term_word_is_not_counted_in_data_prep(tmp_path: Path) -> None:
     rows = measure(tmp_path, "data_prep/one.py", "# words that say much")
     assert rows["speech"].places == ["data_prep/one.py:1 'say'"]
 

@@ -1,4 +1,4 @@
-"""FLOPs, peak FLOP/s and times that a run measures, compared with independent counts."""
+"""FLOPs, peak FLOP/s and times that a run measures are compared with independent counts."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ def causal_model(**changes: object) -> torch.nn.Module:
 
 
 def count_matmul_flops(model: torch.nn.Module) -> int:
-    """Return the FLOPs of the matrix products in one training step on a row of 16 tokens, as torch
-    counts them."""
+    """Return the FLOPs of the matrix products in one training step on a row of 16 tokens.
+
+    They are counted by torch's FlopCounterMode.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     ids = torch.arange(16)[None]
@@ -47,7 +49,7 @@ def test_flops_of_lora_leave_out_the_frozen_weights_gradients() -> None:
     model = get_peft_model(causal_model(), get_peft_config({"task_type": "CAUSAL_LM", **LORA}))
     first = model.base_model.model.model.layers[0].self_attn
     projections = (first.q_proj, first.k_proj, first.v_proj)
-    # the formula counts gradients of the frozen embedding's output, which are not computed
+    # the formula includes the gradients of the frozen embedding's output, which are not computed
     unused = sum(2 * p.base_layer.weight.numel() for p in projections)
     unused += sum(2 * p.lora_A["default"].weight.numel() for p in projections)
     assert metrics.flops_per_token(model) * 16 == count_matmul_flops(model) + unused * 16
@@ -68,7 +70,7 @@ def test_the_peak_of_a_cpu_is_measured_and_plausible() -> None:
 def test_the_peak_of_a_cpu_is_that_of_the_products_that_training_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The speed of torch.mm is less than half of it on some CPUs, which would give an MFU above 100%."""
+    """On some CPUs, torch.mm runs at less than half that speed, so the MFU would be above 100%."""
     monkeypatch.setattr(
         "finetune.training.throughput.linear",
         lambda x, weight: time.sleep(0.02) or torch.nn.functional.linear(x, weight),

@@ -28,7 +28,7 @@ CORPUS = "name: x\nsources:\n  a: {reader: jsonl, path: x, license: MIT}\n"
 
 @pytest.fixture
 def mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> ErrorOf:
-    """Return a function that runs a wrong call and returns its error line without `error: `."""
+    """Return a function that runs a wrong command and returns its error line without `error: `."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
 
@@ -428,7 +428,7 @@ def test_a_user_error_is_printed_as_it_is(
 ) -> None:
     monkeypatch.setattr(RunFolder, "all", lambda runs_dir: raise_(kind("lr is 7: lower it")))
     assert mistake("status") == "lr is 7: lower it"
-    assert isinstance(pickle.loads(pickle.dumps(kind("x"))), kind), "worker processes send it to their parent"
+    assert isinstance(pickle.loads(pickle.dumps(kind("x"))), kind), "worker processes pickle the error"
 
 
 def raise_(fault: Exception) -> NoReturn:

@@ -1,4 +1,4 @@
-"""The advice on a run that ended without a result is a command that helps and can be pasted."""
+"""For a run that ended without a result, the advice is a command that helps and can be pasted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Typed arguments reach the config as meant, or are rejected in one line with the right form."""
+"""Arguments reach the config as typed, or are rejected in one line with the correct form."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from finetune.config.train import TrainConfig
 
 
 def read(setting: str) -> Any:
-    """Return the value of a setting in a composed config."""
+    """Return the value that the config gets from a setting `key=value`."""
     register_json_resolver()
     override = OverridesParser.create().parse_override(quote_setting(setting))
     return OmegaConf.to_object(OmegaConf.create({"value": override.value()}))["value"]  # type: ignore[index]
 
 
 def points(setting: str) -> list[str]:
-    """Return the values of a sweep, without quotes."""
+    """Return the values of a setting's sweep, without quotes."""
     override = OverridesParser.create().parse_override(quote_setting(setting))
     assert override.is_sweep_override()
     found = [
@@ -216,7 +216,7 @@ def test_options_and_settings_of_a_verb_are_accepted_in_any_order() -> None:
 
 @pytest.fixture
 def composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[TrainConfig]]:
-    """Return a function that runs `finetune train` without submitting and returns the configs."""
+    """Return a function that runs `finetune train` without submitting; it returns the configs."""
     monkeypatch.chdir(tmp_path)
     found: list[TrainConfig] = []
 

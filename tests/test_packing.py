@@ -1,4 +1,4 @@
-"""Laws of the pack plan."""
+"""Laws of the plan that packs documents into rows."""
 
 from __future__ import annotations
 

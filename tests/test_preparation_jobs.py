@@ -1,4 +1,4 @@
-"""Jobs of a preparation: their settings, and the layout of tasks in jobs; without Slurm."""
+"""Jobs of a preparation: their settings, and how tasks are divided into jobs. Slurm is not used."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_if_slurm_refuses_the_number_of_jobs_fewer_are_submitted(
     monkeypatch.setattr(prepare_jobs, "_submit", refuse)
     monkeypatch.setattr(prepare_jobs, "_ask_slurm", lambda cluster, num_tasks: [])
     run = prepare_jobs.submit("l", tmp_path, STEPS, 32, profiles()["testcluster"])
-    assert run.layout == Layout(32, 16), "as many tasks, more of them in a job"
+    assert run.layout == Layout(32, 16), "the same tasks in fewer jobs"
     num_jobs = [layout.num_jobs(STEPS) for layout in tried]
     assert num_jobs[0] == 65
     assert num_jobs[-1] <= 9 < num_jobs[-2]

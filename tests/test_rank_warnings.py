@@ -1,4 +1,4 @@
-"""Warnings of all ranks are recorded in the run folder: once each, with their ranks and counts."""
+"""Each warning is recorded once in the run folder, with its count and the ranks that logged it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_only_warnings_of_this_code_base_and_its_libraries_are_collected(
     collected: None, tmp_path: Path
 ) -> None:
     library = logging.getLogger("transformers.modeling_utils")
-    logging.getLogger("transformers").propagate = False  # as transformers sets it
+    logging.getLogger("transformers").propagate = False  # transformers sets this
     library.warning("Some weights were newly initialized: %s", "lm_head.weight")
     logging.getLogger("finetune.training.run").warning("the grace time is too short")
     logging.getLogger("finetune.training.run").info("not this")

@@ -1,6 +1,6 @@
-"""Calls of the batch script's helper, and what they do to the run folder and ask of Slurm.
+"""Calls of the batch script's helper: how they change the run folder, and their requests to Slurm.
 
-Slurm is a pair of programs on PATH here; tests/slurm uses the real one.
+Slurm's commands are stand-ins on PATH; tests/slurm uses the real ones.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def test_a_completed_run_does_not_restart(batch: Batch) -> None:
 def test_a_stopped_run_does_not_restart(batch: Batch) -> None:
     batch.begin()
     batch.write("outcome.json", state="stopped")
-    assert batch.end(0) == 1, "a job that depends on its result must not start"
+    assert batch.end(0) == 1, "a job that depends on the run's result must not start"
     assert (batch.causes(), batch.requests()) == ([STOPPED], [])
 
 
@@ -48,7 +48,9 @@ def test_an_interrupted_run_is_requeued(batch: Batch) -> None:
     batch.write("outcome.json", state="interrupted")
     batch.end(0)
     assert (batch.causes(), batch.requests()) == ([INTERRUPTED], ["requeue 7"])
-    assert not (batch.run / "outcome.json").exists(), "the next attempt would take it for its own outcome"
+    assert not (batch.run / "outcome.json").exists(), (
+        "the next attempt would take the file for its own outcome"
+    )
 
 
 def test_after_a_rank_was_killed_the_run_is_requeued_and_the_rank_named(batch: Batch) -> None:
@@ -86,7 +88,7 @@ def test_a_node_that_fails_its_preflight_is_avoided_by_later_attempts(batch: Bat
     )
     batch.end(1)
     assert batch.requests() == ["requeue 7", "update jobid=7 ExcNodeList=n2"]
-    # If Slurm allocates that node all the same, the run is requeued rather than started there.
+    # If Slurm allocates the excluded node nevertheless, the run is requeued instead of started.
     assert batch.begin(nodes="n2+n3") == batch_script.BACK_IN_QUEUE
     assert batch.requests()[2:] == ["requeue 7", "update jobid=7 ExcNodeList=n2"]
     assert batch.begin(nodes="n1+n3") == 0
@@ -158,7 +160,7 @@ def test_a_requeue_from_outside_is_distinguished_from_a_crash(batch: Batch) -> N
     )
     assert batch.begin() == 0
     assert batch.causes() == [KILLED, None]
-    # This time the ranks could save, but the batch script was killed.
+    # In this attempt the ranks could save, but the batch script was killed.
     batch.write("outcome.json", state="interrupted")
     assert batch.begin() == 0
     assert batch.causes() == [KILLED, INTERRUPTED, None]
@@ -166,7 +168,10 @@ def test_a_requeue_from_outside_is_distinguished_from_a_crash(batch: Batch) -> N
 
 @pytest.mark.parametrize("left", ["interrupted", None])
 def test_a_job_that_slurm_ends_is_not_restarted(batch: Batch, left: str | None) -> None:
-    """A requeue from outside needs no help; a cancellation, which looks alike, must be final."""
+    """Slurm itself restarts a job that was requeued from outside; a cancelled job must not restart.
+
+    The helper cannot distinguish the two, so it requests nothing.
+    """
     batch.begin()
     if left:
         batch.write("outcome.json", state=left)
@@ -252,7 +257,7 @@ def test_where_requeue_is_forbidden_the_guard_submits_once(batch: Batch) -> None
     batch.set_answers(job="COMPLETING", reason="TimeLimit")
     batch.call("guard", on_interrupt="resubmit")
     assert batch.requests() == RESUBMISSION
-    batch.end(143, on_interrupt="resubmit")  # the script was not killed before its last line
+    batch.end(143, on_interrupt="resubmit")  # the batch script survived and calls `end`
     assert batch.requests() == RESUBMISSION
     assert [attempt.next_job for attempt in attempts.read(batch.run)] == ["8"]
     batch.job = "8"
@@ -280,7 +285,7 @@ def test_a_run_that_ended_while_the_guard_resubmitted_it_does_not_run_again(
 
 
 def reach_time_limit(batch: Batch) -> None:
-    """Start an attempt, on a site that forbids requeue, whose time limit is reached."""
+    """Start an attempt on a site that forbids requeue, and let it reach its time limit."""
     (batch.run / "jobs" / "7_submitted.pkl").write_text("")
     batch.begin()
     batch.set_answers(job="COMPLETING", reason="TimeLimit")
@@ -315,7 +320,7 @@ def test_end_submits_what_the_guard_could_not_submit(batch: Batch) -> None:
 def test_while_slurm_takes_no_more_jobs_the_resubmission_waits(
     batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sweep's jobs reach their limit together, and each counts while it submits its successor."""
+    """A sweep's jobs reach their time limit together, and count as submitted until they end."""
     monkeypatch.setattr(scontrol, "PAUSE", 0.1)
     reach_time_limit(batch)
     batch.log.with_name("log.full").touch()
@@ -351,7 +356,7 @@ def test_a_resubmitted_job_is_recorded_before_it_can_start(batch: Batch) -> None
 
 
 def test_with_on_interrupt_stop_a_preempted_run_stays_ended(batch: Batch) -> None:
-    """Slurm may restart a preempted job in spite of --no-requeue."""
+    """Slurm may restart a preempted job although it was submitted with --no-requeue."""
     batch.begin()
     batch.train(1, 2, saved=2)
     batch.write("outcome.json", state="interrupted")
@@ -389,8 +394,8 @@ def test_a_new_submission_grants_new_restarts(batch: Batch) -> None:
     assert batch.requests()[-1] == "requeue 8"
 
 
-def test_a_requeue_by_slurm_itself_in_between_is_no_failure(batch: Batch) -> None:
-    """Between the query of the job's state and our request; Slurm then refuses our request."""
+def test_a_requeue_by_slurm_before_our_own_is_not_a_failure(batch: Batch) -> None:
+    """Slurm requeues the job after our query of its state, and therefore refuses our request."""
     batch.begin()
     batch.write("outcome.json", state="interrupted")
     batch.set_answers(job_first="RUNNING", job="COMPLETING", refuses="Job is pending execution for job 7")

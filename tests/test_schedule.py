@@ -1,4 +1,4 @@
-"""The shape of the learning rate's schedules, and the warning about a jump at a resume."""
+"""Learning rate schedules, and the warning about a jump of the learning rate at a resume."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def rates(schedule: str, num_steps: int = 100, **changes: float) -> list[float]:
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "wsd"])
-def test_warms_up_to_the_peak_and_ends_at_the_minimum(schedule: str) -> None:
+def test_every_schedule_warms_up_to_the_peak_and_ends_at_the_minimum(schedule: str) -> None:
     out = rates(schedule)
     assert out[0] == pytest.approx(0.2)
     assert max(out) == out[9] == out[10] == 2.0

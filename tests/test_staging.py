@@ -1,4 +1,4 @@
-"""The corpus on a node's own disk: copied completely, verified, used, and removed afterwards."""
+"""The corpus on a node's own disk is copied completely, verified, used, and removed at the end."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_training_reads_the_copy_which_is_removed_afterwards(
 def test_nodes_that_share_the_folder_have_copies_of_their_own(
     law_corpus: Path, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A "node-local" folder may be shared by a job's nodes, which end at different times."""
+    """A job's nodes may share the "node-local" folder, and do not end at the same time."""
     config = config_of(law_corpus, str(tmp_path / "scratch"))
     monkeypatch.setenv("SLURMD_NODENAME", "gpu-1-2")
     with stage_corpus(config, run, SINGLE) as slower:

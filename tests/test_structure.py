@@ -1,4 +1,4 @@
-"""Measures of benchmarks/structure.py: known answers on a made-up package, and bounds for this repository."""
+"""Measures of benchmarks/structure.py: values on a made-up package, bounds for this repository."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ PACKAGE = {
     "src/finetune/models/build.py": BUILD,
     "data_prep/__init__.py": "",
 }
-# of PACKAGE: the stops are train, set_up and Run.__init__, the calls set_up(config) and Run(config)
+# Values of PACKAGE. The stops are train, set_up and Run.__init__; the stop calls are
+# set_up(config) and Run(config).
 VALUES = {
     "rooms": 3,
     "floors": 3,
@@ -90,7 +91,10 @@ BUILD_FILE, HOOK_FILE = "src/finetune/models/build.py", "src/finetune/training/h
 
 @dataclass(frozen=True)
 class Case:
-    """Text to append to a file of the package (a later definition replaces an earlier one) and its effect."""
+    """Text that is appended to a file of the package, and the measures that it changes.
+
+    A later definition in a file replaces an earlier one.
+    """
 
     id: str
     file: str
@@ -203,7 +207,7 @@ def test_the_longest_file_is_named(tmp_path: Path) -> None:
     assert str(rows["longest file"]) == "500 data_prep/one.py"
 
 
-def test_a_second_train_is_an_error(tmp_path: Path) -> None:
+def test_a_second_function_train_is_an_error(tmp_path: Path) -> None:
     case = Case("second train", HOOK_FILE, "def train(config: TrainConfig): ...", {})
     with pytest.raises(ValueError, match="must have one function train"):
         structure.measure(write_package(tmp_path, case))

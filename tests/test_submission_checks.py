@@ -1,4 +1,4 @@
-"""Checks before a submission: failures that refuse it, and checks that are reported as not made."""
+"""Checks before a submission: a failed one refuses it; one that cannot be made is reported."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOT_TRIED = "the nodes' Python (python3), which restarts runs: the profile's mod
 
 @pytest.fixture
 def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
-    """Return a function that writes programs onto PATH; else it has bash and stubs of Slurm."""
+    """Put stubs of Slurm's commands on PATH; return a function that adds or replaces a program."""
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "bash").symlink_to(str(shutil.which("bash")))
@@ -42,7 +42,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
 
 
 def saga() -> ClusterConfig:
-    """Return Saga's A100 profile for a job in a container, whose torch is not checked."""
+    """Return Saga's A100 profile for a job in a container, whose torch cannot be checked."""
     return replace(
         profiles()["saga_a100"], python=CONTAINER, host_python="true", modules=[], clean_modules=None
     )
@@ -143,7 +143,7 @@ def test_an_old_python_on_the_host_is_refused_with_the_remedy(
 
 
 def test_the_login_nodes_python_is_not_tried_for_another_architecture(stub: Stub, tmp_path: Path) -> None:
-    """A virtual environment is first on an x86 login node's PATH, but last in an Arm job."""
+    """A virtual environment is first on an x86 login node's PATH. In an Arm job it is last."""
     stub("sh", f"touch {tmp_path}/from-the-shell")
     cluster = replace(profiles()["olivia"], host_python="sh", modules=[], clean_modules=None)
     checks.check(cluster, 1)
@@ -215,8 +215,8 @@ def test_a_python_from_a_module_that_the_job_does_not_load_is_refused(
 # --- GPUs that torch supports -------------------------------------------------------------------
 
 BUILDS = [
-    # release, toolkit, and the architectures it lacks, of Pascal (P100), Volta (V100) and Ampere
-    # (A100)
+    # Build (release and toolkit), and the architectures that it does not support. Those tested are
+    # sm_60 (Pascal, P100), sm_70 (Volta, V100) and sm_80 (Ampere, A100).
     ("2.6.0+cu124", ""),
     ("2.8.0+cu126", ""),
     ("2.14.1+cu126", ""),
@@ -231,7 +231,7 @@ BUILDS = [
 
 
 @pytest.mark.parametrize(("version", "lacking"), BUILDS)
-def test_architectures_that_a_build_of_torch_lacks(version: str, lacking: str) -> None:
+def test_a_build_of_torch_lacks_support_for_some_architectures(version: str, lacking: str) -> None:
     build = TorchBuild.of(version)
     assert [gpu for gpu in ("sm_60", "sm_70", "sm_80") if lacks_support(build, gpu)] == lacking.split()
 
@@ -239,7 +239,7 @@ def test_architectures_that_a_build_of_torch_lacks(version: str, lacking: str) -
 @pytest.mark.parametrize(
     "version", ["2.7.1", "2.8.0a0+5228986c39.nv25.6", "2.10.0+rocm7.0", "2.9.0+das.opt1"]
 )
-def test_an_unofficial_build_is_not_judged(version: str) -> None:
+def test_support_by_an_unofficial_build_is_unknown(version: str) -> None:
     assert lacks_support(TorchBuild.of(version), "sm_60") is None
 
 
@@ -254,7 +254,7 @@ def test_the_installed_torch_is_found_without_importing_it() -> None:
 
 @dataclass(frozen=True)
 class Build:
-    """A build of torch on a profile, and the expected error or unchecked facts."""
+    """A build of torch on a profile, and the expected error or the checks that cannot be made."""
 
     id: str
     profile: str

@@ -1,4 +1,4 @@
-"""Sweeps in a shell: cancel, Ctrl-C, kill and retry, ids, values of points, tables and dry runs."""
+"""Local sweeps: cancel, Ctrl-C, kill and retry; ids, values of points, tables and dry runs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
 
 @dataclass
 class Shell:
-    """A folder in which sweeps run with stand-ins for the ranks (local_sweep.py)."""
+    """A folder in which sweeps run; stand-ins replace the ranks (see local_sweep.py)."""
 
     folder: Path
     arguments: list[str]
@@ -65,7 +65,7 @@ class Shell:
         return out, err
 
     def sweep(self, *settings: str) -> subprocess.Popen[str]:
-        """Start a sweep, and return when its first point is running."""
+        """Start a sweep; return its process once the first point runs or the process has ended."""
         process = self.start("train", "-m", *self.arguments, *settings)
         wait_for(
             lambda: [run for run in self.runs() if run.state() == "running"] or process.poll() is not None
@@ -94,10 +94,10 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
     (tmp_path / "my" / "model" / "tiny.yaml").write_text(json.dumps({"from_scratch": LLAMA}))
     arguments = ["--config-dir", "my", "model=tiny", "adapter=none", "corpus=laws", "name=grid"]
     yield Shell(tmp_path, arguments)
-    (tmp_path / "finish").touch()  # ends stand-ins that a failed test has left
+    (tmp_path / "finish").touch()  # end the stand-ins that a failed test has left
 
 
-def test_cancel_stops_points_and_ctrl_c_the_sweep_and_retry_completes_both(
+def test_cancel_stops_points_ctrl_c_stops_the_sweep_and_retry_completes_it(
     shell: Shell,
 ) -> None:
     process = shell.sweep(RATES.replace("lr=", "lr=5e-5,"))
@@ -173,7 +173,7 @@ for _ in range(5000):
 """
 
 
-def test_ten_thousand_ids_of_two_shells_are_unique(tmp_path: Path) -> None:
+def test_ten_thousand_ids_from_two_processes_are_unique(tmp_path: Path) -> None:
     shells = [
         subprocess.Popen([sys.executable, "-c", CLAIM, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         for _ in "ab"
@@ -227,7 +227,7 @@ VALUES = [
 
 @pytest.fixture
 def swept(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> RunSweep:
-    """Return a function that runs a sweep without submitting, and returns its points."""
+    """Return a function that runs a sweep without submitting it, and returns its points."""
     monkeypatch.chdir(shell.folder)
     (shell.folder / "my" / "model" / "other.yaml").write_text(
         json.dumps({"from_scratch": {**LLAMA, "hidden_size": 64}})
@@ -298,7 +298,12 @@ SWEEP = "normistral-20261128-080430-9c26"
 def write_point(
     folder: Path, index: int, state: str, point: dict[str, str], loss: float | None = None
 ) -> RunFolder:
-    """Write the run folder of a point of SWEEP."""
+    """Write the run folder of a point of SWEEP.
+
+    Args:
+        point: the point's values, by key.
+        loss: held-out loss of its result; None if it has no result.
+    """
     run = RunFolder(folder / "runs" / f"{SWEEP}-{index:03d}")
     run.jobs.mkdir(parents=True)
     configuration.save(
@@ -330,7 +335,7 @@ def points(tmp_path: Path) -> list[RunFolder]:
 
 
 def rows(runs: list[RunFolder], width: int) -> list[list[str]]:
-    """Return the cells of a sweep's table on a terminal of this width."""
+    """Return the cells of a sweep's table on a terminal that is `width` columns wide."""
     from rich.console import Console
 
     out = Console(width=width, no_color=True, highlight=False)

@@ -1,4 +1,4 @@
-"""The tokenizer of a saved folder: AutoTokenizer gives the ids of training, or saving is an error."""
+"""AutoTokenizer loads a saved tokenizer with the ids of training; otherwise saving fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from finetune.models import tokenizer
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer as `finetune prepare` trains it for a corpus."""
+    """Return a tokenizer that is trained as `finetune prepare` trains it."""
     folder = tmp_path_factory.mktemp("tokenizer")
     train(700, [*tokenizer.SAMPLES, "Søknaden gjelder 100 000 kroner i 2024.\n"] * 5, folder)
     return folder

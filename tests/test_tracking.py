@@ -1,4 +1,4 @@
-"""Every step of a run reaches MLflow once, also after kills, resumes and deletions."""
+"""Every step of a run reaches MLflow once, even after kills, resumes and deletions in MLflow."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read_mlflow(run: RunFolder) -> tuple[Any, list[tuple[int, float]]]:
 def test_steps_that_a_resumed_run_repeats_are_sent_once(run: RunFolder) -> None:
     log_steps(run, 0, 1, 2, 3)
     mlflow_sync.sync(run)
-    log_steps(run, 2, 3, 4)  # resumed from the checkpoint after step 1
+    log_steps(run, 2, 3, 4)  # the run resumes from the checkpoint after step 1
     mlflow_sync.sync(run)
     mlflow_sync.sync(run)
     found, history = read_mlflow(run)

@@ -1,4 +1,4 @@
-"""The table of verbs: a row and a module add a verb, and no verb imports torch without need."""
+"""A verb is added by a table row and a module, and no verb imports torch unless it needs it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def greet(arguments):
 
 @pytest.fixture
 def greet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Verb:
-    """Add a verb to the table, with its module."""
+    """Add a verb `greet` to the table, and write its module."""
     (tmp_path / "greeting.py").write_text(GREETING)
     monkeypatch.syspath_prepend(str(tmp_path))
     row = Verb(
@@ -74,7 +74,7 @@ def test_a_name_or_synonym_belongs_to_one_verb() -> None:
 
 
 def test_help_and_verbs_of_a_login_node_do_not_import_torch(tmp_path: Path) -> None:
-    """Call the help of every verb, verbs on a run folder, and verbs with a mistake."""
+    """Call each verb's help, verbs that read a run folder, and verbs with wrong arguments."""
     run = tmp_path / "runs" / "mine"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text("data: {corpus: c}\nmodel: {from_scratch: {model_type: llama}}\n")

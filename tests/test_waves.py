@@ -1,6 +1,6 @@
-"""Sweep points that wait for places in Slurm's queue: their number, and each submitted once.
+"""Sweep points that wait for places in Slurm's queue: their number, and that each starts only once.
 
-That holds whichever process is killed at whichever moment. Slurm is an object in memory here;
+This holds even if any process is killed at any moment. Slurm is an object in memory here;
 tests/slurm/test_waves.py uses the real one.
 """
 
@@ -33,7 +33,7 @@ REFUSAL = (
 
 
 class Killed(BaseException):
-    """Stands in for kill -9."""
+    """An exception that stands in for kill -9."""
 
 
 class Slurm:
@@ -45,7 +45,7 @@ class Slurm:
         self.started: list[str] = []
         self.calls = 0
         self.dependencies: list[str] = []
-        self.states = {"77": "PENDING"}  # of jobs other than points
+        self.states = {"77": "PENDING"}  # jobs that are not points of the sweep
         self.kill_before = self.kill_after = -1
         self._lock = threading.Lock()
 
@@ -91,12 +91,14 @@ class Slurm:
         return ""
 
     def run_released(self, sweep: Sweep) -> list[str]:
-        """Start all released jobs of the sweep; return the ids of its running jobs."""
+        """Start all released jobs of the sweep; return the ids of the sweep's running jobs."""
         for task in [job.id for job in self.jobs.values() if job.name == "sweep" and job.priority != "0"]:
             if self.jobs[task].state == "RUNNING":
                 continue
             run = sweep.submission.run(int(task.partition("_")[2]))
-            assert (run / "jobs" / f"{task}_submitted.pkl").is_file(), "it runs without its point"
+            assert (run / "jobs" / f"{task}_submitted.pkl").is_file(), (
+                "the job runs before its point is in place"
+            )
             assert f'"{task}"' in (run / "submission.json").read_text()
             with (run / "attempts.jsonl").open("a") as file:
                 file.write(f'{{"job": "{task}"}}\n')
@@ -106,7 +108,7 @@ class Slurm:
 
 
 class Sweep:
-    """A runs folder with one submission, whose points all wait."""
+    """A runs folder with one submission of a sweep, whose points all wait."""
 
     def __init__(
         self, runs_dir: Path, num_points: int, limit: int, parallel: int = 99, after: str = ""
@@ -138,7 +140,7 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
 
 
 def run_to_end(slurm: Slurm, sweep: Sweep) -> None:
-    """Run each job and let it submit more as it ends, until the queue is empty."""
+    """Run jobs until none is left. Each job submits waiting points before it ends."""
     waves.submit_waiting(sweep.runs_dir)
     while ids := slurm.run_released(sweep):
         for task in ids:
@@ -170,7 +172,7 @@ def test_each_point_starts_once_whichever_submitter_is_killed_at_whichever_momen
         raise AssertionError("nothing was killed")
     except Killed:
         pass
-    for task in slurm.run_released(sweep):  # jobs that the killed process released run, and submit nothing
+    for task in slurm.run_released(sweep):  # these jobs run, but do not submit others
         slurm("scancel", task)
     run_to_end(slurm, sweep)
     assert sorted(slurm.started) == sweep.names
@@ -183,7 +185,7 @@ def test_a_point_that_is_cancelled_after_its_submitter_was_killed_never_starts(
     slurm: Slurm, tmp_path: Path, found_out: bool
 ) -> None:
     sweep = Sweep(tmp_path, num_points=3, limit=4)
-    slurm.kill_after = 2  # Slurm has accepted the array, whose id is lost
+    slurm.kill_after = 2  # Slurm accepts the array, but its id is lost
     with pytest.raises(Killed):
         waves.submit_waiting(tmp_path)
     assert len(slurm.jobs) == 3
@@ -198,13 +200,13 @@ def test_a_point_that_is_cancelled_after_its_submitter_was_killed_never_starts(
     assert not slurm.jobs
 
 
-def test_a_job_starts_after_the_one_whose_place_it_takes_and_after_its_corpus_is_built(
+def test_a_job_starts_after_the_job_that_made_room_for_it_and_after_its_corpus_is_built(
     slurm: Slurm, tmp_path: Path
 ) -> None:
     sweep = Sweep(tmp_path, num_points=4, limit=3, after="77")
     waves.submit_waiting(tmp_path)
     assert slurm.dependencies == ["--dependency=afterok:77", "--kill-on-invalid-dep=yes"]
-    # A job of another run in the folder, which did not wait for the corpus:
+    # Job 7 belongs to another run in the folder, which did not wait for the corpus.
     waves.submit_waiting(tmp_path, ending="7")
     assert slurm.dependencies == ["--dependency=afterany:7,afterok:77", "--kill-on-invalid-dep=yes"]
     slurm.states["77"] = "COMPLETED"
@@ -230,7 +232,10 @@ def test_after_the_corpus_has_failed_no_point_starts_until_a_retry(slurm: Slurm,
 def test_jobs_that_end_together_neither_strand_the_sweep_nor_submit_a_point_twice(
     slurm: Slurm, tmp_path: Path
 ) -> None:
-    """Another job takes the free place, so an ending job finds none until another has left."""
+    """Job 8, which is not of the sweep, takes the free place.
+
+    A job that ends can then submit no point until another job of the sweep has left the queue.
+    """
     sweep = Sweep(tmp_path, num_points=12, limit=4)
     other = QueuedJob("7", "N/A", "RUNNING", "1", "debug", "few", "nn1k", "other", "/home/me/job.sh")
     slurm.jobs["7"] = other
@@ -253,14 +258,14 @@ def test_jobs_that_end_together_neither_strand_the_sweep_nor_submit_a_point_twic
     assert set(slurm.jobs) == {"7", "8"}
 
 
-def test_with_a_limit_of_one_a_shell_submits_the_next_point(slurm: Slurm, tmp_path: Path) -> None:
+def test_with_a_limit_of_one_a_command_submits_the_next_point(slurm: Slurm, tmp_path: Path) -> None:
     slurm.limit = 1
     sweep = Sweep(tmp_path, num_points=2, limit=1)
     assert waves.submit_waiting(tmp_path) == 1
     (task,) = slurm.run_released(sweep)
     began = time.monotonic()
     assert waves.submit_waiting(tmp_path, ending=task) == 0
-    assert time.monotonic() - began < 1, "it must not keep its node waiting for a place that cannot come"
+    assert time.monotonic() - began < 1, "the job must not wait for a place, as only its own end can free one"
     slurm("scancel", task)
     assert waves.submit_waiting(tmp_path) == 1
 
@@ -268,7 +273,7 @@ def test_with_a_limit_of_one_a_shell_submits_the_next_point(slurm: Slurm, tmp_pa
 def test_fewer_points_are_submitted_if_slurm_takes_less_than_documented(slurm: Slurm, tmp_path: Path) -> None:
     slurm.limit = 3
     sweep = Sweep(tmp_path, num_points=9, limit=50)
-    assert waves.submit_waiting(tmp_path) == 2  # 9 and 4 are refused
+    assert waves.submit_waiting(tmp_path) == 2  # arrays of 9 and of 4 points are refused
     slurm.limit = 0
     assert waves.submit_waiting(tmp_path) == 0
     assert "QOSMaxSubmitJobPerUserLimit" in sweep.submission.problem()
@@ -338,7 +343,7 @@ QUEUE = [
 
 @dataclass(frozen=True)
 class Count:
-    """Limits, and the number of points of sweep `name` that may be submitted beside QUEUE."""
+    """Limits, and the number of points of sweep `name` that may be submitted on top of QUEUE."""
 
     limits: list[Limit]
     expected: int
@@ -365,7 +370,7 @@ COUNTS = {
 
 
 @pytest.mark.parametrize("case", COUNTS.values(), ids=COUNTS)
-def test_a_wave_fills_the_places_in_the_queue(case: Count) -> None:
+def test_a_wave_has_as_many_points_as_the_queue_takes(case: Count) -> None:
     plan = Plan(case.name, case.parallel, case.limits, "ab", "", 0)
     assert plan.free_places(QUEUE, case.ending) == case.expected
 
@@ -405,7 +410,7 @@ def test_limits_come_from_the_profile_and_from_slurms_accounting(
 
 
 def test_a_job_is_submitted_with_the_environment_in_which_the_script_started() -> None:
-    """Additions of the batch script to PYTHONPATH would otherwise accumulate with each wave."""
+    """Otherwise each wave would add the batch script's changes to PYTHONPATH once more."""
     program = (
         "from finetune.job.slurm_queue import submission_environment as e; "
         "print(e()['ADDED'], [k for k in e() if 'SLURM' in k])"

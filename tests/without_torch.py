@@ -1,7 +1,7 @@
-"""Calls of the command line in a process that cannot import torch and the packages that need it.
+"""Calls of the command line in a process that cannot import torch and other heavy packages.
 
-`call` starts the process, in which `main` runs. Each attempt to import one of the packages is
-recorded and fails. Their modules have specs, so a check for installed packages finds them.
+`call` starts the process, and `main` runs in it. Each attempt to import one of the packages is
+recorded and fails. A check for installed packages, however, finds them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class Result:
     """The result of a call.
 
     Attributes:
-        imports: the heavy modules that it tried to import.
+        code: exit code.
+        output: stdout and stderr together.
+        imports: the heavy modules that the call tried to import.
     """
 
     arguments: list[str]
@@ -37,7 +39,7 @@ class Result:
 
 
 class ImportBlocker(MetaPathFinder, Loader):
-    """An importer that records and refuses imports of the heavy packages."""
+    """An importer that records and refuses imports of the packages in HEAVY."""
 
     def __init__(self) -> None:
         self.imports: list[str] = []
@@ -53,10 +55,10 @@ class ImportBlocker(MetaPathFinder, Loader):
 
 
 def call(*calls: list[str], folder: Path, modules: Sequence[str] = ()) -> list[Result]:
-    """Run calls in one process with the working directory `folder`.
+    """Run calls in one process whose working directory is `folder`; return the result of each.
 
     Args:
-        modules: modules in `folder`, each of which becomes a further verb.
+        modules: names of modules in `folder`; a verb is added for each.
     """
     root = Path(__file__).parents[1]
     code = f"import sys; sys.path.append({str(root)!r}); from tests.without_torch import main; main()"

@@ -1,4 +1,4 @@
-"""Ranks for tests in a single process."""
+"""A rank for tests that run in a single process."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from finetune.distributed import World
 
 
 class IsolatedWorld(World):
-    """One rank of several, without a process group: its barriers do nothing.
+    """One rank of several, without a process group; `barrier` does nothing.
 
-    Ranks that share a plan folder can so be run one after another.
+    Ranks that share a plan folder can therefore run one after another.
     """
 
     def barrier(self) -> None:

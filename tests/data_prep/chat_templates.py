@@ -1,4 +1,4 @@
-"""Invented chat templates in the style of families that are often fine-tuned."""
+"""Invented chat templates in the style of model families that are often fine-tuned."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ CHATML_MARKED = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"""
 
-# Generation markers around the content alone: the end of the turn is a target all the same.
+# The generation markers enclose only the content. The end of the turn is nevertheless a target.
 CHATML_MARKED_SHORT = CHATML_MARKED.replace(
     "{{ m.content + '<|im_end|>' }}{% endgeneration %}",
     "{{ m.content }}{% endgeneration %}<|im_end|>",
 )
 
-# Generation markers that include the line break after the turn, which the model never generates.
+# The generation markers include the line break after the turn, which the model never generates.
 CHATML_MARKED_LONG = CHATML_MARKED.replace(
     "'<|im_end|>' }}{% endgeneration %}{{ '\\n' }}", "'<|im_end|>' + '\\n' }}{% endgeneration %}"
 )
@@ -75,8 +75,8 @@ GEMMA = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<start_of_turn>model\\n' }}{% endif %}"""
 
-# Leaves out the thoughts of turns before the last question, and gives the last answer an empty
-# thought where it has none.
+# The template leaves out the thoughts of turns before the last question. If the last answer has no
+# thought, it gets an empty one.
 QWEN3 = """\
 {%- set ns = namespace(last=0) %}
 {%- for m in messages %}\
@@ -95,12 +95,12 @@ if '</think>' in m.content else '' %}
 {%- if enable_thinking is defined and not enable_thinking %}{{- '<think>\\n\\n</think>\\n\\n' }}\
 {% endif %}{% endif %}"""
 
-# Control tokens that strip the line break after them.
+# The template's control tokens strip the line break after them.
 PHI = """\
 {%- for m in messages %}{{- '<|' + m.role + '|>\\n' + m.content + '<|end|>\\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{- '<|assistant|>\\n' }}{% endif %}"""
 
-# Without any control token: the end of the sequence must end the turn.
+# The template has no control token, so the end-of-sequence token must end the turn.
 PLAIN = """\
 {%- for m in messages %}{{- m.role + ': ' + m.content + '\\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{- 'assistant: ' }}{% endif %}"""

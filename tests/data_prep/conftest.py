@@ -1,4 +1,4 @@
-"""Tokenizers for the tests of conversations."""
+"""Tokenizers for the tests on conversations."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ TEXTS = [
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a byte-level BPE tokenizer with the control tokens of all families.
+    """Return the folder of a byte-level BPE tokenizer with the control tokens of all templates.
 
-    It prepends <s>, and its offsets leave out spaces.
+    The tokenizer prepends <s>. Its offsets leave out spaces.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.add_special_tokens(
         [AddedToken(t, rstrip=True) for t in ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>")]
     )
-    # these are special tokens in Gemma's own tokenizer, and plain added tokens here
+    # Gemma's own tokenizer has the last two as special tokens; here they are plain added tokens
     tokenizer.add_tokens(["<think>", "</think>", "<start_of_turn>", "<end_of_turn>"])
     tokenizer.post_processor = processors.Sequence(
         [
@@ -66,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def spaced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a tokenizer that prepends a space to every text, as SentencePiece does.
 
-    Llama 2 and Mistral have such tokenizers.
+    The tokenizers of Llama 2 and Mistral do so.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)

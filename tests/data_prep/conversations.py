@@ -1,4 +1,4 @@
-"""Invented conversations, and helpers that read, prepare and decode them."""
+"""Invented conversations, and functions that prepare them and read the result."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def prepare(
     """Prepare a corpus of conversations.
 
     Args:
-        sources: records by source name; a source whose name begins with `text` is running text.
-        options: options of the sources of conversations.
+        sources: records by source name. A source whose name begins with `text` is running text.
+        options: options of the sources that are conversations.
         settings: settings of the corpus.
     """
     configs = {}
@@ -62,7 +62,7 @@ def train_rows(prepared: Prepared) -> list[dict[str, Any]]:
 
 
 def decode_targets(prepared: Prepared) -> list[str]:
-    """Return the decoded targets of each row."""
+    """Return for each training row its targets, decoded as one string."""
     tokenizer = Tokenizer.from_file(str(prepared.folder / "tokenizer" / "tokenizer.json"))
     mask = prepared.manifest.mask_column
     decoded = []
@@ -74,7 +74,7 @@ def decode_targets(prepared: Prepared) -> list[str]:
 
 
 def read_drop_reasons(prepared: Prepared) -> dict[str, str]:
-    """Return the reason of each dropped document by its id."""
+    """Return the reason for dropping each dropped document, by the document's id."""
     stages = prepared.folder.with_name(".mine.stages")
     return {
         row["id"]: row["reason"]
@@ -84,7 +84,7 @@ def read_drop_reasons(prepared: Prepared) -> dict[str, str]:
 
 
 def read_quarantine(prepared: Prepared) -> dict[str, str]:
-    """Return the error of each quarantined record by its place, `file:line`."""
+    """Return the error of each quarantined record, by the record's place (`file:line`)."""
     files = prepared.folder.with_name(".mine.stages").glob("*/quarantine-*.parquet")
     return {
         f"{row['file']}:{row['at'].removeprefix('line ')}": row["error"]
@@ -94,7 +94,11 @@ def read_quarantine(prepared: Prepared) -> dict[str, str]:
 
 
 def make_messages(*turns: tuple[str, str], **flags: Any) -> list[dict[str, Any]]:
-    """Return messages of (role, content) turns; `flags` are keys of the first answer."""
+    """Return messages with the (role, content) turns.
+
+    Args:
+        flags: keys that are added to the first answer's message.
+    """
     messages = [{"role": role, "content": content} for role, content in turns]
     messages[1] |= flags
     return messages
@@ -110,7 +114,7 @@ TWO_EXCHANGES = (
 
 
 def read_documents(*records: dict[str, Any], report: Report | None = None, **options: Any) -> list[Document]:
-    """Return the documents that the reader of conversations yields of records."""
+    """Return the documents that the reader of conversations makes from records."""
     source = SourceConfig(reader="chat", path="x", license="CC0-1.0", options=options)
     reader_options = claims.parse_options(source, chat.Options)
     reader = chat.ConversationReader(source, reader_options, report or Report())
@@ -127,7 +131,7 @@ def read_turns(record: dict[str, Any], **options: Any) -> list[Turn]:
 
 
 def copy_with_template(folder: Path, copy: Path, source: Any) -> Path:
-    """Copy a tokenizer's folder, with a chat template in its config."""
+    """Copy a tokenizer's folder and put a chat template into the copy's config; return the copy."""
     copy.mkdir()
     (copy / "tokenizer.json").write_text((folder / "tokenizer.json").read_text())
     config = json.loads((folder / "tokenizer_config.json").read_text())

@@ -1,4 +1,4 @@
-"""Helpers that build documents and configs, and run a stage on one shard."""
+"""Functions that build documents and configs, and that run a stage on one shard."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ def make_config(reader: str = "jsonl", **settings: Any) -> CorpusConfig:
 def run_shard_stage(
     stage: ShardStage, documents: Iterable[Document], settings: CorpusConfig
 ) -> tuple[list[Document], Report]:
-    """Return the documents that a stage keeps of one shard, and its report."""
+    """Run a stage on one shard; return the documents that it keeps, and its report."""
     report = Report()
     return list(stage.run(iter(documents), settings, report)), report

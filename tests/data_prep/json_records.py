@@ -1,4 +1,4 @@
-"""Invented JSON records for the tests of JSON layouts."""
+"""Invented JSON records for the tests on JSON layouts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same paragraph of a letter in both Norwegian written standards and in Danish."""
+"""A paragraph of a letter in Bokmål, Nynorsk and Danish."""
 
 from __future__ import annotations
 

@@ -1,19 +1,19 @@
-"""Helper that writes PDF files of pieces of text at given places, in a size and weight."""
+"""Functions that write PDF files from pieces of text with a position, size and weight."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-LEADING = 14  # points from line to line
+LEADING = 14  # distance of lines in points
 
 
 @dataclass
 class Piece:
-    """A piece of text.
+    """A piece of text on a page.
 
     Attributes:
-        x: left edge in points from the lower left corner of the page.
-        y: baseline in points from there.
+        x: left edge, in points from the page's left edge.
+        y: baseline, in points from the page's bottom.
         size: font size in points.
     """
 
@@ -25,7 +25,7 @@ class Piece:
 
 
 def column(lines: list[str], x: float = 72, top: float = 760, size: float = 11) -> list[Piece]:
-    """Return lines set below each other, LEADING apart."""
+    """Return a piece for each line of a column. Lines are LEADING points apart."""
     return [Piece(x, top - LEADING * number, line, size) for number, line in enumerate(lines)]
 
 
@@ -33,7 +33,8 @@ def make_pdf(pages: list[list[Piece]], picture: bool = False) -> bytes:
     """Return a PDF file of A4 pages.
 
     Args:
-        picture: put a picture on each page without pieces, as on a scanned page.
+        picture: draw a picture on each page that has no pieces, so that it resembles a scanned
+            page.
     """
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",

@@ -1,4 +1,4 @@
-"""Helpers that read a source and list its broken records."""
+"""Functions that read a source and list its broken records."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data_prep.document import Document, Report
 
 
 def read(reader: str, path: Path, **settings: Any) -> tuple[list[Document], Report]:
-    """Return all documents of a source called `s` and the report, whose counts are checked."""
+    """Read a source named `s`, check the report's counts, and return documents and report."""
     if "limits" in settings:
         settings["limits"] = LimitsConfig(**settings["limits"])
     source = SourceConfig(reader=reader, path=str(path), license="CC0-1.0", **settings)
@@ -33,7 +33,7 @@ def texts(documents: list[Document]) -> list[str]:
 
 
 def broken_places(report: Report) -> list[tuple[str, str]]:
-    """Return place (`file:member:line`) and error of each broken record."""
+    """Return the place (`file:member:line`) and the error of each broken record."""
     return [(":".join(p for p in (b.file, b.member, b.at) if p), b.error) for b in report.broken]
 
 
@@ -46,7 +46,7 @@ WRONG_VALUES = [None, 5, "", [], {}, [5], True, "x" * 10_000, "http://[foo]/x", 
 
 
 def corrupt_each_value(value: Any) -> Iterator[Any]:
-    """Yield a record with each of its values, at any depth, replaced by each of WRONG_VALUES."""
+    """Yield copies of a record. In each, one of WRONG_VALUES replaces one value at any depth."""
     yield from WRONG_VALUES
     parts: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Settings of the bundled sample, and checksums and markers of what a preparation of it wrote."""
+"""Settings of the bundled sample, and checksums and markers of the files that `prepare` writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data_prep.stage_settings import BoilerplateConfig, SplitConfig, TokenizerCo
 
 SAMPLE = Path(str(files("data_prep"))) / "sample"
 JSONL = ("letters", "minutes", "guidance")
-SHARD = 8_000  # characters a shard; the sample fills about thirty
+SHARD = 8_000  # characters per shard; the sample fills about 30 shards
 
 
 def sample_config(corpora_dir: Path, **changes: object) -> PrepareConfig:
@@ -39,10 +39,10 @@ def sample_config(corpora_dir: Path, **changes: object) -> PrepareConfig:
 
 
 def sharded_sample_config(corpora_dir: Path, **changes: object) -> PrepareConfig:
-    """Return the settings of the sample for many shards and one process.
+    """Return settings that prepare the sample in many shards and with one process.
 
     Args:
-        changes: settings of the preparation that replace them.
+        changes: settings of the preparation that replace these.
     """
     config = sample_config(corpora_dir)
     for name, value in {"workers": 1, "shard_characters": SHARD, **changes}.items():
@@ -51,12 +51,12 @@ def sharded_sample_config(corpora_dir: Path, **changes: object) -> PrepareConfig
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file of a folder by its relative path."""
+    """Return the SHA-256 of every file in a folder, by its relative path."""
     files_of_folder = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(path.relative_to(folder)): sha256_file(path) for path in files_of_folder}
 
 
 def markers(corpora_dir: Path) -> dict[Path, int]:
-    """Return the time (ns) at which each shard was done, by the path of its marker."""
+    """Return the time in ns at which each shard was finished, by the path of its marker file."""
     paths = (corpora_dir / ".sample.stages").glob("*/done-*.json")
     return {path: path.stat().st_mtime_ns for path in paths}

@@ -1,4 +1,4 @@
-"""Invented documents in the exact formats of their sources, for the tests of readers."""
+"""Invented documents in the formats of their sources, for the tests of readers."""
 
 from __future__ import annotations
 
@@ -221,9 +221,13 @@ JOURNAL_ROW = """<journalregistrering><klasse><klasseID>010190 00000</klasseID>\
 
 
 def make_journal(kind: str, version: str = "5") -> str:
-    """Return a journal of three entries on two cases, in the form of its Noark 5 schema.
+    """Return a Noark 5 journal of three entries on two cases.
 
-    A public journal (`offentligJournal`) has no `tittel` except those of classes.
+    A public journal (`offentligJournal`) has no `tittel` elements except those of classes.
+
+    Args:
+        kind: name of its root element.
+        version: version of its Noark schema.
     """
     hidden = "<skjermingMetadata>HEMMELIG metadata</skjermingMetadata>"
     common = {

@@ -1,4 +1,4 @@
-"""Helper that runs a stage over shards as the pipeline does: collect, decide, run."""
+"""Function that runs a stage over shards as the pipeline does: collect, decide, run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from data_prep.stages.protocol import CorpusStage
 def run_corpus_stage(
     stage: CorpusStage, shards: list[list[Document]], config: CorpusConfig
 ) -> tuple[list[Document], Report]:
-    """Return the documents that remain of all shards, and one report for all of them."""
+    """Return the remaining documents of all shards, and one report for all of them."""
     report = Report()
     kept: list[Document] = []
     with tempfile.TemporaryDirectory() as folder:

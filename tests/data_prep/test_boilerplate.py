@@ -1,6 +1,6 @@
-"""Tests of boilerplate: lines at the ends of nearly all pages of a host are cut.
+"""Boilerplate: lines at the start or end of nearly all pages of a host are cut.
 
-Outcomes of cases, closings of letters, laws and copies are kept.
+Outcomes of cases, closings of letters, laws and copies of a page are kept.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def test_menus_and_footers_are_cut_and_sentences_shared_within_pages_stay(tmp_pa
 def test_shard_boundaries_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_one_shard = remove_boilerplate([list(make_storvika_pages(6))], tmp_path)[0]
     assert remove_boilerplate([[page] for page in make_storvika_pages(6)], tmp_path)[0] == in_one_shard
-    monkeypatch.setattr(boilerplate, "LINES_AT_ONCE", 3)  # nor does the size of a batch of lines
+    # the size of a batch of lines makes no difference either
+    monkeypatch.setattr(boilerplate, "LINES_AT_ONCE", 3)
     assert remove_boilerplate([[page] for page in make_storvika_pages(6)], tmp_path)[0] == in_one_shard
 
 

@@ -1,6 +1,6 @@
-"""Tests that a file which is changed between the plan and the end of reading fails its task.
+"""A task fails if its file changes between the plan and the end of reading.
 
-Otherwise documents would be recorded under the checksum of another version.
+Otherwise documents would be recorded under the checksum of another version of the file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MESSAGE = (
 
 
 def make_corpus(tmp_path: Path, packed: bool = False) -> tuple[PrepareConfig, Path]:
-    """Return the settings of a corpus of two files, and the one that tests change."""
+    """Write a source of two files. Return its corpus's settings, and the file that tests change."""
     folder = tmp_path / "raw"
     folder.mkdir()
     file = folder / "b.jsonl"
@@ -55,7 +55,7 @@ def replace_file(file: Path) -> None:
 
 
 def rewrite_file(file: Path) -> None:
-    """Change bytes of a file and keep its size and modification time."""
+    """Change bytes of a file, but keep its size and modification time."""
     stat = file.stat()
     file.write_bytes(file.read_bytes().replace(b"Sak nummer 7", b"Sak nummer 8"))
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -78,7 +78,7 @@ def run_read_step(config: PrepareConfig) -> None:
 
 
 def change_in_the_middle(monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], Any], file: Path) -> None:
-    """Change a file after 200 of its documents were read."""
+    """Arrange that a file changes after 200 of its documents have been read."""
     read = reading.read
 
     def interrupted(*arguments: Any) -> Iterator[Document]:

@@ -1,4 +1,4 @@
-"""Tests of the reader of conversations and instructions."""
+"""The reader of conversations and instructions."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ SHAREGPT = [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": ANSWE
 
 @dataclass(frozen=True)
 class Form:
-    """A record of one question and its answer in one of the supported forms.
+    """A record of one question and its answer, in one of the supported forms.
 
     Attributes:
-        mask: column of the corpus that marks its targets.
+        mask: name of the corpus's loss mask column for this form.
     """
 
     id: str
@@ -262,7 +262,7 @@ def test_the_preferred_answer_can_be_mapped_to_the_completion() -> None:
 
 
 def test_system_and_history_of_an_instruction_become_turns() -> None:
-    """As in LLaMA-Factory, answers in the history are targets unless `learn_history` is off."""
+    """Answers in the history are targets, as in LLaMA-Factory, unless `learn_history` is false."""
     record = {
         "system": "Svar kort.",
         "instruction": QUESTION,
@@ -320,7 +320,7 @@ def test_unknown_keys_are_counted_by_name_up_to_a_limit() -> None:
 
 
 def test_an_empty_answer_is_not_a_target_and_its_conversation_is_kept(tmp_path: Path) -> None:
-    """An answer of null, "" or white space stays in its place as context."""
+    """An answer of null, "" or white space remains in the conversation as context."""
     turns = [
         ("user", "Er dere der?"),
         ("assistant", "\u200b \n"),

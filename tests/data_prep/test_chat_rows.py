@@ -1,4 +1,4 @@
-"""Tests of conversations after reading: stages, tokens and targets of the rows of a corpus."""
+"""Conversations after reading: the stages, and the tokens and targets of a corpus's rows."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def make_plain_document(prompt: str, completion: str) -> Document:
 
 
 def test_plain_prompts_are_tokenised_as_at_inference(folder: Path, tmp_path: Path) -> None:
-    """BOS comes once, as the tokenizer sets it, and no token spans prompt and completion."""
+    """BOS occurs once, as the tokenizer adds it, and no token spans prompt and completion."""
     tokeniser = make_tokeniser(make_config(folder), tmp_path)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     for prompt, completion in (
@@ -147,7 +147,10 @@ def test_a_row_without_a_target_is_dropped_and_counted(folder: Path, tmp_path: P
 
 
 def test_a_mask_of_ones_alone_marks_running_text(folder: Path, tmp_path: Path) -> None:
-    """Training may cut running text anywhere, so an answer without a prompt needs another mask."""
+    """Training may cut running text anywhere. An answer without a prompt must not be cut like this.
+
+    Its mask must therefore contain a zero.
+    """
     source = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
     tokeniser = make_tokeniser(make_config(copy_with_template(folder, tmp_path / "bare", source)), tmp_path)
     text = Document(id="1", text="Fristen er 1. mars.", source="s", license="CC0-1.0", group="1")
@@ -161,7 +164,7 @@ def test_a_mask_of_ones_alone_marks_running_text(folder: Path, tmp_path: Path) -
 def test_the_template_is_the_tokenizers_own_unless_one_is_set(
     tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The template that was used is saved with the corpus, and so with the model."""
+    """The template in use is saved with the corpus, and later with the model."""
     records = {"chats": [{"messages": MESSAGES}]}
     own = TokenizerConfig(path=str(copy_with_template(folder, tmp_path / "own", CHATML)))
     assert decode_targets(prepare(tmp_path, records, tokenizer=own)) == [f"{ANSWER}<|im_end|>"]
@@ -229,7 +232,7 @@ def test_conversations_that_a_template_rejects_are_dropped_with_a_reason(
         1,
     )
     tokenizer = TokenizerConfig(path=str(copy_with_template(folder, tmp_path / "strict", strict)))
-    # with the answer of MESSAGES it would be dropped as a near duplicate
+    # an answer like that of MESSAGES would be dropped as a near duplicate
     short = {"role": "assistant", "content": "Tre uker."}
     rejected = {"messages": [{"role": "system", "content": "Svar kort."}, MESSAGES[0], short]}
     prepared = prepare(tmp_path, {"chats": [rejected, {"messages": MESSAGES}]}, tokenizer=tokenizer)
@@ -252,7 +255,7 @@ def test_rows_of_single_turns_are_counted(tmp_path: Path, folder: Path) -> None:
 
 
 def test_the_targets_of_the_bundled_instructions_are_their_answers(tmp_path: Path) -> None:
-    """The labels of the training steps, decoded, are the answers and nothing else."""
+    """Decode the labels of the training batches: they are the answers and nothing else."""
     from finetune.data.packs import PackedData
     from finetune.models.loss import IGNORE
     from tests.worlds import IsolatedWorld

@@ -1,8 +1,9 @@
-"""Targets of twelve conversations in 45 families of chat templates, compared with inference.
+"""The targets of twelve conversations in 45 chat templates, compared with inference.
 
-A target is a token that the model must generate at inference, and targets end where generation stops.
-The oracle needs only the end-of-turn token of a family. It asks transformers for the prompt of inference
-and for the answered conversation: the tokens after the prompt, up to the end of turn, must be the targets.
+A target is a token that the model must generate at inference. Targets end where generation stops.
+The test computes the expected targets from a template's end-of-turn token and two renderings by
+transformers: the prompt at inference, and the answered conversation. The tokens after the prompt,
+up to the end of the turn, must be the targets.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from data_prep.tokens.chat_template import ChatTemplate, UnusableChat
 from data_prep.tokens.row import Row
 
 TEMPLATES = Path(__file__).parent / "templates"
-# The token that ends an answer by family; "" for a family whose answers end with the sequence.
+# By template: the token that ends an answer; "" if the end-of-sequence token does.
 ENDS = {
     "alpaca": "</s>", "apertus": "<|assistant_end|>", "baichuan": "", "chatml": "<|im_end|>",
     "chatml_ended_by_the_next": "<|im_end|>", "chatml_marked": "<|im_end|>",
@@ -53,7 +54,7 @@ HEADERS = (
     "<|developer_start|>", "<|developer_end|>", "<|user_start|>", "<|user_end|>",
     "<|assistant_start|>", "<extra_id_0>", "<extra_id_1>", "<|START_RESPONSE|>", "<|END_RESPONSE|>",
 )  # fmt: skip
-# Llama 3's pattern for splitting text before BPE.
+# Llama 3's pattern, by which text is split before BPE
 PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
@@ -143,7 +144,7 @@ CONVERSATIONS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a tokenizer with the control tokens of all families."""
+    """Return the folder of a tokenizer with the control tokens of all templates."""
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(PATTERN), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -172,8 +173,8 @@ class Expected:
     """One turn at inference.
 
     Attributes:
-        prompt: text that the model is given.
-        written: text that it must generate, with the end of turn.
+        prompt: input of the model.
+        written: text that the model must generate, including the end of the turn.
     """
 
     prompt: str
@@ -181,7 +182,7 @@ class Expected:
 
 
 class Oracle:
-    """The expected targets of a family, derived from the prompts of inference."""
+    """The expected targets of a template, derived from prompts at inference."""
 
     def __init__(self, folder: Path, form: str) -> None:
         self.tokenizer = PreTrainedTokenizerFast(
@@ -195,9 +196,10 @@ class Oracle:
         self.tokenizer.chat_template = read_template(form)
 
     def expected(self, conversation: Conversation) -> list[Expected] | None:
-        """Return the turns that are targets, or None.
+        """Return the turns that are targets.
 
-        None means that the template rejects the conversation, or opens thoughts that an answer lacks.
+        Return None if the template rejects the conversation, or if its prompt opens thoughts that
+        an answer does not have.
         """
         try:
             return [self._turn(conversation.messages, i) for i in conversation.targets]
@@ -241,7 +243,7 @@ def read_template(form: str) -> str:
 
 
 def target_spans(row: Row) -> list[tuple[int, int]]:
-    """Return start and end of each contiguous run of targets."""
+    """Return the start and the end of each contiguous run of targets."""
     padded = [0, *row.mask, 0]
     edges = [i for i in range(len(row.mask) + 1) if padded[i] != padded[i + 1]]
     return list(zip(edges[::2], edges[1::2], strict=True))
@@ -273,7 +275,8 @@ def test_targets_are_the_tokens_inference_must_generate(folder: Path, form: str)
                 parts = row.input_ids[:begin], row.input_ids[begin:end]
                 turn = Expected(*(oracle.tokenizer.decode(part, skip_special_tokens=False) for part in parts))
                 found.append(turn)
-                # in "control words" transformers would encode spelled control tokens as tokens
+                # In the conversation "control words", control tokens are spelled in the content;
+                # transformers would encode them as tokens.
                 if conversation.id != "control words":
                     assert list(parts[1]) == oracle.ids(turn.written)
                     assert begin > target_spans(row)[0][0] or list(parts[0]) == oracle.ids(turn.prompt)
@@ -282,7 +285,7 @@ def test_targets_are_the_tokens_inference_must_generate(folder: Path, form: str)
                 )
         assert found == expected, conversation.id
         num_compared += 1
-    # deepseek_r1 opens thoughts, which most conversations lack
+    # deepseek_r1's prompt opens thoughts, and most conversations have none
     assert num_compared >= (2 if form == "deepseek_r1" else 8)
 
 

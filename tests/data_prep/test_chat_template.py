@@ -1,6 +1,6 @@
-"""Tests that the targets of chat templates are the assistant's contents and the ends of turns.
+"""The targets of chat templates are the assistant's contents and the ends of turns.
 
-The templates are invented, in the style of families that are often fine-tuned.
+The templates are invented, in the style of model families that are often fine-tuned.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CHAT = [
 
 
 class Case:
-    """A chat template on the tokenizer of the tests, and helpers that decode its rows."""
+    """A chat template with the tests' tokenizer, and functions that make and decode its rows."""
 
     def __init__(self, folder: Path, source: str, **variables: object) -> None:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -63,7 +63,7 @@ class Case:
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
     def learned(self, row: Row) -> list[str]:
-        """Return the decoded targets of each contiguous run."""
+        """Return each contiguous run of targets, decoded."""
         assert len(row.input_ids) == len(row.mask)
         runs: list[list[int]] = []
         for i, (token, marked) in enumerate(zip(row.input_ids, row.mask, strict=True)):
@@ -105,7 +105,7 @@ def test_targets_are_the_answers_and_their_end_of_turn_tokens(folder: Path, fami
 def test_tokens_equal_those_of_apply_chat_template(
     folder: Path, family: str, turns: list[tuple[str, str]]
 ) -> None:
-    """Tokens up to the last answer equal those of apply_chat_template, with at most one BOS."""
+    """Compare the tokens up to the last answer; they contain at most one BOS."""
     from transformers import PreTrainedTokenizerFast
 
     source, _ = FAMILIES[family]
@@ -134,12 +134,12 @@ def test_tokens_equal_those_of_apply_chat_template(
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_targets_of_odd_answers_are_exact(folder: Path, family: str, answer: str) -> None:
-    """Targets are trimmed where the template trims, and hold no other text of the template."""
+    """Targets are trimmed if the template trims answers, and contain no text of the template."""
     source, written = FAMILIES[family]
     case = Case(folder, source)
     kept = answer.strip() if "trim" in source else answer
     if family == "phi":
-        kept = answer.lstrip()  # <|assistant|> strips white space after it
+        kept = answer.lstrip()  # <|assistant|> strips the white space after it
     turns = [
         ("user", "assistant\na"),
         ("assistant", answer),
@@ -167,14 +167,14 @@ def test_control_tokens_spelled_in_content_are_text(folder: Path, family: str, t
     plain = case.row(*CHAT[:2])
     spelled = case.row(("user", content), ("assistant", content))
     assert case.learned(spelled) == [written.format(content)]
-    # <end_of_turn> is a control token in Gemma alone, and elsewhere an ordinary added token
+    # <end_of_turn> is a control token only in Gemma's template
     if token != "<end_of_turn>" or family == "gemma":
         number = case.tokenizer.token_to_id(token)
         assert spelled.input_ids.count(number) == plain.input_ids.count(number)
 
 
 def test_masks_and_sanitised_content_equal_those_of_transformers(folder: Path) -> None:
-    """transformers has its own mask of generation markers, and its own sanitising."""
+    """transformers has code of its own that masks by generation markers and sanitises content."""
     from transformers import PreTrainedTokenizerFast
 
     theirs = PreTrainedTokenizerFast.from_pretrained(folder)
@@ -196,7 +196,7 @@ def test_masks_and_sanitised_content_equal_those_of_transformers(folder: Path) -
 
 
 def test_a_template_that_rewrites_history_gives_one_row_per_turn(folder: Path) -> None:
-    """Each row equals the context and answer of that turn at inference."""
+    """Each row equals the prompt and the answer of its turn at inference."""
     case = Case(folder, QWEN3)
     thoughts = ["", "<think>\nHm, 1.\n</think>\n\n", "", "<think>\nHm, 3.\n</think>\n\n"]
     turns = [(role, thought + text) for thought, (role, text) in zip(thoughts, CHAT, strict=True)]
@@ -243,7 +243,7 @@ def test_thoughts_that_the_model_must_generate_are_targets(
 
 
 def test_thought_markers_are_tokens_only_where_they_mark_thoughts(folder: Path, tmp_path: Path) -> None:
-    """This holds for special tokens too; markers elsewhere in a content are text."""
+    """Markers elsewhere in an answer or question are text, even if they are special tokens."""
     body = json.loads((folder / "tokenizer.json").read_text())
     for token in body["added_tokens"]:
         token["special"] = token["special"] or "think" in token["content"]
@@ -306,13 +306,13 @@ def test_a_system_prompt_in_the_last_user_turn_gives_one_row_per_turn(
 
 
 def test_arguments_reach_the_template(folder: Path) -> None:
-    """With enable_thinking=False the empty thought belongs to the prompt and is not a target."""
+    """With enable_thinking=False, the empty thought is part of the prompt and not a target."""
     case = Case(folder, QWEN3, enable_thinking=False)
     assert [case.learned(row) for row in case.rows(*CHAT)] == [[f"{answer}<|im_end|>"] for answer in ANSWERS]
 
 
 def test_without_an_end_of_turn_token_eos_ends_every_answer(folder: Path) -> None:
-    """Each answer has a row of its own: within a longer row nothing would end the first answer."""
+    """Each answer has its own row, because only the end of a row adds the end-of-sequence token."""
     case = Case(folder, PLAIN)
     assert [case.learned(row) for row in case.rows(*CHAT)] == [[f"{answer}\n</s>"] for answer in ANSWERS]
 
@@ -384,7 +384,7 @@ def test_a_template_that_cannot_render_a_conversation_is_a_one_line_error(folder
         Case(folder, parts)
 
 
-def test_with_everything_the_whole_conversation_is_a_target(folder: Path) -> None:
+def test_with_targets_everything_the_whole_conversation_is_a_target(folder: Path) -> None:
     case = Case(folder, QWEN3)
     (row,) = case.rows(*CHAT, ("user", "Takk!"), everything=True)
     assert all(row.mask)
@@ -392,7 +392,7 @@ def test_with_everything_the_whole_conversation_is_a_target(folder: Path) -> Non
 
 
 def test_no_token_spans_prompt_and_answer(folder: Path) -> None:
-    """The answer begins with its own token, as at inference, even where one could span both."""
+    """The answer begins with a new token, as at inference, even if one token could span both."""
     case = Case(folder, CHATML)
     answer = "\n\n" + ANSWERS[0]
     prompt = "<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n"
@@ -406,7 +406,7 @@ def test_no_token_spans_prompt_and_answer(folder: Path) -> None:
 
 
 def test_a_tokenizer_that_prepends_a_space_does_so_once(spaced: Path) -> None:
-    """Pieces after the first get no space. Llama 2 and Mistral have such tokenizers."""
+    """Only the first piece of a row gets the space. Llama 2 and Mistral have such tokenizers."""
     case = Case(spaced, MISTRAL)
     assert [text.strip() for text in case.learned(case.row(*CHAT))] == [f"{answer}</s>" for answer in ANSWERS]
     encoder = ChatEncoder(spaced / "tokenizer.json")

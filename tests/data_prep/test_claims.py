@@ -1,4 +1,4 @@
-"""Tests of the parsing of dates and languages that sources claim."""
+"""Dates and languages that sources claim are parsed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of untrusted archives and compressed files: good members are read, others quarantined."""
+"""Untrusted archives and compressed files: good members are read, and others are quarantined."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_lines_before_a_truncation_are_kept(tmp_path: Path, compression: str) ->
 def test_members_before_a_truncation_of_a_tar_archive_are_kept(
     tmp_path: Path, compression: str | None, cut: int
 ) -> None:
-    """One of the cuts is at a member boundary, where tarfile takes the archive for complete."""
+    """One truncation is at a member boundary, where tarfile considers the archive complete."""
     data = make_tar({f"{n}.txt": f"Brev nummer {n}." for n in range(5)})[: 3 * 1024 + cut]
     (tmp_path / "a.tar").write_bytes(COMPRESS[compression](data) if compression else data)
     documents, report = read("text", tmp_path)
@@ -291,7 +291,7 @@ def test_nested_archives_stop_at_max_depth(tmp_path: Path) -> None:
 
 
 def test_a_name_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
-    """tarfile reads a long name into memory, whatever length its header claims."""
+    """tarfile reads the whole name into memory, however long the header claims it to be."""
     header = tarfile.TarInfo("././@LongLink")
     header.type = b"L"
     header.size = 2**30
@@ -307,7 +307,7 @@ def test_a_sparse_file_is_rejected(tmp_path: Path) -> None:
     header.type = tarfile.GNUTYPE_SPARSE
     header.size = 0
     buffer = bytearray(header.tobuf(tarfile.GNU_FORMAT))
-    buffer[483:495] = b"77777777777\0"  # its size with the holes
+    buffer[483:495] = b"77777777777\0"  # size including the holes
     buffer[148:156] = b"        "
     buffer[148:156] = b"%06o\0 " % sum(buffer)
     (tmp_path / "a.tar").write_bytes(bytes(buffer) + make_tar({"god.txt": "God."}))
@@ -373,7 +373,7 @@ def test_text_named_pdf_is_rejected(tmp_path: Path) -> None:
 
 
 def test_sizes_in_the_header_of_a_zip_archive_are_not_trusted(tmp_path: Path) -> None:
-    """The central directory is missing and a local header claims a size beyond the file."""
+    """The central directory is missing, and a local header claims a size beyond the file's end."""
     data = bytearray(make_zip({"a.txt": "God.", "b.txt": "Lang."}))
     second = data.index(b"PK\x03\x04", 10)
     data[second + 18 : second + 22] = struct.pack("<I", 2**31)
@@ -389,7 +389,7 @@ def test_sizes_in_the_header_of_a_zip_archive_are_not_trusted(tmp_path: Path) ->
 def test_an_io_error_is_not_taken_for_a_broken_archive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str | None
 ) -> None:
-    """If it were, the unread rest would be lost for good: later runs skip finished files."""
+    """Later runs skip finished files, so the unread rest of the archive would be lost."""
     data = make_tar({f"{number}.txt": random.Random(number).randbytes(50_000).hex() for number in range(20)})
     (tmp_path / "a.tar").write_bytes(COMPRESS[compression](data) if compression else data)
 

@@ -1,4 +1,4 @@
-"""Tests of decontamination: planted overlaps with evaluation sets are found, and nothing else."""
+"""Decontamination: planted overlaps with evaluation sets are found, and nothing else."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def run_decontaminate(
 
 
 def test_planted_overlaps_are_found_and_nothing_else(squad: Path) -> None:
-    # fifteen words of the context, in capitals and with other punctuation
+    # 15 words of the evaluation set's context, in capitals and with other punctuation
     planted = " ".join(CONTEXT.upper().replace(",", " –").split()[2:17])
     twelve = " ".join(CONTEXT.split()[2:14])
     documents = [
@@ -120,7 +120,7 @@ def test_every_format_of_evaluation_set_yields_its_texts(tmp_path: Path, squad: 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 def test_a_cell_of_a_table_is_one_text_whatever_the_delimiter(tmp_path: Path, separator: str) -> None:
-    """Split at its commas, the cell would yield pieces with fewer words than an n-gram."""
+    """If the cell were split at its commas, each piece would have fewer words than an n-gram."""
     cell = "Når, på hvilken måte, og av hvem, skal vedtaket, som er enkelt, påklages?"
     quoted = f'"{cell}"' if separator == "," else cell
     (tmp_path / "a.csv").write_text(f"nr{separator}tekst\n1{separator}{quoted}\n")

@@ -1,4 +1,4 @@
-"""Tests of deduplication: copies are found, the best one is kept, and shared text is counted."""
+"""Deduplication: copies are found, the best one is kept, and shared text is counted."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ def draw_words(rng: random.Random, length: int) -> list[str]:
 
 
 def edit_words(rng: random.Random, words: list[str], share: float) -> list[str]:
-    """With the probability `share`, replace a word, remove it, or insert another after it."""
+    """Return the words after random edits. `share` is the probability that a word is edited.
+
+    An edit replaces or removes the word, or inserts another one after it.
+    """
     out: list[str] = []
     for word in words:
         if rng.random() >= share:
@@ -54,7 +57,7 @@ def edit_words(rng: random.Random, words: list[str], share: float) -> list[str]:
 def deduplicate_documents(
     documents: list[Document], num_shards: int = 2, **settings: Any
 ) -> tuple[set[str], Report]:
-    """Return the ids that are kept of documents in `num_shards` shards, and the report."""
+    """Deduplicate documents in `num_shards` shards; return the ids of those kept and the report."""
     size = -(-len(documents) // num_shards)
     shards = [documents[i : i + size] for i in range(0, len(documents), size)]
     kept, report = run_corpus_stage(Deduplicate(), shards, make_config(**settings))
@@ -148,7 +151,7 @@ def test_shared_paragraphs_are_kept_and_counted() -> None:
     names, report = deduplicate_documents(acts, num_shards=3)
     assert names == {str(i) for i in range(6)}
     assert report.counts == {"shared_paragraphs": 1, "shared_paragraph_copies": 5}, (
-        "the dropped copy shares nothing"
+        "paragraphs of the dropped copy are not counted"
     )
 
 
@@ -230,7 +233,7 @@ def test_dates_are_compared_in_every_notation() -> None:
 
 
 def test_ngrams_equal_plain_python_sets() -> None:
-    """Texts of every length are compared, across the borders of batches and chunks."""
+    """Compare texts of many lengths, some of which cross the borders of batches and chunks."""
     rng = random.Random(7)
     texts = [" ".join(draw_words(rng, n)) for n in [*range(12), 300, 5000]]
     texts += [

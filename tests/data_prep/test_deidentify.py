@@ -1,4 +1,4 @@
-"""Tests of identity numbers, with python-stdnum as the oracle for the kinds that it supports."""
+"""Masking of identity numbers; python-stdnum checks the kinds that it supports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.data_prep.stages import run_corpus_stage
 @pytest.mark.parametrize(
     ("day", "month", "kind"), [(0, 0, "fødselsnummer"), (40, 0, "d_number"), (0, 40, "h_number")]
 )
-def test_kinds_agree_with_stdnum_where_it_has_the_rule(day: int, month: int, kind: str) -> None:
+def test_kinds_of_identity_numbers_agree_with_stdnum(day: int, month: int, kind: str) -> None:
     for number in valid_numbers(day, month):
         assert fodselsnummer.is_valid(number)
         assert identity_number_kind(number) == kind
@@ -68,7 +68,7 @@ def test_other_numbers_are_not_masked(number: str) -> None:
 
 
 def test_ids_titles_and_groups_are_masked_and_stay_distinct() -> None:
-    """Case numbers and file names may hold identity numbers, and are written into the shards."""
+    """Case numbers and file names may contain identity numbers, and are written into the shards."""
     first, second = valid_numbers(0, 80)[:2]
     config = CorpusConfig(name="x", sources={"s": SourceConfig(reader="text", path="x", license="CC0-1.0")})
     documents = [

@@ -1,6 +1,6 @@
-"""Tests of near duplicates on one form: different documents on it are kept, and copies are dropped.
+"""Near duplicates on one form: different documents are kept, and copies are dropped.
 
-Copies are found whatever printing and scanning changed in them.
+Copies are found even if they were printed, scanned or edited.
 """
 
 from __future__ import annotations
@@ -152,7 +152,11 @@ JOURNAL += (
 
 
 def fill_form(text: str, *fillings: dict[str, str], title: bool = False) -> list[Document]:
-    """Return one document per filling of a form; with `title`, under the title of the filling."""
+    """Return one document per filling of a form.
+
+    Args:
+        title: set each document's title to its filling's title.
+    """
     documents = []
     for number, filling in enumerate(fillings):
         documents.append(make_document(text.format(**filling), str(number)))
@@ -228,13 +232,13 @@ DISTINCT = {
 
 @pytest.mark.parametrize("name", DISTINCT)
 def test_documents_on_the_same_form_are_kept(name: str) -> None:
-    if name == "an act on a part of the subject of the other":  # otherwise they are exact copies
+    if name == "an act on a part of the subject of the other":  # make the two texts differ
         DISTINCT[name][1].text += " Forskriften gjelder også på Svalbard."
     assert deduplicate_ids(DISTINCT[name]) == ["0", "1"]
 
 
 @pytest.mark.parametrize("name", ["acts with titles", "letters to two persons", "minutes"])
-def test_documents_on_the_same_form_are_dropped_only_without_tell_apart(name: str) -> None:
+def test_documents_on_the_same_form_are_dropped_only_if_tell_apart_is_off(name: str) -> None:
     assert len(deduplicate_ids(DISTINCT[name], tell_apart=False)) == 1
     _, report = run_corpus_stage(Deduplicate(), [DISTINCT[name]], make_config())
     assert report.counts["similar_but_kept"] == 1
@@ -252,7 +256,7 @@ def add_scan_errors(text: str) -> str:
 
 
 def edit_words(text: str) -> str:
-    """Replace, remove or double 3% of the words, but no words of titles, numbers or names."""
+    """Replace, remove or double 3% of the words. Titles, numbers and names are not edited."""
     rng = random.Random(0)
     words = re.split(r"(\s+)", text)
     plain = [place for place, word in enumerate(words) if place > 20 and re.fullmatch("[a-zæøå]{3,}", word)]
@@ -317,7 +321,7 @@ def test_prints_of_a_page_from_two_dates_are_copies() -> None:
 
 
 def test_copies_are_found_among_many_documents_on_one_form() -> None:
-    """Documents with the same title, numbers and names are compared, however many share a form."""
+    """Documents with equal titles, numbers and names are compared even if many share a form."""
     rng = random.Random(0)
     letters = [
         LETTER.format(

@@ -1,4 +1,4 @@
-"""Tests that gigatoken encodes running text only where its tokens equal those of tokenizers."""
+"""Running text is encoded by gigatoken only if its tokens equal those of tokenizers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ODD = ["<s>slik</s>", "før <|im_start|> etter", "日本語 🫨", "Ａ\u0301", 
 
 @pytest.fixture
 def file(folder: Path) -> Path:
-    """Return a byte-level BPE tokenizer that prepends <s>; see conftest.py."""
+    """Return the file of a byte-level BPE tokenizer that prepends <s>; see conftest.py."""
     return folder / "tokenizer.json"
 
 

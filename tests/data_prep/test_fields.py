@@ -1,4 +1,4 @@
-"""Tests of the checks of settings: each error names key, value and remedy."""
+"""Checks of settings: each error names the key, the value and the remedy."""
 
 from __future__ import annotations
 

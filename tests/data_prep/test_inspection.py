@@ -1,4 +1,4 @@
-"""Tests of `finetune inspect` on the sample: traces, drops, tokens, lengths and the card."""
+"""`finetune inspect` on the sample: traces, drops, tokens, lengths and the corpus card."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def inspection(folder: Path) -> Inspection:
 
 
 def run_inspect(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Return the exit code and all output of `finetune inspect`."""
+    """Return the exit code and all output of `finetune inspect` as one string."""
     with pytest.raises(SystemExit) as end:
         cli.main(["inspect", *arguments])
     captured = capsys.readouterr()
@@ -116,7 +116,7 @@ def test_the_sums_of_the_card_are_right_and_it_holds_no_text(folder: Path, inspe
     lines = [line for line in card.splitlines() if line.startswith("| ")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     rows = [row for row in rows if row[0] in manifest.sources]
-    # the table of sources has six columns, and the table of years has four
+    # the card's table of sources has six columns, and its table of years has four
     tokens = {row[0]: int(row[3].replace(",", "")) for row in rows if len(row) == 6}
     assert sum(tokens.values()) == manifest.tokens("train") + manifest.tokens("validation")
     years = [row for row in rows if len(row) == 4 and re.fullmatch(r"\d{4}|unknown", row[1])]
@@ -144,7 +144,7 @@ def test_finetune_inspect_prints_every_view(
     first_lines = inspect("--cut", "--sample", "2")
     assert "boilerplate: guidance: frame of guidance storvika.example.no" in first_lines
     third_line = "4 documents, as guidance/veileder-027: Hopp til hovedinnhold"
-    assert third_line not in first_lines, "two lines of each site are asked for"
+    assert third_line not in first_lines, "--sample 2 shows two lines of each site"
     assert third_line in inspect("--cut", "guidance")
     assert "letters/" not in inspect("--cut", "guidance")
     assert inspect("--cut", "none such").startswith("2 error: nothing was cut for 'none such'")

@@ -1,4 +1,4 @@
-"""Tests of language and written standard, judged by stretches of text and the source's claim."""
+"""Language and written standard of a document, from parts of its text and its source's claim."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TABLE = "\n".join(
 
 
 @pytest.mark.parametrize(("text", "code"), [(NOB, "nob"), (NNO, "nno"), (DAN, "dan")])
-def test_the_text_decides_the_language_against_its_source(text: str, code: str) -> None:
+def test_the_text_overrules_the_language_that_its_source_claims(text: str, code: str) -> None:
     for claim in ("", "nob", "nno", "eng"):
         assert language.judge(text).language(claim, LanguageConfig()) == code
 
@@ -81,7 +81,7 @@ def test_unwanted_languages_are_dropped_and_counted() -> None:
         [make_document(f"{NOB}\n\n{NNO}")],
         make_config(language=LanguageConfig(keep=["nno"])),
     )
-    assert report.drop_reasons() == {"language_nor": 1}, "half of it is in an unwanted standard"
+    assert report.drop_reasons() == {"language_nor": 1}, "half of the text is in an unwanted standard"
     kept, report = run_shard_stage(
         Language(), [make_document("Hei!", language="nno"), make_document("Hei!")], make_config()
     )
@@ -205,7 +205,11 @@ def test_neighbour_tables_are_trained_on_messages_translated_in_all_languages(
 
 
 def write_messages(file: Path, translations: dict[str, str]) -> None:
-    """Write a message catalogue in the format of GNU gettext's msgfmt."""
+    """Write a message catalogue in the format of GNU gettext's msgfmt.
+
+    Args:
+        translations: translated messages by original message.
+    """
     entries = {"": "Content-Type: text/plain; charset=UTF-8\n", **translations}
     pairs = sorted((source.encode(), text.encode()) for source, text in entries.items())
     tables = [b"", b""]
@@ -238,7 +242,7 @@ def test_a_few_words_are_norwegian_unless_the_evidence_is_clear(text: str, code:
 
 
 def test_accuracy_on_unseen_nav_files_and_gold_sentences(real_corpora: Path) -> None:
-    """The table was not trained on these NAV files, and nothing was tuned on the gold sentences."""
+    """The table was not trained on these NAV files. No limit was tuned on the gold sentences."""
     file = real_corpora / "nav-pensjonsbrev" / "nav-pensjonsbrev-parallell.jsonl"
     assert accuracy(count_confusion(read_nav_pairs(file), detect_by_table)) >= 0.985
     assert accuracy(count_confusion(read_unambiguous_nav(file), language.detect)) >= 0.985

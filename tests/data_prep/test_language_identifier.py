@@ -1,4 +1,4 @@
-"""Tests that py3langid's automaton, applied to many texts at once, gives py3langid's own scores."""
+"""py3langid's automaton, applied to many texts at once, gives the same scores as py3langid."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ODD = [
     "日本語のテキスト",
     "\x00\x00",
     "å",
-    # has the feature with index 0 of py3langid, which must not be taken for "no feature"
+    # contains py3langid's feature 0, which must not be mistaken for "no feature"
     'Statsråden sa:\n"Alt er bra."',
 ]
 
@@ -40,7 +40,7 @@ def identifier() -> LanguageIdentifier:
 
 
 def make_texts() -> list[str]:
-    """Return texts of all lengths, truncated at random, alternating with odd ones."""
+    """Return texts of all lengths, truncated at random; odd texts are put between them."""
     rng = random.Random(0)
     mixed = []
     for _ in range(300):

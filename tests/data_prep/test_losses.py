@@ -1,4 +1,4 @@
-"""Tests of losses by stage, source and reason, and of warnings, in manifest, card and console."""
+"""Losses by stage, source and reason, and warnings: in the manifest, the card and the console."""
 
 from __future__ import annotations
 
@@ -42,9 +42,10 @@ def write_source(folder: Path, name: str, records: list[dict[str, Any]]) -> Sour
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Prepared:
-    """Return a corpus of three sources, each with its own losses.
+    """Return a corpus of three sources with different losses.
 
-    Letters hold repeated ids, a copy and a short document; notes are one group; minutes are all kept.
+    The letters contain repeated ids, a copy and a short document. All notes have one group. All
+    minutes are kept.
     """
     folder = tmp_path_factory.mktemp("raw")
     letters = [

@@ -1,4 +1,4 @@
-"""Tests of the mixture: selection is a function of document and seed, and targets are upper bounds."""
+"""The mixture: selection depends on the document and the seed alone; targets are upper bounds."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make_documents(count: int = 2000, source: str = "s", **settings: Any) -> lis
 
 
 def make_config(*rules: MixtureRule, tokenizer: Path | None = None, seed: int = 0) -> CorpusConfig:
-    """Return a corpus of source `s` with the rules, and of source `whole` without any."""
+    """Return the settings of a corpus of two sources: `s` with the rules, `whole` without rules."""
     source = SourceConfig(reader="text", path="x", license="CC0-1.0", mixture=list(rules))
     whole = SourceConfig(reader="text", path="x", license="CC0-1.0")
     path = str(tokenizer) if tokenizer else None
@@ -138,7 +138,7 @@ def test_a_token_target_is_met_from_below_within_one_document(
     tokens = count_tokens(chosen, corpus, tmp_path)
     available = count_tokens(unlimited, corpus, tmp_path)
     assert tokens <= target
-    # at most one document is missing: 150 tokens, used up to three times
+    # the target is missed by less than one document: 150 tokens, used up to three times
     assert tokens == available or tokens > target - 3 * 150
     assert ids(chosen) <= ids(unlimited)
     if target < available:
@@ -147,7 +147,7 @@ def test_a_token_target_is_met_from_below_within_one_document(
 
 
 def count_tokens(documents: list[Document], corpus: CorpusConfig, tmp_path: Path) -> int:
-    """Return the number of tokens of the documents of the training split."""
+    """Return the number of tokens in the documents of the training split."""
     from data_prep.tokens.tokeniser import Tokeniser
     from data_prep.tokens.tokenizer_files import place_files
 

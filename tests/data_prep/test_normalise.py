@@ -1,4 +1,4 @@
-"""Tests of normalising: repairs, text that is kept, counts, and idempotence."""
+"""Normalisation: repairs, text that is kept, counts, and idempotence."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FRAGMENTS = [
 
 @pytest.mark.parametrize("clean", [normalise, repair])
 def test_cleaning_is_idempotent(clean: object) -> None:
-    """Tested on 5,000 random concatenations of FRAGMENTS."""
+    """Clean 5,000 random concatenations of FRAGMENTS."""
     assert callable(clean)
     rng = random.Random(1)
     for _ in range(5000):
@@ -39,7 +39,7 @@ def test_cleaning_is_idempotent(clean: object) -> None:
 
 
 def test_the_short_cut_for_plain_text_equals_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No rule changes a random text that the short cut takes for plain."""
+    """The rules do not change a random text that the short cut classifies as plain."""
     letters = [chr(code) for code in range(9, 0x2100) if stage._PLAIN.fullmatch(chr(code))]
     unusual = [letter for letter in letters if ord(letter) > 126] + list(" aA")
     rng = random.Random(3)
@@ -80,7 +80,7 @@ def test_words_hyphenated_at_a_line_end_are_joined(hyphenated: str, joined: str)
 
 
 def test_joining_equals_one_regular_expression() -> None:
-    """The regular expression defines the rule, but takes quadratic time."""
+    """The regular expression defines the rule, but runs in quadratic time."""
     plain = re.compile(r"\b([^\W_][\w-]*)-[ \t]*\n[ \t]*([^\W_]\w*)")
     rng = random.Random(5)
     sample = Path(stage.__file__).parents[1] / "sample"
@@ -109,7 +109,7 @@ def test_joining_equals_one_regular_expression() -> None:
     ],
 )
 def test_normalising_takes_linear_time(text: str) -> None:
-    """A rule in quadratic time would take minutes, as joining words did on 100 KB of base64url."""
+    """In quadratic time this takes minutes, as joining words once did on 100 KB of base64url."""
     assert normalise(f"kommu-\nnen {text}-\nb").startswith("kommunen ")
 
 
@@ -200,7 +200,9 @@ def test_code_and_urls_are_kept_verbatim(code: str) -> None:
 
 def test_an_unclosed_code_fence_runs_to_the_end() -> None:
     assert normalise("Slik:\n\n```\n&amp;  x\n\n\n\n  y") == "Slik:\n\n```\n&amp;  x\n\n\n\n  y"
-    assert normalise("~~~~~~\na  b\n\nS&oslash;k") == "~~~~~~\na b\n\nSøk", "a ruled line is not a code fence"
+    assert normalise("~~~~~~\na  b\n\nS&oslash;k") == "~~~~~~\na b\n\nSøk", (
+        "a line drawn with ~ is not a code fence"
+    )
 
 
 def test_mojibake_quoted_in_code_is_kept() -> None:
@@ -238,7 +240,7 @@ def test_conversations_are_kept_verbatim(content: str) -> None:
 def test_entities_are_decoded_once_and_kept_where_the_text_is_about_them() -> None:
     text = "S&oslash;knad &amp; vedtak&nbsp;fra &laquo;R&amp;D&raquo; &#229;"
     assert normalise(text) == "Søknad & vedtak fra «R&D» å"
-    assert normalise("s&amp;oslash;knad") == "søknad", "it was escaped twice"
+    assert normalise("s&amp;oslash;knad") == "søknad", "a text that was escaped twice"
     for about in (
         "Skriv &amp;lt; for mindre enn.",
         "Bruk &lt;strong&gt;fet&lt;/strong&gt; skrift.",

@@ -1,4 +1,4 @@
-"""Tests of languages far from Norwegian, mixed pages, names, and Bokmål that resembles Danish."""
+"""Languages unlike Norwegian, pages in several languages, names, and Danish-looking Bokmål."""
 
 from __future__ import annotations
 
@@ -377,7 +377,7 @@ def test_a_conversation_is_not_cut() -> None:
 
 
 @pytest.mark.parametrize("case", PLAIN_BOKMAL, ids=lambda case: case.id)
-def test_bokmal_in_words_that_danish_shares_is_bokmal(case: Case) -> None:
+def test_bokmal_made_of_words_shared_with_danish_is_bokmal(case: Case) -> None:
     assert not any(map(is_danish_only, language.words(case.text)))
     for claim in ("", "nob"):
         assert language.judge(case.text).language(claim, LanguageConfig()) == "nob"

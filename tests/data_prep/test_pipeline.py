@@ -1,6 +1,7 @@
-"""Tests that the corpus is a function of raw files and settings alone.
+"""The corpus depends on the raw files and the settings alone.
 
-It does not depend on the number of processes, the order of tasks, shard boundaries or interruptions.
+It does not depend on the number of processes, the order of tasks, shard boundaries or
+interruptions.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def has_another_cache(expected: str, number: int) -> bool:
 
 
 def test_worker_processes_have_the_current_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They do not keep the environment of the fork server, which may have been started earlier."""
+    """The fork server may have been started earlier, with another environment."""
     for folder in ("one", "two"):
         monkeypatch.setenv("HF_HOME", folder)
         with Workers(2, ["step"]) as workers:
@@ -139,10 +140,10 @@ if __name__ == "__main__":
     helpers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
-    assert not psutil.wait_procs(helpers, timeout=60)[1], "worker processes outlive it"
+    assert not psutil.wait_procs(helpers, timeout=60)[1], "worker processes outlive the killed process"
     assert not (tmp_path / "sample").exists()
     before: dict[Path, int] = {}
-    if stage != "0-read":  # a file that was not read to its end is read again
+    if stage != "0-read":  # an interrupted file is read from its start
         before = markers(tmp_path)
         assert before
     prepared = pipeline.prepare(config(tmp_path))
@@ -155,7 +156,9 @@ def await_markers(folder: Path, count: int, processes: list[subprocess.Popen[str
     deadline = time.monotonic() + 120
     while len(list(folder.parent.glob(f"{folder.name}/done-0*.json"))) < count:
         assert time.monotonic() < deadline
-        assert any(process.poll() is None for process in processes), "ended before it could be killed"
+        assert any(process.poll() is None for process in processes), (
+            "the process ended before it could be killed"
+        )
         time.sleep(0.005)
 
 
@@ -173,7 +176,7 @@ def test_only_a_damaged_shard_is_rebuilt(expected: dict[str, str], tmp_path: Pat
 
 
 def copy_letters_and_minutes(folder: Path) -> PrepareConfig:
-    """Return the settings of a corpus of two files of the sample, copied so that a test may change them."""
+    """Copy two files of the sample, which tests may change; return the settings of their corpus."""
     sources = {}
     for name in ("letters", "minutes"):
         shutil.copy(SAMPLE / f"{name}.jsonl", folder)
@@ -209,7 +212,7 @@ def run_prepare(tmp_path: Path, workers: int = 1, **options: Any) -> subprocess.
 
 
 def error_line(result: subprocess.CompletedProcess[str]) -> str:
-    """Return the only error line of a command that must have exited with code 2."""
+    """Return the only error line of a command; its exit code must be 2."""
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert result.returncode == 2, result.stderr
     assert len(lines) == 1, result.stderr
@@ -218,7 +221,7 @@ def error_line(result: subprocess.CompletedProcess[str]) -> str:
 
 
 def mount(disk: Path, options: str) -> bool:
-    """Mount a file system in memory at a folder; return whether that succeeded."""
+    """Mount a file system in memory at a folder; return whether this succeeded."""
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
@@ -241,7 +244,7 @@ def test_a_full_disk_is_a_one_line_error_and_publishes_nothing(tmp_path: Path) -
 
 
 def test_a_file_size_limit_is_a_one_line_error(tmp_path: Path) -> None:
-    """A quota has the same effect; nothing is published."""
+    """A quota has the same effect. No corpus is published."""
 
     def limited() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Tests of the rules of quality: each drops its document; laws and guidance pass all of them."""
+"""Rules of quality: each drops its document; laws and guidance pass all rules."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ LONG = "https://www.example.no/en/lang/adresse/uten/mellomrom og https://www.exa
 CODE = "if (og) { return [i] = {x: [1]}; } else { for (på) { y[i] = {}; } } \\ <a> = <b> {er} [av] "
 PLACES = "Halden Moss Sarpsborg Fredrikstad Drammen Kongsberg Ringerike Hvaler "
 
-# rule: a document that it drops, and the setting that switches it off
+# by rule: a text that it drops, and the setting that switches it off
 DROPPED = {
     "too_short": ("Kontakt oss her", {"min_words": None}),
     "too_long": (TEXT, {"max_words": None}),
@@ -139,7 +139,7 @@ SAME_IN_MANY = "\n\n".join(
     for n in range(8, 16)
 )
 
-# Texts that must pass. Earlier versions of the rule named before the colon dropped them.
+# Texts that must pass, by "rule: kind of text". Earlier versions of the rule dropped them.
 WRONGLY_DROPPED = {
     "symbols: a form": FORM * 2,
     "symbols: a table of contents": CONTENTS,
@@ -168,7 +168,7 @@ WRONGLY_DROPPED = {
 
 
 def broken_rules(text: str, **limits: object) -> set[str]:
-    """Return the names of the rules that a text breaks under changed limits."""
+    """Return the names of the rules that a text breaks; `limits` replace the default limits."""
     config = replace(QualityConfig(), **limits)  # type: ignore[arg-type]
     return {name for name, _ in quality.find_broken_rules(text, config)}
 
@@ -192,7 +192,7 @@ def test_each_rule_drops_its_document_and_can_be_switched_off(rule: str) -> None
     ],
 )
 def test_rules_for_pages_do_not_apply_to_sentences(text: str) -> None:
-    """Dialogue opens with a dash and a quotation with an ellipsis; "å" and "i" are whole words."""
+    """A dash may open dialogue, an ellipsis may open a quotation, and "å" and "i" are words."""
     assert broken_rules(text) == set()
 
 
@@ -207,7 +207,7 @@ def test_law_and_guidance_break_no_rule(text: str) -> None:
 @pytest.mark.parametrize("name", WRONGLY_DROPPED)
 def test_forms_letters_tables_and_examples_are_kept(name: str) -> None:
     assert name.partition(":")[0] not in broken_rules(WRONGLY_DROPPED[name])
-    # this list repeats every sentence three times, so it breaks the rule of repeated lines
+    # this list repeats each sentence three times, so it breaks the rule on repeated lines
     if name != "bullets: a heading and a list":
         assert broken_rules(WRONGLY_DROPPED[name]) == set()
 
@@ -267,7 +267,7 @@ def test_drops_name_rule_and_measurement_and_conversations_are_exempt() -> None:
 
 
 def test_real_laws_are_not_dropped(real_corpora: Path) -> None:
-    """Tables and lists of references are part of acts and regulations."""
+    """Acts and regulations contain tables and lists of references."""
     source = SourceConfig(reader="lovdata", path=str(real_corpora / "lovdata"), license="NLOD-2.0")
     settings = make_config(reader="lovdata")
     read = list(islice(reading.read("letters", source, Report(), reading.files(source)), 400))

@@ -1,4 +1,4 @@
-"""Tests of `prepare` on the bundled sample: planted defects are handled, other text is unchanged."""
+"""`prepare` on the bundled sample: planted defects are handled, and other text is unchanged."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read_raw_records() -> list[dict[str, str]]:
 
 
 def read_stage(prepared: pipeline.Prepared, stage: str) -> dict[str, dict[str, str]]:
-    """Return the documents after a stage by their ids."""
+    """Return the documents after a stage, by id."""
     folder = prepared.folder.with_name(".sample.stages")
     parts = sorted(folder.glob(f"*-{stage}/part-*.parquet"))
     return {row["id"]: row for part in parts for row in pq.read_table(part).to_pylist()}
@@ -49,7 +49,7 @@ def test_the_sample_is_large_varied_and_in_both_standards() -> None:
 
 
 def test_only_planted_duplicates_and_languages_are_dropped(prepared: pipeline.Prepared) -> None:
-    """Of a planted pair the better copy is kept, which may be either."""
+    """Of a planted pair, the better copy is kept; the test accepts either."""
     expected = {
         r["id"]: f"language_{r['language']}"
         for r in read_raw_records()

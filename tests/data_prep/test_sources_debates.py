@@ -1,4 +1,4 @@
-"""Tests of the readers of parliamentary debates: Stortinget and ParlaMint."""
+"""The readers of parliamentary debates: Stortinget and ParlaMint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the reader of regjeringen.no, and of all readers of markup on damaged documents."""
+"""The reader of regjeringen.no, and all readers of markup on damaged documents."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_publication_of_navigation_alone_is_quarantined(tmp_path: Path) -> Non
 
 
 def remove_each_part(markup: bytes) -> Iterator[bytes]:
-    """Yield a document without each of its elements in turn, and each of their attributes."""
+    """Yield copies of a document. In each copy, one element or one attribute is missing."""
     for number, original in enumerate(etree.fromstring(markup).iter()):
         for key in ("", *original.attrib):
             element = list(etree.fromstring(markup).iter())[number]

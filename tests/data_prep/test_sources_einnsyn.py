@@ -1,4 +1,4 @@
-"""Tests of the reader of public journals (eInnsyn)."""
+"""The reader of public journals (eInnsyn)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.data_prep.source_texts import ARKIV, JSON_LD_GRAPH, NOARK_EXPORT, mak
 
 
 def expand(graph: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the graph in JSON-LD's expanded form: full IRIs, and values in lists."""
+    """Return the graph in JSON-LD's expanded form: names are full IRIs, and values are in lists."""
 
     def expand_name(key: str) -> str:
         return key.replace("arkiv:", ARKIV)
@@ -118,7 +118,7 @@ def test_json_ld_journals_yield_public_titles_and_nothing_withheld(tmp_path: Pat
     body: Any = {"@context": {"arkiv": ARKIV}, "@graph": graph}
     if form == "expand":
         body = expand(graph)
-    if form == "nested":  # the document is within its entry, and the entry within its case
+    if form == "nested":  # documents are nested in entries, entries in cases
         entry = {
             **JSON_LD_GRAPH[1],
             "arkiv:dokumentbeskrivelse": [JSON_LD_GRAPH[2]],
@@ -183,7 +183,7 @@ def test_a_case_title_given_in_one_row_applies_to_all_rows(tmp_path: Path) -> No
     assert [d.title for d in read("einnsyn", tmp_path)[0]] == ["Klage på vedtak", "Ny vei"]
 
 
-# nested too deeply for json.loads, or for the recursion over its result
+# nested too deeply: for json.loads, or for the recursion over the parsed value
 DEEP = '{"@id": "x", "@type": "y", "z": ' * 990 + "1" + "}" * 990
 
 

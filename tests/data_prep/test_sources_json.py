@@ -1,4 +1,4 @@
-"""Tests of JSON in many layouts: objects that hold the list of records, and lines."""
+"""JSON in many layouts: objects that contain the list of records, and JSON lines."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_only_the_list_named_by_options_records_is_read(tmp_path: Path, indent: 
 
 @dataclass(frozen=True)
 class NoList:
-    """A JSON object without a unique list of records, and how its error begins."""
+    """A JSON object without a unique list of records, and the start of its error."""
 
     id: str
     body: dict[str, Any]
@@ -219,7 +219,7 @@ def test_every_json_reader_finds_the_list_of_records_in_an_object(
 
 
 def test_a_long_object_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """max_record_bytes limits each record; a second list beyond the search window is reported."""
+    """max_record_bytes limits each record. A second list beyond the search window is reported."""
     monkeypatch.setattr(json_text, "WINDOW", 2**17)
     records = [{"id": n, "text": f"{n}: " + "å" * 5000} for n in range(100)]
     for name, indent in (("a.json", None), ("b.json", 2)):
@@ -247,7 +247,7 @@ def test_a_long_object_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @dataclass(frozen=True)
 class Lines:
-    """Lines of JSON, and the texts and broken places that are expected."""
+    """Lines of JSON, the expected texts, and the expected places of broken records."""
 
     id: str
     content: str

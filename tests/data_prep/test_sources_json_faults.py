@@ -1,4 +1,4 @@
-"""Tests that a broken element of a JSON list loses no other record."""
+"""A broken element of a JSON list loses no other record."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tests.data_prep.reading import broken_places, read, texts
 
 @dataclass
 class Fault:
-    """Broken elements of a list of the records 1 to 4.
+    """Broken elements of a list of four records.
 
     Attributes:
-        broken: JSON text by the number of the record that it replaces.
+        broken: JSON text of each broken element, by the number of the record that it replaces.
     """
 
     id: str
@@ -53,7 +53,7 @@ FAULTS = [
     ),
     Fault("every other", {1: '{"id": "2019/1", "text" "x"}', 3: '{"id": "2019/3" "text": "x"}'}),
 ]
-# by layout: opening, separator, closing, indentation of the records
+# by layout: opening, separator and closing of the list, indentation of the records
 LAYOUTS = {
     "one a line": ("[\n", ",\n", "\n]", None),
     "one line": ("[", ", ", "]", None),
@@ -216,7 +216,7 @@ def test_an_element_over_the_size_limit_loses_no_other_record(tmp_path: Path) ->
 
 
 def test_many_broken_elements_are_read_in_linear_time(tmp_path: Path) -> None:
-    """Each element is scanned at most twice, and never up to the end of the file."""
+    """Each element is scanned at most twice, and not up to the end of the file."""
     parts = ['{"id": "1", "text": "Et "galt tegn"}', '{"id": "2", "text": "Bra."}'] * 5000
     (tmp_path / "a.json").write_text("[" + ",".join(parts) + "]")
     source, report = SourceConfig(reader="jsonl", path=str(tmp_path), license="CC0-1.0"), Report()

@@ -1,4 +1,4 @@
-"""Tests of the reader of Lovdata's acts and amendments."""
+"""The reader of Lovdata's acts and amendments."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_an_amendment_is_read_with_its_titles_and_numbered_points(tmp_path: Path
     assert "Vedlegg\n\n1. Reagens" in law.text
     assert "Kapittel 2. Vern" not in law.text, "a consolidated act omits what is not in force"
     assert "vernast" not in law.text
-    assert "skal lyde" not in law.text, "the provision that it introduces is omitted"
+    assert "skal lyde" not in law.text, "the provision after this lead-in is omitted"
 
 
 FUTURE = (
@@ -172,9 +172,9 @@ def test_the_lead_in_of_a_provision_not_in_force_is_dropped_with_it(
 
 
 def test_real_acts_lose_only_notes_and_provisions_not_in_force(real_corpora: Path) -> None:
-    """The text has all letters of an act except those of notes and provisions not in force.
+    """The text has all letters of an act except those of notes and of provisions not in force.
 
-    Provisions not in force are left out of consolidated acts alone.
+    Provisions not in force are left out of consolidated acts, but kept in announced ones.
     """
     archive = real_corpora / "lovdata" / "lovtidend-avd1-2025.tar.bz2"
     with tarfile.open(archive) as tar:
@@ -209,7 +209,7 @@ def test_the_date_of_an_act_is_that_of_its_adoption(tmp_path: Path) -> None:
 
 
 def test_markup_nested_too_deeply_is_quarantined_and_not_truncated(tmp_path: Path) -> None:
-    """libxml2 silently omits elements nested deeper than 256."""
+    """libxml2 omits elements that are nested more than 256 deep, without an error."""
     (tmp_path / "a.xml").write_text(
         LOVDATA_ACT.format(deep="<div>" * 400 + "Lenge, lenge nede." + "</div>" * 400)
     )

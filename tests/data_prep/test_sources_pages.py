@@ -1,4 +1,4 @@
-"""Tests of the readers of web pages, Markdown and PDF. All of it is invented."""
+"""The readers of web pages, Markdown and PDF. All texts are invented."""
 
 from __future__ import annotations
 
@@ -276,7 +276,7 @@ def test_an_xml_declaration_is_read_in_linear_time() -> None:
 
 
 def make_page(*lines: str) -> Page:
-    """Return a page of lines without coordinates."""
+    """Return a PDF page that has lines but no coordinates."""
     return Page([Line(line) for line in lines])
 
 
@@ -338,7 +338,7 @@ def test_the_lines_of_a_pdf_are_joined_in_linear_time(line: str) -> None:
 
 
 def make_pdf(text: str) -> bytes:
-    """Return a PDF of one page, which an empty text leaves without a text layer."""
+    """Return a PDF of one page. If the text is empty, the page has no text layer."""
     stream = f"BT /F1 12 Tf 72 700 Td ({text}) Tj ET".encode("latin-1") if text else b""
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",

@@ -1,4 +1,4 @@
-"""Tests of the readers of parallel texts and of SQuAD."""
+"""The readers of parallel texts and of SQuAD."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of PDF layout, on invented files: line and page numbers, running titles, headings."""
+"""The layout of invented PDF files: line and page numbers, running titles, headings."""
 
 from __future__ import annotations
 
@@ -47,7 +47,12 @@ def expected_words(pages: int, lines: int) -> list[str]:
 
 
 def make_numbers(values: list[int], x: float, flush_right: bool = False, step: int = 1) -> list[Piece]:
-    """Return the numbers of lines, of which every `step`-th is drawn, in a column at `x`."""
+    """Return line numbers as pieces in a column at `x`.
+
+    Args:
+        values: number of each line.
+        step: only numbers divisible by it are drawn.
+    """
     size = 8
     pieces = []
     for line, value in enumerate(values):
@@ -81,7 +86,7 @@ def test_line_numbers_are_left_out_and_counted(
 
 
 def test_line_numbers_within_a_hyphenated_word_are_left_out(tmp_path: Path) -> None:
-    """PDFium joins a hyphenated line with the next one, which begins with its line number."""
+    """PDFium joins a hyphenated line to the next line, which begins with its line number."""
     lines = []
     for line in range(0, 20, 2):
         lines.append(f"{make_sentence(0, line)} og i hver kom-")
@@ -299,7 +304,7 @@ def test_scanned_pages_are_counted(tmp_path: Path) -> None:
 
 
 def test_all_lines_are_kept_where_most_letters_would_be_lost(tmp_path: Path) -> None:
-    """The pages of this form differ in one word, so nearly all lines look like running titles."""
+    """The pages of this form differ in one word, so nearly all lines resemble running titles."""
     form = [
         "Jeg søker om støtte til friluftsliv for barn og unge",
         "Jeg har lest vilkårene",

@@ -1,4 +1,4 @@
-"""Tests of readers of records: JSON lines and arrays, NCC, Målfrid, Hugging Face, treebanks."""
+"""The readers of records: JSON lines and arrays, NCC, Målfrid, Hugging Face, treebanks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_malformed_line_is_quarantined_with_its_place_and_others_are_read(
 
 
 def test_an_array_is_streamed_element_by_element(tmp_path: Path) -> None:
-    """Elements are longer than a chunk of reading, and hold brackets and quotes within strings."""
+    """Each element is longer than one read of the file; its strings contain brackets and quotes."""
     records = [{"id": n, "text": f'{n}: [{{"}}], "\\" ' + "æøå" * 5000} for n in range(40)]
     for name, indent in (("tett.json", None), ("luftig.json", 2)):
         path = tmp_path / name

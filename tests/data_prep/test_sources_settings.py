@@ -1,4 +1,4 @@
-"""Tests of the settings of sources, of metadata in records, and of the share of broken records."""
+"""Settings of sources, metadata in records, and the limit on broken records."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_an_unknown_name_is_rejected(make: Callable[[], object], message: str) -
 
 
 def test_every_bundled_corpus_file_is_valid(tmp_path: Path) -> None:
-    """Each has the schema and valid options, so the only error is that its data are missing."""
+    """All settings and options are valid, so the only error is that the data are missing."""
     for file in sorted((Path(__file__).parents[2] / "conf" / "corpus").glob("*.yaml")):
         placeholders = r"\$\{package_dir:data_prep\}|\$\{downloads_dir\}|\?\?\?"
         text = re.sub(placeholders, str(tmp_path), file.read_text()).replace("${corpora_dir}", "x")

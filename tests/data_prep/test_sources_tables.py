@@ -1,4 +1,4 @@
-"""Tests of the readers of tables and of Talk of Norway, whose speeches come as a table."""
+"""The readers of tables and of Talk of Norway, whose speeches are in a table."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ STRAY = '3,"Sitat uten slutt,b\n'
         (STRAY + "4,God.,b\n" * 2000, ["3"]),
         # the open quote runs to a quote that does not end a cell
         (STRAY + '4,God.,"b"\n' + STRAY.replace("3", "5") + "6,God.,b\n", ["3", "5"]),
-        # the open quote runs to one that ends a cell, in a row with another number of columns
+        # the open quote runs to a quote that ends a cell; that row has a wrong number of columns
         (STRAY + "4,God.,b\n5,God.,b\n" + '6,Slutt",b,c\n', ["3", "6"]),
         ('3,"God\nog, ja,\nlang.",b\n', []),
         ('3,"For\nog, ja:\nmange.",b,c\n4,God.,b\n', ["3"]),
@@ -100,7 +100,7 @@ def test_a_stray_quote_loses_only_its_own_row(tmp_path: Path, lines: str, lost: 
 
 
 def test_a_table_of_stray_quotes_is_read_in_linear_time(tmp_path: Path) -> None:
-    """Each row seems to continue in the next; rereading the file for every row would take hours."""
+    """Every row seems to continue in the next. Rereading the file for each row would take hours."""
     (tmp_path / "a.csv").write_text("nr,text\n" + 'a","\n' * 20_000 + "7,God.\n")
     documents, report = read("table", tmp_path)
     assert texts(documents) == ["God."]
@@ -130,7 +130,7 @@ SUMS = [
 def test_the_delimiter_of_a_table_is_detected(
     tmp_path: Path, separator: str, encoding: str, ending: str, quoting: Any
 ) -> None:
-    """Texts contain all four delimiters, and numbers decimal commas, as Norwegian Excel writes them."""
+    """Texts contain all four delimiters, and numbers have decimal commas as in Norwegian Excel."""
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, list(SUMS[0]), delimiter=separator, quoting=quoting, lineterminator=ending)
     writer.writeheader()
@@ -148,7 +148,7 @@ def test_the_delimiter_of_a_table_is_detected(
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table as a spreadsheet exports it, and the expected texts and delimiter."""
+    """A table as a spreadsheet program exports it, and the expected texts and delimiter."""
 
     id: str
     content: str

@@ -1,4 +1,7 @@
-"""Tests that web pages, all invented, are read whole without the furniture of their site."""
+"""Web pages are read completely, without the navigation and boilerplate of their site.
+
+All pages are invented.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ def read_text(tmp_path: Path, page: str, reader: str = "webpage", **options: obj
 
 @dataclass
 class Case:
-    """A part of a page and the expected lines of its text."""
+    """A part of a page, and the lines of text expected from it."""
 
     id: str
     html: str
@@ -209,7 +212,7 @@ FURNITURE = [
 
 @pytest.mark.parametrize("furniture", FURNITURE)
 @pytest.mark.parametrize("reader", ["webpage", "regjeringen"])
-def test_furniture_around_the_text_is_left_out(tmp_path: Path, reader: str, furniture: str) -> None:
+def test_page_boilerplate_around_the_text_is_left_out(tmp_path: Path, reader: str, furniture: str) -> None:
     text, _ = read_text(
         tmp_path,
         make_page(f"<article><h1>Støtte</h1><p>{INTRO}</p><p>{CLOSING}</p>{furniture}</article>"),
@@ -252,7 +255,7 @@ def test_pages_without_a_main_element_are_read_whole(tmp_path: Path, body: str) 
 def test_a_page_that_would_lose_most_letters_falls_back_to_another_method(
     tmp_path: Path, reader: str
 ) -> None:
-    """All text of this page is in elements of a class that marks furniture on other pages."""
+    """All text of this page is in elements of a class that marks boilerplate on other pages."""
     parts = "".join(
         f'<div class="promo"><p>{text}</p></div>'
         for text in (INTRO, CLOSING, INTRO.replace("uker", "dager"), CLOSING[::-1])

@@ -1,4 +1,4 @@
-"""Tests of names, order and settings of the stages, which are recorded on disk."""
+"""Names, order and settings of the stages, which are recorded on disk."""
 
 from __future__ import annotations
 

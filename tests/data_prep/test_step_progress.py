@@ -1,4 +1,4 @@
-"""Tests of progress: a live line on a terminal, a few plain lines elsewhere, no lost warning."""
+"""Progress: one live line on a terminal, a few plain lines elsewhere, and no lost warning."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write_program(folder: Path) -> Path:
 
 
 def run_on_terminal(command: list[str], columns: int) -> str:
-    """Return everything that a command writes to a terminal of this width."""
+    """Return all output of a command on a terminal that is `columns` wide."""
     process, descriptor = pty.fork()
     if process == 0:
         os.execvp(command[0], command)
@@ -47,7 +47,7 @@ def run_on_terminal(command: list[str], columns: int) -> str:
     while True:
         try:
             piece = os.read(descriptor, 65536)
-        except OSError:  # the terminal's other end is closed
+        except OSError:  # the command has closed the terminal
             break
         if not piece:
             break
@@ -65,7 +65,7 @@ def test_a_terminal_shows_one_line_that_fits_with_warnings_above_it(tmp_path: Pa
     assert not [line for line in lines if "breaks off" in line and "step_number" in line], (
         "a warning overlaps the live line"
     )
-    assert sum("file 1 breaks off" in line for line in lines) == 1, "it was logged in a worker process"
+    assert sum("file 1 breaks off" in line for line in lines) == 1, "a worker's warning is shown once"
     assert len([line for line in kept if "step " in line and "done in" not in line]) <= 1, (
         "the live line is redrawn in place"
     )

@@ -1,4 +1,4 @@
-"""Tests of characters of the fonts Symbol and Wingdings: bullets, formulas, unknown characters."""
+"""Characters of the fonts Symbol and Wingdings: bullets, formulas, unknown characters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The quick start as a fixture, run once per session."""
+"""Fixture that runs the quick start once per session."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tests.end_to_end.commands import command, run_of
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunFolder, RunFolder]:
-    """Run the quick start, shortened: a corpus, a base from random weights, and LoRA on the base.
+    """Run a shortened quick start: prepare a corpus, train a base from scratch, then a LoRA on it.
 
     Returns:
-        the working directory, the run of the base, and the run of the LoRA.
+        The working directory, the run of the base, and the run of the LoRA.
     """
     folder = tmp_path_factory.mktemp("quickstart")
     command(folder, "prepare", "corpus=sample")

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on questions and answers, with the base of the quick start."""
+"""Supervised fine-tuning on questions and answers, starting from the base of the quick start."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.end_to_end
 def sft(sample: tuple[Path, RunFolder, RunFolder]) -> tuple[Path, RunFolder]:
     folder, base, _ = sample
     command(folder, "prepare", "corpus=sample_chat")
-    # some conversations are longer than 256 tokens, and are dropped
+    # conversations of more than 256 tokens are dropped
     short = ["data.sequence_length=256", "data.long_conversations=drop", "data.max_lost_share=1"]
     arguments = ["recipe=sample_sft", f"model=run:{base.id}", "max_steps=8", *short]
     return folder, run_of(folder, command(folder, "train", *arguments).stdout)

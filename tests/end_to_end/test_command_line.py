@@ -1,4 +1,4 @@
-"""The command line with real commands and ranks, whose results other processes read."""
+"""Real commands of the command line with real ranks; other processes read the results."""
 
 from __future__ import annotations
 
@@ -99,7 +99,8 @@ def test_evaluate_of_the_saved_adapter_gives_the_loss_of_the_summary(
     folder, _, lora = sample
     done = command(folder, "evaluate", lora.id, "--against", "base", "--json")
     assert "warning" not in done.stderr.lower()
-    assert "Failed to load" not in done.stderr  # of libraries, about features that are not used
+    # a library warns about a feature that is not used
+    assert "Failed to load" not in done.stderr
     before, recomputed = json.loads(done.stdout)["models"]
     summary = lora.summary()
     assert summary is not None
@@ -150,7 +151,8 @@ def test_a_sweep_completes_its_valid_points_and_reports_the_failed_one(
         f"model=run:{base.id}",
         "max_steps=2",
         "name=sweep",
-        "model.attention=auto,flash_attention_2",  # not available on a CPU, which only the run detects
+        # flash attention does not run on a CPU, which is detected only when the run starts
+        "model.attention=auto,flash_attention_2",
         "cluster.ranks_per_node=1",
     ]
     done = command(folder, "train", "-m", *arguments, code=1)
@@ -183,7 +185,7 @@ def test_a_sweep_with_an_invalid_point_starts_nothing(sample: tuple[Path, RunFol
 
 
 def long_run_arguments(folder: Path, corpus: Path) -> list[str]:
-    """Return the arguments of a run of two ranks that would take minutes."""
+    """Write a model config; return the arguments of a two-rank run that would take minutes."""
     (folder / "my" / "model").mkdir(parents=True)
     (folder / "my" / "model" / "tiny.yaml").write_text(json.dumps({"from_scratch": LLAMA}))
     return [
@@ -204,7 +206,7 @@ def long_run_arguments(folder: Path, corpus: Path) -> list[str]:
 
 @pytest.fixture
 def long_run(law_corpus: Path, tmp_path: Path) -> tuple[subprocess.Popen[str], RunFolder]:
-    """Start a run that the shell follows, and return when it trains."""
+    """Start a run in the foreground, and wait for step 11; return its process and its folder."""
     arguments = long_run_arguments(tmp_path, law_corpus)
     shell = subprocess.Popen(
         [*FINETUNE, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -1,4 +1,4 @@
-"""Notebooks are committed without outputs, and run from top to bottom."""
+"""Notebooks are committed without outputs, and all their cells run in order."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Folders of an earlier version still work: a corpus, completed and stopped runs, a queued Slurm job.
+"""Folders of an earlier version still work: a corpus, completed and stopped runs, a queued job.
 
-fixtures/folders-before-rooms.tar.xz was written by version 0.1.0 at commit c8085ed, before the packages
-were split into subpackages, by `finetune prepare` (its raw file, corpus and stages), `train` (a base of
-150 steps, without its checkpoints; a LoRA on it, stopped after step 36) and `train cluster=testcluster`
-with a stand-in for sbatch. Its paths are below /home/user.
+fixtures/folders-before-rooms.tar.xz was written by version 0.1.0 at commit c8085ed, before the
+packages were split into subpackages. Its paths are below /home/user. Four commands wrote it:
+`finetune prepare` (raw file, corpus and stages); `train` of a base for 150 steps, whose checkpoints
+were removed; `train` of a LoRA on that base, stopped after step 36; and `train
+cluster=testcluster`, with a stand-in for sbatch.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ BASE, STOPPED, QUEUED = (
 )
 BASE_LOSS = 4.838
 RECORDED_ON = "AuthenticAMD 25 17, AVX512, torch 2.13.0+cpu"
-# losses of steps 37 to 46, trained by the version that saved the checkpoint
+# losses of steps 37 to 46, computed by the version that saved the checkpoint
 RESUMED_LOSSES = [
     4.84041270377144, 4.801537161781674, 5.003505966702446, 4.8248337185572066, 4.8155467869743465,
     4.759646148908706, 4.814869865538582, 4.784047295176793, 4.805931006159101, 4.7577705421145,
@@ -39,7 +40,7 @@ RESUMED_LOSSES = [
 
 @dataclass(frozen=True)
 class OldFolders:
-    """The unpacked folders, and the log of the stand-ins for Slurm's commands."""
+    """The unpacked folders, and the log of the programs that stand in for Slurm's commands."""
 
     path: Path
     slurm_log: Path
@@ -56,7 +57,7 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OldFolders:
     for path in [*folders.path.glob("runs/*/*.*"), folders.path / "corpora" / ".small.stages" / "plan.json"]:
         path.write_text(path.read_text().replace("/home/user", str(folders.path)))
     answers = {
-        # another job name, so that the run is found by its job id only
+        # the job has another name, so the run can be found by its job id only
         "squeue": "echo '4711|PENDING|Priority|N/A|0||a job of another name'",
         "sbatch": "echo 4712",
         "sinfo": "echo 'debug*|7-00:00:00|8'",
@@ -135,6 +136,6 @@ def test_a_prepared_corpus_is_not_prepared_again(old: OldFolders) -> None:
     before = (old.path / "corpora" / "small" / "manifest.json").stat().st_mtime_ns
     command(old.path, "prepare", "corpus=sample", *arguments)
     assert (old.path / "corpora" / "small" / "manifest.json").stat().st_mtime_ns == before
-    shutil.rmtree(old.path / "corpora" / "small")  # the stages' files suffice to publish it again
+    shutil.rmtree(old.path / "corpora" / "small")  # the stages' files suffice to rebuild it
     shown = command(old.path, "prepare", "corpus=sample", *arguments).stderr
     assert "1 of 21 steps" in shown

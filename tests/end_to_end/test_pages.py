@@ -1,4 +1,4 @@
-"""The commands of README.md and of the tutorials run, and print what the pages show."""
+"""The commands of README.md and of the tutorials run, and their output is as shown on the pages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def commands_of(page: str) -> list[str]:
     return [step.text for step in read_page(page) if isinstance(step, Command)]
 
 
-def test_the_readmes_own_text(sample: tuple[Path, RunFolder, RunFolder], tmp_path: Path) -> None:
+def test_the_readmes_commands_for_a_users_own_text_run(
+    sample: tuple[Path, RunFolder, RunFolder], tmp_path: Path
+) -> None:
     _, base, _ = sample
     page = README[README.index("## Your own text") :]
     replace = {"/data/letters.jsonl": str(LETTERS), "/models/normistral-7b": str(base.model)}
@@ -41,7 +43,7 @@ def test_the_readmes_own_text(sample: tuple[Path, RunFolder, RunFolder], tmp_pat
     assert run.adapter.is_dir()
 
 
-def test_the_readmes_two_commands_come_first() -> None:
+def test_the_readme_begins_with_make_run_and_make_test() -> None:
     first, second, *others = [command.partition("#")[0].strip() for command in commands_of(README)]
     assert (first, second) == ("make run", "make test")
     assert not any(command.startswith("make ") for command in others)
@@ -53,7 +55,7 @@ def test_the_readmes_two_commands_come_first() -> None:
 def test_make_run_prints_what_the_readme_shows(tmp_path: Path) -> None:
     for name in ("Makefile", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
-    # --old-file: this environment has the packages, and pip would install them once more
+    # --old-file: do not run pip, because this environment has all packages
     command = ["make", f"--old-file={VENV}/.run", f"VENV={VENV}", "run"]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, check=False, env=walk.environment()
@@ -69,7 +71,7 @@ def test_make_run_prints_what_the_readme_shows(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_tutorials_print_what_they_show(tmp_path: Path) -> None:
-    """All pages in one folder and shell, in the order of the index, which a reader follows."""
+    """Run all tutorials in one shell and folder, in the order of the index, as a reader would."""
     names = re.findall(r"\]\(([\w-]+)\.md\)", (TUTORIAL / "index.md").read_text("utf-8"))
     assert sorted(names) == sorted(path.stem for path in TUTORIAL.glob("*.md") if path.stem != "index")
     if reason := unavailable_reason():
@@ -89,19 +91,19 @@ def test_tutorials_print_what_they_show(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", sorted(TUTORIAL.glob("*.md")), ids=lambda page: page.stem)
 def test_every_command_block_is_executed(page: Path) -> None:
-    """A block of commands in another language than `console` would be left out by the tests above."""
+    """The tests above execute only blocks whose language is `console`."""
     text = page.read_text("utf-8")
     for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         if language != "console":
             assert not re.search(r"^(\$ |finetune |make |pip )", block, re.MULTILINE), block
 
 
-def test_a_page_that_shows_other_output_is_noticed(tmp_path: Path) -> None:
+def test_a_page_that_shows_wrong_output_is_detected(tmp_path: Path) -> None:
     shell = Shell(folder=tmp_path)
     file = "```yaml\n# my/file.yaml\na: 1\n```\n"
     page = file + "```console\n$ cat my/file.yaml\na: 1\n$ echo two \\\n> 3\n{}\n```\n"
     try:
-        assert walk.walk(shell, page.format("two 4"))[0] == []  # numbers differ from run to run
+        assert walk.walk(shell, page.format("two 4"))[0] == []  # numbers are not compared
         assert walk.walk(shell, page.format("three 3"))[0][0].startswith(
             "echo two \\\n3: did not print: three 3"
         )

@@ -1,4 +1,4 @@
-"""LoRA on a real base model and real text; runs if FINETUNE_TEST_MODEL names a model folder."""
+"""LoRA on a real base model and real text; skipped unless FINETUNE_TEST_MODEL names a folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def model_folder() -> str:
 def test_lora_on_real_text_lowers_the_held_out_loss(
     model_folder: str, real_corpora: Path, tmp_path: Path
 ) -> None:
-    """Check that the base starts far below a uniform guess, and that LoRA lowers its loss."""
+    """The base starts far below the loss of a uniform guess, and LoRA lowers its loss."""
     acts = sorted(
         (real_corpora / "lovdata" / "gjeldende-lover").glob("*.xml"), key=lambda path: path.stat().st_size
     )[:5]

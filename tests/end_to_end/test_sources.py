@@ -1,4 +1,4 @@
-"""Real Norwegian text through every reader; skipped if the files are not available."""
+"""Every reader reads real Norwegian text; skipped if the files are missing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CORPORA = Path(__file__).parents[3] / "shared" / "corpora"
 
 @dataclass(frozen=True)
 class Source:
-    """A folder of real text, with its reader and the number of its documents."""
+    """A folder of real text, its reader, and its number of documents."""
 
     id: str
     reader: str

@@ -1,4 +1,4 @@
-"""TRL trains on an unchanged corpus folder; run by `make slow`, in TRL's own environment.
+"""TRL trains on an unchanged corpus folder; run by `make slow`, in an environment made for TRL.
 
 benchmarks/requirements/trl.txt lists the packages of that environment.
 """

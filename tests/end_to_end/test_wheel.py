@@ -1,4 +1,4 @@
-"""The wheel contains the configs and the sample: an installed `finetune` needs no checkout."""
+"""The wheel contains the configs and the sample; an installed `finetune` needs no checkout."""
 
 from __future__ import annotations
 

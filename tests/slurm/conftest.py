@@ -1,4 +1,4 @@
-"""A Slurm cluster for the session, and a shell that uses it."""
+"""A Slurm cluster for the session, and a folder with commands that use it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FINETUNE = [sys.executable, "-m", "finetune.cli.main"]
 
 @dataclass
 class Shell:
-    """A folder, and commands in it that use the cluster."""
+    """A folder, and functions that run commands in it on the cluster."""
 
     folder: Path
     cluster: Cluster
@@ -53,7 +53,7 @@ class Shell:
         return self.run(*FINETUNE, *arguments, code=code, **environment)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start a command that runs beside the test."""
+        """Start a command and return its process without waiting for its end."""
         return subprocess.Popen(
             [*FINETUNE, *arguments],
             cwd=self.folder,
@@ -67,7 +67,7 @@ class Shell:
         return [RunFolder.find(run_id, self.folder / "runs") for run_id in ids.split()]
 
     def queue(self) -> dict[str, str]:
-        """Return the states of running and waiting jobs by id."""
+        """Return the state of each running or waiting job by its id."""
         lines = self.cluster.slurm("squeue", "--noheader", "--array", "-o", "%i %T").splitlines()
         return dict(line.split() for line in lines)
 
@@ -106,7 +106,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 
 
 def training(*settings: str, cluster: str = "testcluster") -> list[str]:
-    """Return arguments of a run of six steps on a tiny model."""
+    """Return the arguments of a run that trains a tiny model for six steps."""
     return [
         "--config-dir",
         "my",

@@ -1,4 +1,4 @@
-"""Runs from a new shell without accounting; and submissions that Slurm or the disk refuses."""
+"""Runs managed from a new shell without accounting; submissions refused by Slurm or a full disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.slurm.conftest import Shell, training, wait_for
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 
-def test_status_logs_cancel_and_retry_from_a_new_shell_without_accounting(shell: Shell) -> None:
+def test_status_logs_cancel_and_retry_work_from_a_new_shell_without_accounting(shell: Shell) -> None:
     long = training("max_steps=5000", "checkpoint_every=5", "name=long")
     (run,) = shell.runs(shell.finetune("train", *long).stdout)
     wait_for(lambda: "RUNNING" in shell.queue().values())
@@ -62,9 +62,9 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 def refuse(
     shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., str]]:
-    """Return a function that makes a refused submission and returns its one line of error.
+    """Return a function that makes a submission and returns the one error line of its refusal.
 
-    Nothing may be queued by it, and no run folder may be left.
+    After the test, no job may be queued and no run folder may have been added.
     """
     monkeypatch.chdir(shell.folder)
     monkeypatch.setenv("SLURM_CONF", str(shell.cluster.conf))
@@ -131,7 +131,7 @@ def test_a_submission_that_cannot_run_is_refused_in_one_line(
     assert all(part in line for part in parts), line
 
 
-def test_a_missing_sbatch_is_named(
+def test_a_missing_sbatch_is_reported_by_name(
     refuse: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with monkeypatch.context() as patched:

@@ -1,4 +1,4 @@
-"""Submission from a login node, by a Python that jobs cannot see and by one without torch."""
+"""Submission from login nodes whose Python cannot be seen by jobs, or lacks torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_wrapped_python_submits_jobs_that_start_the_wrapper(shell: Shell, tmp_
     assert str(INNER) not in script
     assert f"{commands}/python3 -u -m submitit.core._submit" in script
     assert "\n    python3 -m finetune.job.batch_script" in script, (
-        "the helper runs outside, where scontrol is"
+        "the helper must run outside the wrapper, where scontrol is"
     )
     wait_for(lambda: run.state() == "completed", seconds=120)
 

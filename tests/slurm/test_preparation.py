@@ -1,7 +1,4 @@
-"""A preparation on a real Slurm: a killed task is requeued, and the corpus is the same.
-
-Also its layout where the queue takes few jobs of a user.
-"""
+"""Preparations as jobs on a real Slurm: killed tasks are requeued, small queues are respected."""
 
 from __future__ import annotations
 
@@ -27,7 +24,8 @@ from tests.slurm.conftest import Shell, wait_for
 pytestmark = pytest.mark.slurm
 
 STEP, SHARE, OF = "normalise", 2, 3
-# Settings for trainings that would make a preparation wait forever or fail in its first line:
+# The settings for trainings (constraint, python, setup, sbatch) would make a preparation wait
+# forever or fail at its start; those in `prepare` must replace them.
 CLUSTER = ClusterConfig(
     name="testcluster",
     scheduler="slurm",
@@ -46,11 +44,11 @@ CLUSTER = ClusterConfig(
         sbatch={"comment": "packed"},
     ),
 )
-LIMIT = 20  # jobs in the queue; a preparation has more steps
+LIMIT = 20  # jobs of a user in the queue; the preparation below has 22 steps
 
 
 def process_of(share: int, work: Path) -> psutil.Process | None:
-    """Return the Python process of a task; this machine sees the nodes' processes."""
+    """Return the Python process of a share of STEP. This machine sees the nodes' processes."""
     arguments = ["data_prep.pipeline", str(work), STEP, "--task", str(share)]
     for process in psutil.process_iter(["cmdline"]):
         if all(argument in (process.info["cmdline"] or []) for argument in arguments):
@@ -59,7 +57,7 @@ def process_of(share: int, work: Path) -> psutil.Process | None:
 
 
 def kill_midway(work: Path) -> None:
-    """Send SIGKILL to the share's process when the first of its shards is done."""
+    """Send SIGKILL to the process of SHARE when the first of its shards is done."""
     wait_for(lambda: process_of(SHARE, work), seconds=120)
     process = process_of(SHARE, work)
     assert process is not None
@@ -70,7 +68,7 @@ def kill_midway(work: Path) -> None:
         assert time.monotonic() < deadline, "timed out"
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
-    assert not done[-1].exists(), "it ended before it could be killed"
+    assert not done[-1].exists(), "the task ended before it could be killed"
 
 
 def test_with_two_tasks_per_job_and_one_killed_midway_the_corpus_is_the_same(
@@ -119,8 +117,8 @@ def test_a_queue_that_takes_few_jobs_gets_few(
         assert [line.split()[1] for line in run_lines] == [name for name, _ in steps]
         site = SiteConfig(queues={"debug": QueueLimits(max_submitted=34)})
         known = replace(CLUSTER, prepare=jobs, site=site)
-        # One job is queued, and 11 are for steps that cannot be split: 22 jobs are left for 11
-        # arrays.
+        # Of 34 jobs, one is queued, and 11 run the steps that cannot be split. So 22 jobs are left
+        # for 11 arrays.
         layout = prepare_jobs.choose_layout(32, steps, known)
         assert layout == Layout(8, 4), "two jobs per array, and four times 1G on a node of 8000M"
         assert layout.num_jobs(steps) == 33

@@ -1,4 +1,4 @@
-"""The test cluster as an imitation of each site (slurm/testcluster/sites.py); docs/sites."""
+"""The test cluster, made to imitate each site of docs/sites (see slurm/testcluster/sites.py)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,11 @@ SCRIPTS = Path(__file__).parents[1] / "sbatch"
 
 @dataclass
 class Login:
-    """A login node, and a folder on it that the nodes share."""
+    """A login node, and a folder on it that the nodes share.
+
+    Attributes:
+        folder: path of the folder on the login node.
+    """
 
     cluster: SiteCluster
     folder: str
@@ -51,7 +55,7 @@ class Login:
     def train(
         self, *settings: str, code: int = 0, program: tuple[str, ...] = ("finetune",), **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """Submit a run of a small model, or a sweep (-m), on the CPU with one rank."""
+        """Submit a run of a small model on the CPU with one rank, or a sweep (-m) of such runs."""
         model = [
             "model=llama_tiny",
             "model.from_scratch.hidden_size=64",
@@ -100,7 +104,7 @@ def login_to(site: Site, project: str) -> Iterator[Login]:
 
 
 def test_slurm_accepts_the_golden_batch_scripts_of_each_profile() -> None:
-    """The cluster has all sites' queues, accounts and GPU types, and each site's limits in turn."""
+    """One cluster has all sites' queues, accounts and GPU types. Limits are set site by site."""
     reason = unavailable_reason()
     if reason:
         pytest.skip(reason)
@@ -118,7 +122,7 @@ def test_slurm_accepts_the_golden_batch_scripts_of_each_profile() -> None:
                 except RuntimeError as fault:
                     refused[script.name] = str(fault)
         assert refused == {}
-        # The last site's limits are still set.
+        # the limits of the last site are still set
         too_long = ["sbatch", "--test-only", "--time=999999", str(SCRIPTS / "ex3.sh")]
         assert "time limit" in refusal(lambda: cluster.slurm(*too_long)).lower()
     finally:
@@ -154,11 +158,11 @@ MINE = [
 
 
 def test_a_sweep_on_lumi_completes_though_a_job_is_requeued_from_outside(lumi: Login) -> None:
-    """The obstacles of LUMI, and two more.
+    """The test cluster has the obstacles of LUMI, and two more.
 
-    Ranks run in a container without Slurm's commands; the nodes' Python is old; modules have an
-    order; the login node has a wrapped Python without torch. Further, sinfo is denied, and
-    SBATCH_EXPORT=NONE is set.
+    On LUMI, ranks run in a container without Slurm's commands, the nodes' Python is old, modules
+    must be loaded in a given order, and the login node has a wrapped Python without torch. In
+    addition, sinfo is denied, and SBATCH_EXPORT=NONE is set.
     """
     denied = lumi.cluster.path("/site/bin/sinfo")
     denied.write_text(f"#!/bin/bash\n{DENIED}\n")
@@ -180,9 +184,10 @@ def test_a_sweep_on_lumi_completes_though_a_job_is_requeued_from_outside(lumi: L
 
 
 def test_an_old_python_on_the_nodes_and_a_wrong_account_are_refused_in_one_line(lumi: Login) -> None:
-    """They are refused before anything is queued.
+    """Both are refused before a job is queued.
 
-    A Python in a container cannot try the host's Python; then the job reports it.
+    A Python in a container cannot try the nodes' Python at submission. The job then reports the
+    error.
     """
     path = f"PYTHONPATH={':'.join(sys.path)}"
     old = [*MINE, "cluster.modules=[]", "max_steps=2"]
@@ -201,7 +206,7 @@ def test_an_old_python_on_the_nodes_and_a_wrong_account_are_refused_in_one_line(
 
 @pytest.mark.slow
 def test_a_sweep_larger_than_the_queue_for_trials_completes(lumi: Login) -> None:
-    """LUMI's partition dev-g takes two jobs of a user and runs one; each point counts."""
+    """LUMI's partition dev-g takes two jobs of a user and runs one; each point is a job."""
     trial = ["cluster.partition=dev-g", "cluster.timeout_min=30", "max_steps=2", "lr=1e-3,2e-3,3e-3"]
     runs = lumi.runs(lumi.train("-m", *MINE, *trial).stdout)
     wait_for(lambda: all(run.state() == "completed" for run in runs))
@@ -224,7 +229,7 @@ def test_the_commands_on_a_sites_page_print_what_the_page_shows(site: str) -> No
 
 @pytest.mark.slow
 def test_where_requeue_is_forbidden_an_interrupted_run_is_submitted_again() -> None:
-    """On JUPITER, Slurm refuses a requeue. Its nodes see only the file system /e."""
+    """On JUPITER, Slurm refuses a requeue, and the nodes see only the file system /e."""
     with login_to(JUPITER, "/e/project/jureap123/kari") as login:
         python = f"cluster.python=apptainer exec --bind /e {JUPITER.image} python3"
         settings = ["cluster=jupiter", "cluster.account=jureap123", python, "max_steps=60"]
@@ -240,7 +245,7 @@ def test_where_requeue_is_forbidden_an_interrupted_run_is_submitted_again() -> N
 
 @dataclass(frozen=True)
 class User:
-    """A user's folder on a site, and the settings of each of their trainings."""
+    """A user's folder on a site, and the settings that all their trainings have."""
 
     site: Site
     folder: str
@@ -260,7 +265,7 @@ USERS = (
         ),
     ),
     User(SAGA, "/cluster/work/users/kari", ("cluster=saga_a100", "cluster.account=nn9999k")),
-    User(  # sinfo is denied there, and a session of Open OnDemand exports SBATCH_EXPORT=NONE
+    User(  # the site denies sinfo, and its Open OnDemand exports SBATCH_EXPORT=NONE
         MARENOSTRUM5,
         "/gpfs/projects/ehpc123/kari",
         (

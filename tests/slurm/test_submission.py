@@ -1,4 +1,4 @@
-"""Submission on the test cluster: one array per sweep, frozen runs, no half-submitted jobs."""
+"""Submission on the test cluster: a sweep is one array, runs are frozen, no job is lost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.slurm.conftest import Shell, losses, training, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
-# One of these 2 × 3 points is impossible: 32 is not divisible by 3, 48 is.
+# One of these 2 × 3 points is invalid: 32 is not divisible by 3, but 48 is.
 GRID = [
     "model.from_scratch.num_key_value_heads=1",
     "model.from_scratch.hidden_size=32,48",
@@ -36,7 +36,7 @@ GRID = [
 
 @pytest.fixture(scope="module")
 def sweep(shell: Shell) -> tuple[subprocess.CompletedProcess[str], list[RunFolder]]:
-    """Run the 2 × 3 sweep on 2 nodes × 2 ranks per point, two points at a time, to its end."""
+    """Run the 2 × 3 points of the sweep to their end, two at a time, each on 2 nodes × 2 ranks."""
     shape = ["cluster.nodes=2", "cluster.ranks_per_node=2", "cluster.array_parallelism=2"]
     done = shell.finetune("train", "-m", *training("name=grid", "wait=true", *shape, *GRID), code=1)
     return done, shell.runs(done.stdout)
@@ -164,7 +164,7 @@ def observe_in(shell: Shell, run: RunFolder):  # type: ignore[no-untyped-def]
 
 
 def test_a_job_has_its_own_environment_and_starts_from_clean_modules(shell: Shell, tmp_path: Path) -> None:
-    """Open OnDemand sets SBATCH_EXPORT=NONE; the login shell's `module` is one that logs here."""
+    """Open OnDemand sets SBATCH_EXPORT=NONE. A stand-in for `module` logs its calls."""
     log = tmp_path / "modules"
     login = {
         "SBATCH_EXPORT": "NONE",
@@ -177,7 +177,7 @@ def test_a_job_has_its_own_environment_and_starts_from_clean_modules(shell: Shel
     arguments = training(*cleaned, "cluster.modules=['load a/1','use /b']", setup)
     (good,) = shell.runs(shell.finetune("train", *arguments, **login).stdout)
     wait_for(lambda: not observe_in(shell, good).alive)
-    with shell.closed():  # otherwise it may fail before its submission returns
+    with shell.closed():  # an open partition could start the job before the submission returns
         arguments = training("cluster.modules=['load absent','load c']")
         (broken,) = shell.runs(shell.finetune("train", *arguments, **login).stdout)
     wait_for(lambda: not observe_in(shell, broken).alive)
@@ -230,7 +230,7 @@ def test_two_sweeps_submitted_in_the_same_second_do_not_collide(shell: Shell) ->
 def test_a_submitter_that_is_killed_leaves_no_job_that_runs(
     shell: Shell, tmp_path: Path, moment: str
 ) -> None:
-    """It is killed before it receives the accepted array's id, or before the release."""
+    """It is killed before it reads the id of the accepted array, or before it releases it."""
     shell.empty_queue()
     name = {"sbatch": "sbatch", "release": "scontrol"}[moment]
     fake = tmp_path / name
@@ -249,7 +249,7 @@ def test_a_submitter_that_is_killed_leaves_no_job_that_runs(
         check=False,
     )
     assert submitted.returncode == -signal.SIGKILL
-    assert set(shell.queue().values()) == {"PENDING"}, "held, though the partition is open and idle"
+    assert set(shell.queue().values()) == {"PENDING"}, "the jobs must be held: the partition is open"
     time.sleep(3)
     assert set(shell.queue().values()) == {"PENDING"}
     runs = [run for run in RunFolder.all(shell.folder / "runs") if run.id.startswith(f"killed-{moment}-")]
@@ -270,7 +270,7 @@ def test_a_small_preparation_is_one_job_and_a_training_waits_for_it(shell: Shell
     def waits_for_dependency() -> bool:
         return "queued (Dependency)" in " ".join(shell.finetune("status", run.id).stdout.split())
 
-    wait_for(waits_for_dependency, seconds=30)  # Slurm sets the reason when it next checks its queue
+    wait_for(waits_for_dependency, seconds=30)  # Slurm sets the reason at its next scheduling cycle
     wait_for(lambda: not observe_in(shell, run).alive)
     assert run.state() == "completed", run.failure()
     steps = shell.finetune("status", prepared, "--corpora-dir", "chained").stdout.splitlines()[1:]

@@ -1,7 +1,7 @@
-"""Disturbed runs on the test cluster: each must restart by itself, or stop with its diagnosis.
+"""Disturbed runs on the test cluster: each must restart by itself, or stop with a diagnosis.
 
-A run that restarts must end like the undisturbed one. `make chaos` disturbs more runs, at more
-moments.
+A run that restarts must end with the result of the undisturbed run. `make chaos` disturbs more
+runs, at more moments.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def box(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
 
 @pytest.fixture(scope="module")
 def undisturbed(box: Sandbox) -> RunFolder:
-    """Return an undisturbed run."""
+    """Return a completed run that nothing disturbed."""
     run = box.submit()
     box.wait_for_end(run)
     assert run.state() == "completed", run.failure()
@@ -49,7 +49,7 @@ def endings(run: RunFolder) -> list[str]:
 
 
 def step_in_attempt(run: RunFolder, number: int) -> int:
-    """Wait for an attempt, and return a step soon after its start."""
+    """Wait until attempt `number` has started; return a step soon after its first."""
     wait_for(lambda: len(attempts.read(run.path)) == number, 600, f"attempt {number}")
     return attempts.read(run.path)[-1].from_step + 2
 
@@ -63,7 +63,7 @@ def test_after_its_time_limit_a_run_with_a_hung_rank_restarts_and_ends_the_same(
     chaos.unannounced_limit(box, run, step, chance)
     chaos.time_limit(box, run, step_in_attempt(run, 2), chance)
     box.wait_for_end(run)
-    # It depends on whether its batch script could still close the attempt.
+    # The cause depends on whether the batch script could still close the attempt.
     assert endings(run)[0] in ("killed from outside", "died")
     assert endings(run)[1:] == ["interrupted", "completed"]
     assert_same(run, undisturbed)
@@ -94,9 +94,9 @@ def test_where_requeue_is_forbidden_the_run_is_submitted_again(box: Sandbox, und
 def test_a_node_that_fails_its_preflight_is_avoided_and_a_run_with_a_killed_rank_restarts(
     box: Sandbox, undisturbed: RunFolder
 ) -> None:
-    """Node 1 cannot write the corpus to its disk; later, a rank that uses a copy is killed.
+    """Node 1 cannot copy the corpus to its disk. Later, a rank that reads a copy is killed.
 
-    No copy may be left in the end.
+    At the end, no copy may be left on a node.
     """
     local = box.cluster.node_local
     box.on_node("node1", "mount", "-o", "remount,ro", str(local))
@@ -119,7 +119,7 @@ def test_a_node_that_fails_its_preflight_is_avoided_and_a_run_with_a_killed_rank
 
 
 def test_a_cancelled_job_does_not_restart(box: Sandbox) -> None:
-    """Its rank receives the same signal as at a requeue; its batch script must not restart it."""
+    """A cancellation sends its rank the same signal as a requeue, but must not restart the job."""
     run = box.submit("cluster.nodes=1")
     wait_for(lambda: steps_done(run.path) >= 2, 600, "step 2")
     box.cluster.slurm("scancel", box.job(run))

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 @pytest.fixture
 def limited(shell: Shell) -> Iterator[Shell]:
-    """Limit a user's jobs in the queue to three, of which one place is kept for a job that ends."""
+    """Limit a user to three jobs in the queue. A sweep leaves one of these places free."""
     shell.empty_queue()
     waves.limit_submissions(shell.cluster, 3)
     yield shell
@@ -28,10 +28,10 @@ def limited(shell: Shell) -> Iterator[Shell]:
 
 
 def test_a_sweep_over_the_limits_completes_in_waves_after_its_shell_was_killed(limited: Shell) -> None:
-    """Seven points, where Slurm takes three jobs of a user and arrays of three tasks.
+    """A sweep of seven points, where Slurm takes three jobs of a user and arrays of three tasks.
 
-    So the last array has one point. One point fails, and one is cancelled while it waits; a retry
-    of these two is another wave.
+    The last array therefore has one point. One point fails, and one is cancelled while it waits; a
+    retry submits these two as another wave.
     """
     shell = limited
     settings = training(
