@@ -16,7 +16,8 @@ from importlib.resources import files
 from itertools import repeat
 
 STANDARDS_TABLE = "nob_nno.tsv"  # Nynorsk against Bokmål
-NEIGHBOURS = {"dan": "nor_dan.tsv", "swe": "nor_swe.tsv"}  # Danish, Swedish against both standards of Norwegian
+# Danish and Swedish, each against both standards of Norwegian.
+NEIGHBOURS = {"dan": "nor_dan.tsv", "swe": "nor_swe.tsv"}
 _WORD = re.compile(r"[^\W\d_]+")
 _MAX_CACHED_WORDS = 100_000
 
