@@ -1,1 +1,2 @@
-"""Preparation of corpora: raw Norwegian public-sector text in, licensed, de-identified token shards out."""
+"""Preparation of corpora: from raw Norwegian public-sector texts to licensed, de-identified token shards.
+"""

@@ -35,7 +35,7 @@ Rows = Iterable[tuple[str, ...]]
 
 @dataclass
 class Years:
-    """Numbers of documents and tokens by (source, year). The year is that of the document's date."""
+    """Numbers of documents and tokens by (source, year). The year is from the document's date."""
 
     documents: Counter[tuple[str, str]] = field(default_factory=Counter)
     tokens: Counter[tuple[str, str]] = field(default_factory=Counter)

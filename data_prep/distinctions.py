@@ -16,8 +16,8 @@ TITLE_WORDS = 20  # a longer first line is a paragraph, not a title
 HEAD = 900  # characters at the beginning of a text, which may contain a title below a banner
 SHORT_LINE = 80  # characters; a shorter line may be a heading or part of an address
 # A mark is a number, a date or a name. Duplicates may differ in one mark per WORDS_A_MARK words (a
-# print date, a typing error). But they may not differ in more than MARKS_SHARE of their marks, unless
-# it is a single mark.
+# print date, a typing error). But they may not differ in more than MARKS_SHARE of their marks,
+# unless it is a single mark.
 WORDS_A_MARK = 200
 MARKS_SHARE = 0.2
 # Duplicates of at least MIN_WORDS words may differ in a share of their distinct words. The share
@@ -68,14 +68,14 @@ _NUMBER = re.compile(
 _IS_DAY = re.compile(r"\d{4}d\d{2}d\d{2}")
 _SPACES = re.compile(r"[^\S\n ]+|[ ]{2,}")
 _ADDRESS = re.compile(r"(?:https?://|www\.)\S+")
-# Furniture are lines that are added when a page is printed, saved or shown. They contain one of these
-# strings.
+# A line that is added when a page is printed, saved or shown is called furniture here. Lines that
+# contain one of these strings are furniture.
 _FURNITURE = (
     "utskrift", "utskrevet", "skrevet ut", "utskriven", "printed", "nedlastet", "lastet ned", "lasta ned",
     "downloaded", "sist endret", "sist oppdatert", "sist endra", "sist lagret", "sist redigert",
     "sist besøkt", "last updated", "last modified", "informasjonskaps", "cookie", "versjonsdato",
 )  # fmt: skip
-# Furniture also are lines that begin with one of these strings.
+# Lines that begin with one of these strings are furniture too.
 _FURNITURE_BEGINS = (
     "hentet", "henta", "lest", "oppdatert", "oppdatera", "publisert", "kopiert", "updated", "published",
     "retrieved",
@@ -114,7 +114,8 @@ _LOOKALIKES = str.maketrans(
 _LIGATURES = (("rn", "m"), ("vv", "w"), ("cl", "d"), ("æ", "ae"), ("ﬁ", "fl"), ("ﬂ", "fl"))
 # Beginnings of words that decide a case, in Bokmål and Nynorsk.
 _OUTCOME = re.compile(r"(stadfest|opphev|omgj|avvis|forkast|innvilg|avsl(?=[aåo])|frif|dømm|dømt)")
-# Up to so many differing words are compared letter by letter. Texts with more are distinct anyway.
+# Up to this number, differing words are compared letter by letter. Texts in which more words differ
+# are distinct anyway.
 MAX_COMPARED_LETTERS = 50
 
 
@@ -249,8 +250,9 @@ def _marks_differ(a: Profile, b: Profile) -> bool:
 def _differing_numbers(a: Profile, b: Profile) -> tuple[frozenset[str], frozenset[str]]:
     """Return the numbers that only one of two documents has, as (only in a, only in b).
 
-    Dates with a misspelled month in the other document are left out. This is assumed of a date if
-    the other document has its day and year as separate numbers, and no date that differs.
+    A date is left out if the other document seems to contain it with a misspelled month. It seems
+    so if the other document has the date's day and year as separate numbers, and no date that the
+    first document lacks.
     """
     only_a = a.numbers - b.numbers
     only_b = b.numbers - a.numbers
@@ -317,9 +319,10 @@ def _shape(word: str) -> str:
 
 
 def _is_typing_error(a: str, b: str) -> bool:
-    """Return whether two words differ by one letter that is replaced or missing, or by two transposed ones.
+    """Return whether two words differ only by a typing error.
 
-    Short words (under six letters) and numbers never count as typing errors.
+    That is one letter that is replaced or missing, or two letters that are transposed. Words of
+    fewer than six letters, and numbers, never count as typing errors.
     """
     if min(len(a), len(b)) < 6 or abs(len(a) - len(b)) > 1 or not (a.isalpha() and b.isalpha()):
         return False
@@ -355,7 +358,10 @@ def _title_words(title: str) -> set[str]:
 
 
 def _numbers(text: str) -> set[str]:
-    """Return the numbers and dates of a text. All notations of a number or date give the same string."""
+    """Return the numbers and dates of a text.
+
+    All notations of a number or date give the same string.
+    """
     return {_normalise_number(match) for match in _NUMBER.finditer(text)}
 
 
@@ -389,7 +395,7 @@ def _names(text: str) -> set[str]:
 
 
 def _is_furniture(line: str) -> bool:
-    """Return whether a line is a page number, or was added when a page was printed, saved or shown."""
+    """Return whether a line is furniture (see _FURNITURE) or a page number."""
     if not line or len(line) > MAX_FURNITURE:
         return False
     lower = line.casefold()

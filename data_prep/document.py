@@ -41,7 +41,7 @@ class Document:
         license: the source's licence.
         group: the name of a group, such as an act, a case or a meeting; all documents of a group go
             into the same split.
-        language: ISO 639-3 code. Before stage language, it is the code that the source gives, or "".
+        language: ISO 639-3 code. Before stage language, it is the code from the source, or "".
         title, date, url: the values that the source gives, or "". A date begins with its year.
         split: "train" or "validation" after the split stage, else "".
         turns: the turns of a conversation, or a prompt and its completion. Stages that read or

@@ -1,7 +1,8 @@
-"""Execution of one task of a preparation, such as reading some raw files or running a stage on a shard.
+"""Execution of one task of a preparation.
 
-A preparation consists of steps, and a step of tasks; plan.py lists them. Tasks run in the worker
-processes of workers.py, or in the jobs of a scheduler.
+A task reads some raw files or runs a stage on a shard, for example. A preparation consists of steps,
+and a step of tasks; plan.py lists them. Tasks run in the worker processes of workers.py, or in the
+jobs of a scheduler.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ COLLECTED_IN_GROUP = 20_000
 
 
 class FileChanged(UserError):
-    """A raw file does not have the checksum that is in the plan, or was changed while it was read."""
+    """A raw file does not have the checksum in the plan, or was changed while it was read."""
 
     def __init__(self, source: str, name: str) -> None:
         self.source = source
         self.name = name
         super().__init__(
             f"source {source}: file {name} was changed while it was read, or since its checksum "
-            "was taken; run prepare again once nothing writes to it"
+            "was taken; run `finetune prepare` again when no process writes to the file"
         )
 
     def __reduce__(self) -> tuple[type[FileChanged], tuple[str, str]]:
-        # Worker processes pickle the error. By default, unpickling would pass the message as the only
-        # argument.
+        # Worker processes pickle the error. By default, unpickling would pass the message as the
+        # only argument.
         return type(self), (self.source, self.name)
 
 
@@ -82,7 +83,7 @@ def _read(preparation: Preparation, number: int) -> bool:
     names: list[str] = []
     try:
         _write_shards(preparation, number, documents, report, names)
-    except FileChanged:  # the finished shards hold text of another version of the file
+    except FileChanged:  # the finished shards contain text of a different version of the file
         for name in names:
             folder.discard(name)
         raise
@@ -140,7 +141,7 @@ def _file_state(path: Path) -> tuple[int, int, int] | None:
 
 
 def _is_changed(path: Path, before: tuple[int, int, int] | None, sha256: str) -> bool:
-    """Return whether a file differs from its state `before`, or from its checksum."""
+    """Return whether a file's state is not `before`, or its checksum not `sha256`."""
     if before is None or _file_state(path) != before:
         return True
     try:

@@ -33,7 +33,7 @@ from data_prep.user_error import UserError
 QUARANTINED = "quarantined"  # reason under which --dropped lists quarantined records
 
 FIELDS = ("language", "title", "group", "split")  # changes of these fields are shown
-# Suffixes of ids: "@2" for the second copy that stage mixture makes of a document, "#1" for a row of a
+# Suffixes of ids: "@2" for a copy that stage mixture makes of a document, "#1" for a row of a
 # conversation.
 _ID_SUFFIX = re.compile(r"(@\d+)?(#\d+)?$")
 
@@ -64,7 +64,7 @@ class TokenView:
     """A row of a corpus, divided into pieces of text.
 
     Attributes:
-        pieces: (text, its token ids, whether these tokens are targets) for each piece.
+        pieces: for each piece, the text, its token ids, and whether these tokens are targets.
     """
 
     id: str
@@ -108,7 +108,7 @@ class Inspection:
         return heapq.nsmallest(number, set(rows), key=lambda name: _hash(seed, *name))
 
     def find(self, wanted: str) -> list[tuple[str, str]]:
-        """Return (source, id) of each document that was read with an id, from any source.
+        """Return (source, id) of each document that was read with the id `wanted`, from any source.
 
         Args:
             wanted: the id, or `<source>/<id>`. If no document has this id, its suffix is removed
@@ -228,7 +228,7 @@ class Inspection:
         return chosen
 
     def _text_before(self, stage: StageFolder, drop: Drop) -> str:
-        """Return a dropped document's text before the stage; "" for a record that reading dropped."""
+        """Return a dropped document's text before the stage; "" if reading dropped the record."""
         number = self.stages.index(stage)
         if number == 0:
             return ""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 # faster. With more languages, batches are smaller in proportion, because the scores take memory.
 BATCH_SIZE = 2048
 FEW_LANGUAGES = 8
-FEW = 16  # up to so many texts are processed one by one, which is faster than in a batch
+FEW = 16  # up to this number of texts, one by one is faster than a batch
 # A key has 32 bits: the text's index in the upper bits, the feature's index in these lower bits.
 _FEATURE_BITS = 17
 
@@ -34,7 +34,7 @@ class LanguageIdentifier:
     """
 
     def __init__(self, codes: Sequence[str]) -> None:
-        # The model is loaded again, because all code in the process shares py3langid's own instance.
+        # The model is loaded again, because all code in the process shares py3langid's own object.
         from py3langid.langid import MODEL_FILE, RAW_FLOOR
         from py3langid.langid import LanguageIdentifier as Original
 
@@ -89,7 +89,7 @@ class LanguageIdentifier:
     def _find_keys(self, texts: list[bytes]) -> NDArray[np.uint32]:
         """Return a key for each occurrence of a feature in a text; see `_FEATURE_BITS`."""
         lengths = np.array([len(text) for text in texts])
-        # Long texts come first, so that the texts that have not ended yet are a prefix of the order.
+        # Long texts come first. So the texts that have not ended at a step come before the others.
         order = np.argsort(-lengths, kind="stable")
         letters = np.zeros((lengths.max(), len(texts)), np.uint8)
         for column, text in enumerate(order.tolist()):

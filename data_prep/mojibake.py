@@ -24,15 +24,15 @@ PAIR = re.compile(
 )
 # Characters that often follow a letter in correct text.
 _COMMON = frozenset("«»“”‘’–—…•‹›™°·§©®²³¹±½¼¾€´×\u00a0\u00ad")
-# Those that often come between two letters.
+# Characters of _COMMON that often come between two letters.
 _BETWEEN_LETTERS = frozenset("’‘´·\u00a0\u00ad")
 _CLOSING = frozenset("»”’›…–—™€\u00a0\u00ad")
 _OPENING = frozenset("«“‘‹\"'(")
 _ENDS_PHRASE = frozenset(".,;:!?)%")
 _EXTENDED = frozenset("čČđĐŋŊšŠŧŦžŽœŒāĀēĒīĪōŌūŪąĄćĆęĘłŁńŃśŚźŹżŻěĚřŘůŮťŤďĎňŇőŐűŰğĞıİşŞŸ")
-_BEFORE_A_VERB = re.compile(r" [^\W\d_]{2}")  # the infinitive marker å and a verb
+_BEFORE_A_VERB = re.compile(r" [^\W\d_]{2}")  # a space and a verb, after the infinitive marker å
 _SCRIPTS = ("ÐÑ", "ÎÏ", "ØÙÚÛ")  # first characters of broken letters of Cyrillic, Greek and Arabic
-_MIN_RUN = 3  # so many adjacent pairs of one such script are surely broken
+_MIN_RUN = 3  # at least this many adjacent pairs of one such script are surely broken
 
 
 class Judgement(IntEnum):
@@ -131,7 +131,7 @@ def _judge(text: str, pairs: list[_Pair], number: int) -> Judgement:
 
 
 def _is_special(character: str) -> bool:
-    """Return whether a character is a byte-order mark, U+FFFD, a ligature or one of a symbol font."""
+    """Return whether a character is a byte-order mark, U+FFFD, a ligature or from a symbol font."""
     if character in "\ufeff\ufffd":
         return True
     return "\ufb00" <= character <= "\ufb06" or "\uf000" <= character <= "\uf0ff"
@@ -191,9 +191,10 @@ def _judge_symbol(original: str, second: str) -> Judgement:
 
 
 def _judge_sign(second: str, before: str) -> Judgement:
-    """Classify a pair that begins with `Â`. If it is broken, its second character is the original one.
+    """Classify a pair that begins with `Â`.
 
-    For example, `Â§` is a broken `§`, but `«Â»` is right.
+    If such a pair is broken, its second character is the original character: `Â§` is a broken `§`.
+    But `«Â»` is right.
     """
     if before.islower() or before.isdigit() or before in _ENDS_PHRASE:
         return Judgement.SURELY
@@ -205,9 +206,9 @@ def _judge_sign(second: str, before: str) -> Judgement:
 
 
 def _judge_extended(original: str, second: str, before: str, after: str) -> Judgement:
-    """Classify a pair that begins with `Ä` or `Å`, which may be a broken č, đ, ŋ, š, ŧ or ž of Sámi.
+    """Classify a pair that begins with `Ä` or `Å`, which may be a broken č, đ, ŋ, š, ŧ or ž.
 
-    For example, the pairs of `«BLÅ»` and `Å²` are right.
+    Sámi has these letters. For example, the pairs in `«BLÅ»` and `Å²` are right.
     """
     if original not in _EXTENDED:
         return Judgement.RIGHT
@@ -219,7 +220,7 @@ def _judge_extended(original: str, second: str, before: str, after: str) -> Judg
 
 
 def _is_in_run(pairs: list[_Pair], number: int) -> bool:
-    """Return whether a pair is one of at least _MIN_RUN adjacent pairs of one script of _SCRIPTS."""
+    """Return whether a pair is among at least _MIN_RUN adjacent pairs of one script in _SCRIPTS."""
     script = next((leads for leads in _SCRIPTS if pairs[number].characters[0] in leads), "")
     if not script:
         return False

@@ -27,11 +27,11 @@ from data_prep.languages import ISO_639_3, UNDETERMINED
 from data_prep.written_standard.names import remove_codes, remove_names
 from data_prep.written_standard.table import load_shipped_table, words
 
-MAX_CHARACTERS = 600  # py3langid is run on so many characters of a text
+MAX_CHARACTERS = 600  # maximum length of the text that py3langid receives
 
 # A text's lead is the score of py3langid's best other language minus the best score of the six, in
 # nats per byte. A text with at least MIN_LEAD is in the other language. The articles of the
-# Universal Declaration of Human Rights (UDHR) in 60 languages have leads of at least 0.27 (Low
+# Universal Declaration of Human Rights (UDHR) in 60 other languages have leads of at least 0.27 (Low
 # German); 19 in 20 have more than 0.8. Sentences in Norwegian, Danish, Swedish and North Sámi have
 # leads of at most -0.36, and sentences in English of at most -0.3 (written_standard/README.md).
 MIN_LEAD = 0.3
@@ -60,12 +60,12 @@ MIN_WORDS_UNKNOWN = 12  # the same, if only the lack of small words indicates an
 # A text is running text if at least this share of its words are lower-case and not codes. German
 # prose has a share of half; tables and programs have less than this.
 RUNNING_SHARE = 0.4
-# Limits on the share of a text's longer words, each counted once, that begin with the same four
-# letters as words of the table of Bokmål and Nynorsk. UDHR's articles have 0.69, English and
-# Swedish text has 0.3.
-MIN_BEGINNINGS = 0.35  # below this, the words are unknown
-NORWEGIAN_BEGINNINGS = 0.5  # from this share on, a text looks Norwegian
-# From this share on, half of KNOWN_SHARE is enough to rule out another language.
+# Limits on the share of a text's longer words whose first four letters are in the table of Bokmål and
+# Nynorsk. Each word is counted once. UDHR's articles in Norwegian have 0.69, English and Swedish text
+# has 0.3.
+MIN_BEGINNINGS = 0.35  # with a smaller share, the words are unknown
+NORWEGIAN_BEGINNINGS = 0.5  # a text with at least this share looks Norwegian
+# A text with at least this share is surely not in another language if it has half of KNOWN_SHARE.
 SURE_BEGINNINGS = 0.65
 SMALL_WORDS_SHARE = 0.08  # with a smaller share of the six languages' small words, the words are unknown
 # A text is surely not in another language if at least KNOWN_SHARE of its words are Norwegian small
@@ -76,7 +76,7 @@ FAMILIAR_SHARE = 0.5
 _SCANDINAVIAN = ("nob", "nno", "dan", "swe")
 _FAR = ("eng", "sme")
 
-# Small words of Norwegian that are rare or absent in Dutch, German, French, Faroese and other languages.
+# Small words of Norwegian that are rare or absent in Dutch, German, French, Faroese and others.
 _NORWEGIAN_WORDS = """
     og ikke ikkje på av er som til med det å har skal vil eller ved fra frå også kan for eit dei
     vi du jeg eg han hun ho seg sin være vere var blir bli ble vart etter når dersom hvis denne
@@ -125,8 +125,8 @@ _NEAR = {"sme": ("sms", "smn", "sma", "smj"), "est": ("sms",), "fin": ("fkv",)}
 _LATIN = re.compile(r"[A-Za-zªºÀ-ÖØ-öø-ʸˠ-ˤḀ-ỿⱠ-ⱿꜢ-ꟿﬀ-ﬆＡ-Ｚａ-ｚ]")
 _OTHER_SCRIPT = re.compile(r"[^\W\d_A-Za-zªºÀ-ÖØ-öø-ʸˠ-ˤḀ-ỿⱠ-Ɀꜣ-ꟿﬀ-ﬆＡ-Ｚａ-ｚ]")
 _FOREIGN_LETTER = re.compile(r"[^\W\d_A-Za-zÆØÅæøåÉéÈèÊêÓóÒòÔôÄäÖöÜüÀà]")
-# A text with at least so many letters that Norwegian does not have may be in another language even
-# if it has many Norwegian small words, because Faroese has the same small words.
+# A text with at least FOREIGN_LETTERS letters that Norwegian does not have may be in another
+# language even if it has many Norwegian small words, because Faroese has the same small words.
 FOREIGN_LETTERS = 3
 _SENTENCE = re.compile(r"\w[.!?:]$|[^\W\d_]{3}[.!?:] |,$")
 _SCRIPTS = {
@@ -232,7 +232,7 @@ def is_surely_scandinavian(text: str) -> bool:
 
 
 def looks_norwegian(text: str) -> bool:
-    """Return whether a text has many Norwegian small words, or many words that begin like Norwegian ones."""
+    """Return whether many words of a text are Norwegian small words, or begin like Norwegian words."""
     found = words(text[:MAX_CHARACTERS])
     return is_surely_scandinavian(text) or _share_of_beginnings(found) >= NORWEGIAN_BEGINNINGS
 
@@ -407,9 +407,10 @@ def _are_unknown(found: Sequence[str]) -> bool:
 
 
 def _share_of_beginnings(found: Sequence[str]) -> float:
-    """Return the share of the longer words whose first four letters begin words of the table.
+    """Return the share of longer words whose first four letters are in the table.
 
-    Longer words have at least five letters. Each is counted once.
+    The table is that of Bokmål and Nynorsk. Longer words have at least five letters, and each is
+    counted once.
     """
     longer = {word for word in found if len(word) > 4}
     return sum(f"{word[:4]}-" in load_shipped_table().weights for word in longer) / max(1, len(longer))
@@ -434,11 +435,11 @@ def _count_marks(found: Sequence[str]) -> Counter[str]:
 
 
 def _find_near_language(found: Sequence[str], code: str) -> str:
-    """Return the language of words if py3langid does not cover it, else "".
+    """Return the language of words if it is South Sámi or a language of _NEAR, else "".
 
     Args:
-        code: the language that py3langid finds; only languages that it takes for this one are
-            tried, and South Sámi.
+        code: the language that py3langid finds. Of _NEAR, only languages that py3langid takes for
+            this one are returned.
     """
     counts = _count_marks(found)
     near = _NEAR.get(code, ())

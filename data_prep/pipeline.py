@@ -7,10 +7,10 @@ after the other. `plan` writes the plan and returns the steps, and
 
     python -m data_prep.pipeline corpora/.NAME.stages STEP --task 3 --of 16
 
-runs the tasks 3, 19, 35 … of a step. `run_task` is the same as a function. A step with a single task
-is run without --task. The corpus is the same, byte for byte, however the tasks of a step are
-distributed and ordered. A task that was killed must be run again. It then does only the work that is
-missing.
+runs the tasks 3, 19, 35 … of a step. The function `run_task` does the same. A step with a single
+task is run without --task. The corpus is the same, byte for byte, however the tasks of a step are
+distributed and ordered. A task that was killed must be run again. It then does only the work that
+is missing.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def prepare(config: PrepareConfig) -> Prepared:
     Raises:
         NotFoundError: a source's path does not exist or holds no file for its reader.
         OSError: the disk is full, or the folder is not writable; finished shards are kept.
-        UserError: a setting or source is wrong, no document is left, a worker process was killed, or
-            another prepare is using the folder.
+        UserError: a setting or source is wrong, no document is left, a worker process was killed,
+            or another prepare is using the folder.
     """
     folder, work = _folders(config)
     worked: set[str] = set()
@@ -104,9 +104,10 @@ def plan(config: PrepareConfig) -> list[Step]:
 
 
 def run_task(work: str | Path, step: str, task: int = 0, of: int = 1) -> int:
-    """Run every `of`-th task of a step, beginning with number `task` (from 0).
+    """Run the tasks `task`, `task + of`, `task + 2 * of` … of a step.
 
-    By default, all tasks are run. Calls with different values of `task` may run in parallel.
+    Task numbers start at 0. By default, all tasks are run. Processes that call this with different
+    values of `task` may run at the same time.
 
     Args:
         work: `corpora/.NAME.stages`.

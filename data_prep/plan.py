@@ -196,7 +196,7 @@ class Preparation:
         return as_settings(stage.settings(self.corpus))
 
     def default_workers(self) -> int:
-        """Return the default number of worker processes: one a core, or fewer for a small corpus."""
+        """Return the default number of worker processes: one a core, fewer for a small corpus."""
         raw_bytes = sum(task.bytes for task in self.tasks)
         return min(len(os.sched_getaffinity(0)), 1 + raw_bytes // BYTES_PER_WORKER)
 
@@ -274,14 +274,14 @@ class Preparation:
         return self._stage_fingerprints[stage]
 
     def decision_fingerprint(self, stage: str) -> str:
-        """Return the fingerprint of a stage's decision. The decision depends on all input shards."""
+        """Return the fingerprint of a stage's decision, which depends on all input shards."""
         if stage not in self._decisions:
             before = [shard.fingerprint for shard in self.shards(stage_before(stage))]
             self._decisions[stage] = digest("decided", self.stage_fingerprint(stage), before)
         return self._decisions[stage]
 
     def collected_shard(self, stage: str, shard: Shard) -> Shard:
-        """Return the name and fingerprint of the table that a stage collects from an input shard."""
+        """Return the name and fingerprint of the table that a stage collects from a shard."""
         return Shard(
             name=f"collected-{shard.name}",
             fingerprint=digest("collected", self.stage_fingerprint(stage), shard.fingerprint),

@@ -130,7 +130,10 @@ def _token_batches(
     """
     path = preparation.stage_folder(TOKENISE.name).path / f"{split}-{shard.name}.arrow"
     if sha256_file(path) != marker.files[path.name]:
-        raise UserError(f"{path} was changed after it was written (checksum differs); run prepare again")
+        raise UserError(
+            f"{path} was changed after it was written (checksum differs); "
+            f"run `finetune prepare` or step {TOKENISE.name} again"
+        )
     yield from pa.ipc.open_stream(pa.memory_map(str(path)))
 
 
@@ -217,7 +220,7 @@ class _TokenCounter:
 
     def __init__(self, preparation: Preparation, vocab_size: int) -> None:
         self.frequencies = {split: np.zeros(vocab_size, np.int64) for split in SPLITS}
-        # At most two groups of each source: enough to know whether all documents are one group.
+        # At most two groups of each source, which is enough to know whether it has only one.
         self._groups: dict[str, set[str]] = {name: set() for name in preparation.corpus.sources}
         self.sources = {
             name: SourceInfo(

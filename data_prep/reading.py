@@ -114,7 +114,9 @@ def _reader(source: SourceConfig) -> ModuleType:
     """
     options = options_of(source.reader)
     if source.options and options is None:
-        raise UserError(f"options.{next(iter(source.options))}: reader {source.reader} has no options")
+        raise UserError(
+            f"options.{next(iter(source.options))}: reader {source.reader} has no options; remove this one"
+        )
     if options is not None:
         claims.parse_options(source, options)
     known = fields_of(source.reader)

@@ -28,8 +28,8 @@ _HTML = (
     "|hr|html|i|img|input|label|li|link|main|meta|nav|ol|option|p|pre|script|section|select|small|span"
     "|strong|style|sub|sup|svg|table|tbody|td|textarea|th|thead|title|tr|u|ul|xml"
 )
-# Merge fields ({felt}, {{ felt }}, ${felt}, {0}, <felt>, [felt], [ ], %felt%), references such as [12],
-# and addresses such as <kari@example.no>. Code such as `y[i] = {x: 1};` or <div> does not match.
+# Merge fields ({felt}, {{ felt }}, ${felt}, {0}, <felt>, [felt], [ ], %felt%), references such as
+# [12], and addresses such as <kari@example.no>. Code such as `y[i] = {x: 1};` or <div> does not match.
 _FIELD = re.compile(
     rf"(?<![=)\]])\$?\{{{{?[#/^]?[ ]?(?:{_NAME}|(?<![\w^_]\{{)\d{{1,2}})[ ]?"
     rf"(?:\\[^{{}}\n]{{0,60}})?\}}}}?(?![ ]*[\{{:;=])"

@@ -14,8 +14,8 @@ NO_SEPARATOR = "\x1f"  # for a table with one column, whose texts may contain al
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe", NO_SEPARATOR: "none"}
 EXCEL_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # a first line that Excel writes
 HEAD = 2**16  # bytes at a file's beginning that are examined
-# If a stream's buffer holds fewer bytes, they are the whole file. For a longer file, it holds at least
-# 8 KiB.
+# If a stream's buffer holds fewer bytes, they are the whole file. For a longer file, it holds at
+# least 8 KiB.
 WHOLE_BELOW = 4096
 SAMPLE_LINES = 200
 

@@ -186,9 +186,9 @@ class Manifest:
         fingerprint: hash of every input and setting. `finetune prepare` does nothing while it is
             unchanged.
         mask_column: the column that marks targets, or None if every token is a target.
-        unigram_loss: mean loss, in nats per token, of a unigram model on the validation split. It is
-            a baseline for any model. The unigram model's probabilities are the frequencies of the
-            training split's targets, add-one smoothed. None without validation documents.
+        unigram_loss: mean loss, in nats per token, of a unigram model on the validation split. It
+            is a baseline for any model. The unigram model's probabilities are the frequencies of
+            the training split's targets, add-one smoothed. None without validation documents.
     """
 
     name: str
@@ -290,8 +290,8 @@ def _source_warnings(name: str, source: SourceInfo, validation_share: float | No
     """Yield the warnings on a source.
 
     Args:
-        validation_share: the setting split.validation_share. If it is 0 or None, no warning is given
-            on missing validation documents.
+        validation_share: the setting split.validation_share. If it is 0 or None, there is no
+            warning of missing validation documents.
     """
     if source.repeated_ids:
         yield (
@@ -345,7 +345,7 @@ class Corpus:
         """Compare all shards and the tokenizer with the checksums in the manifest.
 
         Raises:
-            UserError: a shard or the tokenizer does not have its checksum.
+            UserError: a shard or the tokenizer does not have the checksum in the manifest.
         """
         for shard in self._shards():
             path = self.folder / shard.file
@@ -382,8 +382,8 @@ class ShardWriter:
     """A writer of the numbered shards of one split in a corpus folder.
 
     Args:
-        shard_tokens: minimum number of tokens in a shard. A shard is closed after the row with which
-            it reaches this number.
+        shard_tokens: minimum number of tokens in a shard, except for the last one. A shard is
+            closed after the row with which it reaches this number.
     """
 
     def __init__(self, folder: Path, split: str, mask_column: str | None, shard_tokens: int) -> None:

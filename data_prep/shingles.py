@@ -1,8 +1,8 @@
 """Sets of hashed word n-grams (shingles), for the comparison of documents in stage deduplicate.
 
 A word is a run of letters and digits, without regard to case. All other characters separate words.
-The hash of an n-gram has 32 bits. So the probability is about 1 in 4,000 that two sets of a thousand
-n-grams have a hash in common by chance.
+The hash of an n-gram has 32 bits. So the probability is about 1 in 4,000 that two sets of a
+thousand n-grams have a hash in common by chance.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def ngrams(texts: list[str], n: int) -> tuple[Numbers, NDArray[np.int64], NDArra
     A text with fewer than n words counts as one n-gram. A text without words has none.
 
     Returns:
-        A tuple of three arrays: the hashes of the n-grams of all texts, concatenated; for each text
-        the index of its first n-gram, and at the end the number of all; and for each text the number
-        of its words.
+        A tuple of three arrays. The first has the hashes of the n-grams of all texts, concatenated.
+        The second has the index at which the n-grams of each text begin; its last value is the
+        number of all n-grams. The third has the number of words of each text.
     """
     raw = [_fold(text).encode() for text in texts]
     starts, hashes = _hash_words(b"\n".join(raw))
@@ -61,7 +61,7 @@ def ngrams(texts: list[str], n: int) -> tuple[Numbers, NDArray[np.int64], NDArra
 
 
 def jaccard(a: Numbers, b: Numbers) -> float:
-    """Return the Jaccard similarity of two sets: |intersection| / |union|, or 0 if both are empty."""
+    """Return the Jaccard similarity of two sets: |intersection| / |union|; 0 if both are empty."""
     shared = len(np.intersect1d(a, b, assume_unique=True))
     return shared / max(len(a) + len(b) - shared, 1)
 

@@ -6,15 +6,15 @@
         task-00003.json                 the shards that the fourth read task wrote
         quarantine-00003-000.parquet    broken records, with place and error; only if there are any
       1-normalise/
-        part-00003-000.parquet          documents that the stage kept; a shard's name consists of the
-                                        number of its read task and its number within that task
+        part-00003-000.parquet          documents that the stage kept; the shard's name consists of
+                                        the number of its read task and its number within that task
         drops-00003-000.parquet         documents that the stage dropped
-        cut-00003-000.parquet           lines and paragraphs cut from documents, with counts; only if
-                                        there are any
+        cut-00003-000.parquet           lines and paragraphs cut from documents, with counts; only
+                                        if there are any
         done-00003-000.json             the marker, written last: fingerprint, checksums, counts
       5-deduplicate/
-        collected-00003-000.parquet     data of a shard, for a stage that decides by the whole corpus;
-                                        deleted after the decision
+        collected-00003-000.parquet     data of a shard, for a stage that decides by the whole
+                                        corpus; deleted after the decision
         decided.parquet                 the decision
 
 Each file is written under a temporary name and renamed, so it is complete or does not exist. A
@@ -55,7 +55,7 @@ from data_prep.document import (
 )
 from data_prep.shards import Loss, explain_damage, sha256_file
 
-# A shard's documents are held in memory until one of these limits is reached, and then written.
+# Documents are held in memory until one of these limits is reached. Then they are written.
 BATCH_DOCUMENTS = 1000
 BATCH_CHARACTERS = 4_000_000
 _Record = TypeVar("_Record")

@@ -84,8 +84,8 @@ class LanguageConfig:
 
 @dataclass(kw_only=True)
 class QualityConfig:
-    """Limits on documents of running text. A document outside a limit is dropped; null switches a limit
-    off. Conversations, prompts and answers are not checked.
+    """Limits on documents of running text. A document outside a limit is dropped; null switches a
+    limit off. Conversations, prompts and answers are not checked.
 
     data_prep/stages/quality.py describes the rules and their sources.
     """

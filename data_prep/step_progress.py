@@ -1,4 +1,4 @@
-"""Progress of a preparation: a live line on a terminal; without a terminal, a log line every 30 s."""
+"""Progress of a preparation: a live line on a terminal, or else a log line every 30 s."""
 
 from __future__ import annotations
 

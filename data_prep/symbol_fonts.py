@@ -18,7 +18,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-# Symbol's characters from U+F020 on. A space stands for no character, or for a part of a large bracket.
+# Symbol's characters from U+F020 on. A space stands for no character, or for a part of a large
+# bracket.
 _SYMBOL = (
     " !∀#∃%&∋()∗+,−./0123456789:;<=>?"
     "≅ΑΒΧΔΕΦΓΗΙϑΚΛΜΝΟΠΘΡΣΤΥςΩΞΨΖ[∴]⊥_"
@@ -90,7 +91,7 @@ def repair(text: str) -> str:
 
 
 def count_characters(text: str) -> int:
-    """Return the number of a text's private-use characters in these fonts, and bullets of other fonts."""
+    """Count a text's private-use characters of Symbol and Wingdings, and bullets of other fonts."""
     if text.isascii():
         return 0
     return len(_SIGN.findall(text)) + sum(_count_other_bullets(text).values())

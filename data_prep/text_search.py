@@ -31,7 +31,8 @@ class Hit:
     """A document that contains the text.
 
     Attributes:
-        stages: the stages after which it contains the text; "tokenise (<split>)" for token shards.
+        stages: the stages after which the document contains the text; ["tokenise (<split>)"] if the
+            token shards were searched.
         before, match, after: the first match in the document as the first of these stages left it,
             and the text before and after the match.
         drop: (stage that dropped the document, drop); None if the document was kept.

@@ -15,7 +15,7 @@ class UserError(ValueError):
 
 
 class NotFoundError(UserError, FileNotFoundError):
-    """A run, model, corpus or file that the user named does not exist, or lacks the files needed."""
+    """A run, model, corpus or file that the user named does not exist, or is incomplete."""
 
 
 # Errors that the standard library raises for a malformed or damaged file.

@@ -47,14 +47,14 @@ class Workers:
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._pool is not None:
-            # After an error, running tasks are killed, and the next run repeats them. A file gets its
-            # final name only when it is complete, so no partly written file is left.
+            # After an error, running tasks are killed, and the next run repeats them. A file gets
+            # its final name only when it is complete, so no partly written file is left.
             if fault is not None:
                 for process in list(self._pool._processes.values()):
                     process.terminate()
             self._pool.shutdown(wait=True, cancel_futures=True)
-        # After an error, stopping the listener could hang, because a killed process may hold the lock
-        # of its queue.
+        # After an error, stopping the listener could hang, because a killed process may hold the
+        # lock of its queue.
         if self._listener is not None and fault is None:
             self._listener.stop()
         self._progress.stop(completed=fault is None)
@@ -63,8 +63,8 @@ class Workers:
         """Call `work(*arguments, number)` for each task number of a step.
 
         Args:
-            sizes: size of each task in bytes or characters, for the progress line. There are as many
-                tasks as sizes, numbered from 0.
+            sizes: size of each task in bytes or characters, for the progress line. Tasks are
+                numbered from 0 to len(sizes) - 1.
 
         Returns:
             True if any call returned True.
@@ -113,7 +113,7 @@ class Workers:
 
     def _submit(self, work: Callable[..., bool], *arguments: str | int) -> Future[bool]:
         if self._pool is None:
-            # With "fork", a process would inherit locks that threads of Arrow or tokenizers may hold.
+            # With "fork", a process would inherit locks that threads of Arrow or tokenizers hold.
             context = multiprocessing.get_context("forkserver" if _can_use_forkserver() else "spawn")
             records: multiprocessing.Queue[logging.LogRecord] = context.Queue()
             self._listener = QueueListener(records, _LogForwarder())
@@ -148,7 +148,7 @@ def _start_forkserver() -> None:
 class _LogForwarder(logging.Handler):
     """A handler that passes the log records of worker processes to the loggers of this process.
 
-    Records of this process are printed above the progress line, and never across it.
+    The loggers of this process print above the progress line, not across it.
     """
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -33,8 +33,8 @@ LOCALES = {"nob": "nb", "nno": "nn", "dan": "da", "swe": "sv"}
 _MARKUP = re.compile(r"<[^>]*>|%\w+%?|\$\(?\w+\)?|\\n")
 _MNEMONIC = re.compile(r"[~_&](?=\w)")
 # Chosen by cross-validation over NAV's training files; figures in README.md.
-# Weight of the counts in NAV's letters. Their standard is known, while a program detected the standard
-# of parliament's sentences.
+# Weight of the counts in NAV's letters. Their standard is known, but that of parliament's sentences
+# was detected by a program.
 NAV_COUNTS = 2
 MIN_COUNT = 3  # a feature that occurs less often is left out, as it may be a name
 SMOOTHING = 0.2  # added to each count, so that a feature of only one language has a finite weight

@@ -150,7 +150,7 @@ def test_finetune_inspect_prints_every_view(
     assert inspect("--cut", "none such").startswith("2 error: nothing was cut for 'none such'")
     assert "█" in inspect("--lengths")
     assert str(tmp_path / "a.png") in inspect("--picture", str(tmp_path / "a.png"))
-    assert inspect("none-such").startswith("2 error: no document 'none-such'")
+    assert "no document with the id 'none-such' was read" in inspect("none-such")
     assert run_inspect(capsys, str(tmp_path / "nothing")).startswith("2 error: no corpus in")
     assert inspect("--picture", str(tmp_path / "a.xyz")).startswith("2 error: ")
 
