@@ -1,2 +1,1 @@
-"""Preparation of corpora: from raw Norwegian public-sector texts to licensed, de-identified token shards.
-"""
+"""Preparation of corpora: licensed, de-identified token shards from Norwegian public-sector texts."""

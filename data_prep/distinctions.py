@@ -15,9 +15,9 @@ from functools import cached_property
 TITLE_WORDS = 20  # a longer first line is a paragraph, not a title
 HEAD = 900  # characters at the beginning of a text, which may contain a title below a banner
 SHORT_LINE = 80  # characters; a shorter line may be a heading or part of an address
-# A mark is a number, a date or a name. Duplicates may differ in one mark per WORDS_A_MARK words (a
-# print date, a typing error). But they may not differ in more than MARKS_SHARE of their marks,
-# unless it is a single mark.
+# A "mark" is a number, a date or a name. Duplicates may differ in one mark per WORDS_A_MARK words,
+# such as a print date or a typing error. But they differ in at most one mark, or MARKS_SHARE of all
+# marks, whichever is more.
 WORDS_A_MARK = 200
 MARKS_SHARE = 0.2
 # Duplicates of at least MIN_WORDS words may differ in a share of their distinct words. The share

@@ -43,7 +43,7 @@ class View:
     """The change that one stage made to a document.
 
     Attributes:
-        outcome: `read`, `unchanged`, `changed`, `dropped`, or `gone`. It is `gone` if the stage
+        outcome: `read`, `unchanged`, `changed`, `dropped`, or `gone`. `gone` means that the stage
             neither kept the document nor recorded a drop with its id.
         text: the whole text, if the outcome is `read`.
         diff: lines of a unified diff from the text before the stage to the text after it.
@@ -203,11 +203,11 @@ class Inspection:
     def cuts(self, wanted: str | None = None) -> list[tuple[str, Cut]]:
         """Return (stage, cut) for each cut line or paragraph.
 
-        They are sorted by stage, source, reason and number of documents.
+        The list is sorted by stage, source, reason and number of documents.
 
         Args:
-            wanted: a stage, a source, or a part of the reason, such as a host. Only its cuts are
-                returned. None for all cuts.
+            wanted: a stage, a source, or a part of a reason, such as a host. Only cuts with this
+                stage, source or reason are returned. None for all cuts.
 
         Raises:
             UserError: nothing was cut for `wanted`, or the stages' files do not exist.

@@ -1,14 +1,14 @@
 """Detection of languages other than Norwegian, Danish and Swedish. Used by stage language.
 
 "The six" are Bokmål, Nynorsk, Danish, Swedish, English and North Sámi. Another language is detected
-in one of three ways:
+by one of three methods:
 
 1. by the script of the letters;
 2. by py3langid's scores, if one of its other languages scores clearly higher than the six;
 3. by the lack of the six languages' small words.
 
-Names, addresses and codes are removed before 2 and 3 (written_standard/names.py), because a
-Norwegian text may contain foreign ones.
+Before 2 and 3, names, addresses and codes are removed (written_standard/names.py), because a
+Norwegian text may contain names in other languages.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ class Finding:
 
 
 def is_surely_scandinavian(text: str) -> bool:
-    """Return whether so many words of a text are Norwegian that it must be Scandinavian."""
+    """Return whether a text has enough Norwegian words to be surely Scandinavian."""
     head = text[: MAX_CHARACTERS // 2]
     if len(_FOREIGN_LETTER.findall(head)) >= FOREIGN_LETTERS:
         return False

@@ -75,7 +75,7 @@ def _raw_paths(work: Path) -> dict[tuple[str, str], Path]:
 def _read(path: Path, place: Place, wanted: list[Broken], work: Path) -> dict[tuple[str, str], str]:
     """Return an excerpt of a file at each wanted place, by archive member and place in the member.
 
-    The file is unpacked in the same way as for its reader.
+    The file is unpacked by the same functions as for its reader.
 
     Args:
         wanted: the file's quarantined records, whose excerpts are returned.
@@ -96,8 +96,8 @@ def _read(path: Path, place: Place, wanted: list[Broken], work: Path) -> dict[tu
 def _texts(member: streams.Member, places: list[str]) -> Iterator[tuple[str, str]]:
     """Yield (place, excerpt) for places in a member.
 
-    For a place "line N", the excerpt is the line. For "byte N", it starts at that byte; for any
-    other place, it is the beginning of the member.
+    For a place "line N", the excerpt is the line. For a place "byte N", it starts at that byte. For
+    any other place, it is the beginning of the member.
     """
     parsed = {at: _AT.fullmatch(at) for at in places}
     lines = {int(match[2]): at for at, match in parsed.items() if match and match[1] == "line"}
