@@ -1,7 +1,7 @@
 """Detection of languages other than Norwegian, Danish and Swedish. Used by stage language.
 
-"The six" are Bokmål, Nynorsk, Danish, Swedish, English and North Sámi. Another language is detected
-by one of three methods:
+"The six" are Bokmål, Nynorsk, Danish, Swedish, English and North Sámi. Other languages are detected
+
 
 1. by the script of the letters;
 2. by py3langid's scores, if one of its other languages scores clearly higher than the six;

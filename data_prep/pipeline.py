@@ -255,7 +255,8 @@ def _explain_disk_errors(work: Path) -> Iterator[None]:
 def main() -> None:
     """Run `python -m data_prep.pipeline FOLDER [STEP [--task I --of N]]`."""
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep.pipeline", description="Run the tasks of a step of a preparation, or a share of them."
+        prog="python -m data_prep.pipeline",
+        description="Run the tasks of one step of a preparation, or a share of them.",
     )
     parser.add_argument("folder", help="folder with the plan: corpora/.NAME.stages")
     parser.add_argument("step", nargs="?", help="name of the step; without it, the steps are listed")
