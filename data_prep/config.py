@@ -131,8 +131,8 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if not self.license.strip():
             raise UserError(
-                "license is empty; give an SPDX identifier, or a name such as NLOD-2.0, because every row "
-                "of the corpus has it"
+                "license is empty, but every row of the corpus contains it; give an SPDX identifier, or a "
+                "name such as NLOD-2.0"
             )
         between("max_broken_share", self.max_broken_share, 0, 1)
         if self.language == "nor" or (self.language and not re.fullmatch("[a-z]{3}", self.language)):
@@ -182,8 +182,8 @@ class CorpusConfig:
         """Raise UserError if a source's name, reader or mixture does not fit the corpus."""
         if not NAME.fullmatch(name):
             raise UserError(
-                f"sources has the name '{name}', which cannot be used in file names; use letters, digits, "
-                "'-', '_' and '.', and do not begin with '-' or '.'"
+                f"sources: the name '{name}' cannot be used in file names; use letters, digits, '-', '_' "
+                "and '.', and do not begin with '-' or '.'"
             )
         one_of(f"sources.{name}.reader", source.reader, READERS)
         if self.tokenizer.path is None and any(rule.max_tokens is not None for rule in source.mixture):

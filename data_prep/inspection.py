@@ -171,7 +171,7 @@ class Inspection:
             if not reasons:
                 raise UserError(f"nothing was dropped for '{reason}'; the corpus has no drops")
             known = ", ".join(sorted(reasons))
-            raise UserError(f"nothing was dropped for '{reason}'; the reasons are {known}")
+            raise UserError(f"nothing was dropped for '{reason}'; choose one of {known}")
         chosen = [(drop, stage) for drop, stage in found if reason in (None, drop.reason)]
         some = heapq.nsmallest(number, chosen, key=lambda item: _hash(seed, item[0].source, item[0].id))
         return [(drop, stage.name, self._text_before(stage, drop)) for drop, stage in some]
@@ -223,7 +223,7 @@ class Inspection:
         ]
         if not chosen:
             reasons = ", ".join(sorted({cut.reason for _, cut in found}))
-            known = f"text was cut for {reasons}" if found else "no text was cut from any document"
+            known = f"choose one of {reasons}" if found else "no text was cut from any document"
             raise UserError(f"nothing was cut for '{wanted}'; {known}")
         return chosen
 

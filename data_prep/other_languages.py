@@ -2,7 +2,6 @@
 
 "The six" are Bokmål, Nynorsk, Danish, Swedish, English and North Sámi. Other languages are detected
 
-
 1. by the script of the letters;
 2. by py3langid's scores, if one of its other languages scores clearly higher than the six;
 3. by the lack of the six languages' small words.

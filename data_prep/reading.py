@@ -87,7 +87,7 @@ def check_source(
         raise UserError(
             f"source {name}: {num_broken} of {num_records} records cannot be read, more than "
             f"max_broken_share {source.max_broken_share:g} allows; correct the source, or raise "
-            f"the share; the first broken record is {faults[0]}"
+            f"max_broken_share; the first broken record is {faults[0]}"
         )
 
 
