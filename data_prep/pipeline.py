@@ -187,7 +187,8 @@ def _exclusive_lock(work: Path) -> Iterator[None]:
     except Timeout:
         folder = work.with_name(work.name.removeprefix(".").removesuffix(".stages"))
         raise UserError(
-            f"another `finetune prepare` is writing {folder}; wait until it ends, or choose another corpora_dir"
+            f"another `finetune prepare` is writing {folder}; wait until it ends, or choose another "
+            "corpora_dir"
         ) from None
 
 
