@@ -1,1 +1,1 @@
-"""Preparation of corpora: raw Norwegian public-sector text in, licensed, de-identified token shards out."""
+"""Preparation of corpora: licensed, de-identified token shards from Norwegian public-sector texts."""

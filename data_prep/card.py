@@ -1,9 +1,9 @@
 """The corpus card: a corpus folder's README.md, for people who train on it or publish a model.
 
-It consists of counts and names only. It has no text, title or id of a document, because these may
-be about persons; `finetune inspect` shows samples of dropped documents from the stages' files.
-Nothing in the card depends on the time or place of preparation. The section on personal data comes
-last, so that an agency can append its own assessment.
+It consists of counts and names only. No text, title or id of a document is in it, because these may
+be about persons. `finetune inspect` shows dropped documents, from the stages' files. Nothing in the
+card depends on the time or place of preparation. The section on personal data comes last, so that
+an agency can append its own assessment.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _CODES = {
     "sme": "se",
     "nor": "no",
 }
-_STANDARDS = {"nor": "both standards"}  # other written standards have their language's name
+_STANDARDS = {"nor": "both standards"}  # other written standards: see language_name
 
 Rows = Iterable[tuple[str, ...]]
 
 
 @dataclass
 class Years:
-    """Documents and tokens by source and year of the documents' dates."""
+    """Numbers of documents and tokens by (source, year). The year is from the document's date."""
 
     documents: Counter[tuple[str, str]] = field(default_factory=Counter)
     tokens: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -217,7 +217,10 @@ def _losses(manifest: Manifest) -> str:
 
 
 def _languages(reasons: Iterable[str]) -> str:
-    """Return a sentence with the names of the languages whose codes are in the reasons."""
+    """Return a sentence with the names of the languages that drop reasons name, or "".
+
+    Such a reason is `language_` and a language code.
+    """
     found = {reason.removeprefix("language_") for reason in reasons if reason.startswith("language_")}
     codes = sorted(found & set(NAMES))
     if not codes:
@@ -241,7 +244,7 @@ def _list_counts(counts: dict[str, int]) -> str:
 
 
 def _section(title: str, columns: tuple[str, ...], rows: Rows, note: str = "") -> str:
-    """Return a section with a table, and a note below it."""
+    """Return a section of the card: a heading, a table and a note."""
     lines = [f"## {title}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in rows:
         cells = [cell.replace("|", "\\|") for cell in row]

@@ -60,7 +60,10 @@ class LimitsConfig:
 
 @dataclass(kw_only=True)
 class MixtureRule:
-    """The share of a source's documents that a corpus uses, for some written standards and years."""
+    """The share of a source's documents that a corpus uses.
+
+    A rule may apply only to some written standards and years.
+    """
 
     languages: list[str] = setting(
         [], "ISO 639-3 codes that the rule applies to, as detected by the language stage; empty: all"
@@ -134,8 +137,8 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if not self.license.strip():
             raise UserError(
-                "license is empty; give an SPDX identifier, or a name such as NLOD-2.0: every row of the "
-                "corpus carries it"
+                "license is empty, but every row of the corpus contains it; give an SPDX identifier, or a "
+                "name such as NLOD-2.0"
             )
         between("max_broken_share", self.max_broken_share, 0, 1)
         if self.language == "nor" or (self.language and not re.fullmatch("[a-z]{3}", self.language)):
@@ -169,7 +172,7 @@ class CorpusConfig:
         if not NAME.fullmatch(self.name):
             raise UserError(
                 f"corpus name is '{self.name}'; use letters, digits, '-', '_' and '.', "
-                "starting with a letter or digit"
+                "and do not begin with '-' or '.'"
             )
         if not self.sources:
             raise UserError(f"corpus {self.name}: sources is empty; name at least one source")
@@ -185,19 +188,22 @@ class CorpusConfig:
         """Raise UserError if a source's name, reader or mixture does not fit the corpus."""
         if not NAME.fullmatch(name):
             raise UserError(
-                f"source name is '{name}'; use letters, digits, '-', '_' and '.', "
-                "because metrics and files are named after it"
+                f"sources: the name '{name}' cannot be used in file names; use letters, digits, '-', '_' "
+                "and '.', and do not begin with '-' or '.'"
             )
         one_of(f"sources.{name}.reader", source.reader, READERS)
         if self.tokenizer.path is None and any(rule.max_tokens is not None for rule in source.mixture):
             raise UserError(
-                f"sources.{name}.mixture has max_tokens, but there is no tokenizer yet to count tokens with "
-                "(one trained on the corpus would depend on the count); set tokenizer.path, or use weight "
-                "instead of max_tokens"
+                f"sources.{name}.mixture: max_tokens needs an existing tokenizer to count tokens with, "
+                "because one trained on this corpus would itself depend on the count; set tokenizer.path, "
+                "or use weight instead of max_tokens"
             )
 
     def _check_sites(self) -> None:
-        """Raise UserError if boilerplate.sites has an unknown source or one of an excluded reader."""
+        """Raise UserError if boilerplate.sites names a wrong source.
+
+        Each must be a source of the corpus, and its reader one of boilerplate.readers.
+        """
         all_among("boilerplate.sites", self.boilerplate.sites, self.sources)
         for name in self.boilerplate.sites:
             reader = self.sources[name].reader
@@ -240,11 +246,12 @@ def as_settings(config: Any) -> dict[str, Any]:
 
 
 def from_settings(schema: Any, value: Any) -> Any:
-    """Return the value that `as_settings` turned into plain data.
+    """Rebuild a value from the plain data that `as_settings` returned.
 
     Args:
-        schema: the value's type: a dataclass, or a list, mapping or optional of dataclasses or
-            plain data.
+        schema: the type of the value to build. It is a dataclass or plain data, or a list, mapping
+            or optional of these.
+        value: the plain data.
     """
     if is_dataclass(schema):
         kinds = get_type_hints(schema)

@@ -2,9 +2,9 @@
 
 Acts, letters and minutes are often based on earlier ones. Two documents with the same provisions
 but different titles, amounts or places are distinct; a copy with a print date or an additional line
-is a duplicate. So only replacements count, such as one amount in place of another: text that one
-document has in addition never makes it distinct. Words that look alike (OCR errors, spelling
-variants) do not count as replacements. Used by stage deduplicate.
+is a duplicate. So only replacements count, for example of an amount by a different amount. Text
+that one document merely has in addition does not count, nor do replacements by words that look
+alike (OCR errors, spelling variants). Stage deduplicate uses this module.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import re
 from functools import cached_property
 
 TITLE_WORDS = 20  # a longer first line is a paragraph, not a title
-HEAD = 900  # characters at the beginning of a text that may contain a title below a banner
+HEAD = 900  # characters at the beginning of a text, which may contain a title below a banner
 SHORT_LINE = 80  # characters; a shorter line may be a heading or part of an address
-# A mark is a number, date or name. Duplicates may differ in one mark in so many words (a print
-# date, a typing error), but not in more than a share of all marks, or one.
+# A "mark" is a number, a date or a name. Duplicates may differ in one mark per WORDS_A_MARK words,
+# such as a print date or a typing error. But they differ in at most one mark, or MARKS_SHARE of all
+# marks, whichever is more.
 WORDS_A_MARK = 200
 MARKS_SHARE = 0.2
-# Duplicates of at least so many words may differ in a share of their distinct words. The share
-# grows with the length of the text, from REPLACED to REPLACED_LONG at LONG words.
+# Duplicates of at least MIN_WORDS words may differ in a share of their distinct words. The share
+# grows with the length of the text: from REPLACED to REPLACED_LONG, which is reached at LONG words.
 MIN_WORDS = 30
 REPLACED = 0.06
 REPLACED_LONG = 0.2
@@ -28,8 +29,8 @@ LONG = 1000
 
 _WORD = re.compile(r"[^\W\d_]+")
 _CAPITALISED = re.compile(r"[A-ZÆØÅÄÖÜÁČĐŊŠŦŽ][\w-]+")
-# A capitalised word after a letter, a digit or one of these is a name; after others it begins a
-# sentence.
+# A capitalised word is a name if it follows a letter, a digit or one of these characters. After any
+# other character, it begins a sentence.
 _BEFORE_NAME = frozenset(",:(«/&-")
 _MONTHS = {
     name: number
@@ -67,18 +68,19 @@ _NUMBER = re.compile(
 _IS_DAY = re.compile(r"\d{4}d\d{2}d\d{2}")
 _SPACES = re.compile(r"[^\S\n ]+|[ ]{2,}")
 _ADDRESS = re.compile(r"(?:https?://|www\.)\S+")
-# Signs of lines that are added when a page is printed, saved or shown (furniture): anywhere in the
-# line, or at its beginning.
+# A line that is added when a page is printed, saved or shown is called furniture here. Lines that
+# contain one of these strings are furniture.
 _FURNITURE = (
     "utskrift", "utskrevet", "skrevet ut", "utskriven", "printed", "nedlastet", "lastet ned", "lasta ned",
     "downloaded", "sist endret", "sist oppdatert", "sist endra", "sist lagret", "sist redigert",
     "sist besøkt", "last updated", "last modified", "informasjonskaps", "cookie", "versjonsdato",
 )  # fmt: skip
+# Lines that begin with one of these strings are furniture too.
 _FURNITURE_BEGINS = (
     "hentet", "henta", "lest", "oppdatert", "oppdatera", "publisert", "kopiert", "updated", "published",
     "retrieved",
 )  # fmt: skip
-MAX_FURNITURE = 150  # characters of such a line
+MAX_FURNITURE = 150  # characters; a longer line is not furniture
 _PAGE_NUMBER = re.compile(
     r"[ \t]*(?:side|page|s\.)?[ \t]*\d+(?:[ ]?(?:/|av|of)[ ]?\d+)?[ \t]*", re.IGNORECASE
 )
@@ -112,9 +114,9 @@ _LOOKALIKES = str.maketrans(
 _LIGATURES = (("rn", "m"), ("vv", "w"), ("cl", "d"), ("æ", "ae"), ("ﬁ", "fl"), ("ﬂ", "fl"))
 # Beginnings of words that decide a case, in Bokmål and Nynorsk.
 _OUTCOME = re.compile(r"(stadfest|opphev|omgj|avvis|forkast|innvilg|avsl(?=[aåo])|frif|dømm|dømt)")
-MAX_COMPARED_LETTERS = (
-    50  # words that are compared letter by letter; with more, the texts are distinct anyway
-)
+# Up to this number, differing words are compared letter by letter. Texts in which more words differ
+# are distinct anyway.
+MAX_COMPARED_LETTERS = 50
 
 
 class Profile:
@@ -124,15 +126,15 @@ class Profile:
         lines: the lines that `profile` returned.
 
     Attributes:
-        has_title: True if the source gives a title; else the title is the first line that looks
-            like one.
+        has_title: True if the source gives a title. Otherwise, the first line is the title if it
+            looks like one.
         num_words: number of words of the text.
         title: words and numbers of the title.
-        core: words and numbers of the title without a site's name or a short title in brackets at
-            its end.
+        core: words and numbers of the title, without the end of the title if that is a site's name
+            or a short title in brackets.
         numbers: numbers and dates of the text.
         names: words of names in the text.
-        head: words and numbers of the beginning of the text, which may contain a title.
+        head: words and numbers of the first HEAD characters, which may contain a title.
         words: distinct words of the text.
     """
 
@@ -173,12 +175,16 @@ class Profile:
 
     @property
     def key(self) -> str:
-        """Title, numbers and names; documents with the same key can only differ in other words."""
+        """Title, numbers and names. Documents with the same key can only differ in other words."""
         return "\n".join(self._parts[2:5])
 
 
 def profile(title: str, text: str) -> str:
-    """Return the lines from which a Profile is built."""
+    """Return the titles, numbers, names and words of a document as lines, for a `Profile`.
+
+    Args:
+        title: the title that the source gives, or "".
+    """
     text = _SPACES.sub(" ", text)
     words = _WORD.findall(text.casefold())
     head = text[:HEAD]
@@ -201,7 +207,7 @@ def profile(title: str, text: str) -> str:
 
 
 def are_distinct(a: Profile, b: Profile) -> bool:
-    """Return whether two documents that share most of their text are distinct, not duplicates."""
+    """Return whether two documents are distinct although they share most of their text."""
     return _titles_differ(a, b) or _outcomes_differ(a, b) or _marks_differ(a, b) or _words_differ(a, b)
 
 
@@ -212,15 +218,15 @@ def _titles_differ(a: Profile, b: Profile) -> bool:
         if a.core < b.core or b.core < a.core:
             return True  # an act that amends the other, or that has a narrower subject
     elif 2 * len(a.title & b.title) < max(len(a.title), len(b.title)):
-        # The lines are not variants of one title. So one may be a banner above the same title:
-        # words that the other has in its head do not count.
+        # The first lines are not variants of one title, so one of them may be a banner above the
+        # title. Words of one title that are in the other document's head therefore do not count.
         only_a = only_a - b.head
         only_b = only_b - a.head
     return bool(only_a and only_b) and _count_replaced(only_a, only_b) > 0
 
 
 def _outcomes_differ(a: Profile, b: Profile) -> bool:
-    """Return whether two decisions have different outcomes; a single word decides."""
+    """Return whether two decisions have different outcomes. A single different word is enough."""
     outcomes_a = _outcomes(a.words)
     outcomes_b = _outcomes(b.words)
     return bool(outcomes_a - outcomes_b and outcomes_b - outcomes_a)
@@ -242,10 +248,11 @@ def _marks_differ(a: Profile, b: Profile) -> bool:
 
 
 def _differing_numbers(a: Profile, b: Profile) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the numbers that only one of two documents has, without misspelled dates.
+    """Return the numbers that only one of two documents has, as (only in a, only in b).
 
-    A date is taken to be misspelled in its month if the other document has its day and year as
-    numbers, but no date that the first lacks.
+    A date is left out if the other document seems to contain it with a misspelled month. It seems
+    so if the other document has the date's day and year as separate numbers, and no date that the
+    first document lacks.
     """
     only_a = a.numbers - b.numbers
     only_b = b.numbers - a.numbers
@@ -273,10 +280,13 @@ def _words_differ(a: Profile, b: Profile) -> bool:
 
 
 def _count_replaced(only_a: frozenset[str], only_b: frozenset[str]) -> int:
-    """Return the number of words that replace each other, without pairs of words that look alike.
+    """Return how many words of one document are replaced by different words in the other document.
+
+    Pairs of words that look alike do not count.
 
     Args:
-        only_a, only_b: the words that only one of two documents has.
+        only_a: words that only the first document has.
+        only_b: words that only the second document has.
     """
     by_shape: dict[str, list[str]] = {}
     for word in sorted(only_b):
@@ -299,16 +309,20 @@ def _count_replaced(only_a: frozenset[str], only_b: frozenset[str]) -> int:
 
 
 def _shape(word: str) -> str:
-    """Return a word in which letters and digits that OCR confuses are replaced by one of them."""
+    """Return a word in which a letter or digit is replaced by the one that OCR confuses it with.
+
+    Words that look alike have the same result.
+    """
     for letters, replacement in _LIGATURES:
         word = word.replace(letters, replacement)
     return word.translate(_LOOKALIKES)
 
 
 def _is_typing_error(a: str, b: str) -> bool:
-    """Return whether two long words differ by one letter, which is replaced, missing or transposed.
+    """Return whether two words differ only by a typing error.
 
-    Numbers are never typing errors.
+    That is one letter that is replaced or missing, or two letters that are transposed. Words of
+    fewer than six letters, and numbers, never count as typing errors.
     """
     if min(len(a), len(b)) < 6 or abs(len(a) - len(b)) > 1 or not (a.isalpha() and b.isalpha()):
         return False
@@ -323,9 +337,9 @@ def _is_typing_error(a: str, b: str) -> bool:
 
 
 def _first_line(text: str) -> str:
-    """Return the first line of the text if it looks like a title (short, not a sentence), else "".
+    """Return the first line of a text if it looks like a title, else "".
 
-    Furniture and lines without words are skipped.
+    A title is short and not a sentence. Furniture and lines without words are skipped.
     """
     lines = text.split("\n", 12)
     for line in lines[:-1]:
@@ -344,7 +358,10 @@ def _title_words(title: str) -> set[str]:
 
 
 def _numbers(text: str) -> set[str]:
-    """Return the numbers and dates of a text, in one form for all notations."""
+    """Return the numbers and dates of a text.
+
+    All notations of a number or date give the same string.
+    """
     return {_normalise_number(match) for match in _NUMBER.finditer(text)}
 
 
@@ -362,7 +379,10 @@ def _normalise_date(match: re.Match[str]) -> str:
 
 
 def _names(text: str) -> set[str]:
-    """Return the words with a capital inside sentences, or on lines too short for a sentence."""
+    """Return the words of names in lower case.
+
+    Names are capitalised words inside sentences, and on lines that are too short for a sentence.
+    """
     found = set()
     for match in _CAPITALISED.finditer(text):
         before = text[max(match.start() - 2, 0) : match.start()].strip(" ")
@@ -375,7 +395,7 @@ def _names(text: str) -> set[str]:
 
 
 def _is_furniture(line: str) -> bool:
-    """Return whether a line was added when a page was printed or saved, or is a page number."""
+    """Return whether a line is furniture (see _FURNITURE) or a page number."""
     if not line or len(line) > MAX_FURNITURE:
         return False
     lower = line.casefold()

@@ -1,4 +1,4 @@
-"""The document, which passes from a reader through the stages, and the report of their work."""
+"""The document that readers yield and stages process, and the report of a stage."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Turn:
     """One turn of a conversation, or one side of a prompt and its completion.
 
     Attributes:
-        role: the role in the chat template (system, user, assistant, tool); "" for a prompt and a
+        role: the role in the chat template (system, user, assistant, tool); "" for a prompt or a
             completion of plain text.
         content: the text of the turn.
-        target: True if the model is trained to write it.
+        target: True if the model is trained to write the content.
     """
 
     role: str
@@ -32,21 +32,21 @@ class Turn:
 
 @dataclass(slots=True, kw_only=True)
 class Document:
-    """A document on its way to tokens: running text, or the turns of a conversation.
+    """A document: running text, or the turns of a conversation.
 
     Attributes:
-        id: the id that the source gives, or the document's place in the source.
+        id: the id that the source gives; if it gives none, the document's place in the source.
         text: plain text; paragraphs are separated by a blank line. "" if the document has turns.
         source: the source's name in the corpus file.
         license: the source's licence.
-        group: an act, a case or a meeting, for example; all documents of a group go into the same
-            split.
-        language: ISO 639-3 code; before the language stage, the source's claim, or "".
+        group: the name of a group, such as an act, a case or a meeting; all documents of a group go
+            into the same split.
+        language: ISO 639-3 code. Before stage language, it is the code from the source, or "".
         title, date, url: the values that the source gives, or "". A date begins with its year.
         split: "train" or "validation" after the split stage, else "".
-        turns: the turns of a conversation, or a prompt and its completion; stages that read or
+        turns: the turns of a conversation, or a prompt and its completion. Stages that read or
             change text process the content of each turn.
-        mask: for a document with turns, TRL's name of the column that marks its targets.
+        mask: TRL's name of the column that marks the targets; "" for a document without turns.
     """
 
     id: str
@@ -64,7 +64,7 @@ class Document:
 
     @property
     def whole_text(self) -> str:
-        """The text, or the contents of all turns, for stages that judge the document as a whole."""
+        """The text, or the contents of all turns, for stages that examine the whole document."""
         if not self.turns:
             return self.text
         return "\n\n".join(turn.content for turn in self.turns)
@@ -86,7 +86,8 @@ class Drop:
 
     Attributes:
         reason: a code, by which drops are counted.
-        detail: for example, the measure, or the id of the document that is kept instead.
+        detail: details of the reason, such as the measured value, or the id of the document that is
+            kept instead.
         characters: the length of the text; 0 for a record that reading dropped.
     """
 
@@ -137,8 +138,8 @@ class Cut:
     """A line or paragraph that a stage cut from the documents of a source.
 
     Attributes:
-        reason: for example, the site whose frame it belongs to, or the evaluation set that contains
-            it.
+        reason: the reason with its details, such as the site that repeats the line, or the
+            evaluation set that contains it.
         text: the line or paragraph.
         documents: number of documents from which it was cut.
         example: id of the first of them.
@@ -153,7 +154,7 @@ class Cut:
 
 @dataclass(slots=True, frozen=True)
 class Shortened:
-    """A document from which a stage cut `characters` of its text."""
+    """A document from whose text a stage cut a number of characters."""
 
     source: str
     reason: str
@@ -164,11 +165,11 @@ class Shortened:
 class Report:
     """A stage's report on a shard: drops, counts of changes, broken records and cut text.
 
-    `drops` and `shortened` together cover all text that the stage removed; the card lists both by
-    reason and source.
+    `drops` and `shortened` together cover all text that the stage removed. The corpus card lists
+    both by reason and source.
 
     Attributes:
-        cuts: cut text by source, reason and text.
+        cuts: the lines and paragraphs that were cut, by source, reason and text.
     """
 
     drops: list[Drop] = field(default_factory=list)
@@ -186,10 +187,11 @@ class Report:
         """Record lines or paragraphs that are cut from a document.
 
         Args:
-            reason: the reason under which the card counts them.
-            texts: the lines or paragraphs; those that differ in white space only count as equal.
+            reason: the reason under which the corpus card counts them.
+            texts: the lines or paragraphs. Those that differ only in white space count as equal.
             characters: number of characters by which the document becomes shorter.
-            where: a part of the reason for the stage's files only, such as the site of a frame.
+            where: an addition to the reason in the stage's files, such as the site that repeats the
+                lines. The corpus card does not show it.
         """
         self.shortened.append(Shortened(document.source, reason, characters))
         place = f"{reason} {where}".strip()
@@ -203,11 +205,12 @@ class Report:
         """Record a broken record.
 
         Raises:
-            UserError: there are more than MAX_BROKEN, which would fill the memory.
+            UserError: there would be more than MAX_BROKEN records. Their number is limited because
+                they are held in memory.
         """
         if len(self.broken) >= MAX_BROKEN:
             raise UserError(
-                f"source {place.source}: more than {MAX_BROKEN:,} records cannot be read; "
+                f"source {place.source}: has more than {MAX_BROKEN:,} broken records; "
                 f"correct the source; the last broken record is {place}: {error}"
             )
         line = " ".join(str(error).split())[:500]
@@ -215,7 +218,10 @@ class Report:
 
     @contextmanager
     def quarantining(self, place: Place) -> Iterator[None]:
-        """Quarantine the place if the block raises Unreadable, and continue after the block."""
+        """Quarantine the record at `place` if the block raises Unreadable.
+
+        The exception ends the block only; execution continues after it.
+        """
         try:
             yield
         except Unreadable as fault:

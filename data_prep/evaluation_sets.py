@@ -1,7 +1,7 @@
-"""Reading of evaluation sets: every string in their records, in many file formats.
+"""Reader of evaluation sets, which returns every string of their records.
 
-Used by stage decontaminate, and by `finetune prepare`, which reads the sets once before the work
-begins.
+It is used by stage decontaminate. `finetune prepare` also reads the sets before the first step, so
+that a wrong set is reported at once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def files(path: str) -> list[Path]:
     """Return the files of an evaluation set, sorted by name.
 
     Raises:
-        NotFoundError: the path does not exist, or has no file that can be read.
+        NotFoundError: the path does not exist, or has no file of a supported format.
     """
     root = Path(path)
     candidates = [root] if root.is_file() else sorted(root.rglob("*"))
@@ -40,7 +40,7 @@ def files(path: str) -> list[Path]:
         if file.is_file() and (_is_wanted(file.name) or sniff.is_archive_name(file.name))
     ]
     if not found:
-        problem = "has no file that can be read" if root.exists() else "does not exist"
+        problem = "has no file of a supported format" if root.exists() else "does not exist"
         raise NotFoundError(
             f"decontaminate.sets: {path} {problem}; give {', '.join(SUFFIXES)} files, compressed or not"
         )
@@ -50,8 +50,8 @@ def files(path: str) -> list[Path]:
 def texts(path: str) -> Iterator[str]:
     """Yield every text of an evaluation set.
 
-    The texts are all strings in JSON records, however deep (SQuAD's contexts, questions and
-    answers), all cells of tables, and whole text files.
+    The texts are all strings in JSON records at any depth (such as SQuAD's contexts, questions and
+    answers), all strings in tables, and whole text files.
 
     Raises:
         UserError: a file cannot be read, or does not have the format of its suffix.
@@ -102,7 +102,7 @@ def _texts(member: Member) -> Iterator[str]:
 
 
 def _json_strings(body: str) -> Iterator[str]:
-    """Yield the strings of a .json file with one value, or with one value a line."""
+    """Yield the strings of a .json file, which contains one value, or one value on each line."""
     try:
         yield from _strings(json.loads(body))
     except json.JSONDecodeError:

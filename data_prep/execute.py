@@ -1,7 +1,8 @@
-"""One task of a step of a preparation: reading some raw files, or running a stage on a shard.
+"""Execution of one task of a preparation.
 
-Runs in the processes of workers.py, or in the tasks of a scheduler; plan.py lists the steps and
-tasks.
+A task reads some raw files or runs a stage on a shard, for example. A preparation consists of steps,
+and a step of tasks; plan.py lists them. Tasks run in the worker processes of workers.py, or in the
+jobs of a scheduler.
 """
 
 from __future__ import annotations
@@ -24,29 +25,29 @@ from data_prep.stages.protocol import CorpusStage, ShardStage
 from data_prep.tokens.step import place_tokenizer, tokenise_shard
 from data_prep.user_error import UserError
 
-# Rows of a row group of the collected tables; one group can be read alone.
+# Rows in a row group of a collected table. A stage can read one row group at a time.
 COLLECTED_IN_GROUP = 20_000
 
 
 class FileChanged(UserError):
-    """A raw file that does not have the checksum in the plan."""
+    """A raw file does not have the checksum in the plan, or was changed while it was read."""
 
     def __init__(self, source: str, name: str) -> None:
         self.source = source
         self.name = name
         super().__init__(
             f"source {source}: file {name} was changed while it was read, or since its checksum "
-            "was taken; run prepare again once nothing writes to it"
+            "was taken; run `finetune prepare` again when no process writes to the file"
         )
 
     def __reduce__(self) -> tuple[type[FileChanged], tuple[str, str]]:
-        # Worker processes pickle it; by default, pickle would pass the message as the only
-        # argument.
+        # Worker processes pickle the error. By default, unpickling would pass the message as the
+        # only argument.
         return type(self), (self.source, self.name)
 
 
 def run(preparation: Preparation, step: str, number: int) -> bool:
-    """Do one task of a step. Return False if it was done before."""
+    """Do task `number` (from 0) of a step. Return False if it was done before."""
     if step == READ:
         return _read(preparation, number)
     if step == "tokenizer":
@@ -82,7 +83,7 @@ def _read(preparation: Preparation, number: int) -> bool:
     names: list[str] = []
     try:
         _write_shards(preparation, number, documents, report, names)
-    except FileChanged:  # the finished shards hold text of another version of the file
+    except FileChanged:  # the finished shards contain text of a different version of the file
         for name in names:
             folder.discard(name)
         raise
@@ -95,7 +96,8 @@ def _write_shards(
 ) -> None:
     """Write the documents of a read task in shards, and append the shards' names to `names`.
 
-    The last shard has the report of the whole task. A task without documents has one empty shard.
+    The report of the whole task is written with the last shard. A task without documents writes one
+    empty shard.
     """
     folder = preparation.stage_folder(READ)
     fingerprint = preparation.task_fingerprint(number)
@@ -112,7 +114,7 @@ def _write_shards(
 
 
 def _read_unchanged(task: ReadTask, source: SourceConfig, report: Report) -> Iterator[Document]:
-    """Yield the documents of a read task, and check that its files keep their checksums.
+    """Yield the documents of a read task. Check that its files have the checksums in the plan.
 
     Raises:
         FileChanged: a file was changed, replaced, truncated or deleted since the plan was written.
@@ -139,7 +141,7 @@ def _file_state(path: Path) -> tuple[int, int, int] | None:
 
 
 def _is_changed(path: Path, before: tuple[int, int, int] | None, sha256: str) -> bool:
-    """Return whether a file differs from its earlier state, or from its checksum."""
+    """Return whether a file's state is not `before`, or its checksum not `sha256`."""
     if before is None or _file_state(path) != before:
         return True
     try:
@@ -152,7 +154,7 @@ def _is_changed(path: Path, before: tuple[int, int, int] | None, sha256: str) ->
 
 
 def _apply(preparation: Preparation, stage: ShardStage | CorpusStage, number: int) -> bool:
-    """Run a stage on a shard."""
+    """Run a stage on a shard. Return False if it was done before."""
     before = stage_before(stage.name)
     shard = preparation.shards(stage.name)[number]
     folder = preparation.stage_folder(stage.name)
@@ -171,17 +173,21 @@ def _apply(preparation: Preparation, stage: ShardStage | CorpusStage, number: in
 
 
 def _read_decision(preparation: Preparation, stage: CorpusStage, number: int, report: Report) -> pa.Table:
-    """Return the decision of a stage; if it has a column `shard`, only the rows of this shard.
+    """Return the table with a stage's decision.
 
-    The report of the first shard receives the counts of the decision.
+    If the table has a column `shard`, only the rows of shard `number` are returned. For shard 0,
+    the decision's counts are added to `report`.
 
     Raises:
-        UserError: there is no decision yet.
+        UserError: the stage has not decided yet.
     """
     folder = preparation.stage_folder(stage.name)
     fingerprint = preparation.decision_fingerprint(stage.name)
     if folder.read_marker("decided", fingerprint, verify=False) is None:
-        raise UserError(f"step {stage.name}.decide is not done; run it first")
+        raise UserError(
+            f"step {stage.name}.decide is not done; run it first: "
+            f"python -m data_prep.pipeline {preparation.work} {stage.name}.decide"
+        )
     table = pq.ParquetFile(folder.path / "decided.parquet").read(use_threads=False)
     if number == 0:
         report.counts.update(json.loads((table.schema.metadata or {}).get(b"counts", b"{}")))
@@ -191,7 +197,10 @@ def _read_decision(preparation: Preparation, stage: CorpusStage, number: int, re
 
 
 def _collect(preparation: Preparation, stage: CorpusStage, number: int) -> bool:
-    """Write the table that a stage collects from a shard of its input."""
+    """Write the table that a stage collects from a shard of its input.
+
+    Return False if the table, or the stage's decision, was written before.
+    """
     before = stage_before(stage.name)
     shard = preparation.shards(before)[number]
     preparation.marker(before, shard)  # raises an error if the shard is not done
@@ -209,7 +218,10 @@ def _collect(preparation: Preparation, stage: CorpusStage, number: int) -> bool:
 
 
 def _decide(preparation: Preparation, stage: CorpusStage) -> bool:
-    """Write the decision of a stage, and delete the collected tables."""
+    """Write a stage's decision, and delete the collected tables.
+
+    Return False if the decision was written before.
+    """
     folder = preparation.stage_folder(stage.name)
     fingerprint = preparation.decision_fingerprint(stage.name)
     if folder.read_marker("decided", fingerprint):
@@ -218,7 +230,10 @@ def _decide(preparation: Preparation, stage: CorpusStage) -> bool:
     for shard in preparation.shards(stage_before(stage.name)):
         collected = preparation.collected_shard(stage.name, shard)
         if folder.read_marker(collected.name, collected.fingerprint) is None:
-            raise UserError(f"step {stage.name}.collect: shard {shard.name} is not done; run it first")
+            raise UserError(
+                f"step {stage.name}.collect: shard {shard.name} is not done; run it first: "
+                f"python -m data_prep.pipeline {preparation.work} {stage.name}.collect"
+            )
         paths.append(folder.path / f"{collected.name}.parquet")
     write_table(folder.path / "decided.parquet", stage.decide(paths, preparation.corpus))
     folder.write_marker("decided", fingerprint, ["decided.parquet"])

@@ -1,6 +1,6 @@
-"""Declaration of settings and checks of their values, for both packages.
+"""Declaration of settings and checks of their values, for the packages data_prep and finetune.
 
-Imports the standard library only.
+This module imports the standard library only.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def setting(default: Any, help: str) -> Any:
     """Declare a setting of a dataclass.
 
     Args:
-        default: the default, or REQUIRED; a list or a mapping is copied for each instance.
-        help: the meaning, which `finetune train --help` and `finetune prepare --help` print.
+        default: the default, or REQUIRED. A list or mapping is copied for each instance.
+        help: the help text, which `finetune train --help` or `finetune prepare --help` prints.
     """
     metadata = {"help": help}
     if isinstance(default, dict | list):
@@ -29,7 +29,10 @@ def setting(default: Any, help: str) -> Any:
 
 
 def section(schema: type) -> Any:
-    """Declare a nested dataclass; the help text takes the section's heading from its docstring."""
+    """Declare a section of settings, which is a nested dataclass.
+
+    Its help text is the first paragraph of the dataclass' docstring.
+    """
     return dataclasses.field(default_factory=schema, metadata={"help": heading(schema)})
 
 
@@ -39,7 +42,7 @@ def heading(schema: type) -> str:
 
 
 def at_least(name: str, value: float | None, minimum: float) -> None:
-    """Raise UserError if a setting's value is below `minimum` or NaN; None (unset) passes."""
+    """Raise UserError if a setting's value is below `minimum` or NaN. None (unset) is accepted."""
     if value is not None and not value >= minimum:
         raise UserError(f"{name} is {value}: must be at least {minimum}")
 
@@ -47,11 +50,11 @@ def at_least(name: str, value: float | None, minimum: float) -> None:
 def between(
     name: str, value: float, low: float, high: float, *, above_low: bool = False, below_high: bool = False
 ) -> None:
-    """Raise UserError if a setting's value is outside a range or NaN.
+    """Raise UserError if a setting's value is NaN or not between `low` and `high`.
 
     Args:
-        above_low: exclude `low` itself.
-        below_high: exclude `high` itself.
+        above_low: whether `low` itself is refused.
+        below_high: whether `high` itself is refused.
     """
     is_inside = low <= value <= high
     if is_inside and not (above_low and value == low) and not (below_high and value == high):
@@ -70,7 +73,7 @@ def one_of(name: str, value: str, choices: Collection[str]) -> None:
 
 
 def all_among(name: str, values: Iterable[str], choices: Collection[str]) -> None:
-    """Raise UserError if a setting's list holds a value that is not one of `choices`."""
+    """Raise UserError if a setting's list contains a value that is not one of `choices`."""
     unknown = set(values) - set(choices)
     if unknown:
         raise UserError(f"{name} names '{min(unknown)}': choose among {', '.join(choices)}")

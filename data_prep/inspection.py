@@ -1,8 +1,8 @@
 """Inspection of a prepared corpus for `finetune inspect`: changes, drops, targets, lengths.
 
-Everything is read from the corpus folder and from the stages' files next to it (`.NAME.stages`).
-The first stages contain raw text, which is shown unchanged: the output is for people who may see
-personal data.
+Everything is read from the corpus folder, and from the folder with the stages' files next to it
+(`.NAME.stages`). The output contains raw text of the first stages, so it is only for people who may
+see personal data.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ from data_prep.stage_files import StageFolder, read_documents
 from data_prep.text_search import Found, search_stages, search_tokens
 from data_prep.user_error import UserError
 
-QUARANTINED = "quarantined"  # the reason with which --dropped shows quarantined records
+QUARANTINED = "quarantined"  # reason under which --dropped lists quarantined records
 
-FIELDS = ("language", "title", "group", "split")  # fields of a document whose changes are shown
-# Suffixes of ids: "@2" for a copy by the mixture, "#1" for a row of a conversation.
+FIELDS = ("language", "title", "group", "split")  # changes of these fields are shown
+# Suffixes of ids: "@2" for a copy that stage mixture makes of a document, "#1" for a row of a
+# conversation.
 _ID_SUFFIX = re.compile(r"(@\d+)?(#\d+)?$")
 
 
@@ -42,11 +43,11 @@ class View:
     """The change that one stage made to a document.
 
     Attributes:
-        outcome: `read`, `unchanged`, `changed`, `dropped`, or `gone` if the stage has neither the
-            document nor a drop with its id.
+        outcome: `read`, `unchanged`, `changed`, `dropped`, or `gone`. `gone` means that the stage
+            neither kept the document nor recorded a drop with its id.
         text: the whole text, if the outcome is `read`.
-        diff: lines of the text's unified diff to the stage before.
-        fields: values before and after the stage of other fields that changed, by name.
+        diff: lines of a unified diff from the text before the stage to the text after it.
+        fields: other fields that the stage changed, as (value before, value after) by name.
         drop: the drop, if the outcome is `dropped`.
     """
 
@@ -60,7 +61,11 @@ class View:
 
 @dataclass
 class TokenView:
-    """A row of a corpus: pieces of text, each with its token ids and whether they are targets."""
+    """A row of a corpus, divided into pieces of text.
+
+    Attributes:
+        pieces: for each piece, the text, its token ids, and whether these tokens are targets.
+    """
 
     id: str
     source: str
@@ -81,7 +86,7 @@ class Inspection:
 
     Raises:
         NotFoundError: there is no corpus in `folder`.
-        UserError: the manifest is broken, or a shard is missing.
+        UserError: the manifest is broken, or a shard is missing or has a wrong size.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -94,7 +99,7 @@ class Inspection:
     # --- documents -------------------------------------------------------------------------------
 
     def sample(self, number: int, seed: int = 0) -> list[tuple[str, str]]:
-        """Return (source, id) of a random sample of the corpus' documents."""
+        """Return (source, id) for a random sample of the corpus' rows."""
         rows = (
             (row["source"], row["id"])
             for split in SPLITS
@@ -103,10 +108,14 @@ class Inspection:
         return heapq.nsmallest(number, set(rows), key=lambda name: _hash(seed, *name))
 
     def find(self, wanted: str) -> list[tuple[str, str]]:
-        """Return (source, id) of the documents with this id in any source.
+        """Return (source, id) of each document that was read with the id `wanted`, from any source.
 
         Args:
-            wanted: the id, or `<source>/<id>`; it may have the suffix of a copy or of a row.
+            wanted: the id, or `<source>/<id>`. If no document has this id, its suffix is removed
+                (see `_ID_SUFFIX`).
+
+        Raises:
+            UserError: no document with this id was read, or the stages' files do not exist.
         """
         read = self._read_stage()
         found = {(row["source"], row["id"]) for row in _rows(read, wanted)}
@@ -120,11 +129,16 @@ class Inspection:
         if without_suffix != wanted:
             return self.find(without_suffix)
         raise UserError(
-            f"no document '{wanted}' was read into {self.corpus.folder}; give an id of one of its sources"
+            f"corpus {self.corpus.folder}: no document with the id '{wanted}' was read; give a document's "
+            "id, or <source>/<id>"
         )
 
     def trace(self, source: str, document_id: str) -> list[View]:
-        """Return the changes of each stage to a document, up to the stage that dropped it."""
+        """Return the change that each stage made to a document, up to the stage that dropped it.
+
+        Raises:
+            UserError: the stages' files do not exist.
+        """
         views: list[View] = []
         before: Document | None = None
         if _find_document(self._read_stage(), source, document_id) is None:
@@ -141,13 +155,13 @@ class Inspection:
         return views
 
     def dropped(self, reason: str | None, number: int, seed: int = 0) -> list[tuple[Drop, str, str]]:
-        """Return a random sample of drops, each with the name of the stage and its input text.
+        """Return a random sample of drops, as (drop, stage, text of the document before the stage).
 
         Args:
             reason: the reason of the drops; None for all reasons.
 
         Raises:
-            UserError: nothing was dropped for this reason.
+            UserError: nothing was dropped for this reason, or the stages' files do not exist.
         """
         found = [(drop, stage) for stage in self._require_stages() for drop in stage.drops()]
         reasons = {drop.reason for drop, _ in found}
@@ -157,7 +171,7 @@ class Inspection:
             if not reasons:
                 raise UserError(f"nothing was dropped for '{reason}'; the corpus has no drops")
             known = ", ".join(sorted(reasons))
-            raise UserError(f"nothing was dropped for '{reason}'; the reasons are {known}")
+            raise UserError(f"nothing was dropped for '{reason}'; choose one of {known}")
         chosen = [(drop, stage) for drop, stage in found if reason in (None, drop.reason)]
         some = heapq.nsmallest(number, chosen, key=lambda item: _hash(seed, item[0].source, item[0].id))
         return [(drop, stage.name, self._text_before(stage, drop)) for drop, stage in some]
@@ -167,7 +181,7 @@ class Inspection:
         return quarantine.count_by_source(self._read_stage())
 
     def quarantined(self, number: int, seed: int = 0) -> list[Quarantined]:
-        """Return a random sample of the quarantined records, with their raw text."""
+        """Return a random sample of the quarantined records, with excerpts of their raw text."""
         records = self._read_stage().quarantined()
         some = heapq.nsmallest(
             number, records, key=lambda record: _hash(seed, record.file, record.member, record.at)
@@ -175,23 +189,28 @@ class Inspection:
         return list(quarantine.read_excerpts(self.work, some))
 
     def search(self, text: str, number: int) -> Found:
-        """Search for a text at every stage, or in the token shards if the stages' files are gone.
+        """Search for a text in the documents of every stage.
+
+        If the stages' files do not exist, the corpus' decoded rows are searched instead.
 
         Args:
-            number: number of hits that are returned.
+            number: maximum number of hits that are returned.
         """
         if self.stages:
             return search_stages(self.work, self.stages, text, number)
         return search_tokens(self.corpus, text, number)
 
     def cuts(self, wanted: str | None = None) -> list[tuple[str, Cut]]:
-        """Return (stage, cut) for all cuts, sorted by stage, source, reason and frequency.
+        """Return (stage, cut) for each cut line or paragraph.
+
+        The list is sorted by stage, source, reason and number of documents.
 
         Args:
-            wanted: a stage, a source, or a part of the reason, such as a host; None for all cuts.
+            wanted: a stage, a source, or a part of a reason, such as a host. Only cuts with this
+                stage, source or reason are returned. None for all cuts.
 
         Raises:
-            UserError: nothing was cut for it.
+            UserError: nothing was cut for `wanted`, or the stages' files do not exist.
         """
         found = [(stage.name, cut) for stage in self._require_stages() for cut in stage.cuts()]
         found.sort(
@@ -204,12 +223,12 @@ class Inspection:
         ]
         if not chosen:
             reasons = ", ".join(sorted({cut.reason for _, cut in found}))
-            known = f"text was cut for {reasons}" if found else "no text was cut from any document"
+            known = f"choose one of {reasons}" if found else "no text was cut from any document"
             raise UserError(f"nothing was cut for '{wanted}'; {known}")
         return chosen
 
     def _text_before(self, stage: StageFolder, drop: Drop) -> str:
-        """Return the input text of a dropped document; "" for a record that reading dropped."""
+        """Return a dropped document's text before the stage; "" if reading dropped the record."""
         number = self.stages.index(stage)
         if number == 0:
             return ""
@@ -223,15 +242,15 @@ class Inspection:
         """Return the stages' folders. Raise UserError if there are none."""
         if not self.stages:
             raise UserError(
-                f"{self.work} does not exist; without the stages' files, only --tokens, --find "
-                "and --lengths can be shown"
+                f"{self.work} does not exist: views of named documents, --dropped and --cut need the "
+                "stages' files in it; use --find, --lengths, or --tokens without document ids"
             )
         return self.stages
 
     # --- tokens ----------------------------------------------------------------------------------
 
     def tokens(self, source: str, document_id: str) -> list[TokenView]:
-        """Return the rows of a document; some conversations have a row for each turn."""
+        """Return the rows of a document. A conversation may have a row for each turn."""
         column = self.corpus.manifest.mask_column
         tokenizer = Tokenizer.from_file(str(self.corpus.tokenizer_folder / "tokenizer.json"))
         views = []
@@ -249,7 +268,7 @@ class Inspection:
         return views
 
     def lengths(self) -> dict[str, NDArray[np.int64]]:
-        """Return the numbers of tokens of all rows, by source."""
+        """Return the number of tokens of each row, by source."""
         parts: dict[str, list[NDArray[np.int64]]] = {}
         for split in SPLITS:
             table = self.corpus.split(split).data
@@ -263,9 +282,13 @@ class Inspection:
 def split_into_pieces(
     tokenizer: Tokenizer, ids: list[int], mask: list[int]
 ) -> list[tuple[str, list[int], bool]]:
-    """Return the text of each token with its id, and whether it is a target.
+    """Divide a row into pieces, and return (text, token ids, whether they are targets) for each.
 
-    Tokens that are only parts of a letter are one piece together.
+    A piece is one token, or several tokens that encode one character together.
+
+    Args:
+        ids: token ids of the row.
+        mask: 1 for each token that is a target, else 0.
     """
     found: list[tuple[str, list[int], bool]] = []
     waiting: list[int] = []
@@ -280,7 +303,10 @@ def split_into_pieces(
 
 
 def bin_lengths(lengths: NDArray[np.int64]) -> list[tuple[int, int, int]]:
-    """Return a histogram as (first, last, count); each bin is twice as wide as the one before."""
+    """Return a histogram of lengths, as (lowest length, highest length, count) for each bin.
+
+    A bin is twice as wide as the bin before it.
+    """
     if not len(lengths):
         return []
     powers = np.floor(np.log2(np.maximum(lengths, 1))).astype(int)
@@ -290,7 +316,9 @@ def bin_lengths(lengths: NDArray[np.int64]) -> list[tuple[int, int, int]]:
 
 
 def draw_lengths(lengths: dict[str, NDArray[np.int64]], path: Path) -> Path:
-    """Draw the histogram of each source's lengths to a PNG or SVG file, by the path's suffix.
+    """Draw a histogram of each source's row lengths to `path`, and return the path.
+
+    The suffix of the path determines the format, such as PNG or SVG.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -299,7 +327,7 @@ def draw_lengths(lengths: dict[str, NDArray[np.int64]], path: Path) -> Path:
         import matplotlib
     except ImportError:
         raise UserError(
-            "--picture: matplotlib is not installed; pip install matplotlib, or use --lengths"
+            "--picture: matplotlib is not installed; run `pip install matplotlib`, or use --lengths"
         ) from None
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
@@ -323,7 +351,12 @@ def draw_lengths(lengths: dict[str, NDArray[np.int64]], path: Path) -> Path:
 
 
 def _compare(stage: str, before: Document | None, after: Document) -> View:
-    """Return the change of a stage; `before` is None for the read stage."""
+    """Return the change that a stage made to a document.
+
+    Args:
+        before: the document before the stage; None for stage read.
+        after: the document after the stage.
+    """
     text = _full_text(after)
     fields: dict[str, tuple[str, str]] = {}
     for name in FIELDS:
@@ -347,7 +380,7 @@ def _full_text(document: Document) -> str:
 
 
 def _rows(stage: StageFolder, document_id: str) -> Iterator[dict[str, str]]:
-    """Yield source and id of all documents of a stage with this id."""
+    """Yield the columns source and id of each of a stage's documents that has this id."""
     for shard in stage.shards():
         path = stage.part_path(shard)
         with explain_damage(path):
@@ -357,7 +390,7 @@ def _rows(stage: StageFolder, document_id: str) -> Iterator[dict[str, str]]:
 
 
 def _find_document(stage: StageFolder, source: str, document_id: str) -> Document | None:
-    """Return a document after a stage; None if the stage does not have it."""
+    """Return a document as a stage left it, or None if the stage did not keep it."""
     filters = [("id", "==", document_id), ("source", "==", source)]
     for shard in stage.shards():
         path = stage.part_path(shard)

@@ -1,8 +1,8 @@
 """py3langid's scores, computed for many texts at once. Used by stage language.
 
 py3langid runs its automaton over each text, byte by byte, in Python. Here numpy advances the
-automaton by one byte in all texts at once, which is about ten times as fast. The model is the same,
-and so are the scores except for their last digits, as py3langid sums in single precision.
+automaton by one byte in all texts at once, which is about ten times as fast. The model is the same.
+The scores differ in their last digits only, because py3langid sums in single precision.
 """
 
 from __future__ import annotations
@@ -13,25 +13,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-BATCH_SIZE = 2048  # texts in a batch for up to FEW_LANGUAGES: more take memory without being faster
-FEW_LANGUAGES = 8  # with more languages, batches are smaller in proportion, as their scores take memory
-FEW = 16  # texts up to which one after another is faster than in a batch
-_FEATURE_BITS = 17  # lower bits of a key of 32 bits, which hold the feature's index; above is the text's
+# Texts in a batch, for up to FEW_LANGUAGES languages. Larger batches need more memory and are not
+# faster. With more languages, batches are smaller in proportion, because the scores take memory.
+BATCH_SIZE = 2048
+FEW_LANGUAGES = 8
+FEW = 16  # up to this number of texts, one by one is faster than a batch
+# A key has 32 bits: the text's index in the upper bits, the feature's index in these lower bits.
+_FEATURE_BITS = 17
 
 
 class LanguageIdentifier:
     """py3langid's model, restricted to some languages.
 
     Args:
-        codes: py3langid's codes of the languages to choose from; empty for all.
+        codes: py3langid's codes of the languages; empty for all that it has.
 
     Attributes:
-        codes: these codes in the order of the scores.
+        codes: py3langid's code of each column of scores.
         original: py3langid's own identifier.
     """
 
     def __init__(self, codes: Sequence[str]) -> None:
-        # Loaded anew, as all code in the process shares py3langid's module-level model.
+        # The model is loaded again, because all code in the process shares py3langid's own object.
         from py3langid.langid import MODEL_FILE, RAW_FLOOR
         from py3langid.langid import LanguageIdentifier as Original
 
@@ -48,9 +51,9 @@ class LanguageIdentifier:
         assert len(self._likelihood) <= 2**_FEATURE_BITS
 
     def compute_scores(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Return log-posteriors up to a constant, of shape (texts, codes).
+        """Return an array of scores of shape (texts, codes).
 
-        A text's scores do not depend on the other texts.
+        A score is a log-posterior up to a constant. It does not depend on the other texts.
         """
         size = max(1, BATCH_SIZE * FEW_LANGUAGES // max(FEW_LANGUAGES, len(self.codes)))
         batches = [self._score_batch(texts[begin : begin + size]) for begin in range(0, len(texts), size)]
@@ -84,9 +87,9 @@ class LanguageIdentifier:
         return np.concatenate(keys)
 
     def _find_keys(self, texts: list[bytes]) -> NDArray[np.uint32]:
-        """Return a key for each occurrence of a feature: the text's index, then the feature's."""
+        """Return a key for each occurrence of a feature in a text; see `_FEATURE_BITS`."""
         lengths = np.array([len(text) for text in texts])
-        # Long texts come first, so that those with a byte left at a step are a prefix.
+        # Long texts come first. So the texts that have not ended at a step come before the others.
         order = np.argsort(-lengths, kind="stable")
         letters = np.zeros((lengths.max(), len(texts)), np.uint8)
         for column, text in enumerate(order.tolist()):

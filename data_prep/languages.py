@@ -1,7 +1,8 @@
 """Names of languages, and the codes that sources and py3langid use for them.
 
-Each line of the table is a language: its ISO 639-3 code, its English name, and its other codes (ISO
-639-1, ISO 639-2/B, and macrolanguages and variants that only sources or py3langid distinguish).
+Each line of the table has a language's ISO 639-3 code, its English name, and its other codes. The
+other codes are those of ISO 639-1 and ISO 639-2/B, and codes of macrolanguages and variants that
+sources or py3langid use.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Repair of UTF-8 decoded as Windows-1252 or Latin-1: `mÃ¥` is `må`. Used by stage normalise.
+"""Repair of UTF-8 text that was decoded as Windows-1252 or Latin-1, such as `mÃ¥` for `må`.
 
-A letter's bytes in UTF-8 become two or three characters, here a pair: `Ã¥`, `â€™`. Some pairs are
-correct text too: `IRMÃ»` ends a quotation in Portuguese, `Å²` is a unit; and a text may have broken
-letters beside correct ones. Each pair is therefore judged by its neighbours: surely broken, perhaps
-broken, or right. Pairs that are perhaps broken are repaired only if the text has a pair that is
-surely broken.
+By the wrong decoding, one character becomes two to four characters, such as `Ã¥` or `â€™`. Here
+they are called a pair. A pair may also be correct text: `IRMÃ»` ends a quotation in Portuguese, and
+`Å²` is a unit. A text may contain both. Therefore each pair is classified by the characters before
+and after it, as surely broken, perhaps broken, or right. Pairs that are perhaps broken are repaired
+only if the text has a pair that is surely broken. Stage normalise uses this module.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ _CONTINUATION = "[" + "".join(re.escape(sign) for sign, code in _BYTE_OF.items()
 PAIR = re.compile(
     f"[\u00c2-\u00df]{_CONTINUATION}|[\u00e2\u00ef]{_CONTINUATION}{{2}}|\u00f0{_CONTINUATION}{{3}}"
 )
-# Characters that often follow a letter in correct text; and those of them that do so between two
-# letters.
+# Characters that often follow a letter in correct text.
 _COMMON = frozenset("«»“”‘’–—…•‹›™°·§©®²³¹±½¼¾€´×\u00a0\u00ad")
+# Characters of _COMMON that often come between two letters.
 _BETWEEN_LETTERS = frozenset("’‘´·\u00a0\u00ad")
 _CLOSING = frozenset("»”’›…–—™€\u00a0\u00ad")
 _OPENING = frozenset("«“‘‹\"'(")
 _ENDS_PHRASE = frozenset(".,;:!?)%")
 _EXTENDED = frozenset("čČđĐŋŊšŠŧŦžŽœŒāĀēĒīĪōŌūŪąĄćĆęĘłŁńŃśŚźŹżŻěĚřŘůŮťŤďĎňŇőŐűŰğĞıİşŞŸ")
-_BEFORE_A_VERB = re.compile(r" [^\W\d_]{2}")  # å is a word of its own before an infinitive
+_BEFORE_A_VERB = re.compile(r" [^\W\d_]{2}")  # a space and a verb, after the infinitive marker å
 _SCRIPTS = ("ÐÑ", "ÎÏ", "ØÙÚÛ")  # first characters of broken letters of Cyrillic, Greek and Arabic
-_MIN_RUN = 3  # consecutive pairs of such a script, from which they are surely broken
+_MIN_RUN = 3  # at least this many adjacent pairs of one such script are surely broken
 
 
 class Judgement(IntEnum):
-    """Certainty that a pair of characters is one broken character."""
+    """The certainty that a pair is one character that was decoded wrongly."""
 
     RIGHT = 0
     PERHAPS = 1
@@ -45,10 +45,12 @@ class Judgement(IntEnum):
 
 @dataclass
 class _Pair:
-    """A pair of characters that may be one broken character.
+    """Two to four characters that may be one character that was decoded wrongly.
 
     Attributes:
-        original: the character that it was before it was decoded wrongly.
+        start, end: positions of the pair in the text.
+        characters: the pair.
+        original: the one character that the correct decoding gives.
     """
 
     start: int
@@ -61,8 +63,8 @@ def repair(text: str, verbatim: Sequence[tuple[int, int]] = ()) -> str:
     """Return `text` with broken pairs repaired.
 
     Args:
-        verbatim: spans of code, in order, whose pairs are not evidence that the text is broken:
-            code may be about such pairs.
+        verbatim: spans of code or URLs, in order. Pairs in them are not evidence that the text is
+            broken, because code may be about such pairs.
     """
     pairs = _find_pairs(text)
     if not pairs:
@@ -73,7 +75,7 @@ def repair(text: str, verbatim: Sequence[tuple[int, int]] = ()) -> str:
     if not any(judgement is Judgement.SURELY and is_prose for judgement, is_prose in evidence):
         return text
     pieces: list[str] = []
-    end = 0  # of the last repaired pair
+    end = 0  # end of the last repaired pair
     for pair, judgement in zip(pairs, judgements, strict=True):
         if judgement is not Judgement.RIGHT:
             pieces += [text[end : pair.start], pair.original]
@@ -86,14 +88,14 @@ def _find_pairs(text: str) -> list[_Pair]:
     for match in PAIR.finditer(text):
         original = bytes(_BYTE_OF[character] for character in match[0]).decode("utf-8", "ignore")
         if len(original) == 1:
-            if "\x80" <= original <= "\x9f":  # Windows-1252, read as Latin-1 before it was written as UTF-8
+            if "\x80" <= original <= "\x9f":  # Windows-1252, decoded as Latin-1 and encoded as UTF-8
                 original = original.encode("latin-1").decode("cp1252", "ignore") or original
             found.append(_Pair(match.start(), match.end(), match[0], original))
     return found
 
 
 def _are_outside(pairs: list[_Pair], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """Return for each pair whether it is outside all spans."""
+    """Return for each pair whether it starts outside all spans."""
     outside = []
     index = 0
     for pair in pairs:
@@ -129,14 +131,17 @@ def _judge(text: str, pairs: list[_Pair], number: int) -> Judgement:
 
 
 def _is_special(character: str) -> bool:
-    """Return whether this is a byte-order mark, U+FFFD, a ligature, or in a symbol font."""
+    """Return whether a character is a byte-order mark, U+FFFD, a ligature or from a symbol font."""
     if character in "\ufeff\ufffd":
         return True
     return "\ufb00" <= character <= "\ufb06" or "\uf000" <= character <= "\uf0ff"
 
 
 def _neighbours(text: str, pairs: list[_Pair], number: int) -> tuple[str, str]:
-    """Return the characters before and after a pair, repaired if they are pairs too."""
+    """Return the character before a pair and the character after it.
+
+    An adjacent pair counts as the one character that it would be repaired to.
+    """
     pair = pairs[number]
     before = text[pair.start - 1 : pair.start]
     after = text[pair.end : pair.end + 1]
@@ -148,7 +153,17 @@ def _neighbours(text: str, pairs: list[_Pair], number: int) -> tuple[str, str]:
 
 
 def _judge_letter(original: str, second: str, before: str, after: str, second_before: str) -> Judgement:
-    """Judge a pair with `Ã`: æ, ø, å, é …. It is right at the end of capitals: `MAÇÃ»`."""
+    """Classify a pair that begins with `Ã`, which may be a broken æ, ø, å or é.
+
+    At the end of a word in capitals, as in `MAÇÃ»`, it is right.
+
+    Args:
+        original: the character that the pair would be repaired to.
+        second: the pair's second character.
+        before: the character before the pair.
+        after: the character after the pair.
+        second_before: the character before `before`.
+    """
     is_odd = second not in _COMMON
     if before.islower():
         return Judgement.SURELY
@@ -167,7 +182,7 @@ def _judge_letter(original: str, second: str, before: str, after: str, second_be
 
 
 def _judge_symbol(original: str, second: str) -> Judgement:
-    """Judge a pair with `â`: quotation marks, dashes, arrows and other symbols."""
+    """Classify a pair that begins with `â`, which may be a broken quotation mark, dash or arrow."""
     if not ("\u2000" <= original < "\u2500" or "\u25a0" <= original < "\u2c00"):
         return Judgement.RIGHT
     if second == "€" or second not in _COMMON:
@@ -176,7 +191,11 @@ def _judge_symbol(original: str, second: str) -> Judgement:
 
 
 def _judge_sign(second: str, before: str) -> Judgement:
-    """Judge a pair with `Â`, which is its second character: `Â§` is `§`. `«Â»` is right."""
+    """Classify a pair that begins with `Â`.
+
+    If such a pair is broken, its second character is the original character: `Â§` is a broken `§`.
+    But `«Â»` is right.
+    """
     if before.islower() or before.isdigit() or before in _ENDS_PHRASE:
         return Judgement.SURELY
     if before in _OPENING and second in _CLOSING:
@@ -187,7 +206,10 @@ def _judge_sign(second: str, before: str) -> Judgement:
 
 
 def _judge_extended(original: str, second: str, before: str, after: str) -> Judgement:
-    """Judge a pair with `Ä` or `Å`: Sámi's č, đ, ŋ, š, ŧ, ž …. `«BLÅ»` and `Å²` are right."""
+    """Classify a pair that begins with `Ä` or `Å`, which may be a broken č, đ, ŋ, š, ŧ or ž.
+
+    Sámi has these letters. For example, the pairs in `«BLÅ»` and `Å²` are right.
+    """
     if original not in _EXTENDED:
         return Judgement.RIGHT
     if before.islower() and after.islower():
@@ -198,7 +220,7 @@ def _judge_extended(original: str, second: str, before: str, after: str) -> Judg
 
 
 def _is_in_run(pairs: list[_Pair], number: int) -> bool:
-    """Return whether a pair is in a run of adjacent pairs that are letters of one script."""
+    """Return whether a pair is among at least _MIN_RUN adjacent pairs of one script in _SCRIPTS."""
     script = next((leads for leads in _SCRIPTS if pairs[number].characters[0] in leads), "")
     if not script:
         return False

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 WORD = re.compile(r"\w+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: odd, with well mixed bits
-_MAX_CACHED = 200_000  # words whose hashes are cached: most words of a text are frequent ones
+_MAX_CACHED = 200_000  # words; the cache is cleared above this, and refilled by frequent words
 
 
 class _HashCache(dict[str, int]):
@@ -29,16 +29,19 @@ _cache = _HashCache()
 
 
 def word_hashes(words: Sequence[str]) -> NDArray[np.uint64]:
-    """Return a hash of 64 bits for each word, which is the same in every process."""
+    """Return a 64-bit hash of each word. A word has the same hash in every process."""
     if len(_cache) > _MAX_CACHED:
         _cache.clear()
     return np.fromiter(map(_cache.__getitem__, words), np.uint64, len(words))
 
 
 def ngram_hashes(hashes: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
-    """Return a hash of each sequence of `n` words, in the order of their first words.
+    """Return a 64-bit hash of each sequence of `n` consecutive words, in text order.
 
-    It is a polynomial of the words' hashes modulo 2^64, so it depends on the order of the words.
+    A hash depends on the order of the words in the sequence.
+
+    Args:
+        hashes: the hashes of a text's words.
     """
     count = len(hashes) - n + 1
     if count < 1:

@@ -1,10 +1,13 @@
 """Detection of languages other than Norwegian, Danish and Swedish. Used by stage language.
 
-"The six" are Bokmål, Nynorsk, Danish, Swedish, English and North Sámi. Another language is detected
-in three steps: by the script of the letters; by py3langid's scores for all its languages, if one
-scores clearly better than the six; and else by the lack of the six languages' small words. Names,
-addresses and codes are removed first (written_standard/names.py), as they keep their language in
-Norwegian text too.
+"The six" are Bokmål, Nynorsk, Danish, Swedish, English and North Sámi. Other languages are detected
+
+1. by the script of the letters;
+2. by py3langid's scores, if one of its other languages scores clearly higher than the six;
+3. by the lack of the six languages' small words.
+
+Before 2 and 3, names, addresses and codes are removed (written_standard/names.py), because a
+Norwegian text may contain names in other languages.
 """
 
 from __future__ import annotations
@@ -23,51 +26,56 @@ from data_prep.languages import ISO_639_3, UNDETERMINED
 from data_prep.written_standard.names import remove_codes, remove_names
 from data_prep.written_standard.table import load_shipped_table, words
 
-MAX_CHARACTERS = 600  # of a text, on which py3langid is run
+MAX_CHARACTERS = 600  # maximum length of the text that py3langid receives
 
-# Leads of py3langid's best other language over the best of the six, in nats a byte of running text.
-# From this lead on, the text is in the other language. In 60 languages, the articles of the
-# Universal Declaration of Human Rights (UDHR) have 0.27 (Low German) or more, 19 in 20 more than
-# 0.8. Norwegian, Danish, Swedish and North Sámi sentences have -0.36 or less, English -0.3 or less
-# (written_standard/README.md).
+# A text's lead is the score of py3langid's best other language minus the best score of the six, in
+# nats per byte. A text with at least MIN_LEAD is in the other language. The articles of the
+# Universal Declaration of Human Rights (UDHR) in 60 other languages have leads of at least 0.27 (Low
+# German); 19 in 20 have more than 0.8. Sentences in Norwegian, Danish, Swedish and North Sámi have
+# leads of at most -0.36, and sentences in English of at most -0.3 (written_standard/README.md).
 MIN_LEAD = 0.3
-# Between this lead and MIN_LEAD, the six languages' small words decide.
+# Between UNSURE_LEAD and MIN_LEAD, the six languages' small words decide.
 UNSURE_LEAD = -0.3
-# Below this lead, a text whose best language is a Scandinavian one surely is; South Sámi has more.
+# If a text's best language is Scandinavian and its lead is below this, it surely is Scandinavian.
+# The leads of South Sámi texts are higher.
 SURELY_SCANDINAVIAN = -0.7
-# Below this lead, a text whose best language is North Sámi surely is: so are 99% of North Sámi
-# sentences in Universal Dependencies (UD), but 30% of Lule Sámi ones and no Inari Sámi ones.
+# If a text's best language is North Sámi and its lead is below this, it surely is North Sámi. In
+# Universal Dependencies (UD), 99% of North Sámi sentences, 30% of Lule Sámi sentences and no Inari
+# Sámi sentence have a lead below this.
 _SURELY_NORTH_SAMI = -1.15
 
-# Leads of the best other language over the second best, in nats a byte, from which it is named;
-# languages that py3langid covers have 0.24 or more.
+# The best other language is named if its score exceeds that of the second best by at least this, in
+# nats per byte. For texts in languages that py3langid covers, the difference is at least 0.24.
 MIN_LEAD_OF_SECOND = 0.2
-MIN_LEAD_IN_SCRIPT = 0.1  # the same between the languages of one script other than Latin
+# The same limit, in nats per character, for two languages of a script other than Latin.
+MIN_LEAD_IN_SCRIPT = 0.1
 
-LETTERS_OF_SCRIPT = 15  # minimum of another script's letters
-MIN_WORDS = 6  # different words of running text; fewer are not enough to judge by
-MIN_LOWERCASE_WORDS = 3  # the same in a sentence of many capitals, if py3langid's lead is twice as great
+LETTERS_OF_SCRIPT = 15  # minimum of letters of another script
+MIN_WORDS = 6  # running text with fewer different words is too short
+# The same for the lower-case words of a sentence of mostly capitalized words. Its lead must be at
+# least twice MIN_LEAD.
+MIN_LOWERCASE_WORDS = 3
 MIN_WORDS_UNKNOWN = 12  # the same, if only the lack of small words indicates another language
-# Share of a text's words that are lower-case and not codes, from which it is running text: German
-# prose has half, tables and programs less than this.
+# A text is running text if at least this share of its words are lower-case and not codes. German
+# prose has a share of half; tables and programs have less than this.
 RUNNING_SHARE = 0.4
-# Shares of a text's longer words (counted once) whose first four letters begin words of the tables:
-# below the first, the words are unknown; from the second on, a text looks Norwegian (UDHR's
-# articles have 0.69, English and Swedish 0.3); from the third on, a text with half of KNOWN_SHARE
-# is surely not in another language.
-MIN_BEGINNINGS = 0.35
-NORWEGIAN_BEGINNINGS = 0.5
+# Limits on the share of a text's longer words whose first four letters are in the table of Bokmål and
+# Nynorsk. Each word is counted once. UDHR's articles have 0.69, English and Swedish text
+# has 0.3.
+MIN_BEGINNINGS = 0.35  # with a smaller share, the words are unknown
+NORWEGIAN_BEGINNINGS = 0.5  # a text with at least this share looks Norwegian
+# A text with at least this share is surely not in another language if it has half of KNOWN_SHARE.
 SURE_BEGINNINGS = 0.65
-SMALL_WORDS_SHARE = 0.08  # share of the six languages' small words, below which the language is unknown
-# Shares of a text's words from which it is surely not in another language: Norwegian small words,
-# and words of the table of Bokmål and Nynorsk.
+SMALL_WORDS_SHARE = 0.08  # with a smaller share of the six languages' small words, the words are unknown
+# A text is surely not in another language if at least KNOWN_SHARE of its words are Norwegian small
+# words, or FAMILIAR_SHARE are words of the table of Bokmål and Nynorsk.
 KNOWN_SHARE = 0.2
 FAMILIAR_SHARE = 0.5
 
 _SCANDINAVIAN = ("nob", "nno", "dan", "swe")
 _FAR = ("eng", "sme")
 
-# Small words of Norwegian that are rare or unknown in Dutch, German, French, Faroese and others.
+# Small words of Norwegian that are rare or absent in Dutch, German, French, Faroese and others.
 _NORWEGIAN_WORDS = """
     og ikke ikkje på av er som til med det å har skal vil eller ved fra frå også kan for eit dei
     vi du jeg eg han hun ho seg sin være vere var blir bli ble vart etter når dersom hvis denne
@@ -80,8 +88,8 @@ _OTHER_WORDS = """
 """
 _NORWEGIAN = frozenset(_NORWEGIAN_WORDS.split())
 _SIX = _NORWEGIAN.union(_OTHER_WORDS.split())
-# Small words that only one of these languages has, 15 to 25% of its running text. py3langid covers
-# only North Sámi and Finnish of them.
+# Small words that only one of these languages has. They are 15 to 25% of the words of its running
+# text. Of these languages, py3langid covers only North Sámi and Finnish.
 _MARKS = {
     "sme": (
         "leat go ii ahte gal lei mu nu dahje maid eai leamaš maiddái son mun don buot sii ledje lean "
@@ -100,8 +108,8 @@ _MARKS = {
     "fkv": ("oon ette kans het mie sie net tet tahi sitte kväänin ko jälkhiin saattaa niinko olheet"),
 }
 _MARKED = {word: code for code, text in _MARKS.items() for word in text.split()}
-_MARKED_SHARE = 0.06  # share of such words from which a text is in their language
-# Letters of languages near North Sámi and Finnish that these two do not have.
+_MARKED_SHARE = 0.06  # a text with at least this share of such words is in their language
+# Letters of languages that resemble North Sámi or Finnish. North Sámi and Finnish do not have them.
 _SPELLINGS = {
     "sms": re.compile(r"[ǩǧǥǯʹʼʒ]"),
     "smn": re.compile("â"),
@@ -109,15 +117,15 @@ _SPELLINGS = {
     "smj": re.compile("å"),
     "fkv": re.compile("[kpt]h[aeiouyäö]|đ"),
 }
-_SPELT_SHARE = 0.08  # share of words with such letters from which a text is in their language
-# By py3langid's language: languages that it takes for this one.
+_SPELT_SHARE = 0.08  # a text with at least this share of words with such letters is in their language
+# Languages that py3langid takes for another one, by the language that it returns.
 _NEAR = {"sme": ("sms", "smn", "sma", "smj"), "est": ("sms",), "fin": ("fkv",)}
 
 _LATIN = re.compile(r"[A-Za-zªºÀ-ÖØ-öø-ʸˠ-ˤḀ-ỿⱠ-ⱿꜢ-ꟿﬀ-ﬆＡ-Ｚａ-ｚ]")
 _OTHER_SCRIPT = re.compile(r"[^\W\d_A-Za-zªºÀ-ÖØ-öø-ʸˠ-ˤḀ-ỿⱠ-Ɀꜣ-ꟿﬀ-ﬆＡ-Ｚａ-ｚ]")
 _FOREIGN_LETTER = re.compile(r"[^\W\d_A-Za-zÆØÅæøåÉéÈèÊêÓóÒòÔôÄäÖöÜüÀà]")
-# Letters that Norwegian does not have, from which Norwegian small words prove nothing: Faroese has
-# them too.
+# A text with at least FOREIGN_LETTERS letters that Norwegian does not have may be in another
+# language even if it has many Norwegian small words, because Faroese has the same small words.
 FOREIGN_LETTERS = 3
 _SENTENCE = re.compile(r"\w[.!?:]$|[^\W\d_]{3}[.!?:] |,$")
 _SCRIPTS = {
@@ -181,14 +189,14 @@ _LANGUAGES_OF = {
     "Kana": "jpn",
     "Han": "zho",
 }
-# Letters of languages that py3langid takes for others: (script, letters, language).
+# (script, letters, language): letters of languages that py3langid takes for other languages.
 _LETTERS_OF = (
     ("Ethiopic", re.compile("[ኣኦሕዕሓኽኹቕኾ]"), "tir"),
     ("Arabic", re.compile("[ێۆڕڵ]"), "ckb"),
     ("Hebrew", re.compile("[װױײ]|אַ|אָ"), "yid"),
 )
-_MIN_LETTERS_SHARE = 0.02  # share of the script's letters that these must have
-# Languages that cannot be distinguished well, by ISO 639-3's code for all of them.
+_MIN_LETTERS_SHARE = 0.02  # minimum share of these letters among the text's letters of the script
+# Languages that are hard to distinguish, by the ISO 639-3 code of their group.
 _GROUPS = {"hbs": {"bos", "hrv", "srp"}, "msa": {"ind", "msa"}}
 
 
@@ -198,9 +206,9 @@ class Finding:
 
     Attributes:
         code: ISO 639-3 code, or `und` if the language is unknown.
-        detail: description of an unknown language, as "Cyrillic script".
-        is_certain: true if py3langid or the script shows another language; false if only the lack
-            of the six languages' small words does.
+        detail: description of an unknown language, such as "Cyrillic script".
+        is_certain: True if the script, the spelling or py3langid shows the language. False if the
+            text only lacks the six languages' small words.
     """
 
     code: str
@@ -209,7 +217,7 @@ class Finding:
 
 
 def is_surely_scandinavian(text: str) -> bool:
-    """Return whether enough words are Norwegian to rule out non-Scandinavian languages."""
+    """Return whether a text has enough Norwegian words to be surely Scandinavian."""
     head = text[: MAX_CHARACTERS // 2]
     if len(_FOREIGN_LETTER.findall(head)) >= FOREIGN_LETTERS:
         return False
@@ -223,15 +231,15 @@ def is_surely_scandinavian(text: str) -> bool:
 
 
 def looks_norwegian(text: str) -> bool:
-    """Return whether a text has Norwegian small words, or beginnings of Norwegian words."""
+    """Return whether many words of a text are Norwegian small words, or begin like Norwegian words."""
     found = words(text[:MAX_CHARACTERS])
     return is_surely_scandinavian(text) or _share_of_beginnings(found) >= NORWEGIAN_BEGINNINGS
 
 
 def find_other_languages(texts: Sequence[str]) -> list[Finding | None]:
-    """Return the language of each text that is not Scandinavian; None for any other text.
+    """Return the language of each text that is not Scandinavian, and None for the other texts.
 
-    Texts that are too short or not running text are None too.
+    Texts that are too short, or that are not running text, also get None.
     """
     findings: list[Finding | None] = [find_by_script(text) for text in texts]
     running: list[str] = []
@@ -249,9 +257,10 @@ def find_other_languages(texts: Sequence[str]) -> list[Finding | None]:
 
 
 def _find_in_capitals(texts: Sequence[str]) -> list[Finding | None]:
-    """Return the languages of sentences of mostly capitalized words, as in German.
+    """Return the language of each sentence that has many capitalized words, as in German.
 
-    The few other words of a sentence must be in the same language.
+    py3langid must find the same language for the sentence and for its lower-case words alone. Any
+    other text gets None.
     """
     findings: list[Finding | None] = [None] * len(texts)
     sentences = [
@@ -274,7 +283,7 @@ def _find_in_capitals(texts: Sequence[str]) -> list[Finding | None]:
 
 
 def find_by_script(text: str) -> Finding | None:
-    """Return the language of a text whose letters are mostly not Latin; None of any other."""
+    """Return the language of a text if most of its letters are not Latin, else None."""
     if text.isascii():
         return None
     others = _OTHER_SCRIPT.findall(text)
@@ -291,7 +300,11 @@ def find_by_script(text: str) -> Finding | None:
 
 
 def _find_in_script(text: str, script: str, num_letters: int) -> Finding:
-    """Return the language of a text by its script and its number of letters in it."""
+    """Return the language of a text in a script other than Latin.
+
+    Args:
+        num_letters: number of the text's letters in `script`.
+    """
     for letters_script, letters, code in _LETTERS_OF:
         if letters_script == script and len(letters.findall(text)) > _MIN_LETTERS_SHARE * num_letters:
             return Finding(code)
@@ -310,14 +323,15 @@ def _find_in_script(text: str, script: str, num_letters: int) -> Finding:
 
 @dataclass(frozen=True)
 class _Ranking:
-    """The best languages of a text by py3langid, with the six and the others ranked separately.
+    """The languages with py3langid's highest scores for a text, among the six and among the others.
 
     Attributes:
-        code, second: the best and second best of the other languages.
-        lead: of `code` over the best of the six, in nats.
-        lead_of_second: of `code` over `second`, in nats.
+        code: the best of the other languages.
+        second: the second best of the other languages.
+        lead: score of `code` minus the best score of the six, in nats.
+        lead_of_second: score of `code` minus the score of `second`, in nats.
         of_six: the score of each of the six.
-        is_language: true if py3langid takes the text for a natural language, not for code.
+        is_language: True if py3langid takes the text for a natural language, not for code.
     """
 
     code: str
@@ -355,7 +369,7 @@ def _rank_languages(texts: Sequence[str]) -> list[_Ranking]:
 
 
 def _find_by_ranking(text: str, ranking: _Ranking) -> Finding | None:
-    """Return the language of running text in Latin letters; None if it may be Scandinavian."""
+    """Return the language of running text in Latin letters, or None if it may be Scandinavian."""
     size = len(text.encode())
     of_six = ranking.of_six
     lead = ranking.lead / size
@@ -385,20 +399,28 @@ def _find_by_ranking(text: str, ranking: _Ranking) -> Finding | None:
 
 
 def _are_unknown(found: Sequence[str]) -> bool:
-    """Return whether few words are small words of the six, or have Norwegian beginnings."""
+    """Return whether few words are small words of the six, and few begin like Norwegian words."""
     if sum(map(_SIX.__contains__, found)) >= SMALL_WORDS_SHARE * len(found):
         return False
     return _share_of_beginnings(found) < MIN_BEGINNINGS
 
 
 def _share_of_beginnings(found: Sequence[str]) -> float:
-    """Return the share of the longer words, each counted once, with beginnings in the table."""
+    """Return the share of longer words whose first four letters are in the table.
+
+    The table is that of Bokmål and Nynorsk. Longer words have at least five letters, and each is
+    counted once.
+    """
     longer = {word for word in found if len(word) > 4}
     return sum(f"{word[:4]}-" in load_shipped_table().weights for word in longer) / max(1, len(longer))
 
 
 def _name_language(ranking: _Ranking, size: int) -> Finding:
-    """Return the best other language for `size` bytes, or `und` if the second is too near."""
+    """Return the best of the other languages, or `und` if the second best has nearly its score.
+
+    Args:
+        size: bytes of the text.
+    """
     if ranking.lead_of_second / size >= MIN_LEAD_OF_SECOND:
         return Finding(ranking.code)
     for code, members in _GROUPS.items():
@@ -412,10 +434,15 @@ def _count_marks(found: Sequence[str]) -> Counter[str]:
 
 
 def _find_near_language(found: Sequence[str], code: str) -> str:
-    """Return the words' language if py3langid does not cover it and takes it for `code`; else ""."""
+    """Return the language of words if it is South Sámi or a language of _NEAR, else "".
+
+    Args:
+        code: the language that py3langid finds. Of _NEAR, only languages that py3langid takes for
+            this one are returned.
+    """
     counts = _count_marks(found)
     near = _NEAR.get(code, ())
-    for candidate in ("sma", *near):  # South Sámi resembles no other language: py3langid guesses at random
+    for candidate in ("sma", *near):  # py3langid may take South Sámi for any language
         count = counts[candidate]
         has_marks = count > counts[code] and count >= max(2, _MARKED_SHARE * len(found))
         is_enough = candidate in near or count > 2
@@ -426,7 +453,7 @@ def _find_near_language(found: Sequence[str], code: str) -> str:
 
 
 def _running_text(text: str) -> str:
-    """Return the beginning of a text without names and codes; "" if it is not running text."""
+    """Return the beginning of a text without names and codes, or "" if it is not running text."""
     head = text[: 2 * MAX_CHARACTERS]
     tokens = head.split()
     if len(tokens) < MIN_WORDS:
@@ -439,7 +466,10 @@ def _running_text(text: str) -> str:
 
 
 def _score_languages(texts: Sequence[str]) -> NDArray[np.float64]:
-    """Return the best score of each language, of shape (texts, languages), by `_columns`."""
+    """Return an array of scores of shape (texts, languages), with the columns of `_columns`.
+
+    A language's score is the best of its variants in py3langid.
+    """
     scores = _all_languages().compute_scores(texts)
     codes = [ISO_639_3.get(code, "") for code in _all_languages().codes]
     best = []
@@ -451,11 +481,12 @@ def _score_languages(texts: Sequence[str]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class _Columns:
-    """Columns of `_score_languages`.
+    """The columns of the array that `_score_languages` returns.
 
     Attributes:
-        codes: the language of each column; "" for scores of code.
-        six, others: indices of the six languages, and of all others.
+        codes: the language of each column; "" for py3langid's classes of code.
+        six: indices of the columns of the six languages.
+        others: indices of the columns of all other languages.
     """
 
     codes: list[str]
@@ -478,9 +509,9 @@ def _all_languages() -> LanguageIdentifier:
 
 @cache
 def _familiar_words() -> frozenset[str]:
-    """Return Norwegian small words, and the words of 4 or more letters in the table.
+    """Return the Norwegian small words, and the table's words of at least four letters.
 
-    Shorter words of the table may be words of other languages by chance.
+    Shorter words of the table are left out because other languages may have them by chance.
     """
     longer = (word for word in load_shipped_table().weights if len(word) > 3 and "-" not in word)
     return frozenset(longer) | _NORWEGIAN

@@ -1,22 +1,23 @@
-"""Division of a text into passages and stretches, the units of language detection."""
+"""Division of a text into the units of language detection: passages and stretches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-# Characters of a stretch. Below 60, every tool is wrong in one text of six (sentences of UD
-# treebanks); at this length, this stage is wrong in one of a hundred.
+# Minimum characters of a stretch. For sentences of UD treebanks below 60 characters, every tool is
+# wrong in one of six. At this length, stage language is wrong in one of a hundred.
 STRETCH = 200
 MAX_STRETCH = 1500  # characters; longer stretches are divided at line ends
-PASSAGE = 60  # bytes of the shortest passage that may have a language of its own
-PARAGRAPH = 100  # bytes of a line that is a paragraph even without a blank line after it
+PASSAGE = 60  # bytes; shorter text is joined with the text below, unless that is a paragraph
+PARAGRAPH = 100  # bytes; a line of this size is a paragraph even if no blank line precedes it
 
 
 def split_into_passages(text: str) -> Iterator[str]:
-    """Yield the passages of a text, which may differ in language; joined, they are the text.
+    """Yield the passages of a text, which may differ in language.
 
-    They are paragraphs, or several short ones. Short lines are never joined with the paragraph
-    below, because it may be in another language.
+    A passage is a paragraph, or several short paragraphs in a row. Short lines are never joined
+    with the paragraph below, because it may be in another language. The passages together are the
+    text, followed by a line end.
     """
     piece = ""
     is_after_blank = True
@@ -36,7 +37,11 @@ def split_into_passages(text: str) -> Iterator[str]:
 
 
 def _is_paragraph(line: str, is_after_blank: bool) -> bool:
-    """Return whether a line begins a paragraph that is long enough to have its own language."""
+    """Return whether a line begins a paragraph that is long enough to have a language of its own.
+
+    Args:
+        is_after_blank: True if the line above is blank, or if there is none.
+    """
     size = len(line.encode())
     if size < PASSAGE:
         return False
@@ -45,9 +50,10 @@ def _is_paragraph(line: str, is_after_blank: bool) -> bool:
 
 
 def split_into_stretches(text: str) -> Iterator[str]:
-    """Yield the stretches of a text: paragraphs, or several short ones.
+    """Yield the stretches of a text.
 
-    Long paragraphs are divided at line ends. A short rest is joined with the last stretch.
+    A stretch is a paragraph, or several short paragraphs in a row. Long paragraphs are divided at
+    line ends. A short end of the text (under a third of STRETCH) is joined with the last stretch.
     """
     stretch = gathered = ""
     for line in text.split("\n"):

@@ -1,15 +1,16 @@
 """Preparation from raw text to a corpus folder. Read `prepare` first, then plan.py and execute.py.
 
-The work is a list of steps, and a step consists of independent tasks: reading some files, or
+The work is a list of steps. A step consists of independent tasks, such as reading some files or
 running a stage on a shard. `prepare` runs the tasks in processes of this machine. A scheduler can
-run them instead, one array a step, in order, on any machines that share the folder: `plan` writes
-the plan and returns the steps, and
+run them instead, on any machines that share the folder, with a job array for each step, one step
+after the other. `plan` writes the plan and returns the steps, and
 
     python -m data_prep.pipeline corpora/.NAME.stages STEP --task 3 --of 16
 
-runs the tasks 3, 19, 35 … of a step; `run_task` is the same as a function. A step that is a single
-task is run without --task. The corpus is the same, byte for byte, however the tasks are distributed
-and ordered. A task that was killed is run again and does the work that is missing.
+runs the tasks 3, 19, 35 … of a step. The function `run_task` does the same. A step with a single
+task is run without --task. The corpus is the same, byte for byte, however the tasks of a step are
+distributed and ordered. A task that was killed must be run again. It then does only the work that
+is missing.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Prepared:
     """The result of `prepare`.
 
     Attributes:
-        skipped: names of the stages that had no work to do.
+        skipped: names of the stages whose work was done before.
     """
 
     folder: Path
@@ -58,7 +59,8 @@ def prepare(config: PrepareConfig) -> Prepared:
     Raises:
         NotFoundError: a source's path does not exist or holds no file for its reader.
         OSError: the disk is full, or the folder is not writable; finished shards are kept.
-        UserError: a setting is wrong, another prepare is using the folder, or no document is left.
+        UserError: a setting or source is wrong, no document is left, a worker process was killed,
+            or another prepare is using the folder.
     """
     folder, work = _folders(config)
     worked: set[str] = set()
@@ -85,9 +87,12 @@ def plan(config: PrepareConfig) -> list[Step]:
     """Write the plan for a scheduler into `corpora/.NAME.stages`, and return the steps in order.
 
     Returns:
-        The steps; none if the corpus already exists with these inputs and settings.
+        The steps; an empty list if the corpus already exists with these inputs and settings.
 
-    Raises: as `prepare`.
+    Raises:
+        NotFoundError: a source's path does not exist or holds no file for its reader.
+        OSError: the disk is full, or the folder is not writable.
+        UserError: a setting or source is wrong, or another prepare is using the folder.
     """
     folder, work = _folders(config)
     with _explain_disk_errors(work), _exclusive_lock(work):
@@ -99,7 +104,10 @@ def plan(config: PrepareConfig) -> list[Step]:
 
 
 def run_task(work: str | Path, step: str, task: int = 0, of: int = 1) -> int:
-    """Do share number `task` (from 0) of the `of` shares of a step; shares may run in parallel.
+    """Run the tasks `task`, `task + of`, `task + 2 * of` … of a step.
+
+    Task numbers start at 0. By default, all tasks are run. Processes that call this with different
+    values of `task` may run at the same time.
 
     Args:
         work: `corpora/.NAME.stages`.
@@ -109,8 +117,8 @@ def run_task(work: str | Path, step: str, task: int = 0, of: int = 1) -> int:
 
     Raises:
         OSError: the disk is full, or the folder is not writable.
-        UserError: the step does not exist, an earlier step is not finished, or a `prepare` is
-            running.
+        UserError: the step does not exist, `task` is not between 0 and `of` - 1, an earlier step is
+            not finished, or a `prepare` is running.
     """
     work = Path(work).absolute()
     with _explain_disk_errors(work), _shared_lock(work):
@@ -119,7 +127,8 @@ def run_task(work: str | Path, step: str, task: int = 0, of: int = 1) -> int:
         if chosen is None or not 0 <= task < of:
             names = ", ".join(known.name for known in preparation.steps())
             raise UserError(
-                f"no task {task} of {of} in step '{step}'; tasks count from 0, and the steps are {names}"
+                f"no task {task} of {of} in step '{step}'; --task must be at least 0 and below --of, and "
+                f"the step one of {names}"
             )
         os.chdir(preparation.cwd)  # paths in the config are relative to this directory
         tasks = range(task, len(preparation.sizes(chosen)), of)
@@ -127,12 +136,12 @@ def run_task(work: str | Path, step: str, task: int = 0, of: int = 1) -> int:
 
 
 def run_step(work: str, step: str, number: int) -> bool:
-    """Do one task of a step. Return False if it was done before."""
+    """Do task `number` (from 0) of a step. Return False if it was done before."""
     return execute.run(Preparation.load(Path(work)), step, number)
 
 
 def _folders(config: PrepareConfig) -> tuple[Path, Path]:
-    """Return the folders of the corpus and of its stages.
+    """Return the corpus folder and the folder of its stages. Neither needs to exist.
 
     Raises:
         NotFoundError: the tokenizer or the chat template does not exist.
@@ -142,14 +151,16 @@ def _folders(config: PrepareConfig) -> tuple[Path, Path]:
     folder = Path(config.corpora_dir) / config.corpus.name
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
         raise UserError(
-            f"{folder} holds files that are not a corpus and would be replaced; "
+            f"{folder} holds files that are not a corpus, and prepare would replace them; "
             "choose another corpora_dir or name"
         )
     return folder, folder.with_name(f".{folder.name}.stages")
 
 
 def _check_inputs(corpus: CorpusConfig) -> None:
-    """Check early what a late step would reject only after an hour of work.
+    """Check the evaluation sets and the tokenizer before the first step.
+
+    The steps that use them would report an error only after an hour of work.
 
     Raises:
         UserError: an evaluation set cannot be read, or the tokenizer cannot be used.
@@ -164,7 +175,11 @@ def _check_inputs(corpus: CorpusConfig) -> None:
 
 @contextmanager
 def _exclusive_lock(work: Path) -> Iterator[None]:
-    """Hold the folder's lock, which keeps out any other prepare and the tasks of a scheduler."""
+    """Hold the lock of the stages' folder against any other `prepare` and tasks of a scheduler.
+
+    Raises:
+        UserError: another process holds the lock.
+    """
     work.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(work / "lock", timeout=0):
@@ -172,28 +187,38 @@ def _exclusive_lock(work: Path) -> Iterator[None]:
     except Timeout:
         folder = work.with_name(work.name.removeprefix(".").removesuffix(".stages"))
         raise UserError(
-            f"another `finetune prepare` is writing {folder}; wait for it, or choose another corpora_dir"
+            f"another `finetune prepare` is writing {folder}; wait until it ends, or choose another "
+            "corpora_dir"
         ) from None
 
 
 @contextmanager
 def _shared_lock(work: Path) -> Iterator[None]:
-    """Share the folder's lock with other tasks, but not with a `prepare`, which uses the same flock."""
+    """Hold the lock of the stages' folder against any `prepare`, which locks the same file.
+
+    Other tasks can hold the lock at the same time.
+
+    Raises:
+        UserError: a `prepare` holds the lock, or the folder has no plan.
+    """
     import fcntl
 
     if not (work / "plan.json").is_file():
-        raise UserError(f"{work} has no plan.json; `finetune prepare` writes it")
+        raise UserError(
+            f"{work} has no plan.json; give the folder .NAME.stages of a corpus, or run "
+            "`finetune prepare`, which writes the plan"
+        )
     with (work / "lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"a `finetune prepare` is running in {work} and does these tasks itself; wait for it"
+                f"{work}: a `finetune prepare` is running and does these tasks itself; wait until it ends"
             ) from None
         yield
 
 
-_FREE_SPACE = "free some space and run it again, and it resumes"
+_FREE_SPACE = "free some space and run the same command again, which resumes"
 _CHOOSE_WRITABLE = "choose a corpora_dir that is writable"
 _REMEDIES = {
     errno.ENOSPC: _FREE_SPACE,
@@ -207,9 +232,12 @@ _REMEDIES = {
 
 @contextmanager
 def _explain_disk_errors(work: Path) -> Iterator[None]:
-    """Re-raise errors of a full or read-only disk as one line with a remedy.
+    """Add a remedy to errors of a full or read-only disk, in a message of one line.
 
-    The text of an error is searched too, because Arrow's errors have no errno.
+    Errors are recognised by their errno or their text, because Arrow's errors have no errno.
+
+    Args:
+        work: the folder of the stages. Errors on files outside its parent folder are not changed.
     """
     try:
         yield
@@ -228,7 +256,8 @@ def _explain_disk_errors(work: Path) -> Iterator[None]:
 def main() -> None:
     """Run `python -m data_prep.pipeline FOLDER [STEP [--task I --of N]]`."""
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep.pipeline", description="Run a share of the tasks of a preparation's step."
+        prog="python -m data_prep.pipeline",
+        description="Run the tasks of one step of a preparation, or a share of them.",
     )
     parser.add_argument("folder", help="folder with the plan: corpora/.NAME.stages")
     parser.add_argument("step", nargs="?", help="name of the step; without it, the steps are listed")

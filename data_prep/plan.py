@@ -2,11 +2,11 @@
 
 Every process of a preparation loads the plan; execute.py does the work.
 
-The fingerprint of a shard of a stage is a hash of all that the shard depends on: the stage's
-version and settings, and the fingerprint of the stage's input. The input is the same shard of the
-stage before, back to the raw file, or all shards of the stage before if the stage judges by the
-whole corpus. A shard that is on disk with its fingerprint is not processed again. So a killed
-preparation resumes, and a changed setting repeats only the work that depends on it.
+A stage's shard has a fingerprint, a hash of all that the shard depends on: the stage's version and
+settings, and the fingerprint of the stage's input. The input is the same shard of the previous
+stage. For the first stage, it is raw files. For a stage that decides by the whole corpus, it is all
+shards of the previous stage. A shard that is on disk with its fingerprint is not processed again.
+So a killed preparation resumes, and a changed setting repeats only the work that depends on it.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ LAST_STEPS = ("tokenizer", "tokenise", "publish")
 READ_VERSION = 6
 # Settings of a source on which reading does not depend.
 _UNUSED_BY_READING = ("sha256", "mixture", "max_broken", "max_broken_share")
-# Small files are read together in one task until it reaches one of these.
+# A task reads small files together, up to one of these limits.
 TASK_BYTES = 4_000_000
 TASK_FILES = 2000
-# Raw text for each worker process; for less, starting a process takes longer than the work.
+# Raw bytes for each worker process. For fewer, starting the process takes longer than its work.
 BYTES_PER_WORKER = 4_000_000
 
 
@@ -52,8 +52,8 @@ class Step:
     """A step of a preparation.
 
     Attributes:
-        parallel: True if the step has many tasks, which may run at the same time; else it is one
-            task.
+        parallel: True if the step has many tasks, which may run at the same time; False if it has
+            one task.
     """
 
     name: str
@@ -85,7 +85,7 @@ class ReadTask:
 
 @dataclass(kw_only=True)
 class PlanFile:
-    """The content of plan.json: all that a task of a preparation needs.
+    """The content of plan.json, which every task of a preparation reads.
 
     Attributes:
         folder: the corpus folder.
@@ -113,7 +113,7 @@ class Shard:
 
 
 class Preparation:
-    """A plan, and the state of its work on disk.
+    """A plan of a preparation, and the state of its files on disk.
 
     Args:
         work: the folder of the stages, `.<corpus>.stages`.
@@ -153,11 +153,14 @@ class Preparation:
 
     @staticmethod
     def load(work: Path) -> Preparation:
-        """Load the plan of a stages' folder. Raise UserError if the folder has no plan.json."""
+        """Load the plan in the folder `work`. Raise UserError if the folder has no plan.json."""
         try:
             stat = (work / "plan.json").stat()
         except OSError:
-            raise UserError(f"{work} has no plan.json; `finetune prepare` writes it") from None
+            raise UserError(
+                f"{work} has no plan.json; give the folder .NAME.stages of a corpus, or run "
+                "`finetune prepare`, which writes the plan"
+            ) from None
         return _load_cached(work.absolute(), stat.st_mtime_ns, stat.st_size)
 
     # --- steps, settings and fingerprints --------------------------------------------------------
@@ -181,7 +184,7 @@ class Preparation:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The fingerprint of the corpus: of every raw file and setting."""
+        """The corpus' fingerprint, a hash of all raw files and of all settings that affect it."""
         stages = [(stage.name, stage.version, self.settings(stage)) for stage in TEXT_STAGES]
         tokens = Tokenise()
         return digest(
@@ -193,13 +196,13 @@ class Preparation:
         return as_settings(stage.settings(self.corpus))
 
     def default_workers(self) -> int:
-        """Return the number of worker processes: one for each core, fewer for a small corpus."""
+        """Return the default number of worker processes: one a core, fewer for a small corpus."""
         raw_bytes = sum(task.bytes for task in self.tasks)
         return min(len(os.sched_getaffinity(0)), 1 + raw_bytes // BYTES_PER_WORKER)
 
     @cached_property
     def source_settings(self) -> dict[str, dict[str, object]]:
-        """The settings of each source without its path, but with the digest of its raw files."""
+        """The settings of each source, with the digest of its raw files in place of its path."""
         settings: dict[str, dict[str, object]] = {}
         for name, source in self.corpus.sources.items():
             kept = {key: value for key, value in as_settings(source).items() if key != "path"}
@@ -215,7 +218,8 @@ class Preparation:
         """Return the shards of a stage, in order, with the fingerprints that they must have.
 
         Raises:
-            UserError: reading, which determines the shards, is not finished.
+            UserError: step read, which determines the shards, is not done. Or a source gave no
+                documents or too many broken records.
         """
         if stage not in self._shards:
             self._shards[stage] = self._read_shards() if stage == READ else self._stage_shards(stage)
@@ -226,7 +230,10 @@ class Preparation:
         for number in range(len(self.tasks)):
             names = self.shards_of_task(number)
             if names is None:
-                raise UserError(f"step read: task {number} is not done; run it first")
+                raise UserError(
+                    f"step read: task {number} is not done; run it first: "
+                    f"python -m data_prep.pipeline {self.work} {READ}"
+                )
             shards += [Shard(name, digest(self.task_fingerprint(number), name)) for name in names]
         self._check_sources(shards)
         return shards
@@ -234,7 +241,7 @@ class Preparation:
     def _check_sources(self, shards: list[Shard]) -> None:
         """Raise UserError if a source gave no documents or too many broken records.
 
-        The shards stay on disk, so that a higher limit does not cost reading them again.
+        The shards stay on disk, so that the source is not read again after its limit was raised.
         """
         folder = self.stage_folder(READ)
         shard_names = [shard.name for shard in shards]
@@ -260,7 +267,7 @@ class Preparation:
         return [Shard(shard.name, digest(fingerprint, shard.fingerprint, decision)) for shard in before]
 
     def stage_fingerprint(self, stage: str) -> str:
-        """Return the fingerprint of a text stage itself, without its input."""
+        """Return the fingerprint of a text stage's version and settings, without its input."""
         if stage not in self._stage_fingerprints:
             found = text_stage(stage)
             self._stage_fingerprints[stage] = digest(found.name, found.version, self.settings(found))
@@ -274,7 +281,7 @@ class Preparation:
         return self._decisions[stage]
 
     def collected_shard(self, stage: str, shard: Shard) -> Shard:
-        """Return name and fingerprint of the table that a stage collects from an input shard."""
+        """Return the name and fingerprint of the table that a stage collects from a shard."""
         return Shard(
             name=f"collected-{shard.name}",
             fingerprint=digest("collected", self.stage_fingerprint(stage), shard.fingerprint),
@@ -298,7 +305,10 @@ class Preparation:
         """Return the marker of a shard. Raise UserError if the shard is not done."""
         marker = self.stage_folder(stage).read_marker(shard.name, shard.fingerprint, verify=False)
         if marker is None:
-            raise UserError(f"step {stage}: shard {shard.name} is not done; run it first")
+            raise UserError(
+                f"step {stage}: shard {shard.name} is not done; run it first: "
+                f"python -m data_prep.pipeline {self.work} {stage}"
+            )
         return marker
 
     def documents(self, stage: str, columns: list[str] | None = None) -> Iterator[Document]:
@@ -306,18 +316,21 @@ class Preparation:
         return self.stage_folder(stage).documents([shard.name for shard in self.shards(stage)], columns)
 
     def stage_info(self, stage: str) -> StageInfo:
-        """Return the summary of the read stage or a text stage over all its shards."""
+        """Return the summary of stage read, or of a text stage, over all shards."""
         if stage == READ:
             return summarise_stage(READ, READ_VERSION, self.source_settings, self.markers(READ))
         found = text_stage(stage)
         return summarise_stage(found.name, found.version, self.settings(found), self.markers(stage))
 
     def stage_infos(self) -> list[StageInfo]:
-        """Return the summaries of the read stage and all text stages."""
+        """Return the summaries of stage read and of all text stages."""
         return [self.stage_info(stage) for stage in STAGES if stage != Tokenise.name]
 
     def prune(self) -> None:
-        """Delete temporary files, unknown stages' folders and, after reading, obsolete shards."""
+        """Delete temporary files and the folders of unknown stages.
+
+        If all read tasks are done, also delete shards that the plan does not have any more.
+        """
         known = {self.stage_folder(stage).path for stage in STAGES}
         for path in self.work.iterdir():
             if path.is_dir() and path.name[:1].isdigit() and path not in known:
@@ -331,7 +344,7 @@ class Preparation:
                 folder.keep_only(current)
 
     def task_fingerprint(self, number: int) -> str:
-        """Return the fingerprint of a read task: of all that its shards depend on."""
+        """Return the fingerprint of a read task, a hash of all that its shards depend on."""
         task = self.tasks[number]
         settings = dict(self.source_settings[task.source])
         for name in _UNUSED_BY_READING:
@@ -341,7 +354,7 @@ class Preparation:
         )
 
     def shards_of_task(self, number: int) -> list[str] | None:
-        """Return the names of the shards that a read task wrote; None before it is done."""
+        """Return the names of the shards that a read task wrote, or None if it is not done."""
         try:
             body = json.loads(self.task_file(number).read_text(encoding="utf-8"))
             if body["fingerprint"] != self.task_fingerprint(number):
@@ -356,7 +369,7 @@ class Preparation:
 
 
 def stage_before(stage: str) -> str:
-    """Return the stage whose documents are a stage's input."""
+    """Return the stage before `stage`, whose documents are its input."""
     number = STAGES.index(stage)
     assert number > 0, "no stage comes before reading"
     return STAGES[number - 1]
@@ -399,8 +412,9 @@ def require_documents(name: str, stages: list[StageInfo], first: Drop | None = N
     """Raise UserError if the stages left no document to train on.
 
     Args:
+        name: the corpus.
         stages: the summaries of all stages so far.
-        first: the first document that the last stage dropped.
+        first: the first document that the last of these stages dropped.
     """
     (split,) = (stage for stage in stages if stage.name == "split")
     has_training_documents = bool(split.counts.get("train"))
@@ -413,7 +427,7 @@ def require_documents(name: str, stages: list[StageInfo], first: Drop | None = N
         if first:
             remedy += f"; the first dropped document is {first.id}: {first.detail or first.reason}"
     elif has_training_documents:
-        remedy = "raise the mixture's weights"
+        remedy = "raise the weights in the sources' mixture"
     elif split.documents_out:
         remedy = "lower split.validation_share"
     else:
@@ -438,9 +452,14 @@ def _load_cached(work: Path, _changed: int, _size: int) -> Preparation:
 
 
 def _read_tasks(name: str, corpus: CorpusConfig) -> Iterator[ReadTask]:
-    """Yield a source's files grouped into tasks: large files alone, small files together.
+    """Yield the read tasks of a source.
 
-    The grouping depends on the files only.
+    A large file has a task of its own; small files share one. The division into tasks depends on
+    the files only.
+
+    Raises:
+        NotFoundError: the source's path does not exist or holds no file for its reader.
+        UserError: the reader does not have one of the source's options or fields.
     """
     source = corpus.sources[name]
     files = reading.files(source)

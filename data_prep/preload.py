@@ -1,4 +1,4 @@
-"""Imports and models of the worker processes, loaded once in the process that they are forked from.
+"""Imports and models of the worker processes, loaded once by the fork server that starts them.
 
 Nothing here may start a thread, because a forked process has none of its parent's threads.
 """
@@ -9,8 +9,8 @@ import importlib
 import data_prep.execute  # noqa: F401  # imports all stages
 from data_prep.stages.language import identifier
 
-# Optional packages: pyarrow imports pandas with its first array; the encoder imports gigatoken,
-# which imports awkward.
+# Optional packages. pyarrow imports pandas for its first array; the encoder imports gigatoken, and
+# gigatoken imports awkward.
 for name in ("pandas", "gigatoken", "awkward"):
     with contextlib.suppress(ImportError):
         importlib.import_module(name)

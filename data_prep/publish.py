@@ -1,7 +1,7 @@
 """The last step of a preparation: writing the corpus folder with its manifest and card.
 
-The rows of the tokenise stage are concatenated in order and divided into the corpus' own shards, so
-a corpus does not depend on where the shards of the stages end.
+The rows of stage tokenise are concatenated in order, then divided into shards of
+corpus.shard_tokens tokens. So a corpus does not depend on how the stages' documents are sharded.
 """
 
 from __future__ import annotations
@@ -41,13 +41,16 @@ logger = logging.getLogger(__name__)
 
 
 def load_if_current(folder: Path, fingerprint: str) -> Manifest | None:
-    """Return the manifest of the corpus on disk; None if its fingerprint or a checksum differs."""
+    """Return the manifest of the corpus in `folder`, or None if the corpus must be written (again).
+
+    None is returned if there is no intact corpus, or if it has another fingerprint.
+    """
     try:
         published = Corpus(folder)
         published.verify()
     except (FileNotFoundError, ValueError) as fault:
         if folder.exists():
-            logger.warning("preparing %s again: %s", folder, fault)
+            logger.warning("corpus %s is prepared again: %s", folder, fault)
         return None
     if published.manifest.fingerprint != fingerprint:
         return None
@@ -55,7 +58,7 @@ def load_if_current(folder: Path, fingerprint: str) -> Manifest | None:
 
 
 def publish(preparation: Preparation) -> bool:
-    """Write the corpus folder. Return False if it already exists with this fingerprint."""
+    """Write the corpus folder. Return False if the corpus already exists with this fingerprint."""
     folder = preparation.folder
     if load_if_current(folder, preparation.fingerprint) is not None:
         return False
@@ -120,14 +123,17 @@ def _assemble(preparation: Preparation, folder: Path) -> None:
 def _token_batches(
     preparation: Preparation, shard: Shard, marker: ShardMarker, split: str
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a shard in one split.
+    """Yield the rows of a shard that are in one split.
 
     Raises:
-        UserError: the file was changed after the tokenise step wrote it.
+        UserError: the file was changed after step tokenise wrote it.
     """
     path = preparation.stage_folder(TOKENISE.name).path / f"{split}-{shard.name}.arrow"
     if sha256_file(path) != marker.files[path.name]:
-        raise UserError(f"{path} was changed after it was written (checksum differs); run it again")
+        raise UserError(
+            f"{path} was changed after it was written (checksum differs); "
+            f"run `finetune prepare` or step {TOKENISE.name} again"
+        )
     yield from pa.ipc.open_stream(pa.memory_map(str(path)))
 
 
@@ -139,7 +145,12 @@ def _add_years(years: Years, batch: pa.RecordBatch, dates: _Dates) -> None:
 
 
 def _tokenizer_info(tokeniser: Tokeniser, stage: StageFolder, has_chats: bool) -> TokenizerInfo:
-    """Return the manifest's entry on the tokenizer; `has_chats` adds the end-of-turn token."""
+    """Return the manifest's entry on the tokenizer.
+
+    Args:
+        stage: the folder of stage tokenise.
+        has_chats: whether to add the end-of-turn token.
+    """
     info = TokenizerInfo(
         sha256=tokenizer_digest(tokeniser.folder),
         vocab_size=tokeniser.vocab_size,
@@ -154,7 +165,7 @@ def _tokenizer_info(tokeniser: Tokeniser, stage: StageFolder, has_chats: bool) -
 class _Dates:
     """The dates of a shard's documents in one split.
 
-    Ids need not be unique, so dates must be looked up row by row, in order.
+    Ids need not be unique. So `of_row` must be called once for each row, in the order of the rows.
     """
 
     def __init__(self, preparation: Preparation, shard: Shard, split: str) -> None:
@@ -165,10 +176,11 @@ class _Dates:
                 self._dates.setdefault(document.id, []).append(document.date)
 
     def of_row(self, name: str) -> str:
-        """Return the date of a row's document.
+        """Return the date of the document that a row belongs to.
 
-        The last row of a document has the document's id; earlier rows have the id with "#" and a
-        number.
+        Args:
+            name: the row's id. For a document's last row, it is the document's id. For earlier
+                rows, it is the document's id, "#" and a number.
         """
         if name not in self._dates:
             return self._dates.get(name.rpartition("#")[0], [""])[0]
@@ -179,7 +191,9 @@ class _Dates:
 def _mask_column(corpus: CorpusConfig, wanted: set[str]) -> str | None:
     """Return the name of the mask column, or None if every token is a target.
 
-    The column of conversations comes before that of prompts and completions.
+    Args:
+        wanted: the mask columns that documents of the corpus need. If there are two, the column of
+            conversations is returned, not that of prompts and completions.
     """
     if corpus.chat.targets == "everything":
         return None
@@ -187,7 +201,7 @@ def _mask_column(corpus: CorpusConfig, wanted: set[str]) -> str | None:
 
 
 def _fill_mask(batch: pa.RecordBatch) -> pa.ListArray:
-    """Return the masks of a batch, with ones for rows that have no mask."""
+    """Return a mask for each row of a batch; all ones for a row without a mask."""
     given = batch["mask"]
     lengths = pc.list_value_length(batch["input_ids"]).to_numpy()
     mask = np.ones(lengths.sum(), np.int8)
@@ -198,15 +212,15 @@ def _fill_mask(batch: pa.RecordBatch) -> pa.ListArray:
 
 
 class _TokenCounter:
-    """Counts of documents and tokens by source, split and language, and of the targets' tokens.
+    """Counts of documents and tokens by source, split and language, and frequencies of targets.
 
-    The frequencies give the loss of a unigram model. The first token of each row does not count as
-    a target, because training never predicts it.
+    From the frequencies, `validation_loss` computes the loss of a unigram model. The first token of
+    each row does not count as a target, because training never predicts it.
     """
 
     def __init__(self, preparation: Preparation, vocab_size: int) -> None:
         self.frequencies = {split: np.zeros(vocab_size, np.int64) for split in SPLITS}
-        # At most two groups of each source: enough to know whether all documents are one group.
+        # At most two groups of each source, which is enough to know whether it has only one.
         self._groups: dict[str, set[str]] = {name: set() for name in preparation.corpus.sources}
         self.sources = {
             name: SourceInfo(
@@ -240,16 +254,17 @@ class _TokenCounter:
                 self._groups[source].add(group)
 
     def finish(self, preparation: Preparation) -> dict[str, SourceInfo]:
-        """Return the manifest's entry on each source, after all rows were added."""
+        """Return the manifest's entry on each source. Call this after all rows were added."""
         _add_read_counts(preparation, self.sources)
         for name, info in self.sources.items():
             info.single_group = len(self._groups[name]) == 1
         return self.sources
 
     def validation_loss(self) -> float | None:
-        """Return the unigram loss on validation, in nats a token; None without validation tokens.
+        """Return the loss of a unigram model on the validation split, in nats a token.
 
-        It is the cross-entropy under the training split's frequencies, add-one smoothed (Laplace).
+        The model's probabilities are the frequencies of the training split's targets, add-one
+        smoothed (Laplace). The loss is None if validation has no targets.
         """
         train = self.frequencies["train"]
         validation = self.frequencies["validation"]
@@ -264,7 +279,7 @@ def _increase(counts: dict[str, int], key: str, number: int) -> None:
 
 
 def _add_read_counts(preparation: Preparation, sources: dict[str, SourceInfo]) -> None:
-    """Set the counts of documents and characters read, and of repeated ids, of each source."""
+    """Set each source's counts of documents read, of characters read, and of repeated ids."""
     shards: dict[str, list[Shard]] = {name: [] for name in sources}
     for shard in preparation.shards(READ):
         shards[preparation.tasks[int(shard.name.partition("-")[0])].source].append(shard)
@@ -278,7 +293,10 @@ def _add_read_counts(preparation: Preparation, sources: dict[str, SourceInfo]) -
 
 
 def _replace_folder(temporary: Path, folder: Path) -> None:
-    """Replace the corpus folder by a finished one; processes that mapped the old files keep them."""
+    """Replace the corpus folder by a finished one.
+
+    Processes that have mapped the old files can still read them.
+    """
     if folder.exists():
         old = folder.with_name(f".{folder.name.lstrip('.')}.old")
         shutil.rmtree(old, ignore_errors=True)

@@ -20,14 +20,24 @@ _AT = re.compile(r"(line|byte) (\d+)")
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A quarantined record and its raw text, or "" if the raw file is gone or cannot be read."""
+    """A quarantined record and an excerpt of its raw text.
+
+    Attributes:
+        raw: the excerpt; "" if the raw file does not exist any more or cannot be read.
+    """
 
     record: Broken
     raw: str
 
 
 def read_excerpts(work: Path, records: list[Broken]) -> Iterator[Quarantined]:
-    """Yield each record with its raw text. Each file is read once for all its records."""
+    """Yield each record with an excerpt of its raw text.
+
+    Each raw file is read once, for all its records; so the records come in groups by file.
+
+    Args:
+        work: the folder of the stages, with plan.json.
+    """
     paths = _raw_paths(work)
     by_file: dict[tuple[str, str], list[Broken]] = {}
     for record in records:
@@ -50,7 +60,7 @@ def count_by_source(stage: StageFolder) -> dict[str, int]:
 
 
 def _raw_paths(work: Path) -> dict[tuple[str, str], Path]:
-    """Return the path of each raw file by source and name, or nothing if there is no plan.json."""
+    """Return the path of each raw file by source and name; no paths if there is no plan.json."""
     try:
         preparation = Preparation.load(work)
     except ValueError:
@@ -63,9 +73,12 @@ def _raw_paths(work: Path) -> dict[tuple[str, str], Path]:
 
 
 def _read(path: Path, place: Place, wanted: list[Broken], work: Path) -> dict[tuple[str, str], str]:
-    """Return the text at the wanted places of a file, by member and place.
+    """Return an excerpt of a file at each wanted place, by archive member and place in the member.
 
-    The file is unpacked as its reader unpacks it.
+    The file is unpacked by the same functions as for its reader.
+
+    Args:
+        wanted: the file's quarantined records, whose excerpts are returned.
     """
     limits = Preparation.load(work).corpus.sources[place.source].limits
     members = {record.member for record in wanted}
@@ -76,12 +89,16 @@ def _read(path: Path, place: Place, wanted: list[Broken], work: Path) -> dict[tu
                 places = [record.at for record in wanted if record.member == member.place.member]
                 found.update({(member.place.member, at): text for at, text in _texts(member, places)})
     except (OSError, ValueError):
-        return found  # a file that cannot be unpacked gives no text
+        return found  # the excerpts that were read before the error
     return found
 
 
 def _texts(member: streams.Member, places: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield the text at each place of a member: a line, or the text from a byte on."""
+    """Yield (place, excerpt) for places in a member.
+
+    For a place "line N", the excerpt is the line. For a place "byte N", it starts at that byte. For
+    any other place, it is the beginning of the member.
+    """
     parsed = {at: _AT.fullmatch(at) for at in places}
     lines = {int(match[2]): at for at, match in parsed.items() if match and match[1] == "line"}
     offsets = sorted((int(match[2]), at) for at, match in parsed.items() if match and match[1] == "byte")

@@ -1,6 +1,6 @@
-"""The interface of the read step to data_prep.sources: a source's files, and their documents.
+"""Interface between step read and the readers in data_prep.sources.
 
-A document depends on its own file only, so different processes may read the files of a source in
+A document depends on its own file only. So different processes may read the files of a source, in
 any order and grouping.
 """
 
@@ -31,8 +31,11 @@ def files(source: SourceConfig) -> list[Path]:
 def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path]) -> Iterator[Document]:
     """Yield the documents of `paths`, which are some or all of `files(source)`.
 
-    The report counts `read_<name>`, `quarantined_<name>` and `files_without_documents_<name>`, and
-    lists the broken records in file order.
+    The broken records are added to the report in file order. So are the counts `read_<name>`,
+    `quarantined_<name>` and `files_without_documents_<name>`.
+
+    Args:
+        name: name of the source.
 
     Raises:
         UserError: there are more broken records than a report can hold (see Report.quarantine).
@@ -61,9 +64,11 @@ def check_source(
     """Check the result of reading all files of a source.
 
     Args:
-        num_read: documents of all files.
-        num_broken: broken records of all files.
-        first_drop: the first record that reading dropped, if it gave no document.
+        name: name of the source.
+        num_read: number of documents in all files.
+        num_broken: number of broken records in all files.
+        first_broken: the first broken record, if there is one.
+        first_drop: the first record that reading dropped, if no document was read.
 
     Raises:
         UserError: too many records are broken, or there are no documents.
@@ -82,7 +87,7 @@ def check_source(
         raise UserError(
             f"source {name}: {num_broken} of {num_records} records cannot be read, more than "
             f"max_broken_share {source.max_broken_share:g} allows; correct the source, or raise "
-            f"the share; the first broken record is {faults[0]}"
+            f"max_broken_share; the first broken record is {faults[0]}"
         )
 
 
@@ -92,7 +97,7 @@ def options_of(reader: str) -> Any:
 
 
 def fields_of(reader: str) -> tuple[str, ...]:
-    """Return a reader's field names, which the setting `fields` maps to keys of the records."""
+    """Return a reader's field names. The setting `fields` maps them to keys of the records."""
     names: tuple[str, ...] = getattr(_module(reader), "FIELDS", ())
     return names
 
@@ -102,10 +107,16 @@ def _module(reader: str) -> ModuleType:
 
 
 def _reader(source: SourceConfig) -> ModuleType:
-    """Return the reader's module, after checking the source's options and fields."""
+    """Check a source's options and fields, and return the module of its reader.
+
+    Raises:
+        UserError: the reader does not have one of the options or fields.
+    """
     options = options_of(source.reader)
     if source.options and options is None:
-        raise UserError(f"options.{next(iter(source.options))}: reader {source.reader} has no options")
+        raise UserError(
+            f"options.{next(iter(source.options))}: reader {source.reader} has no options; remove this one"
+        )
     if options is not None:
         claims.parse_options(source, options)
     known = fields_of(source.reader)

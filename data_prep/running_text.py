@@ -1,9 +1,9 @@
-"""Selection of a text's sentences, for the rules of stage quality about words.
+"""Selection of the sentences of a text. Stage quality applies its rules on words to them.
 
-Forms, laws, letters and documentation contain more than sentences: lines to fill in, merge fields,
-tables, addresses, examples of code. These do not make a document a bad one, so the rules are
-applied to its sentences only, if there are enough of them. Other texts (a table, a program, a list
-of addresses) are judged whole.
+Forms, laws, letters and documentation contain more than sentences: fill-in lines, merge fields,
+tables, addresses and examples of code. These do not make a document a bad one. Therefore the rules
+are applied to the sentences only, if the text has enough of them. They are applied to the whole
+text if it has fewer (a table, a program, a list of addresses).
 """
 
 from __future__ import annotations
@@ -11,24 +11,25 @@ from __future__ import annotations
 import re
 
 LONGEST_FIELD = 60  # characters between the braces of a merge field
-# Sentences are enough if they have at least so many words, and not fewer words than the lines of
-# code.
+# A text has enough sentences if they have at least MIN_WORDS words and MIN_FUNCTION_WORDS different
+# function words, and no fewer words than the lines of code.
 MIN_WORDS = 20
 MIN_FUNCTION_WORDS = 4
 
-# Dots, ellipses and lines to write on, or that lead to a page number.
+# Fill-in lines of dots, ellipses, dashes or underscores, and dots before a page number.
 _LEADER = re.compile(
     r"[.·_‥\u2024]{4,}|[…⋯]{2,}[.…]*|(?:[.…·_⋯][ \t]){3,}[.…·_⋯]?|-{5,}|_{2,}|[.]{3}(?=[ \t]*\d+$)",
     re.MULTILINE,
 )
-_NAME = rf"[^\W\d_][\w .:/-]{{0,{LONGEST_FIELD}}}"  # a field's name: words, also joined by dots
+# The name of a merge field: words and numbers, also joined by characters such as a dot.
+_NAME = rf"[^\W\d_][\w .:/-]{{0,{LONGEST_FIELD}}}"
 _HTML = (
     "a|abbr|article|aside|b|blockquote|body|br|button|code|dd|div|dl|dt|em|footer|form|h[1-6]|head|header"
     "|hr|html|i|img|input|label|li|link|main|meta|nav|ol|option|p|pre|script|section|select|small|span"
     "|strong|style|sub|sup|svg|table|tbody|td|textarea|th|thead|title|tr|u|ul|xml"
 )
-# Merge fields {felt}, {{ felt }}, ${felt}, {0}, <felt>, [felt], [ ] and %felt%, references [12] and
-# addresses <kari@example.no>; but not code such as y[i] = {x: 1}; or <div>.
+# Merge fields ({felt}, {{ felt }}, ${felt}, {0}, <felt>, [felt], [ ], %felt%), references such as
+# [12], and addresses such as <kari@example.no>. Code such as `y[i] = {x: 1};` or <div> does not match.
 _FIELD = re.compile(
     rf"(?<![=)\]])\$?\{{{{?[#/^]?[ ]?(?:{_NAME}|(?<![\w^_]\{{)\d{{1,2}})[ ]?"
     rf"(?:\\[^{{}}\n]{{0,60}})?\}}}}?(?![ ]*[\{{:;=])"
@@ -41,11 +42,15 @@ _ADDRESS = re.compile(r"(?:https?://|www\.)\S+|\b[\w.+-]+@[\w-]+\.[\w.-]+")
 _FENCE = re.compile(r"^[ \t]*(```|~~~).*?^[ \t]*\1[ \t]*$", re.MULTILINE | re.DOTALL)
 _CODE = '{}<>\\;=$^~`[]"'
 _IS_WORD = re.compile(r"[^\W\d_]{2,}")
-_LEADER_PARTS = ("..", "…", "__", ". .", "--", "··", "_ _")  # one of them is in any text that has a leader
+# Any text in which _LEADER matches contains one of these.
+_LEADER_PARTS = ("..", "…", "__", ". .", "--", "··", "_ _")
 
 
 def replace_blanks(text: str, field: str = "felt") -> str:
-    """Return a text without lines to write on, and with `field` for each merge field."""
+    """Remove fill-in lines from a text, and replace each merge field by `field`.
+
+    A Markdown link is replaced by its text.
+    """
     if any(part in text for part in _LEADER_PARTS):
         text = _LEADER.sub(" ", text)
     if any(sign in text for sign in "{[<%"):
@@ -62,7 +67,14 @@ def remove_code_blocks(text: str) -> str:
 
 
 def select_sentences(text: str, function_words: frozenset[str]) -> str:
-    """Return the sentences of a text without blanks; the whole text if they are too few."""
+    """Return the sentences of a text, without tables, code and addresses.
+
+    If there are too few (see MIN_WORDS), the whole text is returned.
+
+    Args:
+        text: a text that `replace_blanks` returned.
+        function_words: function words in lower case.
+    """
     kept = []
     num_code_words = 0
     for line in remove_code_blocks(text).split("\n"):
@@ -84,7 +96,11 @@ def select_sentences(text: str, function_words: frozenset[str]) -> str:
 
 
 def _is_row(line: str) -> bool:
-    """Return whether a line is a row of a table: fewer than half of its cells are words."""
+    """Return whether a line is a row of a table.
+
+    In such a line, fewer than half of the cells are words. If it has one or two cells, it contains
+    at least two "|".
+    """
     cells = line.replace("|", " ").split()
     if len(cells) < 3:
         return line.count("|") >= 2
@@ -92,6 +108,6 @@ def _is_row(line: str) -> bool:
 
 
 def _is_code(line: str) -> bool:
-    """Return whether a line is code or data: a program, JSON, XML, commands."""
+    """Return whether a line is code or data, such as a program, JSON, XML or commands."""
     signs = sum(map(line.count, _CODE))
     return signs >= 2 and signs > 0.08 * len(line)

@@ -1,6 +1,6 @@
 """Detection of a CSV file's column separator: a comma, semicolon (Excel's in Norway), tab or pipe.
 
-Used by reader table and for evaluation sets.
+Reader table and evaluation_sets.py use this module.
 """
 
 from __future__ import annotations
@@ -14,22 +14,30 @@ NO_SEPARATOR = "\x1f"  # for a table with one column, whose texts may contain al
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe", NO_SEPARATOR: "none"}
 EXCEL_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # a first line that Excel writes
 HEAD = 2**16  # bytes at a file's beginning that are examined
-WHOLE_BELOW = 4096  # fewer bytes than this are a whole file: the buffer of a longer one holds 8 KiB or more
+# If a stream's buffer holds fewer bytes, they are the whole file. For a longer file, it holds at
+# least 8 KiB.
+WHOLE_BELOW = 4096
 SAMPLE_LINES = 200
 
 
 def find_separator(head: bytes, is_whole: bool, usual: str = ",", needed: Sequence[str] = ()) -> str:
-    """Return the separator of the columns, judged by the first line and the records after it.
+    """Return the separator between the columns of a CSV file.
 
-    A separator that splits the first line into the needed columns wins; then the one that splits
-    most records into as many columns as the first line; then the one that splits the first line
-    into most columns. If none occurs in the first line, the table has one column, and NO_SEPARATOR
-    is returned.
+    A first line such as `sep=;` names the separator. Otherwise, the separators that occur in the
+    first line are compared by these criteria, in this order:
+
+    1. The first line has all needed columns.
+    2. Most records have as many columns as the first line.
+    3. The first line has most columns.
+    4. The separator is the usual one.
+
+    If no separator occurs in the first line, the table has one column, and NO_SEPARATOR is
+    returned.
 
     Args:
         head: the first bytes of the file.
-        is_whole: true if `head` is the whole file, so that its last line is complete.
-        usual: the separator that the file's suffix suggests, which breaks ties.
+        is_whole: True if `head` is the whole file, so that its last line is complete.
+        usual: the separator that the file's suffix suggests.
         needed: names of columns that the file must have.
     """
     text = head.removeprefix(codecs.BOM_UTF8).decode("utf-8", "cp1252")
@@ -50,7 +58,10 @@ def find_separator(head: bytes, is_whole: bool, usual: str = ",", needed: Sequen
 
 
 def _rows(lines: list[str], separator: str) -> tuple[list[str], list[list[str]]]:
-    """Return the first row and the other rows; both empty if this separator gives no CSV."""
+    """Return the first row, and a list of the other rows.
+
+    Both are empty if the lines are not valid CSV with this separator.
+    """
     try:
         rows = [row for row in csv.reader(lines, delimiter=separator) if row]
     except csv.Error:

@@ -7,21 +7,21 @@
       train/shard-00000.arrow …        Arrow IPC streams, for `datasets.Dataset.from_file`
       validation/shard-00000.arrow …
 
-A row is one document, or one turn of a conversation whose chat template rewrites earlier turns.
-Sequence length and packing are settings of training: one corpus serves every length. The columns
-are:
+A row is a document. It is one turn of a conversation if the chat template changes earlier turns. A
+corpus can be used with any sequence length, because sequence length and packing are settings of
+training. The columns are:
 
     id, source, license, language, group
         string
     input_ids
         list<int32>. Running text and plain completions end with the tokenizer's end-of-sequence
-        token, a conversation with the token with which its chat template ends a turn.
+        token. A conversation ends with the chat template's end-of-turn token.
     completion_mask or assistant_masks
-        list<int8>, as long as input_ids, 1 where a token is a target. Only in corpora in which some
-        documents are supervised in part. The name is TRL's: assistant_masks if a source has
-        conversations (`messages`), completion_mask if there are only instructions, or prompts with
-        completions. Every row of such a corpus has at least one target; in rows of running text,
-        all tokens are targets.
+        list<int8>, as long as input_ids, with 1 for each token that is a target. The column exists
+        only if some documents of the corpus are supervised in part. Its name is TRL's:
+        assistant_masks if a source has conversations (`messages`), completion_mask if there are
+        only instructions, or prompts with completions. Every row of such a corpus has at least one
+        target. In rows of running text, all tokens are targets.
 """
 
 from __future__ import annotations
@@ -54,18 +54,22 @@ TEXT_COLUMNS = ("id", "source", "license", "language", "group")
 
 
 class NoCorpusError(NotFoundError):
-    """A folder that was named as a corpus has no manifest."""
+    """The folder that the user named as a corpus has no manifest."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(
-            f"no corpus in {folder}: it has no {MANIFEST}; run `finetune prepare corpus=<name>` first"
+            f"no corpus in {folder}: the folder has no {MANIFEST}; run `finetune prepare corpus=<name>` first"
         )
         self.folder = folder
 
 
 @dataclass(kw_only=True)
 class ShardInfo:
-    """One file of a split; `file` is relative to the corpus folder."""
+    """The manifest's entry on a file of a split.
+
+    Attributes:
+        file: path relative to the corpus folder.
+    """
 
     file: str
     sha256: str
@@ -79,13 +83,14 @@ class SourceInfo:
     """The manifest's entry on a source.
 
     Attributes:
-        sha256: the digest of its raw files.
-        documents, tokens, supervised_tokens: counts by `<split>/<language>`; supervised tokens are
-            targets.
-        documents_read, characters_read: counts of all that was read, with the records that reading
-            dropped.
-        repeated_ids: number of documents whose id an earlier document of the source has.
-        single_group: True if all its documents are one group, which the split cannot divide.
+        sha256: the digest of the source's raw files.
+        documents, tokens, supervised_tokens: numbers by `<split>/<language>`. Supervised tokens are
+            those that are targets.
+        documents_read: number of documents read, with the records that reading dropped.
+        characters_read: number of characters read, with the records that reading dropped.
+        repeated_ids: number of documents with the id of an earlier document of the source.
+        single_group: True if all documents of the source are in one group. Such a source is wholly
+            in one split, because groups are not divided.
     """
 
     license: str
@@ -123,9 +128,9 @@ class StageInfo:
 
     Attributes:
         dropped: number of dropped documents by reason.
-        counts: other counts of the stage.
+        counts: other counts of the stage, by name.
         losses: text that was dropped or cut, by source and reason. Empty in corpora of earlier
-            versions, which did not count it.
+            versions, which did not record it.
     """
 
     name: str
@@ -153,8 +158,8 @@ class TokenizerInfo:
 
     Attributes:
         sha256: see `tokenizer_digest`.
-        end_of_turn, end_of_turn_id: the token with which answers in conversations end; None without
-            conversations.
+        end_of_turn, end_of_turn_id: the token with which answers in conversations end, and its id;
+            None without conversations.
         encoder: None in corpora of earlier versions, which did not record it.
     """
 
@@ -178,12 +183,12 @@ class Manifest:
     Nothing in it depends on the time or place of preparation, so equal input gives equal bytes.
 
     Attributes:
-        fingerprint: hash of every input and setting; `finetune prepare` does nothing while it is
+        fingerprint: hash of every input and setting. `finetune prepare` does nothing while it is
             unchanged.
         mask_column: the column that marks targets, or None if every token is a target.
-        unigram_loss: mean loss (nats a token) of a unigram model on validation, a baseline for any
-            model. Its probabilities are the frequencies of the training split's targets, add-one
-            smoothed. None without validation documents.
+        unigram_loss: mean loss, in nats per token, of a unigram model on the validation split. It
+            is a baseline for any model. The unigram model's probabilities are the frequencies of
+            the training split's targets, add-one smoothed. None without validation documents.
     """
 
     name: str
@@ -199,7 +204,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """The identity of the corpus, which changes with any byte of its files or its manifest."""
+        """The digest of the corpus. It changes with any byte of the corpus' files or manifest."""
         return _digest(self._body())
 
     def documents(self, split: str) -> int:
@@ -209,7 +214,7 @@ class Manifest:
         return sum(shard.tokens for shard in self.splits[split])
 
     def warnings(self) -> list[str]:
-        """Return a line for each questionable property of a source, with the setting to change."""
+        """Return a line for each questionable property of a source, with the remedy."""
         split = next((stage for stage in self.stages if stage.name == "split"), None)
         share = split.settings.get("validation_share") if split else None
         warnings: list[str] = []
@@ -220,7 +225,8 @@ class Manifest:
     def _body(self) -> dict[str, Any]:
         """Return the manifest as plain data.
 
-        Empty fields that later versions added are left out, so that old corpora keep their digests.
+        Fields that were added in later versions are left out if they are empty, so that old corpora
+        keep their digests.
         """
         body = asdict(self)
         body["tokenizer"] = {name: value for name, value in body["tokenizer"].items() if value is not None}
@@ -281,7 +287,12 @@ def _drop_empty(body: dict[str, object], *names: str) -> None:
 
 
 def _source_warnings(name: str, source: SourceInfo, validation_share: float | None) -> Iterator[str]:
-    """Yield the warnings on a source; with `validation_share` 0 it needs no validation split."""
+    """Yield the warnings on a source.
+
+    Args:
+        validation_share: the setting split.validation_share. If it is 0 or None, there is no
+            warning of missing validation documents.
+    """
     if source.repeated_ids:
         yield (
             f"source {name}: {source.repeated_ids:,} documents have an id that an earlier "
@@ -308,7 +319,7 @@ class Corpus:
 
     Raises:
         NotFoundError: there is no manifest in the folder.
-        UserError: the manifest is broken, or a shard is missing or has another size than in the
+        UserError: the manifest is broken, or a shard is missing or does not have the size in the
             manifest.
     """
 
@@ -323,7 +334,7 @@ class Corpus:
             if size != shard.bytes:
                 raise UserError(
                     f"shard {path} has {size} bytes instead of the {shard.bytes} in the manifest; "
-                    f"run `finetune prepare` again"
+                    "run `finetune prepare` again"
                 )
 
     @property
@@ -334,7 +345,7 @@ class Corpus:
         """Compare all shards and the tokenizer with the checksums in the manifest.
 
         Raises:
-            UserError: a shard or the tokenizer was changed after it was written.
+            UserError: a shard or the tokenizer does not have the checksum in the manifest.
         """
         for shard in self._shards():
             path = self.folder / shard.file
@@ -342,7 +353,8 @@ class Corpus:
                 raise UserError(f"shard {path} is corrupted (checksum differs); run `finetune prepare` again")
         if tokenizer_digest(self.tokenizer_folder) != self.manifest.tokenizer.sha256:
             raise UserError(
-                f"{self.tokenizer_folder} is not the tokenizer of these shards; run `finetune prepare` again"
+                f"{self.tokenizer_folder} is not the tokenizer that encoded the shards (checksum differs); "
+                "run `finetune prepare` again"
             )
 
     def split(self, name: str) -> Dataset:
@@ -367,10 +379,11 @@ class Corpus:
 
 
 class ShardWriter:
-    """A writer of one split of a corpus folder, in numbered shards.
+    """A writer of the numbered shards of one split in a corpus folder.
 
     Args:
-        shard_tokens: a shard is closed at the row with which it reaches this number of tokens.
+        shard_tokens: minimum number of tokens in a shard, except for the last one. A shard is
+            closed after the row with which it reaches this number.
     """
 
     def __init__(self, folder: Path, split: str, mask_column: str | None, shard_tokens: int) -> None:
@@ -384,8 +397,8 @@ class ShardWriter:
         self._stream: pa.RecordBatchStreamWriter | None = None
 
     def write(self, rows: pa.RecordBatch) -> None:
-        """Append rows, in the columns of `schema`."""
-        # Tokens up to each row's end.
+        """Append rows, which must have the columns of `schema`."""
+        # Number of tokens up to the end of each row.
         ends = np.cumsum(pc.list_value_length(rows["input_ids"]).to_numpy())
         begin = tokens = 0
         while begin < rows.num_rows:
@@ -422,7 +435,10 @@ class ShardWriter:
         return self.shards
 
     def _flush(self) -> None:
-        """Write the buffered rows as one batch, so that batches of any size give the same file."""
+        """Write the buffered rows as one batch.
+
+        Thus the file does not depend on the sizes of the batches that `write` receives.
+        """
         if not self._batches:
             return
         if self._stream is None:
@@ -440,7 +456,7 @@ class ShardWriter:
 
 @contextlib.contextmanager
 def explain_damage(path: Path) -> Iterator[None]:
-    """Raise UserError if Arrow cannot read a file that `prepare` wrote."""
+    """Raise UserError if Arrow fails in the block because the file at `path` is damaged."""
     try:
         yield
     except pa.ArrowInvalid as fault:

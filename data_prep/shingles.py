@@ -1,8 +1,8 @@
 """Sets of hashed word n-grams (shingles), for the comparison of documents in stage deduplicate.
 
-A word is a run of letters and digits, without regard to case; all other characters separate words.
-The hash of an n-gram has 32 bits, so two sets of a thousand n-grams share one by chance in one of
-four thousand cases.
+A word is a run of letters and digits, without regard to case. All other characters separate words.
+The hash of an n-gram has 32 bits. So the probability is about 1 in 4,000 that two sets of a
+thousand n-grams have a hash in common by chance.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-CHUNK = 2**20  # bytes hashed at a time
-# Frequent characters beyond ASCII that are not letters.
+CHUNK = 2**20  # bytes that are hashed at a time
+# Frequent characters outside ASCII that are not letters.
 _SEPARATORS = "«»„“”‘’‹›–—−…·•§\u00a0\u202f\u2009\u2028\u2029"
 # 2^64 / golden ratio, odd: Knuth's multiplicative hashing.
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
@@ -27,11 +27,12 @@ Numbers = NDArray[np.uint32]
 def ngrams(texts: list[str], n: int) -> tuple[Numbers, NDArray[np.int64], NDArray[np.int64]]:
     """Return the set of n-grams of each text, sorted.
 
-    A text with fewer than n words has one n-gram; a text without words has none.
+    A text with fewer than n words counts as one n-gram. A text without words has none.
 
     Returns:
-        The n-grams of all texts, concatenated; the index at which those of each text begin [texts +
-        1]; and the number of words of each text [texts].
+        A tuple of three arrays. The first has the hashes of the n-grams of all texts, concatenated.
+        The second has the index at which the n-grams of each text begin; its last value is the
+        number of all n-grams. The third has the number of words of each text.
     """
     raw = [_fold(text).encode() for text in texts]
     starts, hashes = _hash_words(b"\n".join(raw))
@@ -44,7 +45,7 @@ def ngrams(texts: list[str], n: int) -> tuple[Numbers, NDArray[np.int64], NDArra
     for place in range(1, n):
         combined = _mix(combined) + hashes[place : place + count]
     is_in_one_text = owner[:count] == owner[n - 1 :] if count else np.zeros(0, np.bool_)
-    # A key has the number of the text in its high bits and the hash of the n-gram in its low bits.
+    # A key has the index of the text in its high bits and the hash of the n-gram in its low bits.
     mixed = _mix(combined[is_in_one_text])
     keys = [(owner[:count][is_in_one_text] << np.uint64(32)) | (mixed >> np.uint64(32))]
     for text in np.flatnonzero((num_words > 0) & (num_words < n)):
@@ -52,7 +53,7 @@ def ngrams(texts: list[str], n: int) -> tuple[Numbers, NDArray[np.int64], NDArra
         for place in range(word_begins[text], word_begins[text + 1]):
             value = _mix(value + hashes[place])
         keys.append((np.uint64(text) << np.uint64(32)) | (value >> np.uint64(32)))
-    # np.unique uses hash tables, which takes five times as long.
+    # np.unique takes five times as long, because it uses hash tables.
     every = np.sort(np.concatenate(keys))
     distinct = every[np.diff(every, prepend=~every[:1]) != 0]
     begins = np.searchsorted(distinct, np.arange(len(texts) + 1, dtype=np.uint64) << np.uint64(32))
@@ -60,16 +61,13 @@ def ngrams(texts: list[str], n: int) -> tuple[Numbers, NDArray[np.int64], NDArra
 
 
 def jaccard(a: Numbers, b: Numbers) -> float:
-    """Return the Jaccard similarity of two sets: |intersection| / |union|.
-
-    It is 0 for two empty sets.
-    """
+    """Return the Jaccard similarity of two sets: |intersection| / |union|; 0 if both are empty."""
     shared = len(np.intersect1d(a, b, assume_unique=True))
     return shared / max(len(a) + len(b) - shared, 1)
 
 
 def _fold(text: str) -> str:
-    """Return a text in lower case, with spaces in place of separators beyond ASCII."""
+    """Return a text in lower case, with a space in place of each character of _SEPARATORS."""
     text = text.casefold()
     if text.isascii():
         return text
@@ -86,10 +84,10 @@ def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 @np.errstate(over="ignore")
 def _hash_words(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-    """Return the offsets at which words begin, and the words' hashes.
+    """Return the offset and the hash of each word.
 
-    A hash is a polynomial of the word's bytes: the difference of the running sums at both ends of
-    the word.
+    A word's hash is computed from a polynomial of its bytes. The polynomial is the difference
+    between the running sums at the word's end and at its beginning.
     """
     content = np.frombuffer(data, np.uint8)
     edges = np.flatnonzero(np.diff(_IS_WORD[content].view(np.int8), prepend=0, append=0))
@@ -114,7 +112,11 @@ def _hash_words(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
 @lru_cache(maxsize=2)
 @np.errstate(over="ignore")
 def _powers(length: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Return the powers of the multiplier, and of its inverse modulo 2^64."""
+    """Return the powers of the multiplier, and the powers of its inverse, modulo 2^64.
+
+    Args:
+        length: the highest exponent.
+    """
     powers, inverses = (
         np.multiply.accumulate(np.concatenate([np.ones(1, np.uint64), np.full(length, base, np.uint64)]))
         for base in (_MULTIPLIER, _INVERSE)

@@ -1,19 +1,20 @@
-"""The files of the stages on disk, shard by shard: kept documents, dropped documents and a marker.
+"""The files of the stages on disk. A shard has kept documents, dropped documents and a marker.
 
     .<corpus>.stages/
       plan.json                         the settings, and the raw files with their checksums
       0-read/
         task-00003.json                 the shards that the fourth read task wrote
-        quarantine-00003-000.parquet    records that cannot be read, with place and error; if any
+        quarantine-00003-000.parquet    broken records, with place and error; only if there are any
       1-normalise/
-        part-00003-000.parquet          documents that the stage kept; a shard's name has the number
-                                        of its read task and its number within that task
+        part-00003-000.parquet          documents that the stage kept; the shard's name consists of
+                                        the number of its read task and its number within that task
         drops-00003-000.parquet         documents that the stage dropped
-        cut-00003-000.parquet           lines and paragraphs cut from documents, with counts; if any
+        cut-00003-000.parquet           lines and paragraphs cut from documents, with counts; only
+                                        if there are any
         done-00003-000.json             the marker, written last: fingerprint, checksums, counts
       5-deduplicate/
-        collected-00003-000.parquet     data that a stage which judges by the whole corpus collected
-                                        from a shard; deleted after the decision
+        collected-00003-000.parquet     data of a shard, for a stage that decides by the whole
+                                        corpus; deleted after the decision
         decided.parquet                 the decision
 
 Each file is written under a temporary name and renamed, so it is complete or does not exist. A
@@ -54,7 +55,7 @@ from data_prep.document import (
 )
 from data_prep.shards import Loss, explain_damage, sha256_file
 
-# Documents of a shard that are held in memory: until one of these is reached.
+# Documents are held in memory until one of these limits is reached. Then they are written.
 BATCH_DOCUMENTS = 1000
 BATCH_CHARACTERS = 4_000_000
 _Record = TypeVar("_Record")
@@ -69,13 +70,13 @@ class ShardMarker:
     """The marker of a shard that is done.
 
     Attributes:
-        fingerprint: the fingerprint of input and settings.
+        fingerprint: the fingerprint of the shard's input and settings.
         files: SHA-256 of each file, by name.
         characters_out: characters of the documents that the stage kept.
         dropped, counts, losses: as in StageInfo.
-        masks: tokenise stage only: the mask columns that the documents need.
-        has_chats: tokenise stage only: a chat template rendered some of the documents.
-        seconds: duration of the work.
+        masks: the mask columns that the documents need; stage tokenise only.
+        has_chats: True if a chat template rendered some of the documents; stage tokenise only.
+        seconds: time that the stage took for the shard.
     """
 
     fingerprint: str
@@ -104,8 +105,8 @@ class StageFolder:
         """Yield the documents that the stage kept, in order.
 
         Args:
-            shards: names of the shards to read; all by default.
-            columns: fields to read; the others are left empty.
+            shards: names of the shards to read; by default, all that are done.
+            columns: fields to read; by default, all. Other fields are empty.
         """
         for shard in self.shards() if shards is None else shards:
             yield from read_documents(self.part_path(shard), columns)
@@ -134,7 +135,7 @@ class StageFolder:
         """Yield the quarantined records, in order.
 
         Args:
-            shards: names of the shards to read; all by default.
+            shards: names of the shards to read; by default, all that are done.
         """
         for shard in self.shards() if shards is None else shards:
             yield from _read_records(self.path / f"quarantine-{shard}.parquet", Broken)
@@ -150,14 +151,14 @@ class StageFolder:
         return list(found.values())
 
     def keep_only(self, shards: set[str]) -> None:
-        """Delete the files of all shards except these."""
+        """Delete the files of all shards whose names are not in `shards`."""
         for path in self.path.glob("*-*"):
             shard = _SHARD.search(path.stem)
             if shard and shard[0] not in shards:
                 path.unlink()
 
     def discard(self, shard: str) -> None:
-        """Delete the files of a shard, the marker first."""
+        """Delete the files of a shard, its marker before its documents."""
         for path in sorted(self.path.glob(f"*-{shard}.*")):
             path.unlink(missing_ok=True)
 
@@ -173,7 +174,7 @@ class StageFolder:
 
         Args:
             fingerprint: the fingerprint that the marker must have.
-            verify: compare the files with the checksums in the marker, too.
+            verify: whether the files must also have the checksums in the marker.
         """
         try:
             body = json.loads((self.path / f"done-{name}.json").read_text(encoding="utf-8"))
@@ -191,7 +192,12 @@ class StageFolder:
         return all(sha256_file(self.path / file) == sha256 for file, sha256 in files.items())
 
     def write_marker(self, name: str, fingerprint: str, files: list[str], **values: Any) -> ShardMarker:
-        """Write the marker of files that are already written."""
+        """Write the marker done-`name`.json.
+
+        Args:
+            files: names of the files, which are already written.
+            values: further attributes of the marker.
+        """
         checksums = {file: sha256_file(self.path / file) for file in files}
         marker = ShardMarker(fingerprint=fingerprint, files=checksums, **values)
         write_json(self.path / f"done-{name}.json", asdict(marker))
@@ -208,8 +214,9 @@ class StageFolder:
         """Write the documents of a shard, then its report and its marker.
 
         Args:
-            documents: the documents; to iterate over them fills the report.
-            input_marker: the marker of the same shard in the stage before.
+            documents: the documents. Iterating over them fills the report.
+            report: the report, which is complete after the last document.
+            input_marker: the marker of the same shard in the previous stage.
         """
         began = time.perf_counter()
         self.path.mkdir(parents=True, exist_ok=True)
@@ -231,8 +238,10 @@ class StageFolder:
         """Write the report and the marker of a shard whose documents are written.
 
         Args:
-            documents_in: documents of the input; by default, all documents that were kept or
-                dropped.
+            file: the closed file with the documents.
+            documents_in: number of documents in the input; by default, the number of documents kept
+                and dropped.
+            seconds: time that the stage took for the shard.
         """
         if documents_in is None:
             documents_in = file.written + len(report.drops)
@@ -279,7 +288,7 @@ class StageFolder:
 
 
 def _read_records(path: Path, kind: Callable[..., _Record]) -> list[_Record]:
-    """Return the rows of a Parquet file as dataclasses; none if the file does not exist."""
+    """Return the rows of a Parquet file as objects of `kind`, or [] if there is no file."""
     if not path.is_file():
         return []
     with explain_damage(path):
@@ -288,7 +297,7 @@ def _read_records(path: Path, kind: Callable[..., _Record]) -> list[_Record]:
 
 
 def sum_losses(report: Report) -> list[Loss]:
-    """Return the text that a stage dropped and cut, summed by source and reason."""
+    """Return the sums of what a stage dropped and cut, by source and reason."""
     found: dict[tuple[str, str], Loss] = {}
     entries: list[Drop | Shortened] = [*report.drops, *report.shortened]
     for entry in entries:
@@ -301,11 +310,11 @@ def sum_losses(report: Report) -> list[Loss]:
 
 
 class ShardFile:
-    """A Parquet file of documents that is being written in batches: see `open_shard_file`.
+    """A Parquet file to which documents are written in batches; see `open_shard_file`.
 
     Attributes:
-        written: number of documents in the file.
-        characters: characters of all documents added.
+        written: number of documents that are in the file.
+        characters: number of characters of all documents added, written or not.
     """
 
     def __init__(self, writer: pq.ParquetWriter) -> None:
@@ -332,7 +341,7 @@ class ShardFile:
 
 @contextmanager
 def open_shard_file(path: Path) -> Iterator[ShardFile]:
-    """Open a file for documents, which replaces `path` if the block succeeds."""
+    """Open a file for documents. It replaces `path` if the block succeeds."""
     with (
         replace_file(path) as temporary,
         pq.ParquetWriter(temporary, DOCUMENT_SCHEMA, compression="zstd") as writer,
@@ -343,10 +352,10 @@ def open_shard_file(path: Path) -> Iterator[ShardFile]:
 
 
 def read_documents(path: Path, columns: list[str] | None = None) -> Iterator[Document]:
-    """Yield the documents of a shard, reading one row group at a time.
+    """Yield the documents in a shard's file. One row group at a time is held in memory.
 
     Args:
-        columns: fields to read; the others are left empty.
+        columns: fields to read; by default, all. Other fields are empty.
     """
     with explain_damage(path):
         file = pq.ParquetFile(path)
@@ -376,10 +385,10 @@ def _to_table(documents: list[Document]) -> pa.Table:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path, which replaces `path` if the block succeeds.
+    """Yield a temporary path. Its file replaces `path` if the block succeeds.
 
-    Two processes may write the same file at the same time: each has its own temporary path, and
-    both write the same content.
+    Two processes may write `path` at the same time, because each has a temporary path of its own,
+    and both write the same content.
     """
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:

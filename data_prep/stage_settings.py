@@ -10,7 +10,7 @@ from data_prep.fields import all_among, at_least, between, one_of, setting
 from data_prep.user_error import UserError
 
 NAME = re.compile(r"\w[\w.-]*")
-# Languages that the language stage distinguishes well enough for their documents to be kept.
+# Languages of documents that can be kept. Stage language distinguishes only these well enough.
 LANGUAGES = ("nob", "nno", "dan", "swe", "eng", "sme")
 OTHER_PARTS = ("cut", "keep")
 OVERLAP_ACTIONS = ("drop", "cut")
@@ -86,10 +86,10 @@ class LanguageConfig:
 
 @dataclass(kw_only=True)
 class QualityConfig:
-    """Limits on documents of running text; a document outside one is dropped, and null switches a limit off.
-    Conversations, prompts and answers are not checked.
+    """Limits on documents of running text. A document outside a limit is dropped; null switches a
+    limit off. Conversations, prompts and answers are not checked.
 
-    data_prep/stages/quality.py names the rules and where each comes from.
+    data_prep/stages/quality.py describes the rules and their sources.
     """
 
     skip_readers: list[str] = setting(
@@ -210,7 +210,10 @@ class DecontaminateConfig:
             )
         bad = next((name for name in self.sets if not NAME.fullmatch(name)), None)
         if bad is not None:
-            raise UserError(f"decontaminate.sets has the name '{bad}'; use letters, digits, '-', '_' and '.'")
+            raise UserError(
+                f"decontaminate.sets has the name '{bad}'; use letters, digits, '-', '_' and '.', "
+                "and do not begin with '-' or '.'"
+            )
 
 
 @dataclass(kw_only=True)

@@ -1,4 +1,4 @@
-"""Progress of a preparation: a live line on a terminal, or a log line every 30 s without one."""
+"""Progress of a preparation: a live line on a terminal, or else a log line every 30 s."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TextColumn
 from rich.text import Text
 
-LOG_SECONDS = 30.0  # time between two log lines
-SLOWEST = 3  # number of steps that the last line lists
+LOG_SECONDS = 30.0  # minimum time between two log lines
+SLOWEST = 3  # number of slowest steps in the summary
 logger = logging.getLogger(__name__)
 
 
@@ -46,7 +46,7 @@ class StepProgress:
         self._handlers: list[logging.StreamHandler[TextIO]] = []
 
     def start(self) -> None:
-        """Show the live line, and make log handlers of standard error print above it."""
+        """Show the live line, and let log handlers of standard error print above it."""
         before = sys.stderr
         self._live.start()
         for handler in logging.getLogger().handlers:
@@ -72,7 +72,11 @@ class StepProgress:
             )
 
     def start_step(self, step: str, sizes: list[int]) -> None:
-        """Begin a step with tasks of these sizes."""
+        """Begin a step.
+
+        Args:
+            sizes: size of each task in bytes or characters.
+        """
         self._step = step
         self._tasks = len(sizes)
         self._done = 0
@@ -80,7 +84,7 @@ class StepProgress:
         self._live.reset(self._bar, total=sum(sizes), description=self._describe(), tasks=self._count())
 
     def advance(self, size: int) -> None:
-        """Count a task of this size as done."""
+        """Count a task as done, and its size as processed."""
         self._done += 1
         self._live.update(self._bar, advance=size, tasks=self._count())
         now = time.perf_counter()
@@ -89,7 +93,7 @@ class StepProgress:
             logger.info("%s: %s tasks, %.0f s", self._describe(), self._count(), now - self._began)
 
     def end_step(self, worked: bool) -> None:
-        """End a step; a step without work to do is left out of the summary."""
+        """End a step. The summary leaves out a step that had no work to do."""
         if worked:
             self._seconds[self._step] = time.perf_counter() - self._step_began
 
@@ -102,7 +106,7 @@ class StepProgress:
 
 
 class _Rate(TextColumn):
-    """Column with megabytes (of raw files) or million characters a second."""
+    """Column with the speed: megabytes of raw files, or million characters, per second."""
 
     def __init__(self) -> None:
         super().__init__("")

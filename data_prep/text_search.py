@@ -1,7 +1,7 @@
 """Search for a text in the documents of a corpus at every stage, for `finetune inspect --find`.
 
-Documents are read in batches. In memory are only the first hits, and a hash of each further
-document with a hit.
+Documents are read in batches. Only the first hits are held in memory. Of any other document that
+contains the text, only a hash of its id is.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ class Hit:
     """A document that contains the text.
 
     Attributes:
-        stages: the stages after which it contains the text; "tokenise (<split>)" for token shards.
-        before, match, after: the match after the first of these stages, with its context.
-        drop: the stage that dropped the document, and the drop; None if it was kept.
-        cut_by: the stage that removed the text from a document that was kept; "" if none did.
+        stages: the stages after which the document contains the text; ["tokenise (<split>)"] if the
+            token shards were searched.
+        before, match, after: the first match in the document as the first of these stages left it,
+            and the text before and after the match.
+        drop: (stage that dropped the document, drop); None if the document was kept.
+        cut_by: the stage that removed the text but kept the document; "" if there is none.
     """
 
     source: str
@@ -63,9 +65,9 @@ class Found:
 
 
 def compile_pattern(text: str) -> re.Pattern[str]:
-    """Return a pattern that finds a text in any case, with any white space between its words.
+    """Return a pattern that matches a text in any case, with any white space between its words.
 
-    The text that is searched must be in NFC, as the pattern is.
+    The pattern is in NFC, so it must be applied to text in NFC.
 
     Raises:
         UserError: the text is empty.
@@ -81,7 +83,10 @@ def search_stages(work: Path, stages: list[StageFolder], text: str, max_hits: in
 
     Args:
         work: the folder of the stages.
-        max_hits: number of hits that are returned.
+        max_hits: maximum number of hits that are returned.
+
+    Raises:
+        UserError: the text is empty.
     """
     pattern = compile_pattern(text)
     hits: dict[tuple[str, str], Hit] = {}
@@ -108,7 +113,14 @@ def search_stages(work: Path, stages: list[StageFolder], text: str, max_hits: in
 
 
 def search_tokens(corpus: Corpus, text: str, max_hits: int) -> Found:
-    """Search the decoded rows of a corpus whose stages' files were deleted."""
+    """Search the decoded rows of a corpus, for a corpus whose stages' files were deleted.
+
+    Args:
+        max_hits: maximum number of hits that are returned.
+
+    Raises:
+        UserError: the text is empty.
+    """
     pattern = compile_pattern(text)
     found = Found()
     tokenizer = Tokenizer.from_file(str(corpus.tokenizer_folder / "tokenizer.json"))
@@ -152,7 +164,11 @@ def _excerpt(text: str, match: re.Match[str]) -> tuple[str, str, str]:
 
 
 def _add_fates(stages: list[StageFolder], hits: dict[tuple[str, str], Hit]) -> None:
-    """Set in each hit the stage that dropped the document or removed the text from it."""
+    """Set `drop` and `cut_by` of each hit.
+
+    Args:
+        hits: the hits by (source, id) of the document.
+    """
     for stage in stages:
         for drop in stage.drops():
             hit = hits.get((drop.source, drop.id))

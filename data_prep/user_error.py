@@ -1,8 +1,8 @@
-"""Errors that the user can correct, for both packages.
+"""Errors that the user can correct, for the packages data_prep and finetune.
 
-Each has a one-line message that names the setting or file, the problem and the remedy. The command
-line prints that line, and a rank records it. Any other exception is a bug in this code and keeps
-its traceback. Imports the standard library only.
+The message is one line, which names the setting or file, the problem and the remedy. The command
+line prints that line, and a rank of a training records it. Any other exception is a bug in this
+code, and its traceback is printed. This module imports the standard library only.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ class UserError(ValueError):
 
 
 class NotFoundError(UserError, FileNotFoundError):
-    """A run, model, corpus or file that the user named and that does not exist."""
+    """A run, model, corpus or file that the user named does not exist, or is incomplete."""
 
 
-# Errors of the standard library that a malformed or damaged file raises.
+# Errors that the standard library raises for a malformed or damaged file.
 DAMAGED_FILE = (json.JSONDecodeError, UnicodeDecodeError)
 
 
 def is_refused_config(fault: BaseException) -> bool:
-    """Return whether an error is one of transformers' own, for a model's config that it rejects."""
+    """Return whether transformers raised an error because it rejects a model's config."""
     return type(fault).__name__.startswith("StrictDataclass")

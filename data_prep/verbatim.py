@@ -1,4 +1,4 @@
-"""Detection of code and URLs in a text, which stage normalise does not change."""
+"""Detection of code and URLs in a text. Stage normalise does not change them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ Span = tuple[int, int]
 
 _OPENING = re.compile(r"(?<!\w)`+|://|www\.")
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{1,20}\Z")
-# A code span on one line, which closes with as many backticks as it opens with; a URL up to its end
-# in prose.
+# A code span is on one line, and closes with as many backticks as it opens with.
 _CODE = re.compile(r"(`{1,20}+)(?!`)[^\n]{1,2000}?(?<!`)\1(?!`)")
+# The rest of a URL, up to white space or a quotation mark.
 _URL = re.compile(r"(?:(?!&(?:[lg]t|quot|nbsp|[rl]aquo|[rl]dquo);)[^\s<>\"«»“”`]){1,4000}")
-_NOT_IN_URL = ".,;:!?)]}'’…*_\u00ad\u200b\u2060\ufeff"  # characters that do not end a URL
+_NOT_IN_URL = ".,;:!?)]}'’…*_\u00ad\u200b\u2060\ufeff"  # a URL does not end in these characters
 _FENCE = re.compile(r"[ \t]*(`{3,}(?![^\n]*`)|~{3,})")
 _INDENTED = re.compile(r"(?: {4}|\t)[ \t]*\S")
 _CODE_SIGN = re.compile(r"[{}<>\\]|&#?\w+;|\s[=:!+*-]?=\s|\w\(\S*\)|\)\s*;$|^\s*(?:[$#>]\s|//|/\*|\w+=\S)")
@@ -23,7 +23,7 @@ _INLINE_SIGNS = ("`", "://", "www.")
 
 
 def find_spans(text: str) -> list[Span]:
-    """Return the spans of `text` that are fenced or indented code, code spans or URLs, in order."""
+    """Return the spans of code (fenced, indented or in backticks) and URLs in `text`, in order."""
     has_inline = any(sign in text for sign in _INLINE_SIGNS)
     has_blocks = text.startswith(("    ", "\t")) or any(sign in text for sign in _BLOCK_SIGNS)
     blocks = list(_iter_blocks(text)) if has_blocks else []
@@ -39,7 +39,11 @@ def find_spans(text: str) -> list[Span]:
 
 
 def split(text: str) -> list[str]:
-    """Return `text` in alternating pieces: running text, code or a URL, running text …."""
+    """Divide `text` into pieces.
+
+    Pieces with even indices are running text, which may be empty. Pieces with odd indices are code
+    or URLs.
+    """
     found = find_spans(text)
     if not found:
         return [text]
@@ -49,7 +53,7 @@ def split(text: str) -> list[str]:
 
 def _iter_inline(text: str, start: int, end: int) -> Iterator[Span]:
     """Yield the code spans and URLs between two positions."""
-    last_end = start  # of the last span
+    last_end = start  # end of the last span
     while opening := _OPENING.search(text, start, end):
         start = opening.end()
         find = _find_code if opening[0][0] == "`" else _find_url
@@ -90,7 +94,7 @@ def _iter_blocks(text: str) -> Iterator[Span]:
     starts = [0]
     for line in lines:
         starts.append(starts[-1] + len(line) + 1)
-    may_tildes_close = True  # false once a fence of tildes is unclosed: all later ones are too
+    may_tildes_close = True  # False after an unclosed fence of tildes, as no later one is closed
     number = 0
     while number < len(lines):
         end = number
@@ -108,7 +112,12 @@ def _iter_blocks(text: str) -> Iterator[Span]:
 def _end_of_fence(lines: list[str], first: int, mark: str) -> int:
     """Return the index of the line after a fenced block.
 
-    If the fence never closes, that is the end of the text for backticks, and `first` for tildes.
+    If the block is never closed, return the number of lines for a fence of backticks, and `first`
+    for a fence of tildes.
+
+    Args:
+        first: index of the line with the opening fence.
+        mark: the opening fence, such as "```".
     """
     for number in range(first + 1, len(lines)):
         line = lines[number].strip()
@@ -118,7 +127,11 @@ def _end_of_fence(lines: list[str], first: int, mark: str) -> int:
 
 
 def _end_of_indented(lines: list[str], first: int) -> int:
-    """Return the index of the line after an indented paragraph; `first` if it is not code."""
+    """Return the index of the line after an indented paragraph, or `first` if it is not code.
+
+    Args:
+        first: index of the paragraph's first line.
+    """
     end = first
     while end < len(lines) and lines[end].strip():
         if not _INDENTED.match(lines[end]):

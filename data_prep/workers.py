@@ -24,10 +24,10 @@ JOIN_SECONDS = 5.0  # time for a process to exit after SIGTERM
 class Workers:
     """A pool of worker processes with a progress line.
 
-    The processes start with the first step that has more than one task.
+    The processes start at the first step that has more than one task.
 
     Args:
-        number: number of processes; with 1, tasks run in this process.
+        number: number of processes. With 1, tasks run in this process.
         steps: names of all steps that will be run, for the progress line.
     """
 
@@ -47,28 +47,30 @@ class Workers:
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._pool is not None:
-            # After an error, running tasks are killed: files are renamed when complete, so none is
-            # left half written, and the next run repeats the tasks.
+            # After an error, running tasks are killed, and the next run repeats them. A file gets
+            # its final name only when it is complete, so no partly written file is left.
             if fault is not None:
                 for process in list(self._pool._processes.values()):
                     process.terminate()
             self._pool.shutdown(wait=True, cancel_futures=True)
-        # A killed process may hold the queue's lock.
+        # After an error, stopping the listener could hang, because a killed process may hold the
+        # lock of its queue.
         if self._listener is not None and fault is None:
             self._listener.stop()
         self._progress.stop(completed=fault is None)
 
     def run(self, step: str, work: Callable[..., bool], arguments: tuple[str, ...], sizes: list[int]) -> bool:
-        """Call `work(*arguments, number)` for the number of each task.
+        """Call `work(*arguments, number)` for each task number of a step.
 
         Args:
-            sizes: size of each task in bytes or characters, for the progress line.
+            sizes: size of each task in bytes or characters, for the progress line. Tasks are
+                numbered from 0 to len(sizes) - 1.
 
         Returns:
             True if any call returned True.
 
         Raises:
-            UserError: a process was killed, for example because memory ran out.
+            UserError: a worker process was killed or ended, for example because memory ran out.
         """
         self._progress.start_step(step, sizes)
         worked = False
@@ -84,15 +86,18 @@ class Workers:
                     self._progress.advance(futures[future])
             except BrokenProcessPool:
                 raise UserError(
-                    f"step {step}: a process {self._describe_exit()}; run it again, with fewer "
-                    "workers if memory ran out (`journalctl -k` shows whether the kernel "
-                    "killed a process); finished shards are kept"
+                    f"step {step}: a worker process {self._describe_exit()}; run the same command "
+                    "again, which keeps finished shards; if memory ran out (`journalctl -k` shows "
+                    "whether the kernel killed the process), set workers to a lower number"
                 ) from None
         self._progress.end_step(worked=worked)
         return worked
 
     def _describe_exit(self) -> str:
-        """Describe how the first process ended; the pool then ends the others with SIGTERM."""
+        """Describe how the process that broke the pool ended.
+
+        The pool ends the other processes with SIGTERM.
+        """
         assert self._pool is not None
         processes = list((self._pool._processes or {}).values())
         for process in processes:
@@ -108,8 +113,7 @@ class Workers:
 
     def _submit(self, work: Callable[..., bool], *arguments: str | int) -> Future[bool]:
         if self._pool is None:
-            # "fork" would copy the locks of Arrow's and the tokenizers' threads in an undefined
-            # state.
+            # With "fork", a process would inherit locks that threads of Arrow or tokenizers hold.
             context = multiprocessing.get_context("forkserver" if _can_use_forkserver() else "spawn")
             records: multiprocessing.Queue[logging.LogRecord] = context.Queue()
             self._listener = QueueListener(records, _LogForwarder())
@@ -124,12 +128,18 @@ class Workers:
 
 
 def _can_use_forkserver() -> bool:
-    """Return whether the temporary folder's path leaves room for a socket's name (107 bytes)."""
+    """Return whether the fork server can create its socket in the temporary folder.
+
+    The path of a socket may have at most 107 bytes.
+    """
     return len(os.fsencode(tempfile.gettempdir())) < 70
 
 
 def _start_forkserver() -> None:
-    """Start the fork server, whose imports take a second or two, while this process works."""
+    """Start the fork server early, because its imports take a second or two.
+
+    This process continues meanwhile.
+    """
     if _can_use_forkserver():
         multiprocessing.get_context("forkserver").set_forkserver_preload(["data_prep.preload"])
         forkserver.ensure_running()
@@ -138,7 +148,7 @@ def _start_forkserver() -> None:
 class _LogForwarder(logging.Handler):
     """A handler that passes the log records of worker processes to the loggers of this process.
 
-    So they are printed above the progress line, not across it.
+    The loggers of this process print above the progress line, not across it.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -150,8 +160,12 @@ def _initialize_process(
 ) -> None:
     """Set up a worker process.
 
-    The processes share the cores, so libraries use one thread each. A process ends when its parent
-    does, because nobody would give it tasks any more.
+    Libraries use one thread in each process, because the processes share the cores. The process
+    exits when its parent exits, because it would then get no more tasks.
+
+    Args:
+        environment: environment variables of the parent process.
+        records: queue to which the process sends its log records.
     """
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     os.environ |= environment | {

@@ -1,9 +1,9 @@
 """Words that are Danish and not Norwegian; a text needs one of them to be identified as Danish.
 
 Most words of a Danish sentence are Bokmål too, so a sum over all words sometimes takes plain Bokmål
-for Danish. The common words listed here, and spellings that only Danish has (`-hed`, `-skab`, `æg`,
-`øj`, `ud-`, `ind-`, `af-`), were checked against the 25,000 different words of parliament's and
-NAV's Norwegian texts: apart from names, none of those is among them.
+for Danish. This module lists common Danish words, and patterns of spellings that only Danish has
+(`-hed`, `-skab`, `æg`, `øj`, `ud-`, `ind-`, `af-`). The Norwegian texts of parliament and NAV have
+25,000 different words. Apart from names, none of these is in the list or matches a pattern.
 """
 
 from __future__ import annotations

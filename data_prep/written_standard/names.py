@@ -1,9 +1,9 @@
 """Removal of names, addresses and codes from a text, before its language is identified.
 
-Names of agencies, places and persons keep their language in any text: `Sametinget`, `Kvam herad`
-and `Directorate of Health` occur in Bokmål too. A name is a capitalized word within a sentence, or
-several in a row (`Møre og Romsdal fylkeskommune`, `Universitetet i Oslo`). A single capitalized
-word at the beginning of a line or sentence is an ordinary word.
+Names of agencies, places and persons are not translated: `Sametinget`, `Kvam herad` and
+`Directorate of Health` occur in Bokmål too. A name is a capitalized word within a sentence, or
+several capitalized words in a row (`Møre og Romsdal fylkeskommune`, `Universitetet i Oslo`). A
+single capitalized word at the beginning of a line or sentence counts as an ordinary word.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ _NAMES = re.compile(
 
 
 def remove_names(text: str) -> str:
-    """Return a text without names."""
+    """Return a text with a space in place of each name."""
     return _NAMES.sub(_keep_ordinary_word, text)
 
 
 def remove_codes(text: str) -> str:
-    """Return a text, line by line, without addresses and words with digits or code."""
+    """Return a text without addresses, and without words that contain digits or characters of code.
+
+    Line ends are kept.
+    """
     lines = []
     for line in text.split("\n"):
         kept = [token for token in line.split() if token.isalpha() or not _CODE.search(token)]
@@ -40,7 +43,7 @@ def remove_codes(text: str) -> str:
 
 
 def _keep_ordinary_word(match: re.Match[str]) -> str:
-    """Return a single capitalized word that begins a line or sentence; " " for any other match."""
+    """Return the match if it is a capitalized word that begins a line or sentence, else " "."""
     if match["more"]:
         return " "
     before = match.string[max(0, match.start() - 3) : match.start()].rstrip()

@@ -1,10 +1,9 @@
 """Tables of log-odds that distinguish Bokmål from Nynorsk, and Danish and Swedish from Norwegian.
 
-The two standards share most of their words' stems, also with Danish. They are distinguished by
-small words (ikke, ikkje; av, af), endings of three and four letters (-ene, -ane; -jon, -hed) and
-beginnings of four (hvor-, kvar-). A table is a naive Bayes classifier over these features, similar
-to Cavnar and Trenkle's n-grams (1994). train.py computes the tables from the texts that README.md
-names.
+Bokmål, Nynorsk and Danish share most word stems. They are distinguished by small words (ikke,
+ikkje; av, af), endings of three and four letters (-ene, -ane; -jon, -hed) and beginnings of four
+letters (hvor-, kvar-). A table is a naive Bayes classifier over these features, similar to Cavnar
+and Trenkle's n-grams (1994). train.py computes the tables from the texts that README.md names.
 """
 
 from __future__ import annotations
@@ -17,13 +16,18 @@ from importlib.resources import files
 from itertools import repeat
 
 STANDARDS_TABLE = "nob_nno.tsv"  # Nynorsk against Bokmål
-NEIGHBOURS = {"dan": "nor_dan.tsv", "swe": "nor_swe.tsv"}  # each against both standards of Norwegian
+# Danish and Swedish, each against both standards of Norwegian.
+NEIGHBOURS = {"dan": "nor_dan.tsv", "swe": "nor_swe.tsv"}
 _WORD = re.compile(r"[^\W\d_]+")
 _MAX_CACHED_WORDS = 100_000
 
 
 def iter_features(word: str) -> Iterator[str]:
-    """Yield a lower-case word's features: itself, endings (-ing, -ning) and beginning (begi-)."""
+    """Yield the features of a lower-case word.
+
+    They are the word itself, its last three and four letters (-ing, -ning) and its first four
+    letters (begi-). Short words have fewer features.
+    """
     yield word
     if len(word) > 3:
         yield f"-{word[-3:]}"
@@ -33,22 +37,26 @@ def iter_features(word: str) -> Iterator[str]:
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text in lower case: its runs of letters."""
+    """Return the words of a text in lower case. A word is a run of letters."""
     return _WORD.findall(text.lower())
 
 
 class Table:
-    """Log-odds, in nats, of one language against another by feature."""
+    """Log-odds of features, in nats, for one language against another language.
+
+    Args:
+        weights: the log-odds of each feature.
+    """
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self.weights = weights
         self._scores = _Scores(weights)
 
     def score(self, words: Iterable[str]) -> float:
-        """Return the log-odds that a text of these words is in the first language, in nats.
+        """Return the log-odds, in nats, that a text of these words is in the first language.
 
-        Below zero, it is rather in the other language. The words are treated as independent, so the
-        score of a long text overstates the certainty by far.
+        If they are negative, the other language is more probable. The words are treated as
+        independent, so the log-odds of a long text overstate the certainty by far.
         """
         total = math.fsum(map(self._scores.__getitem__, words))
         if len(self._scores) > _MAX_CACHED_WORDS:
@@ -57,7 +65,10 @@ class Table:
 
 
 class _Scores(dict[str, float]):
-    """Cache of each word's log-odds, summed over its features when the word is first looked up."""
+    """Cache of the log-odds of words.
+
+    The log-odds of a word are summed over its features when the word is first looked up.
+    """
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self._weights = weights
@@ -69,7 +80,11 @@ class _Scores(dict[str, float]):
 
 @cache
 def load_shipped_table(name: str = STANDARDS_TABLE) -> Table:
-    """Return a table that is part of the package."""
+    """Return one of the tables in the package.
+
+    Args:
+        name: file name of the table.
+    """
     lines = (files("data_prep.written_standard") / name).read_text(encoding="utf-8").splitlines()
     pairs = (line.split("\t") for line in lines if not line.startswith("#"))
     return Table({feature: float(weight) for feature, weight in pairs})

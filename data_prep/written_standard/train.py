@@ -33,15 +33,17 @@ LOCALES = {"nob": "nb", "nno": "nn", "dan": "da", "swe": "sv"}
 _MARKUP = re.compile(r"<[^>]*>|%\w+%?|\$\(?\w+\)?|\\n")
 _MNEMONIC = re.compile(r"[~_&](?=\w)")
 # Chosen by cross-validation over NAV's training files; figures in README.md.
-NAV_COUNTS = 2  # weight of NAV's letters: people know their standard, parliament's was detected by a program
-MIN_COUNT = 3  # a feature that occurs less often is not evidence, and may be a name
+# Weight of the counts in NAV's letters. Their standard is known, but that of parliament's sentences
+# was detected by a program.
+NAV_COUNTS = 2
+MIN_COUNT = 3  # a feature that occurs less often is left out, as it may be a name
 SMOOTHING = 0.2  # added to each count, so that a feature of only one language has a finite weight
 MIN_WEIGHT = 0.1  # nats; smaller weights are noise
-TEST_TENTHS = 3
+TEST_TENTHS = 3  # tenths of NAV's files that are held out for testing
 
 
 def is_test_file(path: str) -> bool:
-    """Return whether a file of NAV's letters is held out for testing, by its name alone."""
+    """Return whether a file of NAV's letters is held out for testing. Only its path decides."""
     return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=4).digest(), "big") % 10 < TEST_TENTHS
 
 
@@ -56,10 +58,13 @@ def count_features(texts: Iterable[str], times: int = 1) -> Counter[str]:
 
 
 def compute_log_odds(of: Counter[str], against: Sequence[Counter[str]]) -> dict[str, float]:
-    """Return each feature's log-odds: its frequency in `of` against its mean in `against`.
+    """Return the log-odds of each feature in one language against others.
 
-    They are rounded to hundredths and sorted by feature. Each corpus of `against` has the same
-    weight in the mean, whatever its size, so that the subject of a large one does not dominate.
+    They compare the feature's relative frequency in `of` with the mean of its relative frequencies
+    in the corpora of `against`. All these corpora have the same weight, so that the subject of a
+    large corpus does not dominate. The log-odds are rounded to hundredths and sorted by feature.
+    Features that occur fewer than MIN_COUNT times in all, or whose log-odds are below MIN_WEIGHT in
+    size, are left out.
     """
     corpora = (of, *against)
     all_features = set[str]().union(*corpora)
@@ -79,16 +84,16 @@ def compute_log_odds(of: Counter[str], against: Sequence[Counter[str]]) -> dict[
 def compute_neighbour_log_odds(
     of: Counter[str], parallel: Sequence[Counter[str]], running: Sequence[Counter[str]]
 ) -> dict[str, float]:
-    """Return the log-odds of a neighbour of Norwegian.
+    """Return the log-odds of each feature in a neighbouring language against Norwegian.
 
-    Features of the neighbour are weighted against all Norwegian texts. Features of Norwegian are
-    weighted by the parallel texts only, as the subjects of parliament and NAV are not evidence of
-    Norwegian.
+    Positive log-odds (features of the neighbour) are computed against all Norwegian texts. Negative
+    ones (features of Norwegian) are computed against the parallel texts only, because the subjects
+    of parliament and NAV are not evidence of Norwegian.
 
     Args:
-        of: the neighbour's counts.
-        parallel: counts of Norwegian texts with the same content.
-        running: counts of Norwegian texts of their own.
+        of: counts of features in the neighbour's texts.
+        parallel: counts in Norwegian texts with the same content as the neighbour's.
+        running: counts in Norwegian texts with other content.
     """
     against_all = compute_log_odds(of, [*parallel, *running])
     weights = {}
@@ -100,7 +105,11 @@ def compute_neighbour_log_odds(
 def read_messages(folder: Path) -> dict[str, list[str]]:
     """Return the messages that are translated to all four languages, by language.
 
-    They have the same content in each, so that their subjects are not evidence of a language.
+    The messages of all languages have the same content, so their subjects are not evidence of a
+    language.
+
+    Args:
+        folder: the folder with the unpacked packages.
     """
     catalogues = {
         language: _read_catalogue(folder / MESSAGES.format(locale)) for language, locale in LOCALES.items()
@@ -110,24 +119,34 @@ def read_messages(folder: Path) -> dict[str, list[str]]:
 
 
 def _read_catalogue(folder: Path) -> dict[tuple[str, str], str]:
-    """Return a language's translations by file and message, if they differ from English."""
+    """Return the translations in a folder by (file, message), without markup.
+
+    A translation that is equal to the English message is left out.
+
+    Raises:
+        UserError: the folder contains no translations.
+    """
     found: dict[tuple[str, str], str] = {}
     for file in sorted(folder.glob("*.mo")):
         with file.open("rb") as stream:
             translations = gettext.GNUTranslations(stream)
-        catalogue = translations._catalog  # type: ignore[attr-defined]  # there is no public list
+        catalogue = translations._catalog  # type: ignore[attr-defined]  # no public attribute lists all messages
         for key, text in catalogue.items():
             if isinstance(key, str) and key and text != key.rpartition("\x04")[2]:
                 found[file.name, key] = _MNEMONIC.sub("", _MARKUP.sub(" ", text))
     if not found:
         raise UserError(
-            f"{folder}: contains no messages; unpack Debian's libreoffice-l10n packages there (dpkg -x)"
+            f"{folder}: contains no messages; unpack Debian's libreoffice-l10n packages into the folder "
+            "of --messages with `dpkg -x`"
         )
     return found
 
 
 def _digest(source: Path) -> str:
-    """Return the SHA-256 of a file, or of the digests of a folder's message files by name."""
+    """Return the SHA-256 of a file.
+
+    For a folder, return the SHA-256 of the concatenated digests of its .mo files, sorted by name.
+    """
     if source.is_file():
         return sha256_file(source)
     digests = "".join(sha256_file(file) for file in sorted(source.glob("*.mo")))

@@ -27,7 +27,7 @@ TEXT = "Kommunen har behandlet søknaden og gir tillatelse etter plan- og bygnin
 LINES = [json.dumps({"text": f"{TEXT} Sak nummer {n}."}, ensure_ascii=False) + "\n" for n in range(400)]
 MESSAGE = (
     r"source letters: file .* was changed while it was read, or since its checksum was taken; "
-    r"run prepare again"
+    r"run `finetune prepare` again"
 )
 
 

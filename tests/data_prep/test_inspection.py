@@ -85,7 +85,7 @@ def test_drops_are_shown_with_stage_and_reason(inspection: Inspection) -> None:
     for drop, stage, text in inspection.dropped("exact_duplicate", 9):
         assert (drop.reason, stage) == ("exact_duplicate", "deduplicate")
         assert len(text) > 100
-    with pytest.raises(ValueError, match="the reasons are exact_duplicate, language_dan"):
+    with pytest.raises(ValueError, match="choose one of exact_duplicate, language_dan"):
         inspection.dropped("none such", 1)
 
 
@@ -150,7 +150,7 @@ def test_finetune_inspect_prints_every_view(
     assert inspect("--cut", "none such").startswith("2 error: nothing was cut for 'none such'")
     assert "█" in inspect("--lengths")
     assert str(tmp_path / "a.png") in inspect("--picture", str(tmp_path / "a.png"))
-    assert inspect("none-such").startswith("2 error: no document 'none-such'")
+    assert "no document with the id 'none-such' was read" in inspect("none-such")
     assert run_inspect(capsys, str(tmp_path / "nothing")).startswith("2 error: no corpus in")
     assert inspect("--picture", str(tmp_path / "a.xyz")).startswith("2 error: ")
 
@@ -198,7 +198,7 @@ def test_dropped_shows_the_quarantine_with_place_error_and_raw_text(
     assert output.endswith("3 records are quarantined, 3 shown (--sample N): s 3\n")
     output = run_inspect(capsys, str(broken), "--dropped", "--sample", "1")
     assert output.endswith("3 records are quarantined, 1 shown (--sample N): s 3\n")
-    assert "the reasons are quarantined" in run_inspect(capsys, str(broken), "--dropped", "none such")
+    assert "choose one of quarantined" in run_inspect(capsys, str(broken), "--dropped", "none such")
     assert "quarantined" not in run_inspect(capsys, str(broken), "--find", "sak 3 om")
 
 

@@ -215,7 +215,7 @@ def test_invalid_rules_are_rejected(settings: dict[str, Any], message: str) -> N
 
 
 def test_a_target_needs_a_tokenizer() -> None:
-    with pytest.raises(ValueError, match=r"sources.s.mixture has max_tokens.*tokenizer.path"):
+    with pytest.raises(ValueError, match=r"sources.s.mixture: max_tokens needs.*tokenizer.path"):
         make_config(MixtureRule(max_tokens=5))
 
 

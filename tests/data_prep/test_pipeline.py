@@ -68,7 +68,7 @@ def kill_process(number: int, task: int) -> bool:
 
 def test_a_killed_process_is_reported_with_its_signal() -> None:
     with (
-        pytest.raises(ValueError, match=r"step look: a process was killed by SIGKILL; run it again"),
+        pytest.raises(ValueError, match=r"step look: a worker process was killed by SIGKILL; run the same"),
         Workers(2, ["look"]) as workers,
     ):
         workers.run("look", kill_process, (signal.SIGKILL,), [1, 1])  # type: ignore[arg-type]
@@ -285,7 +285,7 @@ def test_prepare_and_a_task_exclude_each_other(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["normalise"], "step read: task 0 is not done"),
-        (["clean"], "in step 'clean'; tasks count from 0, and the steps are read, normalise"),
+        (["clean"], "no task 0 of 1 in step 'clean'; --task must be at least 0"),
         (["read", "--task", "4", "--of", "4"], "no task 4 of 4"),
     ],
 )
@@ -314,7 +314,7 @@ def test_decisions_made_before_a_change_of_settings_are_not_used(tmp_path: Path)
     settings.corpus.deduplicate.similarity = 0.9
     pipeline.plan(settings)
     work = tmp_path / ".sample.stages"
-    with pytest.raises(ValueError, match=r"step deduplicate\.decide is not done; run it first"):
+    with pytest.raises(ValueError, match=r"step deduplicate\.decide is not done; run it first: python -m"):
         pipeline.run_task(work, "deduplicate")
     with pytest.raises(ValueError, match=r"step deduplicate\.collect: shard 00000-000 is not done"):
         pipeline.run_task(work, "deduplicate.decide")
