@@ -328,8 +328,8 @@ class Kind(StrEnum):
 
     CLOSE = "the close of a letter"
     RULE = "a ruled line"
-    LINKS = "a row of links or buttons, or a notice that only frames have"
-    NOTICE = "a sentence on a frame's topic"
+    LINKS = "a row of links or buttons, or a notice that only boilerplate has"
+    NOTICE = "a sentence on a topic of boilerplate"
     SENTENCE = "another sentence, or a heading"
     OTHER = "not a sentence"
 

@@ -110,7 +110,6 @@ def _template_setting(chat: ChatConfig) -> str | None:
         return chat.template
     if not Path(chat.template).is_file():
         raise NotFoundError(
-            f"corpus.chat.template {chat.template} does not exist; set it to a Jinja file, or to "
-            "`default`"
+            f"corpus.chat.template {chat.template} does not exist; set it to a Jinja file, or to `default`"
         )
     return sha256_file(Path(chat.template))
