@@ -36,7 +36,9 @@ from data_prep.written_standard.train import is_test_file, read_nav_records
 
 UD_FILES = {"nob": "no_bokmaal", "nno": "no_nynorsk", "dan": "da_", "swe": "sv_", "eng": "en_", "sme": "sme_"}
 LENGTHS = (0, 30, 60)
-LENGTH_OF_OTHERS = range(60, 601)  # length in characters of the texts that are classified
+LENGTH_OF_OTHERS = range(
+    60, 601
+)  # length, in characters, of texts in the table of languages far from Norwegian
 _SAME_NAME = """
     nob nno dan swe isl fao eng nld nds afr sme fin fkv est lav lit pol ces bul rus ukr fra spa ita hun
     tur kmr urd som tir amh kin lin tgl vie tha
@@ -225,7 +227,7 @@ def read_declarations(folder: Path) -> list[tuple[str, str]]:
 
 
 def describe_other_languages(texts: list[tuple[str, str]]) -> str:
-    """Return the Markdown table of predictions for texts in languages other than the six."""
+    """Return the Markdown table of predictions for texts in languages near and far from Norwegian."""
     lines = [
         "## Languages far from Norwegian, and near it",
         "",
