@@ -216,8 +216,8 @@ BODIES: dict[str, Callable[[Path], Iterator[Piece]]] = {
 }
 
 
-# Places that readers leave out on purpose. Their pieces are compared last, so that they do not match
-# text that belongs to other pieces.
+# Places that readers leave out on purpose. Their pieces are compared last, so that they do not
+# match text that belongs to other pieces.
 LEFT_OUT = re.compile(
     r"article\.(footnote|changesToParent)|sup\.|span\.footnote|desc|address|front matter"
     r"|tag|template|comment|.*_SENSITIV|.*_LIST"

@@ -80,7 +80,10 @@ class Code:
         return name in self.definitions and isinstance(self.definitions[name].node, ast.ClassDef)
 
     def dotted(self, module: Module, node: ast.expr) -> str:
-        """Return the dotted name that a name or an attribute of a module refers to; else an empty string."""
+        """Return the dotted name of the object that `node` refers to.
+
+        Return an empty string if `node` is not a name or an attribute of a module.
+        """
         if isinstance(node, ast.Name):
             return self.names[module.name].get(node.id, "")
         if isinstance(node, ast.Attribute) and (owner := self.dotted(module, node.value)):
@@ -126,7 +129,7 @@ class Code:
         if not self.is_class(owner):
             return ""
         if owner not in self._attributes:
-            self._attributes[owner] = {}  # ends the recursion if an attribute is assigned from itself
+            self._attributes[owner] = {}  # ends the recursion of self-assignment
             self._attributes[owner] = dict(self._declared(self.definitions[owner]))
         return self._attributes[owner].get(name, "")
 
@@ -174,7 +177,7 @@ class Scope:
                 yield target.attr, kind
 
     def _assigned(self) -> Iterator[tuple[ast.expr, str]]:
-        """Yield the targets of assignments and `with` statements, with their types, in source order."""
+        """Yield the targets of assignments and `with` statements, with their types, in order."""
         nodes = [node for node in ast.walk(self._node) if isinstance(node, ast.stmt | ast.NamedExpr)]
         for node in sorted(nodes, key=lambda node: (node.lineno, node.col_offset)):
             if isinstance(node, ast.AnnAssign):
@@ -240,7 +243,7 @@ class Scope:
                 yield name
 
     def passes(self, config: str) -> Iterator[ast.Call]:
-        """Yield the calls that pass a value of class `config` to a function or class of the package."""
+        """Yield the calls of functions or classes of the package that pass a value of class `config`."""
         for node in ast.walk(self._node):
             if isinstance(node, ast.Call) and self.target(node.func):
                 values = [*node.args, *(keyword.value for keyword in node.keywords)]
@@ -253,7 +256,7 @@ def is_property(node: Function) -> bool:
 
 
 def receives(code: Code, definition: Definition, config: str) -> bool:
-    """Return True if a definition is a function with a parameter annotated with the class `config`."""
+    """Return True if a definition is a function with a parameter of the class `config`."""
     if isinstance(definition.node, ast.ClassDef):
         return False
     arguments = definition.node.args

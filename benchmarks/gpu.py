@@ -1,9 +1,9 @@
 """Training speed on one GPU, compared with TRL: `python -m benchmarks.gpu --text FOLDER`.
 
 Llamas with random weights and 1B or 8B parameters are trained in bf16, with 4,096 tokens per row
-and without gradient checkpointing: by LoRA (r=16, all linear layers) or in full. Full training keeps
-float32 weights and multiplies in bf16. At 16 bytes per parameter, 8B does not fit on one GPU and is
-left out. To work offline, pass TRL's environment as --trl-python, or its wheels as --wheels.
+and without gradient checkpointing: by LoRA (r=16, all linear layers) or in full. Full training
+keeps float32 weights and multiplies in bf16. At 16 bytes per parameter, 8B does not fit on one GPU
+and is left out. To work offline, pass TRL's environment as --trl-python, or its wheels as --wheels.
 --tiny tries the script on a CPU.
 """
 

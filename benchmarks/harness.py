@@ -489,6 +489,6 @@ def make_empty(folder: Path) -> Path:
 
 
 def _gpu_memory() -> float:
-    """Return the number of bytes in use on the first GPU, by all processes, according to its driver."""
+    """Return the bytes in use on the first GPU by all processes, according to its driver."""
     command = ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) * 2**20

@@ -59,7 +59,7 @@ DECLARATIONS = {code: code for code in _SAME_NAME.split()} | {
     "zho": "cmn_hans",
     "rom": "rmy",
 }
-Confusion = dict[str, Counter[str]]  # for each gold language, the number of texts by predicted language
+Confusion = dict[str, Counter[str]]  # for each gold language, the counts of predicted languages
 
 
 def main() -> None:
@@ -227,7 +227,7 @@ def read_declarations(folder: Path) -> list[tuple[str, str]]:
 
 
 def describe_other_languages(texts: list[tuple[str, str]]) -> str:
-    """Return the Markdown table of predictions for texts in languages near and far from Norwegian."""
+    """Return the Markdown table for texts in languages far from Norwegian and near it."""
     lines = [
         "## Languages far from Norwegian, and near it",
         "",

@@ -211,7 +211,7 @@ def _total(counts: dict[str, list[int]]) -> int:
 
 
 def _list(counts: Counter[str], number: int = MAX_PLACES) -> str:
-    """Return, as text, the most frequent names with their counts, and the sum of the other counts."""
+    """Return, as text, the most frequent names with their counts, and the sum of the others."""
     common = [(name, count) for name, count in counts.most_common() if count]
     shown = [f"{name} {count:,}" for name, count in common[:number]]
     rest = sum(count for _, count in common[number:])

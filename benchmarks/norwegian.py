@@ -1,7 +1,7 @@
 """Real Norwegian text for the benchmarks of data preparation.
 
-It consists of the documents that the readers find in ../shared/corpora, or in a folder with the same
-layout.
+It consists of the documents that the readers find in ../shared/corpora, or in a folder with the
+same layout.
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
 Run it with `make bench-peers`, or `python -m benchmarks.peers --text FOLDER`.
 
-The task is LoRA (r=8, all linear layers) in fp32, of a Llama with 34M parameters and random weights.
-It has 2,000 documents, 512 tokens per row, 4 rows per step, and one process with two threads. The
-systems train in turn, on the same documents, from the same model folder, for the same number of
-steps. rules.py defines how they are measured. Nothing else should run on the machine meanwhile.
+The task is LoRA (r=8, all linear layers) in fp32, of a Llama with 34M parameters and random
+weights. It has 2,000 documents, 512 tokens per row, 4 rows per step, and one process with two
+threads. The systems train in turn, on the same documents, from the same model folder, for the same
+number of steps. rules.py defines how they are measured. Nothing else should run on the machine
+meanwhile.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ class Bench:
         self.tokenizer = self.cache / "tokenizer"
 
     def write_raw_text(self, megabytes: int) -> Path:
-        """Return the folder with raw text of this size; create it and the tokenizer if necessary."""
+        """Return the folder with raw text of this size; create it and the tokenizer if missing."""
         folder = self.cache / f"raw-{megabytes}"
         if not (folder / ".done").exists():
             shutil.rmtree(folder, ignore_errors=True)

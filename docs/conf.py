@@ -25,7 +25,7 @@ copyright = "the finetune authors, Apache-2.0"
 extensions = ["myst_parser"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_static"]
-suppress_warnings = ["misc.highlighting_failure"]  # examples contain "…", which no highlighter accepts
+suppress_warnings = ["misc.highlighting_failure"]  # examples contain "…"
 
 smartquotes = False  # otherwise --option would become –option
 myst_heading_anchors = 4
@@ -70,7 +70,7 @@ def move_links(text: str, folder: str, page_folder: str) -> str:
 
 
 def _move_link(folder: str, page_folder: str, found: re.Match[str]) -> str:
-    """Return a link to a page, or to a file outside docs/; Sphinx copies such files to the built pages."""
+    """Return a link to a page, or to a file outside docs/, which Sphinx copies to build/docs."""
     place = os.path.normpath(f"{folder}/{found[1]}").removeprefix("../docs/")
     place = PAGES_ABOVE.get(place, place)
     link = os.path.relpath(place, page_folder) + (found[2] or "")

@@ -3,14 +3,14 @@
     python -m docs.walk PAGE …             exit code 1 if a command fails or its output differs
     python -m docs.walk PAGE … --write     write the output of each command into the page
 
-Pages are run in the given order, by one shell in one folder. A page is read from top to bottom. Its commands
-are in code blocks of the language `console`. In such a block, a line that begins with `$ ` is a command, a line
-that begins with `> ` continues the command, and all other lines are expected output. A block of another language
-is a file that the reader of the page has to write, if its first line is a comment with a path, such as
-`# my/corpus/letters.yaml`.
+Pages are run in the given order, by one shell in one folder. A page is read from top to bottom. Its
+commands are in code blocks of the language `console`. In such a block, a line that begins with `$ `
+is a command, a line that begins with `> ` continues the command, and all other lines are expected
+output. A block of another language is a file that the reader of the page has to write, if its first
+line is a comment with a path, such as `# my/corpus/letters.yaml`.
 
-In expected output, any number, time or id matches any other, "…" matches any text, and a line "…" matches any
-number of lines.
+In expected output, any number, time or id matches any other, "…" matches any text, and a line "…"
+matches any number of lines.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _read_line(line: str, number: int, found: list[Command | File]) -> None:
 
 
 def missing_line(expected: list[str], printed: str) -> str | None:
-    """Return the first expected line that was not printed, in the expected order; None if all were."""
+    """Return the first expected line that was not printed in its place; None if all were."""
     lines = [_normalize(line) for line in printed.splitlines()]
     position = 0
     for line in expected:
@@ -182,8 +182,8 @@ def walk(
     """Run a page to its end, or to the first command that fails.
 
     Args:
-        replace: texts of the page, and their replacements in the commands that are run. An example is a path
-            in the page that stands for a path of the reader's own.
+        replace: texts of the page, and their replacements in the commands that are run. An example
+            is a path in the page that stands for a path of the reader's own.
         write: True to accept any output.
 
     Returns:

@@ -282,10 +282,10 @@ def site_of(document: Document, config: CorpusConfig) -> str | None:
 def _frame_length(lines: list[str], repeated: set[int], is_foot: bool) -> int:
     """Return how many of the first lines surely are boilerplate.
 
-    Only repeated lines can be boilerplate. All lines up to the innermost row of links are. A heading
-    or sentence on another topic may belong to the body, so rows of links after it do not count. At
-    the foot, all lines from a ruled line on are boilerplate, unless the ruled line is a place for a
-    signature. The name of a public body is boilerplate if it is next to such a line.
+    Only repeated lines can be boilerplate. All lines up to the innermost row of links are. A
+    heading or sentence on another topic may belong to the body, so rows of links after it do not
+    count. At the foot, all lines from a ruled line on are boilerplate, unless the ruled line is a
+    place for a signature. The name of a public body is boilerplate if it is next to such a line.
 
     Args:
         lines: the lines of the document, from the end to the beginning if `is_foot`.

@@ -260,7 +260,10 @@ def _detail(name: str, similarity: float | None) -> str:
 
 
 def _drop_exact(found: Collected, order: Integers, replaced_by: Integers) -> None:
-    """Record in `replaced_by` that the best of several documents with the same text replaces them."""
+    """Record exact duplicates in `replaced_by`.
+
+    The best document with a text replaces all other documents with this text.
+    """
     keys = found.keys()[order]
     by_key = np.lexsort((np.arange(len(order)), keys[:, 1], keys[:, 0]))
     same = (keys[by_key[1:]] == keys[by_key[:-1]]).all(axis=1)

@@ -151,7 +151,7 @@ class Verdict:
         return winner
 
     def detail(self, code: str) -> str:
-        """Return the detail of a drop: the language's name or, for `und`, a description of the text."""
+        """Return the detail of a drop: the language's name; for `und`, a description of the text."""
         if code != UNDETERMINED:
             return language_name(code)
         findings = [passage.finding for passage in self.passages if passage.finding]
@@ -379,8 +379,8 @@ def _count_near_stretches(verdict: Verdict, part: list[str], scores: Iterator[Sc
         common_words = words(remove_names(stretch))
         code, lead = _detect(common_words or all_words, stretch_scores)
         if code not in SCANDINAVIAN and len(common_words) >= MIN_WORDS:
-            # Sámi or English names in a Norwegian sentence may be the only evidence, so the language
-            # is detected again without names.
+            # Sámi or English names in a Norwegian sentence may be the only evidence, so the
+            # language is detected again without names.
             other_code, other_lead = _detect(common_words, next(_scores([remove_names(stretch)])))
             if other_code in NORWEGIAN:
                 code = other_code
@@ -429,8 +429,8 @@ def _detect(found: list[str], scores: Scores) -> tuple[str, float]:
         scores: py3langid's scores of the text.
     """
     standard = max(NORWEGIAN, key=lambda code: scores[code])
-    # Norwegian comes first, because `max` returns the first of equal scores, which a word unknown to
-    # py3langid has.
+    # Norwegian comes first, because `max` returns the first of equal scores, which a word unknown
+    # to py3langid has.
     ranked = {standard: scores[standard] + PRIOR} | {
         code: score for code, score in scores.items() if code not in NORWEGIAN
     }

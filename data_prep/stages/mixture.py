@@ -123,7 +123,7 @@ class Mixture(CorpusStage):
     def run(
         self, documents: Iterator[Document], config: CorpusConfig, report: Report, decided: pa.Table
     ) -> Iterator[Document]:
-        """Yield the documents of the mixture; the id of the second copy ends with "@2", and so on."""
+        """Yield the documents of the mixture; the ids of copies end with "@2", "@3" and so on."""
         ends = dict(zip(decided["rule"].to_pylist(), decided["end"].to_pylist(), strict=True))
         for document in documents:
             if not config.sources[document.source].mixture:

@@ -26,7 +26,7 @@ from data_prep.stage_settings import DeduplicateConfig
 MAX_COMPARED = 64
 # A document that is distinct from this number of similar documents is taken for a filled-in form.
 MAX_DISTINCT = 16
-MAX_REMEMBERED = 500_000  # maximum number of distinct pairs that are not compared again in later bands
+MAX_REMEMBERED = 500_000  # maximum number of pairs that are not compared again in later bands
 MAX_PROFILES = 2048  # maximum number of profiles in memory
 
 Integers = NDArray[np.int64]

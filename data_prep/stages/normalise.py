@@ -61,8 +61,8 @@ _HALF_BEGINS = re.compile(r"\b[^\W_]")
 # Conjunctions after a suspended hyphen, as in barne- og ungdomsarbeid.
 _CONJUNCTIONS = frozenset(["og", "eller", "til", "samt", "men", "enn"])
 _MAX_PASSES = 5  # two passes of all rules are enough, except for adversarial text
-# Letters and signs of correct Norwegian text, in composed form. Two adjacent characters beyond ASCII
-# may be bytes of another encoding.
+# Letters and signs of correct Norwegian text, in composed form. Two adjacent characters beyond
+# ASCII may be bytes of another encoding.
 _PLAIN = re.compile("[\t\n -%'-~æøåÆØÅéèêëóòôöäüÉÄÖÜ\u00a0§«»–—‘’“”„•…°½©®²³µ·×€]*")
 _MAY_BE_BYTES = re.compile(r"[^\x00-\x7f][^\x00-\x7f]")
 # Characters that a repair by ftfy may add. A repair that adds others is rejected.
@@ -74,8 +74,8 @@ _NORDIC = frozenset("æøåÆØÅ")
 _OTHER_ENCODING_SIGN = re.compile("[√├Ă]")
 _SPACES = re.compile(r"[^\S\n]{2,}|[^\S\n ]")  # all white space within a line except a single space
 _BLANK_LINES = re.compile(r"\n{3,}")
-# Quick tests, which take a tenth of the time: a text without a match of one of these has no match of
-# the corresponding expression above.
+# Quick tests, which take a tenth of the time: a text without a match of one of these has no match
+# of the corresponding expression above.
 _INVISIBLE_SIGN = re.compile("[\u00ad\u200b\u200c\u200d\u2060\ufeff\ufffe]")
 _LINE_BREAK_SIGN = re.compile("[\r\x0b\f\x85\u2028\u2029]")
 _ODD_SPACES_SIGN = re.compile(
@@ -175,7 +175,7 @@ def normalise(text: str, rules: Rules | None = None) -> str:
 
 
 def repair(text: str, rules: Rules | None = None) -> str:
-    """Return a turn of a conversation with faults in characters repaired, and its layout unchanged."""
+    """Return a turn of a conversation with faulty characters repaired; its layout is kept."""
     return _repeat_until_stable(text, _repair_characters, rules or Rules())
 
 
@@ -195,7 +195,7 @@ def _is_invisible(text: str) -> bool:
 
 
 def _trim(turn: str) -> str:
-    """Return a turn without white space at its ends; an indent of code in its first line is kept."""
+    """Return a turn without white space at its ends; code in its first line stays indented."""
     text = re.sub(r"\A(?:[^\S\n]*\n)+", "", turn.rstrip())
     is_indented = text.startswith(("    ", "\t"))
     return text if is_indented else text.lstrip()

@@ -1,8 +1,8 @@
 """Removal of running text of low quality, by rules on its words, symbols and repetitions.
 
 Each rule measures one property of a document. It drops the document, with the rule's name as the
-reason, if the measure is outside the limits in QualityConfig. Blanks to fill in, such as dot leaders
-and merge fields, are not measured. Rules on words and symbols do not drop a document if its
+reason, if the measure is outside the limits in QualityConfig. Blanks to fill in, such as dot
+leaders and merge fields, are not measured. Rules on words and symbols do not drop a document if its
 sentences alone pass them, even if it also has tables, addresses and code examples
 (running_text.py).
 

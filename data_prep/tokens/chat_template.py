@@ -283,7 +283,7 @@ class ChatTemplate:
         return _Ending(tail, tail, None)
 
     def _adjacent_control(self, text: str) -> list[re.Match[str]]:
-        """Return the first control token of a text, and the control tokens that directly follow it."""
+        """Return the first control token of a text, and those that follow it directly."""
         found: list[re.Match[str]] = []
         for match in self._control.finditer(text):
             if found and match.start() > found[-1].end():
@@ -445,7 +445,7 @@ def _continue_prompt(prompt: str, content: _Content, i: int) -> str:
 
 
 def _lacks_thought(prompt: str, written: str, content: _Content) -> bool:
-    """Return whether `written` lacks the answer's thoughts; if they are empty, the marks around them."""
+    """Return whether `written` lacks the answer's thoughts, or the marks around empty ones."""
     if content.marks is None:
         return False
     lead = _text_before_answer(written, content)

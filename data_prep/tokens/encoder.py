@@ -26,10 +26,10 @@ from data_prep.user_error import UserError
 
 GIGATOKEN = "gigatoken"
 TOKENIZERS = "tokenizers"
-# Length of the texts on which the libraries are compared; longer ones would take tokenizers too long.
+# Length of the texts on which the libraries are compared; tokenizers is slow for longer texts.
 COMPARED_CHARACTERS = 20_000
 COMPARED_AT_ONCE = 100  # number of texts that tokenizers encodes together, in parallel
-# gigatoken is loaded again after this number of characters, because its cache of words has no limit.
+# gigatoken is loaded again after this number of characters: its cache of words has no limit.
 RELOAD_AFTER = 100_000_000
 # All characters except Latin, Greek and Cyrillic letters, punctuation, arrows, mathematical and
 # geometric signs. The properties of these have long been stable in Unicode.

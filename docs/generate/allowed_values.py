@@ -74,7 +74,7 @@ def _describe(call: ast.Call, namespace: dict[str, Any]) -> str:
         return f"{above} {below}"
     try:
         choices = ", ".join(f"`{choice}`" for choice in _evaluate(call.args[2], namespace))
-    except (NameError, AttributeError):  # the allowed names depend on the corpus, such as its sources
+    except (NameError, AttributeError):  # names that depend on the corpus
         return f"names in {ast.unparse(call.args[2]).removeprefix('self.')}"
     if kind == "all_among":
         return f"among {choices}"

@@ -1,4 +1,4 @@
-"""The profiles of conf/cluster, with their comments, settings and sources, for the pages of sites."""
+"""The profiles of conf/cluster for the pages of sites: comments, settings and sources."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Profile:
 
 
 def read_profiles() -> dict[str, Profile]:
-    """Return the profiles of conf/cluster by name, without those of this machine and the test cluster."""
+    """Return the profiles of conf/cluster that describe real sites, by name."""
     found = {}
     for name, cluster in environment.profiles().items():
         if name == TEST_CLUSTER:

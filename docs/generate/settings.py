@@ -67,7 +67,7 @@ def _heading(title: str) -> str:
 
 
 def _entries(entries: list[cli_help.Entry], allowed: dict[str, str]) -> str:
-    """Return settings as a definition list: name, type, default and allowed values; then the meaning."""
+    """Return settings as a definition list, with type, default, allowed values and meaning."""
     parts = []
     for entry in entries:
         found = ENTRY.fullmatch(entry.text.replace("\xa0", " "))

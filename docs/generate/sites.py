@@ -1,8 +1,9 @@
-"""The pages of sites, one for each profile in conf/cluster, and their overview in docs/sites/README.md.
+"""The pages of sites, one for each profile in conf/cluster, and the overview of all profiles.
 
     python -m docs.generate.sites
 
-writes the overview, and a test compares it with the profiles. conf.py writes the pages at each build.
+writes the overview in docs/sites/README.md, and a test compares it with the profiles. conf.py
+writes the pages at each build.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def _introduction(profile: Profile) -> str:
 
 
 def _usage(profile: Profile) -> str:
-    """Return the settings that select the profile, with the site's examples of account and Python."""
+    """Return the settings that select the profile, with example values of account and Python."""
     site = profile.cluster.site
     words = [f"cluster={profile.name}", f"cluster.account={site.account_example or '…'}"]
     if site.python_example:
@@ -183,7 +184,7 @@ def _limits(profile: Profile) -> str:
 
 
 def _limit(site: SiteConfig, name: str) -> str | None:
-    """Return the limit that applies to partitions and qualities of service without one of their own."""
+    """Return the limit for partitions and qualities of service without their own limit."""
     value = getattr(site, name)
     if value is not None and name == "max_timeout_min":
         return period(value)
@@ -243,7 +244,7 @@ def _charges(profile: Profile) -> str:
 
 
 def _amount(units: float, unit: str) -> str:
-    """Return an amount and its unit, which is given in the plural: `1 GPU-hour`, `0.5 GPU-hours`."""
+    """Return an amount with its unit, which is given in the plural: `1 GPU-hour`, `2 GPU-hours`."""
     if units == 1:
         unit = unit.removesuffix("s")
     return f"{units:g} {unit}"
@@ -266,7 +267,7 @@ def _prepare_jobs(profile: Profile) -> str:
 
 
 def _settings(profile: Profile, prefix: str, settings: dict[str, Any], meaning: dict[str, str]) -> str:
-    """Return settings as a definition list: each as on the command line, its sources, its meaning."""
+    """Return settings as a definition list, each with its sources and its meaning."""
     parts = []
     for key, value in settings.items():
         name = prefix + key
@@ -279,7 +280,7 @@ def _settings(profile: Profile, prefix: str, settings: dict[str, Any], meaning: 
 
 
 def _typed(key: str, value: Any) -> Iterator[str]:
-    """Yield a setting as it is given on the command line; each entry of a mapping is one setting."""
+    """Yield a setting as on the command line, where each entry of a mapping is one setting."""
     if isinstance(value, dict):
         for name, entry in value.items():
             yield from _typed(f"{key}.{name}", entry)
@@ -359,7 +360,7 @@ def _sources(profile: Profile) -> str:
 
 
 def _file(profile: Profile) -> str:
-    """Return the text of the profile, folded, and a link to a batch script made with the profile."""
+    """Return the text of the profile, folded, and a link to a batch script made with it."""
     name = profile.name
     return (
         f"The comments give the reasons for single values. [tests/sbatch/{name}.sh]"

@@ -19,7 +19,7 @@ SETTINGS_PAGES = {
 
 
 def verb_help(name: str) -> str:
-    """Return the output of `finetune NAME --help`, without the settings of `train` and `prepare`."""
+    """Return the output of `finetune NAME --help` without the settings of `train` and `prepare`."""
     verb = verbs.find(name)
     assert verb is not None
     printed = io.StringIO()
