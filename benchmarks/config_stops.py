@@ -150,7 +150,7 @@ class Code:
 
 
 class Scope:
-    """A function, with the types of its names. It resolves the expressions in the function."""
+    """The names of a function with their types, by which the expressions in it are resolved."""
 
     def __init__(self, code: Code, definition: Definition) -> None:
         self._code = code
@@ -243,7 +243,7 @@ class Scope:
                 yield name
 
     def passes(self, config: str) -> Iterator[ast.Call]:
-        """Yield the calls of functions or classes of the package that pass a value of class `config`."""
+        """Yield the calls of the package's functions and classes that pass a value of class `config`."""
         for node in ast.walk(self._node):
             if isinstance(node, ast.Call) and self.target(node.func):
                 values = [*node.args, *(keyword.value for keyword in node.keywords)]

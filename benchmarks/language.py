@@ -164,8 +164,8 @@ def describe_languages(
 
     Args:
         ud: sentences of Universal Dependencies.
-        nav: all texts of NAV.
-        unambiguous: the texts of NAV whose standard is unambiguous.
+        nav: NAV's texts, as `read_nav_pairs` returns them.
+        unambiguous: those of NAV's texts whose standard is unambiguous.
     """
     selections = {}
     for name, texts in (("UD", ud), ("NAV", nav)):

@@ -69,7 +69,7 @@ SOURCES = [
 
 @dataclass
 class Measured:
-    """Numbers of letters of one source.
+    """Numbers of letters in the files of a source, after its reader, and after each stage.
 
     Attributes:
         body: letters in the text of the source's files.
@@ -94,7 +94,7 @@ def count_letters(text: str) -> int:
 
 
 def count_missing(pieces: list[bodies.Piece], text: str) -> Counter[str]:
-    """Return the number of letters of the pieces that are missing in a text, by name of the piece.
+    """Return, by name of the pieces, the number of their letters that are missing in a text.
 
     Each letter of the text matches one piece only.
     """
@@ -118,7 +118,7 @@ def count_missing(pieces: list[bodies.Piece], text: str) -> Counter[str]:
 
 
 def _count_missing_words(pieces: list[tuple[str, list[str]]], left: str) -> Counter[str]:
-    """Return the number of letters of the pieces' words that are missing, by name of the piece.
+    """Return, by name of the pieces, the number of letters of their words that are missing.
 
     Words that the text joins or splits are not missing.
 

@@ -39,7 +39,7 @@ from data_prep.stages.protocol import CorpusStage
 
 # Approximate number of lines, of all shards, that are counted together; it limits memory.
 LINES_AT_ONCE = 1_000_000
-WHOLE_SITE = 0  # in place of a line's hash; its count is the number of documents of the site
+WHOLE_SITE = 0  # used as a line's hash; its count is the number of documents of the site
 
 # Signs of a sentence, with or without a full stop: passives, common finite verbs, words that decide
 # a case.
@@ -113,7 +113,7 @@ class BoilerplateSettings:
 
 
 class Boilerplate(CorpusStage):
-    """Cut lines that most pages of a site repeat from the beginning and end of its documents."""
+    """Cut the repeated lines of a site from the beginning and end of its documents."""
 
     name = "boilerplate"
     version = 2

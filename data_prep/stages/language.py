@@ -96,7 +96,7 @@ class Passage:
 
     @property
     def code(self) -> str:
-        """The ISO 639-3 code of a language far from Norwegian, else ""."""
+        """The ISO 639-3 code of the language, or "" if it is not far from Norwegian."""
         return self.finding.code if self.finding else ""
 
     def is_certain(self) -> bool:
@@ -129,7 +129,8 @@ class Verdict:
     def language(self, claim: str, config: LanguageConfig) -> str:
         """Return the ISO 639-3 code, `nor` for both standards, or `und` if undetermined.
 
-        Return the claim if the text has no letters.
+        A known claim is returned if no part of the text is clearly in one language. Any claim is
+        returned if the text has no letters.
 
         Args:
             claim: the code that the source claims, or "".
@@ -289,10 +290,10 @@ def _passages_to_keep(passages: list[Passage], keep: set[str]) -> list[Passage]:
 def _judge_documents(
     documents: Iterator[Document], min_characters: int
 ) -> Iterator[tuple[Document, str, Verdict | None]]:
-    """Yield each document, the text that determines its language, and the verdict on that text.
+    """Yield each document, the text that determines its language, and the evidence in this text.
 
-    The verdict is None if the text has fewer than `min_characters`, and its script does not show
-    its language.
+    The evidence is None if the text has fewer than `min_characters`, unless its script shows its
+    language.
     """
     while batch := list(islice(documents, DOCUMENTS_AT_ONCE)):
         texts = [_decisive_text(document) for document in batch]
@@ -316,12 +317,15 @@ def _decisive_text(document: Document) -> str:
 
 
 def judge(text: str) -> Verdict:
-    """Return the verdict on a text."""
+    """Return the evidence on the language of a text."""
     return next(judge_all([text]))
 
 
 def judge_all(texts: Sequence[str]) -> Iterator[Verdict]:
-    """Yield the verdict on each text; py3langid reads the stretches of all texts in one call."""
+    """Yield the evidence on the language of each text.
+
+    py3langid reads the stretches of all texts in one call.
+    """
     split = [list(split_into_passages(text)) for text in texts]
     findings = iter(_find_far_languages([piece for pieces in split for piece in pieces]))
     verdicts = [Verdict(passages=[Passage(piece, next(findings)) for piece in pieces]) for pieces in split]

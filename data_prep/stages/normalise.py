@@ -5,8 +5,8 @@ letters of a wrong encoding, control characters and line breaks are repaired. Fo
 change, the documents with such a change are counted. Normalisation is idempotent.
 
 Words that are divided at a line end are joined. A soft hyphen and PDFium's sign for a divided word
-(U+FFFE) are always removed. At a plain hyphen, the other words of the document decide: kommu-/nen
-becomes kommunen, barne-/og becomes barne- og.
+(U+FFFE) are always removed. At a plain hyphen, it depends on the two halves and on the other words
+of the document: kommu-/nen becomes kommunen, barne-/og becomes barne- og.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from data_prep.document import Document, Report
 from data_prep.stages.protocol import ShardStage
 
 # Readers that decode the entities of their markup. An entity that is left in their text is shown as
-# such on the page.
+# such on the page, so it is kept.
 DECODING_READERS = frozenset(["lovdata", "stortinget", "parlamint", "regjeringen", "webpage", "markdown"])
 # Combining marks after the first 30 on a letter are removed, because NFC takes quadratic time to
 # sort them. The limit is that of Unicode's Stream-Safe Text Format.
