@@ -5,12 +5,12 @@
 The source is parsed but not run, so that any revision can be measured. The column "before" is the
 revision or folder given as --beside. --verbose lists all places that were counted.
 
-A room is a folder of src/finetune, or a module directly in src/finetune. An arrow is an import
-between two rooms. Imports inside functions count, but not those for type checking only. Floors are
-the number of rooms in the longest chain in which each room imports the next; a cycle counts as one
-room. An arrow runs upward if its two rooms are in one cycle, because no order of the rooms makes
-all arrows of a cycle run down. benchmarks/config_stops.py defines a stop of the config, and
-benchmarks/line_style.py the measures of style.
+A room is a folder of src/finetune, or a module directly in src/finetune. An arrow leads
+from a room to a room that it imports. Imports inside functions count, but not those for type
+checking only. Floors are the number of rooms in the longest chain in which each room imports the
+next; a cycle counts as one room. An arrow runs upward if its two rooms are in one cycle, because no
+order of the rooms makes all arrows of a cycle run down. benchmarks/config_stops.py defines a stop of
+the config, and benchmarks/line_style.py the measures of style.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ copyright = "the finetune authors, Apache-2.0"
 extensions = ["myst_parser"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_static"]
-suppress_warnings = ["misc.highlighting_failure"]  # examples contain "…"
+# Some examples contain "…", which a highlighter may not accept.
+suppress_warnings = ["misc.highlighting_failure"]
 
 smartquotes = False  # otherwise --option would become –option
 myst_heading_anchors = 4

@@ -163,7 +163,7 @@ def build_index(sets: dict[str, Iterable[str]], rules: DecontaminateConfig) -> I
 
 
 def _cut_overlaps(text: str, index: Index) -> tuple[str, list[str]]:
-    """Cut each paragraph that contains a part of an overlap; return the rest, and the cut ones."""
+    """Cut each paragraph that contains part of an overlap; return the rest and the cut paragraphs."""
     spans = [span for found in index.overlaps(text).values() for span in found]
     kept: list[str] = []
     cut: list[str] = []

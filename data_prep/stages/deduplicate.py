@@ -186,11 +186,11 @@ def _full_text(document: Document) -> str:
 
 
 def _ngrams(batch: list[Document]) -> tuple[NDArray[np.uint32], Integers, Integers]:
-    """Return 5-grams, begins and numbers of words, in the form of `shingles.ngrams`.
+    """Return the 5-grams, where those of each document begin, and the numbers of words.
 
-    The 5-grams of a conversation come from its text outside the targets. They are combined with a
-    hash of the last question and the targets. So two conversations with different questions or
-    targets have no 5-grams in common.
+    The arrays have the form that `shingles.ngrams` returns. The 5-grams of a conversation come from
+    its text outside the targets. They are combined with a hash of the last question and the
+    targets. So two conversations with different questions or targets have no 5-grams in common.
     """
     untargeted = ["\n".join(parts) for parts in _untargeted_parts(batch)]
     values, begins, num_words = ngrams(untargeted, NGRAM)

@@ -16,8 +16,8 @@ from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 from data_prep.stages.protocol import CorpusStage
 
-# Six digits and five digits that follow directly, or after a space, a no-break space or a hyphen.
-# They are not part of a longer number.
+# Six digits, then five digits, with nothing, a space, a no-break space or a hyphen between them. They
+# are not part of a longer number.
 _CANDIDATE = re.compile(r"(?<![\d])(\d{6})[ \u00a0\u202f-]?(\d{5})(?!\d)")
 # Quick test: a text without a match of this has no candidate either, and the search takes a quarter
 # of the time.

@@ -26,7 +26,7 @@ from data_prep.document import Document, Report
 from data_prep.stages.protocol import ShardStage
 
 # Readers that decode the entities of their markup. An entity that is left in their text is shown as
-# such on the page, so it is kept.
+# such on the page, so it is decoded only within words.
 DECODING_READERS = frozenset(["lovdata", "stortinget", "parlamint", "regjeringen", "webpage", "markdown"])
 # Combining marks after the first 30 on a letter are removed, because NFC takes quadratic time to
 # sort them. The limit is that of Unicode's Stream-Safe Text Format.

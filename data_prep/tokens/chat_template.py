@@ -259,8 +259,9 @@ class ChatTemplate:
         """Return the text that the template puts after an answer to these messages.
 
         A conversation with a second question is rendered too, to find the part of the text that
-        belongs to the turn. For Phi-3's template ends the conversation with a token after the last
-        turn, and some templates end a turn only if another turn follows.
+        belongs to the turn. It is needed because Phi-3's template ends the conversation with a
+        token after the last turn, and because some templates end a turn only if another turn
+        follows.
         """
         probe = {"role": "assistant", "content": _PROBE}
         question = {"role": "user", "content": "?"}
@@ -270,7 +271,7 @@ class ChatTemplate:
         except UnusableChat:
             before = ""
             after = tail
-        shared = os.path.commonprefix([tail, after])  # noqa: RUF071  # of texts
+        shared = os.path.commonprefix([tail, after])  # noqa: RUF071  # these are not paths
         ends = [*self._control.finditer(shared)] or self._adjacent_control(tail)
         if ends:
             return _Ending(tail, tail[: ends[-1].end()], ends[-1][0])
@@ -401,7 +402,7 @@ def _find_after_shared_text(prompt: str, shown: str, content: _Content, asked: s
         asked: the content of the prompt's last message.
 
     Returns:
-        None if they do not share that text.
+        The text; None if the two do not share that message and all text after it.
     """
     end = len(shown.rstrip())
     full = content.full.strip()

@@ -48,7 +48,8 @@ def choose(tokenizer_file: Path, sample: Iterable[str], wanted: str = "auto") ->
         wanted: the setting tokenizer.library: `auto`, or `tokenizers`, which needs no comparison.
 
     Returns:
-        {"library": …, "version": …, "reason": …}
+        The name of the library, its version, and the reason for the choice, as {"library": …,
+        "version": …, "reason": …}.
     """
     by_tokenizers = {"library": TOKENIZERS, "version": tokenizers.__version__}
     if wanted == TOKENIZERS:
@@ -130,8 +131,8 @@ class TextEncoder:
             if len(text) <= COMPARED_CHARACTERS:
                 if not np.array_equal(found, self.encode_slow([text])[0]):
                     raise UserError(
-                        "gigatoken gave other tokens than tokenizers for a text, although both gave "
-                        "the same tokens for a sample; set corpus.tokenizer.library=tokenizers"
+                        "corpus.tokenizer.library: gigatoken and tokenizers gave different tokens for "
+                        "a text, although they agreed on the sample; set it to tokenizers"
                     )
                 return
 

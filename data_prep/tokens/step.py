@@ -1,6 +1,6 @@
 """The steps that turn the documents of the last text stage into token shards.
 
-`tokenizer` is one task; `tokenise` has one task for each shard.
+The step `tokenizer` is one task; the step `tokenise` has one task for each shard.
 """
 
 from __future__ import annotations

@@ -78,8 +78,8 @@ class Tokeniser:
                 report.drop(document, "no_supervised_tokens")
                 continue
             for row in rows:
-                # The first token is never predicted. Besides, training takes a row whose mask has
-                # only ones for running text, which may be split anywhere.
+                # The first token is never predicted. Besides, training treats a row whose mask has
+                # only ones as running text, which it may split anywhere.
                 row.mask[0] = 0
             yield document, rows
 
@@ -135,9 +135,9 @@ class Tokeniser:
         source = read_chat_template(self.folder)
         if source is None:
             raise UserError(
-                f"the tokenizer {name} has no chat template, but the corpus has conversations "
-                "or prompts; set corpus.chat.template to a Jinja file or to `default`; or, to "
-                "train on prompts and instructions as plain text, set their form in "
+                f"tokenizer {name}: has no chat template, but the corpus has conversations or "
+                "prompts; set corpus.chat.template to a Jinja file or to `default`. To train on "
+                "prompts and instructions as plain text instead, set their form in "
                 'corpus.sources.NAME.options.prompt_template, e.g. "{prompt}\\n\\n"'
             )
         return ChatTemplate(

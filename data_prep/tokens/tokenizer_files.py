@@ -26,7 +26,7 @@ def place_files(config: CorpusConfig, train_texts: Iterable[str], folder: Path) 
     """Write the corpus' tokenizer and chat template into `folder`.
 
     Args:
-        train_texts: texts on which the tokenizer is trained, if the settings do not name one.
+        train_texts: texts on which the tokenizer is trained if tokenizer.path is not set.
 
     Raises:
         UserError: the given tokenizer already has one of the tokens to add.
@@ -114,7 +114,7 @@ def train(vocab_size: int, texts: Iterable[str], folder: Path) -> None:
 
 
 def read_chat_template(folder: Path) -> str | None:
-    """Return the chat template that transformers finds in a tokenizer's folder; None if none.
+    """Return the chat template that transformers finds in a tokenizer's folder, or None.
 
     It is the file chat_template.jinja or, without that file, the entry in tokenizer_config.json. If
     the entry has several templates, it is the one named `default`.

@@ -75,7 +75,10 @@ class Profile:
         ]
 
     def origin(self, *settings: str) -> str:
-        """Return links to the sources of settings, each with its confidence."""
+        """Return links to the sources of settings, each with its confidence.
+
+        Without a source, return "choice of the profile" or "default".
+        """
         found: dict[int, Source] = {}
         for setting in settings:
             found |= dict(self.sources_of(setting))

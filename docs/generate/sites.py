@@ -184,7 +184,10 @@ def _limits(profile: Profile) -> str:
 
 
 def _limit(site: SiteConfig, name: str) -> str | None:
-    """Return the limit for partitions and qualities of service without their own limit."""
+    """Return the site's limit `name`, which applies to queues without their own limit.
+
+    Return "by partition" if only queues have such a limit, and None if nothing has.
+    """
     value = getattr(site, name)
     if value is not None and name == "max_timeout_min":
         return period(value)
