@@ -1,8 +1,8 @@
-"""The text of a source's files, extracted without data_prep's readers: the reference that
-letters.py measures the readers against.
+"""The text of a source's files, extracted without data_prep's readers.
 
-Each piece of text has the name of its place (an element and its class, a key, a column), so that
-the table can name the places that a reader leaves out.
+It is the reference with which letters.py compares the text of the readers. It consists of pieces,
+each with the name of its place (an element and its class, a key, a column), so that the table can
+name the places that a reader leaves out.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MARKDOWN = re.compile(
 )
 
 
-# elements that are mere mark-up, and are not used as the name of a piece unless they have a class
+# Elements that are mere mark-up. A piece is named after such an element only if it has a class.
 _MARK_UP = frozenset(
     ["span", "a", "b", "i", "em", "strong", "sup", "sub", "p", "li", "ul", "ol", "td", "th", "tr", "tbody"]
 )
@@ -37,14 +37,14 @@ _MARK_UP = frozenset(
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of a file's text, with the name of its place in the file."""
+    """A piece of a file's text; `name` is that of its place in the file."""
 
     name: str
     text: str
 
 
 def copy_unpacked(folder: Path, into: Path) -> Path:
-    """Copy the files of a folder, with tar archives replaced by their members, and return the copy."""
+    """Copy the files of a folder into `into`, and return `into`. Tar archives are unpacked."""
     if folder.is_file():
         root = folder.parent
         paths = [folder]
@@ -63,8 +63,11 @@ def copy_unpacked(folder: Path, into: Path) -> Path:
 
 
 def _find_name(element: etree._Element) -> str:
-    """Return the name of an element's place: the tag and class of the nearest element, itself
-    included, that has a class or is not mere mark-up."""
+    """Return the name of an element's place.
+
+    It is the tag and class of the nearest element that has a class or is not mere mark-up, among
+    the element itself and the elements around it.
+    """
     for above in (element, *element.iterancestors()):
         name = above.tag.rpartition("}")[2] if isinstance(above.tag, str) else "comment"
         classes = (above.get("class") or "").split()
@@ -103,8 +106,10 @@ def _html(path: Path) -> Iterator[Piece]:
 
 
 def _journal(path: Path) -> Iterator[Piece]:
-    """Yield every value of a journal, named by its term, also values that a reader must leave out
-    since they are not public."""
+    """Yield every value of a journal, named by its term.
+
+    Values that are not public, which a reader must leave out, are yielded too.
+    """
     if path.suffix == ".xml":
         yield from _xml(path)
         return
@@ -211,8 +216,8 @@ BODIES: dict[str, Callable[[Path], Iterator[Piece]]] = {
 }
 
 
-# Places that readers leave out on purpose. Their pieces are compared last, so that they do not use
-# up words that match pieces which readers keep.
+# Places that readers leave out on purpose. Their pieces are compared last, so that they do not
+# match text that belongs to other pieces.
 LEFT_OUT = re.compile(
     r"article\.(footnote|changesToParent)|sup\.|span\.footnote|desc|address|front matter"
     r"|tag|template|comment|.*_SENSITIV|.*_LIST"
@@ -220,7 +225,7 @@ LEFT_OUT = re.compile(
 )
 
 
-# readers that read one key or column
+# Readers that read one key or column.
 FIELD_BODIES: dict[str, Callable[[Path, str], Iterator[Piece]]] = {
     "table": _table,
     "jsonl": lambda path, key: _records(path, (key,)),
@@ -229,7 +234,7 @@ READERS = sorted({*BODIES, *FIELD_BODIES})
 
 
 def read_pieces(reader: str, path: Path, text_key: str = "text") -> list[Piece]:
-    """Return the pieces of a file's text, with those that a reader should keep first.
+    """Return the pieces of a file's text; pieces that a reader should keep come first.
 
     Args:
         reader: name of the reader of data_prep that is measured.

@@ -1,17 +1,20 @@
-"""Static search for the functions that handle the whole TrainConfig, starting at `train`;
-structure.py counts them as stops of the config.
+"""Static search for the functions that handle the whole TrainConfig ("stops of the config").
+
+structure.py counts them.
 
 The search starts at the function of src/finetune that is named `train` and has a parameter
-annotated TrainConfig. It follows each function of src/finetune that is named, each __init__ of a
-class that is called, and each property. A nested function belongs to the function around it. A call
-site is a call that passes a value of type TrainConfig to a function or class of src/finetune:
-`config`, or `run.config` of the object that `train` builds. A stop is a function on the way that
-has a parameter annotated `TrainConfig` or `TrainConfig | None`, contains a call site, or is called
-by one.
+annotated TrainConfig. From each function, it goes on to the functions of src/finetune that the code
+names, to the `__init__` of classes that it calls, and to properties that it reads. A nested
+function belongs to the function around it.
 
-Types come from annotations of parameters, attributes, properties and return values; a name or
+A call site is a call that passes a value of type TrainConfig to a function or class of
+src/finetune, such as `config`, or `run.config` of the object that `train` builds. A stop is a
+function found by the search that has a parameter annotated `TrainConfig` or `TrainConfig | None`,
+contains a call site, or is called at one.
+
+Types come from annotations of parameters, attributes, properties and return values. A name or
 attribute without an annotation has the type of the value that is assigned to it. Containers and
-loop variables have no type, so functions that are reached only through them are not followed.
+loop variables have no type, so functions that are reached only through them are not found.
 """
 
 from __future__ import annotations
@@ -28,7 +31,12 @@ START, CONFIG = "train", "TrainConfig"
 
 @dataclass(frozen=True, eq=False)
 class Definition:
-    """A function, method or class, with its dotted name; `owner` is the class of a method."""
+    """A function, method or class.
+
+    Attributes:
+        name: its dotted name.
+        owner: for a method, the dotted name of its class.
+    """
 
     name: str
     module: Module
@@ -38,14 +46,14 @@ class Definition:
 
 @dataclass
 class Stops:
-    """Stops and call sites, as places in the source in the order of the search."""
+    """Stops and call sites, as places in the source, in the order in which they were found."""
 
     functions: list[str]
     calls: list[str]
 
 
 class Code:
-    """The definitions of a package by dotted name, and the types that their annotations give."""
+    """The definitions of a package, by dotted name, and the types that annotations give them."""
 
     def __init__(self, modules: list[Module]) -> None:
         self.definitions: dict[str, Definition] = {}
@@ -72,7 +80,10 @@ class Code:
         return name in self.definitions and isinstance(self.definitions[name].node, ast.ClassDef)
 
     def dotted(self, module: Module, node: ast.expr) -> str:
-        """Return the full name of a name or of an attribute of a module; empty for other expressions."""
+        """Return the dotted name of the object that `node` refers to.
+
+        Return an empty string if `node` is not a name or an attribute of a module.
+        """
         if isinstance(node, ast.Name):
             return self.names[module.name].get(node.id, "")
         if isinstance(node, ast.Attribute) and (owner := self.dotted(module, node.value)):
@@ -80,7 +91,7 @@ class Code:
         return ""
 
     def annotated(self, module: Module, annotation: ast.expr | None) -> str:
-        """Return the class that an annotation `X`, `"X"` or `X | None` names, or an empty string."""
+        """Return the class named by an annotation `X`, `"X"` or `X | None`, or an empty string."""
         if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
             annotation = ast.parse(annotation.value, mode="eval").body
         if isinstance(annotation, ast.BinOp):
@@ -89,8 +100,11 @@ class Code:
         return name if self.is_class(name) else ""
 
     def returned(self, name: str) -> str:
-        """Return the class of the value that a call of the function or class `name` returns, or an
-        empty string."""
+        """Return the class of the value that a call of `name` returns, or an empty string.
+
+        Args:
+            name: dotted name of a function or class.
+        """
         definition = self.definitions.get(name)
         if definition is None:
             return ""
@@ -99,7 +113,7 @@ class Code:
         return self.annotated(definition.module, definition.node.returns)
 
     def method(self, owner: str, name: str) -> str:
-        """Return the full name of a method of a class or of one of its bases, or an empty string."""
+        """Return the dotted name of a method, which a base may define, or an empty string."""
         definition = self.definitions.get(owner)
         if definition is None or not isinstance(definition.node, ast.ClassDef):
             return ""
@@ -111,17 +125,19 @@ class Code:
         return ""
 
     def attribute(self, owner: str, name: str) -> str:
-        """Return the class of an attribute or a property of a class."""
+        """Return the type of an attribute or property of the class `owner`, or an empty string."""
         if not self.is_class(owner):
             return ""
         if owner not in self._attributes:
-            self._attributes[owner] = {}  # ends the recursion for an attribute that is assigned from itself
+            self._attributes[owner] = {}  # ends the recursion of self-assignment
             self._attributes[owner] = dict(self._declared(self.definitions[owner]))
         return self._attributes[owner].get(name, "")
 
     def _declared(self, definition: Definition) -> Iterator[tuple[str, str]]:
-        """Yield the attributes of a class with their types: those set in its methods, then those in
-        its body."""
+        """Yield the attributes of a class, with their types.
+
+        Attributes that its methods assign come first, then those that its body declares.
+        """
         assert isinstance(definition.node, ast.ClassDef)
         for node in definition.node.body:
             if isinstance(node, FUNCTIONS):
@@ -134,7 +150,7 @@ class Code:
 
 
 class Scope:
-    """A function, with the types of its names and the targets of its expressions."""
+    """The names of a function with their types, by which the expressions in it are resolved."""
 
     def __init__(self, code: Code, definition: Definition) -> None:
         self._code = code
@@ -161,8 +177,7 @@ class Scope:
                 yield target.attr, kind
 
     def _assigned(self) -> Iterator[tuple[ast.expr, str]]:
-        """Yield the targets of assignments and `with` statements with their types, in the order of
-        the source."""
+        """Yield the targets of assignments and `with` statements, with their types, in order."""
         nodes = [node for node in ast.walk(self._node) if isinstance(node, ast.stmt | ast.NamedExpr)]
         for node in sorted(nodes, key=lambda node: (node.lineno, node.col_offset)):
             if isinstance(node, ast.AnnAssign):
@@ -199,7 +214,7 @@ class Scope:
         return ""
 
     def target(self, node: ast.expr) -> str:
-        """Return the full name of the function or class that an expression names, or an empty string."""
+        """Return the dotted name of the function or class in an expression, or an empty string."""
         root = node
         while isinstance(root, ast.Attribute):
             root = root.value
@@ -212,12 +227,12 @@ class Scope:
         return ""
 
     def function(self, node: ast.expr) -> str:
-        """Return the full name of the function that a call of an expression runs, or an empty string."""
+        """Return the dotted name of the function that a call of `node` runs, or an empty string."""
         target = self.target(node)
         return self._code.method(target, "__init__") if self._code.is_class(target) else target
 
     def reached(self) -> Iterator[str]:
-        """Yield the functions of the package that this one calls or names."""
+        """Yield the functions of the package that this function calls or names."""
         for node in ast.walk(self._node):
             name = ""
             if isinstance(node, ast.Call):
@@ -228,7 +243,7 @@ class Scope:
                 yield name
 
     def passes(self, config: str) -> Iterator[ast.Call]:
-        """Yield the calls that pass a value of class `config` to a function or class of the package."""
+        """Yield the calls of the package's functions and classes that pass a value of class `config`."""
         for node in ast.walk(self._node):
             if isinstance(node, ast.Call) and self.target(node.func):
                 values = [*node.args, *(keyword.value for keyword in node.keywords)]
@@ -241,7 +256,7 @@ def is_property(node: Function) -> bool:
 
 
 def receives(code: Code, definition: Definition, config: str) -> bool:
-    """Return True if a definition is a function with a parameter annotated with the class `config`."""
+    """Return True if a definition is a function with a parameter of the class `config`."""
     if isinstance(definition.node, ast.ClassDef):
         return False
     arguments = definition.node.args
@@ -250,15 +265,15 @@ def receives(code: Code, definition: Definition, config: str) -> bool:
 
 
 def find_config(code: Code) -> str:
-    """Return the full name of the class TrainConfig."""
+    """Return the dotted name of the class TrainConfig."""
     for name in code.definitions:
         if name.endswith(f".{CONFIG}"):
             return name
-    raise ValueError(f"src/finetune has no class {CONFIG}; its stops cannot be counted")
+    raise ValueError(f"src/finetune: has no class {CONFIG}, so its stops cannot be counted")
 
 
 def find_start(code: Code, config: str) -> str:
-    """Return the full name of the function `train` that a rank runs."""
+    """Return the dotted name of the function `train` that a rank runs."""
     found = []
     for name, definition in code.definitions.items():
         if definition.node.name == START and not definition.owner and receives(code, definition, config):
@@ -269,10 +284,10 @@ def find_start(code: Code, config: str) -> str:
 
 
 def find_stops(modules: list[Module]) -> Stops:
-    """Return the stops of the config from `train` on.
+    """Return the stops of the config, starting at `train`.
 
     Raises:
-        ValueError: there is no such function, or more than one.
+        ValueError: there is no class TrainConfig, or not exactly one function `train`.
     """
     code = Code(modules)
     config = find_config(code)

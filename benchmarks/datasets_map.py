@@ -1,5 +1,7 @@
-"""Script that tokenises a folder of JSON lines with `datasets.map`, as training libraries do, and
-prints the seconds as JSON; prepare.py runs it."""
+"""Script that tokenises a folder of JSON lines with `datasets.map`, as training libraries do.
+
+It prints the seconds as JSON. prepare.py runs it.
+"""
 
 import json
 import sys
@@ -15,7 +17,7 @@ def main() -> None:
     eos = tokenizer.eos_token_id
     rows = load_dataset("json", data_files=f"{raw}/*.jsonl", split="train", cache_dir=cache)
     began = time.perf_counter()
-    # TRL tokenises one text at a time; a careful user tokenises batches
+    # TRL tokenises one text at a time. The second call tokenises batches, as a careful user would.
     rows.map(
         lambda row: {"input_ids": [*tokenizer(row["text"])["input_ids"], eos]},
         num_proc=int(workers),

@@ -1,11 +1,13 @@
-"""Script that prepares a folder of JSON lines with datatrove and prints, as JSON, the seconds by
-step and by block and the size of the result; prepare.py runs it in datatrove's own environment.
+"""Script that prepares a folder of JSON lines with datatrove.
+
+It prints, as JSON, the seconds of each step and each block, and the size of the result. prepare.py
+runs it in datatrove's own environment.
 
 Its steps are those of `finetune prepare`, as far as datatrove has them: ftfy, language
-identification by py3langid (datatrove's own identifiers must be downloaded), Gopher's rules,
-MinHash over 5-grams with the same number of bands, datatrove's masking of personal data, and the
-same tokenizer. datatrove does not remove repeated boilerplate or sequences of evaluation sets, does
-not split by group and writes no checksums; it splits words with spaCy.
+identification by py3langid (datatrove's own identifiers would have to be downloaded), Gopher's
+rules, MinHash over 5-grams with the same number of bands, datatrove's masking of personal data, and
+the same tokenizer. datatrove does not remove repeated boilerplate or text of evaluation sets, does
+not split by group and writes no checksums. It splits text into words with spaCy.
 """
 
 import json

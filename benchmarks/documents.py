@@ -1,5 +1,7 @@
-"""The documents of the training benchmarks: provisions of Norwegian acts and regulations, or parts
-of the bundled sample."""
+"""Documents for the training benchmarks.
+
+They are provisions of Norwegian acts and regulations, or parts of the bundled sample.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ from data_prep.config import SourceConfig
 from data_prep.document import Report
 
 PROVISION = re.compile(r"\n\n(?=§)")
-# Characters of a provision. Longer ones include an annex, and one such annex is a third of all
-# text.
+# Limits of a provision, in characters. Longer provisions include an annex, and one such annex is a
+# third of all text.
 MIN_CHARACTERS = 300
 MAX_CHARACTERS = 20_000
 SAMPLE = Path(finetune.__file__).parents[2] / "data_prep" / "sample"
@@ -40,8 +42,8 @@ def make_documents(cache: Path, download: str | None, count: int) -> tuple[Path,
         count: number of documents.
 
     Returns:
-        the corpus folder that `finetune prepare` wrote; the same documents as {"text": …} lines for
-        the other systems; a description for the report.
+        The corpus folder that `finetune prepare` wrote; a file with the same documents as
+        {"text": …} lines, for the other systems; and a description for the report.
     """
     if download:
         pieces = _read_provisions(download)
@@ -72,8 +74,11 @@ def _read_provisions(download: str) -> Iterator[str]:
 
 
 def _read_sample() -> Iterator[str]:
-    """Yield the sample's 163 documents, then the same without their first paragraph, without their
-    first two, and so on, to reach the number of documents that a benchmark needs."""
+    """Yield the sample's 163 documents, then shorter versions of them.
+
+    The first paragraph is left out, then the first two, and so on, so that there are as many
+    documents as a benchmark needs.
+    """
     report = Report()
     documents = []
     readers = {
@@ -108,7 +113,7 @@ def _prepare(cache: Path, name: str, texts: list[str]) -> None:
         "tokenizer": {"vocab_size": 8000},
     }
     (conf / "corpus").mkdir(parents=True, exist_ok=True)
-    # JSON is valid YAML
+    # JSON is valid YAML.
     (conf / "corpus" / f"{name}.yaml").write_text(json.dumps(corpus), encoding="utf-8")
     command = [
         str(FINETUNE),
@@ -122,15 +127,17 @@ def _prepare(cache: Path, name: str, texts: list[str]) -> None:
 
 
 def _write_documents(corpus: Path, path: Path) -> None:
-    """Write the training split as text, decoded from its tokens, so that the other systems tokenise
-    exactly the text that the shards hold."""
+    """Write the texts of the training split, decoded from its tokens.
+
+    So the other systems tokenise exactly the text that the shards hold.
+    """
     from tokenizers import Tokenizer
 
     from data_prep.shards import Corpus
 
     tokenizer = Tokenizer.from_file(str(corpus / "tokenizer" / "tokenizer.json"))
     tokenizer.encode_special_tokens = True
-    # without the end-of-sequence token
+    # The last token of each row is the end-of-sequence token.
     rows = [list(row)[:-1] for row in Corpus(corpus).split("train")["input_ids"]]
     texts = tokenizer.decode_batch(rows, skip_special_tokens=False)
     encodings = tokenizer.encode_batch_fast(texts)

@@ -1,10 +1,10 @@
 """Training speed on one GPU, compared with TRL: `python -m benchmarks.gpu --text FOLDER`.
 
-The task is LoRA r=16 on all linear layers, or full training, of Llamas with 1B and 8B parameters
-and random weights, in bf16, with 4,096 tokens per row and without gradient checkpointing. Full
-training keeps the weights in float32 and multiplies in bf16; for 8B parameters (16 bytes each) it
-does not fit on one GPU and is left out. Nothing is downloaded if TRL's environment is given by
---trl-python, or its wheels by --wheels. `--tiny` tries the script on a CPU.
+Llamas with random weights and 1B or 8B parameters are trained in bf16, with 4,096 tokens per row
+and without gradient checkpointing: by LoRA (r=16, all linear layers) or in full. Full training
+keeps float32 weights and multiplies in bf16. At 16 bytes per parameter, 8B does not fit on one GPU
+and is left out. To work offline, pass TRL's environment as --trl-python, or its wheels as --wheels.
+--tiny tries the script on a CPU.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from benchmarks import documents, harness, report, rules
 from benchmarks.harness import Bench, Measurement
 
-# Llama 3.2 1B, Llama 3 8B
+# The shapes are those of Llama 3.2 1B and Llama 3 8B, and of a tiny model.
 SHAPES = {
     "1B": rules.Shape(2048, 16, 32, 8, 8192, 128256, True),
     "8B": rules.Shape(4096, 32, 32, 8, 14336, 128256, False),
@@ -43,7 +43,7 @@ NAMES = {
 def main() -> None:
     options = _options()
     if not options.tiny and not torch.cuda.is_available():
-        sys.exit("this machine has no GPU; use --tiny to try the script on a CPU")
+        sys.exit("this machine has no GPU; pass --tiny to try the script on a CPU")
     cache = harness.cache_folder()
     corpus, texts, description = documents.make_documents(cache, options.text, 2000)
     facts = {
@@ -79,7 +79,11 @@ def _measure_speed(
     sizes: list[str],
     make_bench: Callable[[str, bool], Bench],
 ) -> tuple[list[dict[str, Any]], str]:
-    """Run all systems in turn, round by round until --minutes is over; return raw rows and report."""
+    """Run all systems in turn, round by round, until the time of --minutes is over.
+
+    Returns:
+        The raw rows, and the section of the report.
+    """
     python = options.trl_python
     if not python:
         python = harness.environment_of("trl", harness.cache_folder(), options.wheels)
@@ -149,7 +153,7 @@ def _make_bench(
 
 
 def _runs(bench: Bench, python: Path, systems: list[str]) -> dict[str, Callable[[int], Measurement]]:
-    """Return, by system, the function that measures a round of it."""
+    """Return, for each system, the function that runs and measures one round of it."""
     adapter = LORA if bench.settings["lora_r"] else ["adapter=none"]
     overrides = [*adapter, "zero=stage1", "name=bench"]
     trl: dict[str, Any] = {"peer": "trl", "packing": "bfd"}
@@ -165,7 +169,8 @@ def _check(system: str, trainable: int, size: str, lora: bool) -> None:
     expected = SHAPES[size].lora_parameters(LORA_R) if lora else SHAPES[size].parameters
     if trainable != expected:
         sys.exit(
-            f"{system} trains {trainable:,} parameters, not {expected:,}: it does other work than the task"
+            f"{system}: trains {trainable:,} parameters instead of {expected:,}, so its speed cannot "
+            "be compared"
         )
 
 
@@ -237,7 +242,7 @@ def _measure_memory(
     sizes: list[str],
     make_bench: Callable[[str, bool], Bench],
 ) -> tuple[list[dict[str, Any]], str]:
-    """Run a few steps of each configuration, one by one; return the raw rows and the report."""
+    """Run a few steps of each configuration; return the raw rows and the section of the report."""
 
     def measure(size: str, name: str, overrides: list[str]) -> dict[str, Any]:
         bench = replace(make_bench(size, True), warmup=1, steps=5)
@@ -293,7 +298,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sequence-length", type=int, default=4096, help="tokens per row (4096)")
     parser.add_argument("--batch-size", type=int, default=1, help="rows per optimizer step (1)")
     parser.add_argument("--steps", type=int, default=30, help="measured optimizer steps (30)")
-    parser.add_argument("--warmup", type=int, default=5, help="optimizer steps before these (5)")
+    parser.add_argument("--warmup", type=int, default=5, help="optimizer steps before the measured ones (5)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each system (3)")
     parser.add_argument("--minutes", type=float, help="start no run after this time (default: no limit)")
     parser.add_argument(

@@ -1,5 +1,7 @@
-"""Measurement of a training run from outside its processes, for the benchmarks of training, with
-the other functions that benchmarks share."""
+"""Classes and functions shared by the benchmarks.
+
+`Bench` measures training runs from outside their processes.
+"""
 
 from __future__ import annotations
 
@@ -40,15 +42,16 @@ class Measurement:
     """One training run of one system, without start-up, warm-up and evaluation.
 
     Attributes:
-        tokens: non-padding tokens of each step.
-        seconds: of the measured steps.
+        round: number of the round.
+        tokens: number of non-padding tokens of each step, warm-up included.
+        seconds: duration of the measured steps.
         peak_memory: bytes of resident memory of all processes of the run, sampled during the
             measured steps; shared pages count once per process.
         largest_process: bytes of resident memory of the largest process.
-        others_cpu: share of the machine's CPU time that processes outside the run used during these
-            steps.
-        isolated: documents in one row attend only to themselves; None if every row holds one
-            document.
+        others_cpu: share of the machine's CPU time that processes outside the run used during the
+            measured steps.
+        isolated: True if documents in one row attend only to themselves; None if every row holds
+            one document.
         gpu_memory: bytes in use on the first GPU, by all processes.
     """
 
@@ -70,7 +73,12 @@ class Measurement:
 class Sampler(threading.Thread):
     """Thread that samples memory and CPU time of a run's processes twice a second.
 
-    A process belongs to the run if its environment has the run's mark; its parent may have ended.
+    A process belongs to the run if the variable MARK in its environment has the run's value. Its
+    parent may have ended.
+
+    Args:
+        mark: the run's value of MARK.
+        gpu: True to sample the memory of the first GPU too.
     """
 
     def __init__(self, mark: str, gpu: bool) -> None:
@@ -93,7 +101,7 @@ class Sampler(threading.Thread):
     def between(self, start: float, end: float) -> list[dict[str, float]]:
         window = [sample for sample in self.samples if start <= sample["time"] <= end]
         if len(window) < 2:
-            raise ValueError("the measured steps took less than a second; raise --steps")
+            raise ValueError("--steps: the measured steps took less than a second; set a higher number")
         return window
 
     def _sample(self) -> dict[str, float]:
@@ -129,8 +137,11 @@ class Sampler(threading.Thread):
 
 
 def compute_others_cpu(window: list[dict[str, float]]) -> float:
-    """Return the share of the machine's CPU time that other processes used between the first and
-    the last sample. Processes of the run that ended in between count as others."""
+    """Return the share of the machine's CPU time that processes outside the run used.
+
+    It is measured between the first and the last sample. Processes of the run that ended in between
+    count as outside.
+    """
     first = window[0]
     last = window[-1]
     elsewhere = (last["machine_busy"] - first["machine_busy"]) - (last["busy"] - first["busy"])
@@ -139,13 +150,18 @@ def compute_others_cpu(window: list[dict[str, float]]) -> float:
 
 @dataclass
 class Bench:
-    """The task of a table, which is the same for every system.
+    """A training task, which is the same for every system of a table.
 
     Attributes:
         cache: folder for all files of the benchmark.
         corpus, documents: the same documents, as a corpus folder for finetune and as JSON lines for
-            others.
-        warmup, steps: optimizer steps before the measured ones, and the measured ones.
+            other systems.
+        warmup: number of optimizer steps before the measured ones.
+        steps: number of measured optimizer steps.
+        settings: settings that all systems share, such as `sequence_length` and `lr`.
+        allocator: `glibc` or `jemalloc`.
+        threads: number of CPU threads of each process; None for the library's default.
+        gpu: True if the task runs on a GPU.
     """
 
     cache: Path
@@ -160,7 +176,10 @@ class Bench:
     gpu: bool = False
 
     def environment(self, mark: str) -> dict[str, str]:
-        """Return the environment variables of a run's processes, with the run's mark."""
+        """Return the environment variables of a run's processes.
+
+        The variable MARK is set to `mark`, by which the sampler recognises the processes.
+        """
         dropped = ("LD_PRELOAD", "PYTHONPATH", "OMP_NUM_THREADS")
         variables = {key: value for key, value in os.environ.items() if key not in dropped}
         variables |= {
@@ -181,12 +200,14 @@ class Bench:
         """Run a training command and measure it.
 
         Args:
-            folder: working directory of the command; its output is written to log.txt there.
-            read: returns, for the folder, the tokens and end times of steps and other facts of the
-                run.
+            folder: working directory of the command. The command's output is written to log.txt in
+                this folder.
+            read: a function that takes the folder and returns the tokens and end times of the
+                steps, and other facts about the run.
 
         Raises:
-            RuntimeError: the command failed, or took another number of steps.
+            RuntimeError: the command failed, or took a wrong number of steps.
+            ValueError: the measured steps took less than a second.
         """
         mark = uuid.uuid4().hex
         sampler = Sampler(mark, self.gpu)
@@ -199,13 +220,14 @@ class Bench:
         finally:
             sampler.stop()
         if done.returncode:
-            raise RuntimeError(f"{system} ended with exit code {done.returncode}: see {folder / 'log.txt'}")
+            raise RuntimeError(f"{system} ended with exit code {done.returncode}: read {folder / 'log.txt'}")
         raw = read(folder)
         tokens = raw["tokens"]
         ends = raw["ends"]
         if len(tokens) != self.warmup + self.steps:
             raise RuntimeError(
-                f"{system} took {len(tokens)} steps, not {self.warmup + self.steps}: see {folder / 'log.txt'}"
+                f"{system} took {len(tokens)} steps, not {self.warmup + self.steps}: "
+                f"read {folder / 'log.txt'}"
             )
         window = sampler.between(ends[self.warmup - 1], ends[-1])
         return Measurement(
@@ -225,7 +247,7 @@ class Bench:
         )
 
     def run_finetune(self, system: str, round: int, overrides: list[str]) -> Measurement:
-        """Measure `finetune train` with MLflow, as a user runs it; read steps from metrics.jsonl."""
+        """Measure `finetune train` with MLflow tracking, as a user runs it."""
         folder = make_empty(self.cache / "out" / system)
         command = self.finetune_command(folder, round, overrides)
         return self.measure(system, round, command, folder, _read_finetune)
@@ -246,7 +268,7 @@ class Bench:
             f"precision={s['precision']}",
             f"seed={s['seed'] + round}",
             "checkpoint_every=0",
-            "check_first_loss=false",  # the base has random weights on purpose
+            "check_first_loss=false",  # the base model has random weights
             *overrides,
         ]
 
@@ -254,8 +276,8 @@ class Bench:
         """Measure another system in its own environment, with meter.py.
 
         Args:
-            python: the Python of that environment.
-            special: settings of meter.py beyond the task's, such as `peer` and `packing`.
+            python: the Python interpreter of that environment.
+            special: settings of meter.py in addition to the task's, such as `peer` and `packing`.
         """
         folder = make_empty(self.cache / "out" / system)
         settings = self.settings | {"seed": self.settings["seed"] + round} | special
@@ -273,11 +295,11 @@ class Bench:
 
 
 def environment_of(peer: str, cache: Path, wheels: str | None = None) -> Path:
-    """Return the Python of another system's own environment, which is created on the first call.
+    """Return the Python interpreter of another system's environment; create it on the first call.
 
     Args:
-        peer: requirements/<peer>.txt lists its packages.
-        wheels: a folder of wheel files to install from instead of the index.
+        peer: name of the system; requirements/<peer>.txt lists its packages.
+        wheels: a folder of wheel files to install from; None installs from the package index.
     """
     requirements = HERE / "requirements" / f"{peer}.txt"
     folder = cache / "venvs" / f"{peer}-{hashlib.sha256(requirements.read_bytes()).hexdigest()[:8]}"
@@ -289,8 +311,8 @@ def environment_of(peer: str, cache: Path, wheels: str | None = None) -> Path:
         lines = requirements.read_text().splitlines()
         torch = [line for line in lines if line.startswith("torch==")]
         source = ["--no-index", "--find-links", wheels] if wheels else []
-        # torch is installed with its dependencies. The other lines are a complete list and are
-        # installed without theirs: pip's resolver would find that some pins exclude each other.
+        # torch is installed with its dependencies. The other lines are a complete list, and are
+        # installed without dependencies, because pip's resolver rejects some of the pins together.
         installs = [torch] if torch else []
         installs.append(["--no-deps", "-r", str(requirements)])
         for arguments in installs:
@@ -308,10 +330,10 @@ def write_model(
     max_positions: int = 2048,
     device: str = "cpu",
 ) -> None:
-    """Write a Llama with random weights and the corpus' tokenizer into a folder, for all systems.
+    """Write a Llama with random weights, and the corpus' tokenizer, into a folder for all systems.
 
     Args:
-        device: device on which the weights are drawn; a GPU is faster for billions of them.
+        device: the device that draws the random weights; a GPU is faster for billions of them.
     """
     if (folder / ".done").exists():
         return
@@ -352,14 +374,14 @@ def measure_matmul_limit(
     seconds: float = 1.0,
     by: str = "torch.mm",
 ) -> float:
-    """Return the highest FLOP/s that matrix products of the model's shapes sustain for a time.
+    """Return the highest FLOP/s that is sustained by a matrix product of one of the model's shapes.
 
     Args:
         tokens: number of rows of the products.
-        threads: of torch; None: its default.
+        threads: number of torch's threads; None uses its default.
         seconds: time for each shape.
-        by: key of PRODUCTS; torch's linear layer runs torch.mm, and oneDNN may be faster on CPUs
-            with AVX-512.
+        by: the key in PRODUCTS of the function that multiplies. torch's linear layer runs torch.mm;
+            oneDNN may be faster on CPUs with AVX-512.
     """
     product = PRODUCTS[by]
     code = f"""
@@ -386,12 +408,15 @@ print(best)
 
 
 def check_quiet(busy: bool) -> float:
-    """Return the share of the CPU that other processes use, over three seconds; exit if it is above
-    10% and `busy` is False."""
+    """Return the share of the CPU that other processes use, measured over three seconds.
+
+    Exit if it is above 10% and `busy` is False.
+    """
     share = psutil.cpu_percent(interval=3) / 100
     if share > 0.1 and not busy:
         sys.exit(
-            f"other processes use {share:.0%} of the CPU; wait, or pass --busy to record that in the result"
+            f"other processes use {share:.0%} of the CPU; wait until they end, or pass --busy to "
+            "measure in spite of them"
         )
     return share
 
@@ -406,7 +431,7 @@ def find_jemalloc() -> str:
 
 
 def summarise(measurements: list[Measurement]) -> dict[str, dict[str, Any]]:
-    """Return medians, minima and maxima over the rounds, by system."""
+    """Return, for each system, medians, minima and maxima over its rounds."""
     rows: dict[str, dict[str, Any]] = {}
     for system in dict.fromkeys(m.system for m in measurements):
         runs = [m for m in measurements if m.system == system]
@@ -444,8 +469,8 @@ def _read_finetune(folder: Path) -> dict[str, Any]:
         "tokens": tokens,
         "ends": ends,
         "trainable_parameters": summary["trainable_parameters"],
-        # finetune train would have ended with an error if its check of isolation had failed
-        # (checks.check_isolation)
+        # If documents were not isolated, finetune train would have ended with an error
+        # (checks.check_isolation).
         "isolated": True,
         "versions": {"finetune": report.revision(), **versions},
     }
@@ -457,13 +482,13 @@ def _read_peer(folder: Path) -> dict[str, Any]:
 
 
 def make_empty(folder: Path) -> Path:
-    """Create a folder, or empty it if it exists, and return it."""
+    """Create a folder, or empty an existing one; return its path."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
 
 
 def _gpu_memory() -> float:
-    """Return the bytes in use on the first GPU, by all processes, as reported by its driver."""
+    """Return the bytes in use on the first GPU by all processes, according to its driver."""
     command = ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) * 2**20

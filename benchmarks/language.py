@@ -1,5 +1,6 @@
-"""Accuracy of the identification of languages and of Norwegian's two written standards, compared
-with py3langid.
+"""Accuracy of language identification, including Norwegian's two written standards.
+
+It is compared with that of py3langid alone.
 
     python -m benchmarks.language --ud FOLDER --nav FILE
         [--declarations FOLDER] [--texts CODE=FILE …] [--record]
@@ -35,12 +36,14 @@ from data_prep.written_standard.train import is_test_file, read_nav_records
 
 UD_FILES = {"nob": "no_bokmaal", "nno": "no_nynorsk", "dan": "da_", "swe": "sv_", "eng": "en_", "sme": "sme_"}
 LENGTHS = (0, 30, 60)
-LENGTH_OF_OTHERS = range(60, 601)  # characters of an article of the declaration, or of another text
+LENGTH_OF_OTHERS = range(
+    60, 601
+)  # length, in characters, of texts in the table of languages far from Norwegian
 _SAME_NAME = """
     nob nno dan swe isl fao eng nld nds afr sme fin fkv est lav lit pol ces bul rus ukr fra spa ita hun
     tur kmr urd som tir amh kin lin tgl vie tha
 """
-# file of the Universal Declaration by language
+# For each language, the name of its file of the Universal Declaration.
 DECLARATIONS = {code: code for code in _SAME_NAME.split()} | {
     "deu": "deu_1996",
     "smn": "060",
@@ -56,7 +59,7 @@ DECLARATIONS = {code: code for code in _SAME_NAME.split()} | {
     "zho": "cmn_hans",
     "rom": "rmy",
 }
-Confusion = dict[str, Counter[str]]  # predicted languages by gold language
+Confusion = dict[str, Counter[str]]  # for each gold language, the counts of predicted languages
 
 
 def main() -> None:
@@ -104,8 +107,10 @@ def read_ud_sentences(folder: Path) -> list[tuple[str, str]]:
 
 
 def read_nav_pairs(file: Path) -> list[tuple[str, str]]:
-    """Return (standard, text) for both texts of each parallel pair of the test letters, without
-    pairs of two equal texts."""
+    """Return (standard, text) for both texts of each parallel pair in the test letters.
+
+    Pairs of two equal texts are left out.
+    """
     pairs = []
     for record in read_nav_records(file):
         is_pair = is_test_file(record["path"]) and record.get("nob") and record.get("nno")
@@ -115,8 +120,11 @@ def read_nav_pairs(file: Path) -> list[tuple[str, str]]:
 
 
 def read_unambiguous_nav(file: Path) -> list[tuple[str, str]]:
-    """Return the texts of read_nav_pairs that are in one standard only: without those whose words
-    another text of NAV has in the other standard, since both predictions would be correct."""
+    """Return the texts of read_nav_pairs whose standard is unambiguous.
+
+    A text is left out if NAV has a text with the same words in the other standard, because both
+    predictions would be correct.
+    """
     used: dict[str, set[tuple[str, ...]]] = {code: set() for code in ("nob", "nno")}
     for record in read_nav_records(file):
         for code, seen in used.items():
@@ -155,8 +163,9 @@ def describe_languages(
     """Return the tables in Markdown.
 
     Args:
-        ud, nav, unambiguous: sentences of Universal Dependencies, and NAV's texts: all, and those
-            that are in one of the two standards only.
+        ud: sentences of Universal Dependencies.
+        nav: NAV's texts, as `read_nav_pairs` returns them.
+        unambiguous: those of NAV's texts whose standard is unambiguous.
     """
     selections = {}
     for name, texts in (("UD", ud), ("NAV", nav)):
@@ -218,7 +227,7 @@ def read_declarations(folder: Path) -> list[tuple[str, str]]:
 
 
 def describe_other_languages(texts: list[tuple[str, str]]) -> str:
-    """Return the Markdown table of predictions for texts in languages far from Norwegian and near."""
+    """Return the Markdown table for texts in languages far from Norwegian and near it."""
     lines = [
         "## Languages far from Norwegian, and near it",
         "",

@@ -1,17 +1,18 @@
-"""Comparison of the letters in the files of a source with the letters that its reader and the
-stages keep.
+"""Count of the letters in a source's files that its reader and the stages lose.
 
     python -m benchmarks.letters FOLDER [--record]
         all readers, on the files of a folder like ../shared/corpora
     python -m benchmarks.letters FOLDER --reader NAME [--settings '{"options": {"unit": "speech"}}']
         one reader, on all files of the folder
 
-benchmarks/bodies.py extracts the text of the files in pieces (of an element, a line, a cell),
-without the readers. A piece that the reader's text contains is kept; for the other pieces, each
-word is searched in the rest of the reader's text. Missing letters are counted by their place in the
-file (an element and its class, a term, a key). Later losses are those in the stages of `finetune
-prepare` with default settings: letters of documents that a stage drops, by reason, and letters that
-a stage changes in documents that it keeps.
+benchmarks/bodies.py extracts the text of the files without the readers, in pieces such as an
+element, a line or a cell. If the reader's text contains a piece, no letter of the piece is missing.
+The words of all other pieces are searched for in the rest of the reader's text. Missing letters are
+counted by their place in the file (an element and its class, a term, a key).
+
+Later losses are those in the stages of `finetune prepare` with default settings: letters of
+documents that a stage drops, by reason, and letters that a stage changes in documents that it
+keeps.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ from data_prep.plan import LAST_STEPS, READ, Preparation
 from data_prep.stages import TEXT_STAGES
 
 _WORD = re.compile(r"[^\W\d_]+")
-MAX_PLACES = 8  # named in a row of the table
+MAX_PLACES = 8  # maximum number of places that a row of the table names
 
 
 @dataclass(frozen=True)
 class Source:
-    """A reader, and the path of its files in a folder like ../shared/corpora."""
+    """A reader with its settings, and the path of its files in a folder like ../shared/corpora."""
 
     reader: str
     folder: str
@@ -68,14 +69,14 @@ SOURCES = [
 
 @dataclass
 class Measured:
-    """Numbers of letters of one source.
+    """Numbers of letters in the files of a source, after its reader, and after each stage.
 
     Attributes:
-        body: in the text of its files.
-        read: in the documents of its reader.
-        missing: left out by the reader, by their place in the file.
+        body: letters in the text of the source's files.
+        read: letters in the documents that the reader returns.
+        missing: letters that the reader leaves out, by their place in the file.
         broken: number of records that the reader quarantined.
-        stages: by text stage, the letters after it, and the letters lost in it by reason.
+        stages: for each text stage, the letters after it, and the letters lost in it by reason.
     """
 
     source: Source
@@ -93,8 +94,10 @@ def count_letters(text: str) -> int:
 
 
 def count_missing(pieces: list[bodies.Piece], text: str) -> Counter[str]:
-    """Return the number of letters of the pieces that are missing in a text, by name of the piece.
-    Each letter of the text matches one piece only."""
+    """Return, by name of the pieces, the number of their letters that are missing in a text.
+
+    Each letter of the text matches one piece only.
+    """
     left = bytearray(f" {' '.join(_WORD.findall(text))} ".encode())
     position = 0
     unmatched = []
@@ -115,8 +118,14 @@ def count_missing(pieces: list[bodies.Piece], text: str) -> Counter[str]:
 
 
 def _count_missing_words(pieces: list[tuple[str, list[str]]], left: str) -> Counter[str]:
-    """Return the number of letters of words that are missing in the rest of a text, by name of the
-    piece. Words that the text joins or splits are not missing."""
+    """Return, by name of the pieces, the number of letters of their words that are missing.
+
+    Words that the text joins or splits are not missing.
+
+    Args:
+        pieces: name and words of each piece.
+        left: the part of the text that no other piece has matched.
+    """
     words = Counter(left.split())
     joined = left.replace(" ", "")
     missing = Counter[str]()
@@ -165,7 +174,7 @@ def measure(source: Source, folder: Path, work: Path) -> Measured:
 
 
 def run_stages(source: SourceConfig, work: Path) -> dict[str, tuple[int, Counter[str]]]:
-    """Run the text stages; return, by stage, the letters after it and those lost in it by reason."""
+    """Run the text stages; return for each the letters after it, and those lost in it by reason."""
     corpus = CorpusConfig(name="letters", sources={"s": source})
     shutil.rmtree(work, ignore_errors=True)
     steps = pipeline.plan(PrepareConfig(corpus=corpus, corpora_dir=str(work), workers=1))
@@ -202,7 +211,7 @@ def _total(counts: dict[str, list[int]]) -> int:
 
 
 def _list(counts: Counter[str], number: int = MAX_PLACES) -> str:
-    """Return the most frequent names with their counts, as text, and the sum of the others."""
+    """Return, as text, the most frequent names with their counts, and the sum of the others."""
     common = [(name, count) for name, count in counts.most_common() if count]
     shown = [f"{name} {count:,}" for name, count in common[:number]]
     rest = sum(count for _, count in common[number:])

@@ -1,12 +1,13 @@
-"""Measure how a checkout reads: width and density of its lines, English of its docstrings and comments.
+"""Measures of a checkout's style: its lines, and the English of its docstrings and comments.
 
-benchmarks/structure.py prints these measures. Both packages, slurm, benchmarks and tests count.
+benchmarks/structure.py prints these measures. They cover src, data_prep, slurm, benchmarks and
+tests.
 
 - A tuple assignment has a tuple on both sides (`a, b = x, y`).
 - A table of data is a literal of constants, containers and calls that a module assigns to a name.
 - A what-clause is a sentence that begins with What, Who or Whether and is not a question.
-- Speech is "say", "tell" and "word" in all their forms. data_prep counts words of texts, so "word" does not
-  count there and in its tests.
+- Speech is "say", "tell" and "word" in all their forms. data_prep counts words of texts, so "word"
+  is not counted in data_prep and its tests.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def table_ends(module: Module) -> Iterator[str]:
 
 
 def is_data(value: ast.expr) -> bool:
-    """Return True for a container or call without operators, conditions, loops and functions in it."""
+    """Return True for a container or call without operator, condition, loop or function in it."""
     return isinstance(value, CONTAINERS) and all(isinstance(node, DATA) for node in ast.walk(value))
 
 

@@ -11,9 +11,10 @@ class Row:
     """One measure of a checkout.
 
     Attributes:
-        key: its name in JSON and in tests.
-        name: where the value was found, of a maximum.
-        places: all that was counted.
+        key: the measure's name in JSON and in tests.
+        what: the measure's name in the printed table, with its unit.
+        name: for a maximum, the place in the source where it was found.
+        places: the places in the source that were counted.
     """
 
     key: str
@@ -33,6 +34,6 @@ def counted(key: str, what: str, places: Iterable[str]) -> Row:
 
 
 def rate(key: str, what: str, places: Iterable[str], total: int, per: int) -> Row:
-    """Return a measure whose value is the number of `places` for each `per` of `total`."""
+    """Return a measure whose value is the number of `places`, per `per` units of `total`."""
     found = list(places)
     return Row(key, what, round(per * len(found) / max(total, 1), 2), places=found)

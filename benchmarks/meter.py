@@ -1,8 +1,7 @@
-"""Script that trains with another system in its own environment and counts the tokens that enter
-its model: `python meter.py settings.json`.
+"""Script that trains with another system, in that system's environment: `meter.py settings.json`.
 
-All these systems train with a subclass of transformers' Trainer, so one callback with a forward
-hook measures all of them.
+It counts the tokens that enter the model. All these systems train with a subclass of transformers'
+Trainer, so one callback with a forward hook measures all of them.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from typing import Any
 import torch
 import transformers
 
-# as a script, this file imports rules.py from its own folder
+# This file is run as a script, so it imports rules.py from its own folder.
 from rules import non_padding_tokens  # type: ignore[import-not-found]
 
 LOGGED = ("torch", "transformers", "peft", "accelerate", "trl", "llamafactory", "axolotl", "liger-kernel")
 
-# arguments of a model that hold tokens, masks or positions; with labels, TRL's model returns no
-# logits
+# Arguments of a model that hold tokens, masks or positions. Labels are not passed, because TRL's
+# model then returns no logits.
 INPUTS = (
     "input_ids",
     "attention_mask",
@@ -39,10 +38,12 @@ INPUTS = (
 )
 
 
-# mypy does not read transformers: see pyproject.toml
+# mypy does not read transformers (see pyproject.toml).
 class Meter(transformers.TrainerCallback):  # type: ignore[misc]
-    """Trainer callback that records the tokens and end time of each optimizer step, and at the end
-    tests the isolation of documents that share a row."""
+    """Trainer callback that records the tokens and the end time of each optimizer step.
+
+    When training ends, it also tests whether documents that share a row are isolated.
+    """
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._settings = settings
@@ -83,8 +84,11 @@ class Meter(transformers.TrainerCallback):  # type: ignore[misc]
 
     @torch.no_grad()
     def _isolated(self, model: Any) -> bool | None:
-        """Return True if a change of the tokens in a row's first document leaves the logits of the
-        documents after it unchanged, on the last batch; None if no row holds two documents."""
+        """Return True if documents in one row are isolated; None if no row holds two documents.
+
+        The tokens of the first document in a row of the last batch are changed. If documents are
+        isolated, the logits of the later documents stay the same.
+        """
         inputs = {key: value for key, value in self._batch.items() if key in INPUTS}
         ids = self._batch["input_ids"].clone()
         for row in range(len(ids)):
@@ -95,7 +99,7 @@ class Meter(transformers.TrainerCallback):  # type: ignore[misc]
             if not later:
                 continue
             before = model(**inputs).logits[row, later]
-            # the first ids of the vocabulary are single bytes
+            # The first ids of the vocabulary are single bytes, so these are valid tokens.
             ids[row, : ends[0]] = (ids[row, : ends[0]] + 7) % 200 + 10
             after = model(**{**inputs, "input_ids": ids}).logits[row, later]
             tolerance = 1e-2 if before.dtype == torch.bfloat16 else 1e-4
@@ -115,8 +119,10 @@ def measure_every_trainer(settings: dict[str, Any]) -> None:
 
 
 def common_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that have the same name in all systems, since they pass them to
-    transformers' TrainingArguments."""
+    """Return the settings that have the same name in all systems.
+
+    All systems pass these settings to transformers' TrainingArguments.
+    """
     return {
         "per_device_train_batch_size": settings["batch_size"],
         "gradient_accumulation_steps": 1,
@@ -141,8 +147,8 @@ def train_with_trl(settings: dict[str, Any]) -> None:
 
     packing = settings["packing"]
     packing_strategy = {"packing_strategy": packing} if packing else {}
-    # Weights that full training updates are float32, as in finetune's optimizer: bf16 would lose
-    # small steps.
+    # In full training the weights are float32, as in finetune's optimizer, because bf16 would lose
+    # small updates.
     keeps_bf16 = settings["precision"] == "bf16" and settings["lora_r"]
     arguments = SFTConfig(
         **common_settings(settings),
@@ -171,8 +177,8 @@ def train_with_trl(settings: dict[str, Any]) -> None:
 
 
 def train_with_llamafactory(settings: dict[str, Any]) -> None:
-    # LLaMA-Factory's data module imports torchaudio, which is not needed here and not built for
-    # every torch
+    # LLaMA-Factory's data module imports torchaudio, which is not needed here, and which is not
+    # available for every version of torch.
     speech = types.ModuleType("torchaudio")
     speech.__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
     sys.modules["torchaudio"] = speech
@@ -181,11 +187,11 @@ def train_with_llamafactory(settings: dict[str, Any]) -> None:
     folder = Path(settings["output"])
     folder.mkdir(parents=True, exist_ok=True)
     lines = Path(settings["documents"]).read_text(encoding="utf-8").splitlines()
-    # the template "empty" adds no end-of-sequence token
+    # The template "empty" adds no end-of-sequence token.
     texts = [json.loads(line)["text"] + settings["eos_token"] for line in lines]
     records = [json.dumps({"prompt": "", "text": text}, ensure_ascii=False) for text in texts]
     (folder / "documents.jsonl").write_text("\n".join(records) + "\n", encoding="utf-8")
-    # neat_packing, which isolates documents, exists for prompts and responses only
+    # neat_packing isolates documents, but exists only for prompts with responses.
     columns = {"prompt": "prompt", "response": "text"}
     datasets = {"bench": {"file_name": "documents.jsonl", "columns": columns}}
     (folder / "dataset_info.json").write_text(json.dumps(datasets), encoding="utf-8")
@@ -237,7 +243,7 @@ def train_with_axolotl(settings: dict[str, Any]) -> None:
         "lora_alpha": 2 * settings["lora_r"],
         "lora_dropout": 0.0,
         "lora_target_linear": True,
-        # these kernels use Triton, which needs a GPU
+        # These kernels use Triton, which needs a GPU.
         "lora_mlp_kernel": False,
         "lora_qkv_kernel": False,
         "lora_o_kernel": False,

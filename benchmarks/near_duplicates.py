@@ -2,16 +2,16 @@
 
     python -m benchmarks.near_duplicates --corpora FOLDER [--copies 2500] [--record]
 
-The documents are those that the readers find in FOLDER (norwegian.py), if they are running text of
-at least 30 words. In a copy, 3% of the words are replaced, left out or doubled at random; copies
-are shuffled among the documents. Titles, first lines, numbers and names are not changed, since a
-change would make another document; the rows "any word" change these too, as this benchmark did at
+The documents are those with at least 30 words that the readers find in FOLDER (norwegian.py). In a
+copy, 3% of the words are replaced, left out or doubled at random. Copies are shuffled among the
+documents. Titles, first lines, numbers and names are not changed, because a document in which they
+differ is not a duplicate. In the rows "any word", they are changed too, as this benchmark did at
 first. A copy is found if the same document is kept for it and for its original.
 
 Real text has duplicates of its own. A drop outside the planted pairs counts as correct if the two
 documents have the same title and a word similarity of at least 80% by difflib, which does not use
-n-grams. The column "other title" counts drops whose title in the source differs from that of the
-kept document.
+n-grams. The column "other title" counts dropped documents whose title differs from that of the kept
+document.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from data_prep.stage_settings import DeduplicateConfig
 from data_prep.stages import deduplicate
 
 SHARD = 2000  # documents
-EDITED_SHARE = 0.03  # of the words of a copy
-SIMILAR = 0.8  # difflib's ratio of two duplicates
-COMPARED_WORDS = 3000  # by difflib, of each document
+EDITED_SHARE = 0.03  # share of edited words in a copy
+SIMILAR = 0.8  # minimum ratio, by difflib, of two duplicates
+COMPARED_WORDS = 3000  # words at the beginning of each document that difflib compares
 PLAIN_WORD = re.compile(r"[a-zæøåáčđŋšŧž]+[.,;:)]?")  # neither a number nor a name
 
 
 def plant_copies(
     originals: list[Document], copies: int, any_word: bool = False, seed: int = 0
 ) -> list[Document]:
-    """Return the documents, shuffled, with edited copies among them; a copy's id begins with "copy-"."""
+    """Return the documents and edited copies of some, shuffled; a copy's id begins with "copy-"."""
     rng = random.Random(seed)
     words = {word for document in originals for word in document.text.split()}
     vocabulary = sorted(words if any_word else filter(PLAIN_WORD.fullmatch, words))
@@ -79,8 +79,8 @@ def find_duplicates(everything: list[Document], bands: int) -> tuple[dict[int, i
     """Run the deduplicate stage.
 
     Returns:
-        the document kept for each dropped one, as indices into `everything`; the indices of those
-        dropped as near duplicates; the seconds.
+        For each dropped document the one that is kept instead, as indices into `everything`; the
+        indices of the documents dropped as near duplicates; and the seconds.
     """
     source = SourceConfig(reader="jsonl", path="-", license="-")
     config = CorpusConfig(name="bench", sources={"s": source}, deduplicate=DeduplicateConfig(bands=bands))
@@ -108,7 +108,7 @@ def find_duplicates(everything: list[Document], bands: int) -> tuple[dict[int, i
 
 
 def find_kept(lost: dict[int, int], place: int) -> int:
-    """Return the index of the document that is finally kept for one."""
+    """Return the index of the document that is kept in place of the one at `place`."""
     while place in lost:
         place = lost[place]
     return place

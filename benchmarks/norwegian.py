@@ -1,5 +1,8 @@
-"""Real Norwegian text for the benchmarks of data preparation: the documents that the readers find
-in ../shared/corpora, or in a folder like it."""
+"""Real Norwegian text for the benchmarks of data preparation.
+
+It consists of the documents that the readers find in ../shared/corpora, or in a folder with the
+same layout.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from data_prep import reading
 from data_prep.config import SourceConfig
 from data_prep.document import Document, Report
 
-# by source: reader, folder, options
+# For each source: its reader, folder and options.
 SOURCES = {
     "lovdata": ("lovdata", "lovdata", {}),
     "documentation": ("markdown", "digdir-docs", {}),
@@ -23,13 +26,13 @@ SOURCES = {
     "einnsyn": ("einnsyn", "einnsyn-eksempler", {}),
     "treebanks": ("conllu", "ud", {}),
 }
-# Words kept before each changed one. With every seventh word changed, two versions share a sixth of
-# their 5-grams, so they are not near duplicates.
+# Number of unchanged words before each changed one. If every seventh word is changed, two versions
+# share a sixth of their 5-grams, so they are not near duplicates.
 WORDS_KEPT = 6
 
 
 def read_documents(corpora: Path) -> Iterator[Document]:
-    """Yield all documents of the folders that exist."""
+    """Yield the documents of all sources whose folder exists."""
     for name, (reader, folder, options) in SOURCES.items():
         if (corpora / folder).is_dir():
             source = SourceConfig(reader=reader, path=str(corpora / folder), license="-", options=options)
@@ -37,8 +40,10 @@ def read_documents(corpora: Path) -> Iterator[Document]:
 
 
 def write_text(folder: Path, texts: list[str], megabytes: int, files: int) -> None:
-    """Write `megabytes` of text as JSON lines into `files` files: the texts, then the texts again
-    and again with every seventh word changed."""
+    """Write `megabytes` of text as JSON lines into `files` files.
+
+    All texts are written once, then repeatedly with every seventh word changed.
+    """
     vocabulary = sorted({word for text in texts for word in text.split()})
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)

@@ -1,10 +1,12 @@
-"""Training speed on a CPU, compared with other systems: `make bench-peers`, or
-`python -m benchmarks.peers --text FOLDER`.
+"""Training speed on a CPU, compared with other systems.
 
-The task is LoRA r=8 on all linear layers of a 34M-parameter Llama with random weights, in fp32, on
-2,000 documents, with 512 tokens per row, 4 rows per step, and one process with two threads. The
-systems train in turn, on the same documents, from the same model folder, for the same number of
-steps, and rules.py measures them. Nothing else should run on the machine meanwhile.
+Run it with `make bench-peers`, or `python -m benchmarks.peers --text FOLDER`.
+
+The task is LoRA (r=8, all linear layers) in fp32, of a Llama with 34M parameters and random
+weights. It has 2,000 documents, 512 tokens per row, 4 rows per step, and one process with two
+threads. The systems train in turn, on the same documents, from the same model folder, for the same
+number of steps. rules.py defines how they are measured. Nothing else should run on the machine
+meanwhile.
 """
 
 from __future__ import annotations
@@ -101,7 +103,7 @@ def main() -> None:
 
 
 def _describe(facts: dict[str, Any], rows: dict[str, dict[str, Any]], raw: str) -> str:
-    """Return the section of RESULTS.md: the table, and the task, machine and versions behind it."""
+    """Return the section of RESULTS.md: the table, with the task, the machine and the versions."""
     options = facts["options"]
     machine = facts["machine"]
     flop = rules.flop_per_token(SHAPE.non_embedding_parameters, lora=True)
@@ -170,7 +172,7 @@ def _table(rows: dict[str, dict[str, Any]], matmul_limits: dict[str, list[float]
 
 
 def _runs(bench: Bench, systems: list[str]) -> dict[str, Callable[[int], Measurement]]:
-    """Return, by system, the function that measures a round of it."""
+    """Return, for each system, the function that runs and measures one round of it."""
     overrides = ["adapter=lora", f"adapter.r={LORA_R}", f"adapter.lora_alpha={2 * LORA_R}"]
     overrides += ["zero=stage1", "name=bench"]
     peers = sorted({system.split("-")[0] for system in systems} - {"finetune"})
@@ -206,14 +208,16 @@ def _settings(model: Path) -> dict[str, Any]:
 
 
 def _check(measurement: Measurement, options: argparse.Namespace) -> None:
-    """Exit if a system did other work than the task, or if the machine was in use."""
+    """Exit if a system trained other parameters, used a wrong allocator, or was disturbed."""
     if measurement.trainable_parameters != SHAPE.lora_parameters(LORA_R):
         sys.exit(
-            f"{measurement.system} trains {measurement.trainable_parameters:,} parameters, "
-            f"not {SHAPE.lora_parameters(LORA_R):,}: it does other work than the task"
+            f"{measurement.system}: trains {measurement.trainable_parameters:,} parameters instead of "
+            f"{SHAPE.lora_parameters(LORA_R):,}, so its speed cannot be compared"
         )
     if measurement.allocator != options.allocator:
-        sys.exit(f"{measurement.system} ran with {measurement.allocator}, not {options.allocator}")
+        sys.exit(
+            f"{measurement.system}: ran with the allocator {measurement.allocator}, not {options.allocator}"
+        )
     if measurement.others_cpu > 0.1 and not options.busy:
         sys.exit(
             f"other processes used {measurement.others_cpu:.0%} of the CPU during {measurement.system}; "
@@ -222,8 +226,10 @@ def _check(measurement: Measurement, options: argparse.Namespace) -> None:
 
 
 def _products() -> list[str]:
-    """Return the matrix products whose limits apply on this machine: torch.mm, which torch's linear
-    layer runs, and oneDNN if finetune uses it here."""
+    """Return the matrix products whose limits apply on this machine.
+
+    They are torch.mm, which torch's linear layer runs, and oneDNN's, if finetune uses it here.
+    """
     import torch
 
     from finetune.models.cpu_matmul import prefers_onednn
@@ -260,7 +266,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--documents", type=int, default=2000, help="number of documents (2000)")
     parser.add_argument("--steps", type=int, default=20, help="measured optimizer steps (20)")
-    parser.add_argument("--warmup", type=int, default=2, help="optimizer steps before these (2)")
+    parser.add_argument("--warmup", type=int, default=2, help="optimizer steps before the measured ones (2)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each system (3)")
     parser.add_argument(
         "--systems", type=lambda given: given.split(","), default=list(NAMES), help=",".join(NAMES)

@@ -1,21 +1,20 @@
-"""Speed of data preparation in MB/s, by stage, compared with datatrove and `datasets.map`, and by
-size of the input.
+"""Speed of data preparation, in MB/s.
 
     python -m benchmarks.prepare peers --corpora FOLDER [--megabytes 60]
-        the whole pipeline, and tokenising alone
+        compares the whole pipeline with datatrove, and its tokenising with `datasets.map`
     python -m benchmarks.prepare growth --corpora FOLDER [--megabytes 10,100,2000]
-        the pipeline on several sizes of input
+        measures the pipeline on several sizes of input
 
 --record writes the table into RESULTS.md; --workers sets the number of processes of each system.
 
 The text is real (norwegian.py), repeated with every seventh word changed. All systems read the same
 JSON lines from disk and write tokens of the same tokenizer, which is trained before the
 measurement. On a quiet machine, compare wall time; if other processes use the machine, compare CPU
-time. CPU time and memory (which is sampled) are those of all processes of a system together.
+time. CPU time and memory are summed over all processes of a system; memory is sampled.
 
-For tokenising alone, `datasets.map` gets exactly the documents of our own step. datatrove's filters
-keep other documents, so its rate is for these. Our step writes tokens into the stages' folder, and
-`publish` writes the corpus folder from them.
+For tokenising alone, `datasets.map` gets exactly the documents of finetune's own step. datatrove's
+filters keep a different set of documents, and its speed is measured on these. finetune's step
+writes tokens into the stages' folder, from which `publish` writes the corpus folder.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from benchmarks import harness, report
 from benchmarks.norwegian import read_documents, write_text
 from data_prep.stage_files import StageFolder
 
-# of linux/prctl.h: orphaned descendants become children of this process, which can wait for them
+# from linux/prctl.h: orphaned descendants become children of this process, which can wait for them
 PR_SET_CHILD_SUBREAPER = 36
 FILES = 4
 VOCABULARY = 16_000
@@ -52,8 +51,9 @@ class Timed:
 
     Attributes:
         wall: seconds of wall time.
-        cpu: CPU seconds of all its processes.
-        memory, largest: peak bytes of resident memory of all processes, and of the largest.
+        cpu: seconds of CPU time of all its processes.
+        memory: peak resident memory of all its processes together, in bytes.
+        largest: peak resident memory of its largest process, in bytes.
     """
 
     wall: float
@@ -90,14 +90,14 @@ def run_timed(command: list[str | Path], **environment: str) -> Timed:
 
 
 def _reap() -> None:
-    """Wait for orphaned processes, such as a fork server, so that their CPU time is counted too."""
+    """Wait until orphaned processes, such as a fork server, end, so that their CPU time counts."""
     with contextlib.suppress(ChildProcessError):
         while True:
             os.wait()
 
 
 class Bench:
-    """The raw text and the tokenizer of the benchmark, which are kept in a cache folder."""
+    """The raw text and the tokenizer of the benchmark. Both are kept in a cache folder."""
 
     def __init__(self, corpora: Path, workers: int) -> None:
         self.cache = harness.cache_folder() / "prepare"
@@ -106,7 +106,7 @@ class Bench:
         self.tokenizer = self.cache / "tokenizer"
 
     def write_raw_text(self, megabytes: int) -> Path:
-        """Return the folder with raw text of a size; create it and the tokenizer if necessary."""
+        """Return the folder with raw text of this size; create it and the tokenizer if missing."""
         folder = self.cache / f"raw-{megabytes}"
         if not (folder / ".done").exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -128,8 +128,11 @@ class Bench:
         place_files(config, self.texts, self.tokenizer)
 
     def run_finetune(self, raw: Path, name: str = "bench") -> tuple[Timed, dict[str, float], dict[str, int]]:
-        """Run `finetune prepare`; return its cost, the seconds by step, and the numbers of
-        documents and tokens."""
+        """Run `finetune prepare`.
+
+        Returns:
+            Its cost; the seconds of each step; and the numbers of documents and tokens.
+        """
         conf = self.cache / "conf"
         out = self.cache / "corpora"
         shutil.rmtree(out, ignore_errors=True)
@@ -157,8 +160,11 @@ class Bench:
         return done, steps, found
 
     def write_tokenised_documents(self, name: str = "bench") -> tuple[Path, int]:
-        """Write the input documents of our tokenise step as JSON lines; return their folder and the
-        number of characters."""
+        """Write the documents that finetune's tokenise step reads as JSON lines.
+
+        Returns:
+            Their folder, and their number of characters.
+        """
         (last,) = (self.cache / "corpora" / f".{name}.stages").glob("*-mixture")
         folder = harness.make_empty(self.cache / "tokenised")
         characters = 0
@@ -170,7 +176,7 @@ class Bench:
 
 
 def compare(bench: Bench, megabytes: int) -> Iterator[str]:
-    """Run all systems on the same text and yield the lines of the tables."""
+    """Run all systems on the same text; yield the lines of the tables."""
     raw = bench.write_raw_text(megabytes)
     size = sum(path.stat().st_size for path in raw.glob("*.jsonl")) / 1e6
     ours, our_steps, found = bench.run_finetune(raw)
@@ -230,7 +236,7 @@ def _step_table(size: float, ours: list[tuple[str, float]], theirs: list[tuple[s
 
 
 def _tokenising_table(rows: list[tuple[str, int, float]]) -> Iterator[str]:
-    """Yield the table of (system, characters, seconds); the first row is finetune's."""
+    """Yield the lines of a table of (system, characters, seconds); the first row is finetune's."""
     yield (
         "\n| tokenising alone | million characters | seconds | million characters/s "
         "| finetune is … times as fast |"
@@ -245,7 +251,7 @@ def _tokenising_table(rows: list[tuple[str, int, float]]) -> Iterator[str]:
 
 
 def measure_growth(bench: Bench, sizes: list[int]) -> Iterator[str]:
-    """Run `finetune prepare` on texts of several sizes and yield the lines of the table."""
+    """Run `finetune prepare` on texts of several sizes; yield the lines of the table."""
     columns = ("MB", "documents", "seconds", "MB/s", "CPU seconds per MB", "memory of all processes")
     yield f"| {' | '.join(columns)} | of the largest |"
     yield "|---|---|---|---|---|---|---|"

@@ -1,4 +1,4 @@
-"""Reports of benchmarks: descriptions of machine and command, and the sections of RESULTS.md."""
+"""Parts of benchmark reports: descriptions of machine and command, and sections of RESULTS.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 HERE = Path(__file__).parent
-# Measurement.isolated as a table shows it
+# How a table shows Measurement.isolated.
 ISOLATED = {True: "yes", False: "**no**", None: "one per row"}
 
 
@@ -42,7 +42,7 @@ def machine() -> dict[str, Any]:
 
 
 def command(module: str) -> str:
-    """Return the command line of this benchmark for a report, with FOLDER for each path."""
+    """Return the command line of this benchmark for a report; FOLDER replaces each path."""
     given = ["FOLDER" if "/" in argument else argument for argument in sys.argv[1:]]
     return shlex.join(["python", "-m", module, *given])
 
@@ -55,7 +55,7 @@ def revision() -> str:
 
 
 def origin(module: str) -> str:
-    """Return a line for a report with the table's command, the revision, the date and the machine."""
+    """Return a line for a report: the table's command, the revision, the date and the machine."""
     here = machine()
     return (
         f"`{command(module)}`, revision {revision()}, {time.strftime('%Y-%m-%d')}; "
@@ -64,7 +64,7 @@ def origin(module: str) -> str:
 
 
 def write_section(name: str, body: str) -> None:
-    """Replace the section of RESULTS.md between the marks with this name, or append it."""
+    """Replace the section of RESULTS.md between the comments with this name, or append it."""
     path = HERE / "RESULTS.md"
     begin = f"<!-- begin {name} -->"
     end = f"<!-- end {name} -->"

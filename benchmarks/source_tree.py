@@ -1,4 +1,4 @@
-"""Modules of a checkout as syntax trees, and their imports; benchmarks/structure.py measures them."""
+"""Modules of a checkout as syntax trees, and their imports, for benchmarks/structure.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 @dataclass(frozen=True)
 class Import:
-    """An imported name: its local name, its module, and its name there (empty for the module itself)."""
+    """An imported name.
+
+    Attributes:
+        local: the name in the importing module.
+        source: the module that it is imported from.
+        name: the name in that module; empty if the module itself is imported.
+    """
 
     local: str
     source: str
@@ -25,7 +31,7 @@ class Import:
 
     @property
     def target(self) -> str:
-        """The full name of what the local name stands for."""
+        """The full name of the object that the local name refers to."""
         package = self.source.partition(".")[0]
         if self.name:
             return f"{self.source}.{self.name}"
@@ -34,7 +40,7 @@ class Import:
 
 @dataclass(frozen=True, eq=False)
 class Module:
-    """A source file, under the name that it is imported by."""
+    """A source file, with the name by which it is imported."""
 
     name: str
     path: Path
@@ -46,11 +52,15 @@ class Module:
         return self.name.partition(".")[0]
 
     def at(self, node: ast.expr | ast.stmt, what: str) -> str:
-        """Return a place in the source as text."""
+        """Return a place in the source as `path:line what`."""
         return f"{self.path}:{node.lineno} {what}"
 
     def imports(self, type_checking: bool) -> Iterator[Import]:
-        """Yield all imports, those inside functions too; those for type checking alone if asked to."""
+        """Yield all imports, including those inside functions.
+
+        Args:
+            type_checking: True to include the imports under `if TYPE_CHECKING`.
+        """
         waiting: list[ast.AST] = [self.tree]
         while waiting:
             node = waiting.pop()
@@ -66,7 +76,7 @@ class Module:
                 waiting += ast.iter_child_nodes(node)
 
     def _source(self, node: ast.ImportFrom) -> str:
-        """Return the full name of the module that a relative or absolute `from` names."""
+        """Return the full name of the module in a `from` import, relative or absolute."""
         if not node.level:
             return node.module or ""
         parents = self.name.split(".")
@@ -80,7 +90,10 @@ def _is_type_checking(test: ast.expr) -> bool:
 
 
 def read_modules(root: Path, scopes: Iterable[str] = SCOPE) -> list[Module]:
-    """Return the modules in the source folders of `root`, without those behind links or in hidden folders."""
+    """Return the modules in the source folders of `root`.
+
+    Linked and hidden folders are left out.
+    """
     modules = []
     for scope in scopes:
         for parent, folders, files in os.walk(root / scope):

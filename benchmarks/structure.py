@@ -1,15 +1,17 @@
-"""Print the structure of a checkout (rooms, cycles, owners of literals, lengths, config stops) and its style.
+"""Print measures of the structure and the style of a checkout.
 
     python -m benchmarks.structure [--root FOLDER] [--beside FOLDER_OR_REVISION] [--json] [--verbose]
 
-Source text is parsed and none of it is run, so that any revision can be measured. The one given as --beside
-is the column "before". --verbose lists all places that were counted.
+The source is parsed but not run, so that any revision can be measured. The column "before" is the
+revision or folder given as --beside. --verbose lists all places that were counted.
 
-A room is a folder of src/finetune, or a module that lies there by itself. Imports inside functions count,
-those for type checking alone do not. Floors are the longest chain of rooms that import each other; of a cycle
-it holds one room. An arrow runs upward if its two rooms lie in one cycle: no order of the rooms makes all
-arrows of a cycle run down. benchmarks/config_stops.py defines a stop of the config, and
-benchmarks/line_style.py the measures of style."""
+A room is a folder of src/finetune, or a module directly in src/finetune. An arrow leads
+from a room to a room that it imports. Imports inside functions count, but not those for type
+checking only. Floors are the number of rooms in the longest chain in which each room imports the
+next; a cycle counts as one room. An arrow runs upward if its two rooms are in one cycle, because no
+order of the rooms makes all arrows of a cycle run down. benchmarks/config_stops.py defines a stop of
+the config, and benchmarks/line_style.py the measures of style.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +116,7 @@ def stop_rows(finetune: list[Module]) -> Iterator[Row]:
 
 
 def import_graph(modules: Iterable[Module]) -> Graph:
-    """Return which of `modules` each of them imports."""
+    """Return, for each of `modules`, those of them that it imports."""
     by_name = {module.name: module for module in modules}
     graph: Graph = {name: set() for name in by_name}
     for module in by_name.values():
@@ -125,7 +127,7 @@ def import_graph(modules: Iterable[Module]) -> Graph:
 
 
 def room_graph(modules: list[Module]) -> Graph:
-    """Return which rooms each room of a package imports."""
+    """Return, for each room of a package, the rooms that it imports."""
     rooms = {module.name: module.name.split(".")[1] for module in modules if "." in module.name}
     graph: Graph = {room: set() for room in sorted(rooms.values())}
     for name, targets in import_graph(modules).items():
@@ -152,7 +154,7 @@ def reachable(graph: Graph, node: str) -> set[str]:
 
 
 def longest_chain(graph: Graph) -> list[str]:
-    """Return one of the longest chains of `graph`, with one node of each cycle."""
+    """Return a longest chain of nodes in `graph`; of each cycle, it has at most one node."""
     cycle_of = {node: cycle for cycle in cycles(graph) for node in cycle}
 
     @cache
@@ -165,14 +167,17 @@ def longest_chain(graph: Graph) -> list[str]:
 
 
 def walk(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield all nodes, in the order of the source."""
+    """Yield all nodes of a tree, in the order of the source."""
     yield node
     for child in ast.iter_child_nodes(node):
         yield from walk(child)
 
 
 def strings(tree: ast.Module) -> Iterator[tuple[ast.expr, str]]:
-    """Yield the strings of the code with their text (the beginning of an f-string), without docstrings."""
+    """Yield the strings of the code except docstrings, each with its text.
+
+    For an f-string, the text is its beginning.
+    """
     left_out: set[ast.expr] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr):
@@ -202,20 +207,20 @@ def unpack(revision: str, repository: Path, folder: Path) -> Path:
     """Write the files of a revision of `repository` to `folder`.
 
     Raises:
-        ValueError: there is no such revision.
+        ValueError: `revision` does not exist.
     """
     command = ["git", "-C", str(repository), "archive", "--format=zip", revision]
     result = subprocess.run(command, check=False, capture_output=True)
     if result.returncode:
         reason = result.stderr.decode().strip()
-        raise ValueError(f"--beside: '{revision}' is no folder and no revision: {reason}")
+        raise ValueError(f"--beside: '{revision}' is no folder and no revision of the checkout: {reason}")
     with zipfile.ZipFile(io.BytesIO(result.stdout)) as files:
         files.extractall(folder)
     return folder
 
 
 def table(columns: dict[str, list[Row]]) -> str:
-    """Return the measures as aligned text, one column for each checkout."""
+    """Return the measures as an aligned table, with one column for each checkout."""
     names = [row.what for row in next(iter(columns.values()))]
     cells = [["what", *names]]
     cells += [[title, *map(str, rows)] for title, rows in columns.items()]
@@ -224,7 +229,7 @@ def table(columns: dict[str, list[Row]]) -> str:
 
 
 def listing(title: str, rows: list[Row]) -> str:
-    """Return the places of all measures."""
+    """Return a list of all places that were counted, as text."""
     lines = []
     for row in rows:
         lines += ["", f"{row.what} ({title}): {row}", *(f"  {place}" for place in row.places)]
@@ -232,7 +237,11 @@ def listing(title: str, rows: list[Row]) -> str:
 
 
 def measure_columns(root: Path, beside: str | None) -> dict[str, list[Row]]:
-    """Return the measures of `root`, and first those of the folder or revision `beside`, by title."""
+    """Return the measures by title of their column: of `beside`, if it is given, and of `root`.
+
+    Args:
+        beside: a folder, or a revision of `root`.
+    """
     if beside is None:
         return {"value": measure(root)}
     if Path(beside).is_dir():

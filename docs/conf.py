@@ -25,9 +25,10 @@ copyright = "the finetune authors, Apache-2.0"
 extensions = ["myst_parser"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_static"]
-suppress_warnings = ["misc.highlighting_failure"]  # examples are shortened with "…"
+# Some examples contain "…", which a highlighter may not accept.
+suppress_warnings = ["misc.highlighting_failure"]
 
-smartquotes = False  # they would turn --option into –option
+smartquotes = False  # otherwise --option would become –option
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence", "deflist"]
 
@@ -43,7 +44,7 @@ pygments_dark_style = "monokai"
 
 LINK = re.compile(r"\]\((?!https?:|mailto:|path:|#|/)([^)\s#]+)(#[^)\s]*)?\)")
 FENCE = re.compile(r"^ *(```|~~~)")
-# files above docs/ that are pages
+# Files outside docs/ that are pages of the documentation.
 PAGES_ABOVE = {
     "../ARCHITECTURE.md": "architecture.md",
     "../CONTRIBUTING.md": "contributing.md",
@@ -52,11 +53,11 @@ PAGES_ABOVE = {
 
 
 def move_links(text: str, folder: str, page_folder: str) -> str:
-    """Return a Markdown text with its links as they must be in a page of docs/.
+    """Return a Markdown text, with its relative links rewritten for a page of docs/.
 
     Args:
-        folder: the folder of the text, relative to docs/: ".." is the top of the repository.
-        page_folder: the folder of the page that shows it, relative to docs/.
+        folder: the folder of the text, relative to docs/: ".." is the root of the repository.
+        page_folder: the folder of the page that shows the text, relative to docs/.
     """
     lines = []
     is_code = False
@@ -70,7 +71,7 @@ def move_links(text: str, folder: str, page_folder: str) -> str:
 
 
 def _move_link(folder: str, page_folder: str, found: re.Match[str]) -> str:
-    """Return a link to a page, or to a file outside docs/, of which Sphinx adds a copy."""
+    """Return a link to a page, or to a file outside docs/, which Sphinx copies to build/docs."""
     place = os.path.normpath(f"{folder}/{found[1]}").removeprefix("../docs/")
     place = PAGES_ABOVE.get(place, place)
     link = os.path.relpath(place, page_folder) + (found[2] or "")
@@ -89,7 +90,7 @@ def _move_links_of_included(app: Sphinx, path: Path, docname: str, content: list
 
 
 def setup(app: Sphinx) -> None:
-    """Write the generated pages, and connect what mends links to files outside docs/."""
+    """Write the generated pages, and register the functions that rewrite links between folders."""
     write_pages(DOCS)
     app.connect("source-read", _move_links_of_page)
     app.connect("include-read", _move_links_of_included)

@@ -3,11 +3,14 @@
     python -m docs.walk PAGE …             exit code 1 if a command fails or its output differs
     python -m docs.walk PAGE … --write     write the output of each command into the page
 
-Pages are run in the order given, by one shell in one folder. A page is read from top to bottom. Its commands
-are in blocks of `console`: a line that begins with `$ ` is a command, `> ` continues it, and all other lines
-are expected output. A block of another language whose first line is a comment with a path, such as
-`# my/corpus/letters.yaml`, is a file that the reader writes. In expected output any number, time or id
-matches any other, … matches any text, and a line of … matches any number of lines.
+Pages are run in the given order, by one shell in one folder. A page is read from top to bottom. Its
+commands are in code blocks of the language `console`. In such a block, a line that begins with `$ `
+is a command, a line that begins with `> ` continues the command, and all other lines are expected
+output. A block of another language is a file that the reader of the page has to write, if its first
+line is a comment with a path, such as `# my/corpus/letters.yaml`.
+
+In expected output, any number, time or id matches any other, "…" matches any text, and a line "…"
+matches any number of lines.
 """
 
 from __future__ import annotations
@@ -25,15 +28,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-TIMEOUT_S = 600.0  # for one command; some of them wait for a run
-MAX_SHOWN_LINES = 14  # of one command's output, with --write
+TIMEOUT_S = 600.0  # for one command; some commands wait for a run
+MAX_SHOWN_LINES = 14  # maximum number of lines of a command's output that --write writes
 MAX_SHOWN_COLUMNS = 120
 END = "\x1e"
 
 
 @dataclass
 class Command:
-    """A command of a page; its expected output is on the page's lines from `first` to `last`."""
+    """A command of a page.
+
+    Attributes:
+        first: index of the page's first line of expected output.
+        expected: the lines of expected output.
+    """
 
     text: str
     first: int
@@ -46,7 +54,7 @@ class Command:
 
 @dataclass
 class File:
-    """A file that the reader of a page writes."""
+    """A file that the reader of a page has to write."""
 
     path: str
     text: str
@@ -56,9 +64,9 @@ class Shell:
     """A bash process that runs commands one by one.
 
     Args:
-        command: how to start it.
-        folder: its working folder; None for the caller's.
-        environment: its environment variables; None for the caller's.
+        command: the command line that starts the shell.
+        folder: working folder of the shell; None for the caller's.
+        environment: environment variables of the shell; None for the caller's.
     """
 
     def __init__(
@@ -81,7 +89,7 @@ class Shell:
         """Run one command; return its exit code and its output, standard error included.
 
         Raises:
-            TimeoutError: the command takes longer.
+            TimeoutError: the command has not ended after `timeout_s` seconds.
             RuntimeError: the shell has ended.
         """
         assert self._process.stdin is not None
@@ -134,7 +142,7 @@ def read_page(text: str) -> list[Command | File]:
 
 
 def _read_line(line: str, number: int, found: list[Command | File]) -> None:
-    """Add a line of a console block: a new command, a continuation, or expected output."""
+    """Add a line of a console block to `found`: a command, its continuation, or expected output."""
     last = found[-1] if found else None
     if line.startswith("$ "):
         found.append(Command(line[2:], number + 1))
@@ -146,7 +154,7 @@ def _read_line(line: str, number: int, found: list[Command | File]) -> None:
 
 
 def missing_line(expected: list[str], printed: str) -> str | None:
-    """Return the first expected line that was not printed in its place, or None."""
+    """Return the first expected line that was not printed in its place; None if all were."""
     lines = [_normalize(line) for line in printed.splitlines()]
     position = 0
     for line in expected:
@@ -162,7 +170,7 @@ def missing_line(expected: list[str], printed: str) -> str | None:
 
 
 def _normalize(line: str) -> str:
-    """Replace all ids and numbers of a line, which differ from run to run, and runs of spaces."""
+    """Replace ids and numbers in a line, because they differ between runs, and repeated spaces."""
     line = re.sub(r"-\d{8}-\d{6}-\w+", "-ID", line)
     line = re.sub(r"\d[\d.,:]*", "0", line)
     return " ".join(line.split())
@@ -174,11 +182,12 @@ def walk(
     """Run a page to its end, or to the first command that fails.
 
     Args:
-        replace: texts of the page, such as a path that stands for the reader's own, and what to run instead.
-        write: accept any output.
+        replace: texts of the page, and their replacements in the commands that are run. An example
+            is a path in the page that stands for a path of the reader's own.
+        write: True to accept any output.
 
     Returns:
-        The faults, and the page with the output of its commands.
+        The failed commands and differences, and the page with the output of its commands.
     """
     faults: list[str] = []
     lines = text.splitlines()
@@ -192,7 +201,7 @@ def walk(
         print(f"$ {step.text}\n{printed}# exit code {code}, {time.monotonic() - began:.1f} s", flush=True)
         if code:
             faults.append(f"{step.text}: exit code {code}: {printed[-500:]}")
-            break  # later commands build upon it
+            break  # later commands depend on it
         missing = missing_line(step.expected, printed)
         if missing is not None and not write:
             faults.append(f"{step.text}: did not print: {missing}\n{printed[-1000:]}")
@@ -209,7 +218,7 @@ def _substitute(text: str, replace: Mapping[str, str] | None) -> str:
 
 
 def _shorten(printed: str) -> list[str]:
-    """Return output as a page shows it: the end of long output, in lines that fit."""
+    """Return output as a page shows it: only the last lines, and long lines shortened."""
     lines = [line.rstrip() for line in printed.splitlines() if line.strip()]
     if len(lines) > MAX_SHOWN_LINES:
         lines = ["…", *lines[-MAX_SHOWN_LINES:]]
@@ -227,7 +236,9 @@ def main() -> None:
     parser.add_argument("pages", nargs="+", type=Path)
     parser.add_argument("--write", action="store_true", help="write the output of each command into the page")
     parser.add_argument(
-        "--folder", type=Path, help="run them in this folder and keep it (default: a temporary one)"
+        "--folder",
+        type=Path,
+        help="run the pages in this folder and keep it (default: a temporary folder)",
     )
     parser.add_argument(
         "--replace",
@@ -235,7 +246,7 @@ def main() -> None:
         action="append",
         default=[],
         metavar=("OLD", "NEW"),
-        help="text to run in place of OLD",
+        help="replace the text OLD of the pages by NEW",
     )
     options = parser.parse_args()
     faults: list[str] = []
@@ -252,11 +263,14 @@ def main() -> None:
                 page.write_text(text, "utf-8")
         shell.close()
     if faults:
-        sys.exit("\n\n".join(["error: a page does not match what happens", *faults]))
+        sys.exit("\n\n".join(["error: a page does not match the output of its commands", *faults]))
 
 
 def environment() -> dict[str, str]:
-    """Return this environment with this Python's commands first in PATH, without GPUs, 100 columns wide."""
+    """Return the environment variables of the shell.
+
+    The commands of this Python come first in PATH, GPUs are hidden, and output is 100 columns wide.
+    """
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "100"}
 

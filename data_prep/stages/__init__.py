@@ -2,7 +2,7 @@
 
 To add a stage, write a subclass of `ShardStage` or `CorpusStage` (protocol.py) in a module of its
 own, add it to TEXT_STAGES, and add its settings to data_prep/stage_settings.py. near_duplicates.py
-is a part of deduplicate; tokenise.py has the settings of the tokenise stage, which follows the last
+is a part of deduplicate. tokenise.py has the settings of the tokenise stage, which follows the last
 text stage.
 """
 

@@ -1,18 +1,18 @@
-"""Removal of the lines that frame the pages of a site (menus, footers, cookie notices).
+"""Removal of boilerplate: the menus, footers and cookie notices around the pages of a site.
 
-A site is the host of a document's URL, or a whole source if the setting `sites` names it; other
+A site is the host of a document's URL, or a whole source if the setting `sites` names it. Other
 documents without a host are not changed. A line is a candidate if nearly all documents of the site
-contain it, and only runs of such lines at the beginning and end of a document are cut.
+contain it. Only candidates at the beginning and end of a document are cut.
 
 The decision of a case is often at the end too, in words that many documents share ("Vedtaket
-stadfestes.", "Brudd på loven", a row of a table). Losing it costs more than keeping a line of a
-footer. So a line that does not look like part of a frame (a link, an address, a notice) is cut only
-if a line between it and the body surely belongs to the frame, and the close and signature of a
-letter are kept.
+stadfestes.", "Brudd på loven", a row of a table). Losing a decision costs more than keeping a line
+of a footer. So a line that does not look like boilerplate (a link, an address, a notice) is cut
+only if a line between it and the body surely is boilerplate. The close and signature of a letter
+are kept.
 
-Only sources of the readers in the setting `readers` are searched: laws, minutes and parallel
-letters have no such frame. Every line that was cut is in the stage's files, with a count and an
-example.
+Only sources of the readers in the setting `readers` are searched, because laws, minutes and
+parallel letters have no boilerplate. The stage's files list every line that was cut, with a count
+and an example.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 from data_prep.stages.protocol import CorpusStage
 
-# Distinct lines of all shards that are counted together, to bound the memory.
+# Approximate number of lines, of all shards, that are counted together; it limits memory.
 LINES_AT_ONCE = 1_000_000
-WHOLE_SITE = 0  # in place of a line's hash in the counts: the number of documents of the site
+WHOLE_SITE = 0  # used as a line's hash; its count is the number of documents of the site
 
 # Signs of a sentence, with or without a full stop: passives, common finite verbs, words that decide
 # a case.
@@ -52,8 +52,8 @@ _VERB = re.compile(
 _VERDICT = re.compile(
     r"\W*(konklusjon|resultat|utfall|vedtak|slutning|avgjørelse|avgjerd|dom|kjennelse|orskurd)\w*\s*:"
 )
-# Words that decide a case without a verb, except those that menus have too: "Innsyn", "Vedtak",
-# "Søknader".
+# Words that decide a case without a verb. Words that menus have too are left out: "Innsyn",
+# "Vedtak", "Søknader".
 _DECIDES = re.compile(
     r"\b(avslag|avslått|avslege|avvist|forkast\w*|hevet|heva|ugyldig\w*|gyldig|henlagt|lagt bort"
     r"|brudd|brot|diskriminering"
@@ -65,16 +65,16 @@ _HEADING = re.compile(r"#+\s|§|(?:kapittel|kap\.|del|vedlegg)\s*[\divx]|\d+(?:\
 _CLOSE = re.compile(
     r"\W*(med\s+)?((vennlig|venleg|beste|hjertelig|hjarteleg)\s+)?(hilsen|helsing)\b|\W*mvh\b"
 )
-# Parts of a frame: a row of links or buttons, or a copyright notice; then the topics of a frame's
-# headings and sentences.
+# Boilerplate: a row of links or buttons, or a copyright notice (_LINKS); and the topics of its
+# headings and sentences (_ABOUT_FRAME).
 _LINKS = re.compile(r"(?:\S\s+[|·•›>]\s+\S.*){2}|(?:\[[^\]]+\]\s*){2}|©")
 _ABOUT_FRAME = re.compile(
     r"informasjonskaps|cookie|personvern|personopplysning|opphavsrett|copyright|tilgjenge\w*erklæring"
     r"|javascript|nettleser|nettsted|nettside|denne sid[ae]|nyhetsbrev|nyheitsbrev|kontakt oss|telefon"
     r"|sentralbord|åpningstid|opningstid|e-post|@"
 )
-# Further parts of frames: buttons; then addresses, social networks, the question whether a page was
-# useful.
+# Other boilerplate: buttons (_BUTTONS); addresses, social networks, and questions such as "Fant du
+# det du lette etter?" (_ADDRESS).
 _BUTTONS = re.compile(
     r"(?:meny|hovudmeny|hovedmeny|søk|hjem|heim|lukk|forsid[ea]|språk|english|logg (?:inn|ut)"
     r"|skriv ut|skriv ut sid[ea]n?|godta alle|godta|bare nødvendige|berre nødvendige|avvis alle"
@@ -113,7 +113,7 @@ class BoilerplateSettings:
 
 
 class Boilerplate(CorpusStage):
-    """Cut the lines that are repeated on most pages of a site from the ends of its documents."""
+    """Cut the repeated lines of a site from the beginning and end of its documents."""
 
     name = "boilerplate"
     version = 2
@@ -130,7 +130,7 @@ class Boilerplate(CorpusStage):
         )
 
     def collect(self, documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
-        """Return the number of documents that contain each line of each site in one shard.
+        """Return, for each line of each site, the number of documents of one shard that contain it.
 
         Copies of a document are counted once.
         """
@@ -155,7 +155,7 @@ class Boilerplate(CorpusStage):
         return pa.concat_tables(tables).sort_by([("line", "ascending"), ("site", "ascending")])
 
     def decide(self, collected: list[Path], config: CorpusConfig) -> pa.Table:
-        """Return the repeated lines of each site, with the number of documents that have them."""
+        """Return the repeated lines of each site, and the number of documents that contain each."""
         rules = config.boilerplate
         sites = _sum_counts([_read_range(path, WHOLE_SITE, WHOLE_SITE) for path in collected])
         needed = {
@@ -163,8 +163,8 @@ class Boilerplate(CorpusStage):
             for row in sites.to_pylist()
         }
         kept = [COUNTS.empty_table()]
-        # The range of hashes is divided into parts, so that not all lines of the corpus are in
-        # memory.
+        # The range of hashes is divided into parts, so that the lines of the corpus are not all in
+        # memory at once.
         parts = sum(pq.read_metadata(path).num_rows for path in collected) // LINES_AT_ONCE + 1
         bounds = [-(2**63) + 2**64 * part // parts for part in range(parts + 1)]
         for first, end in pairwise(bounds):
@@ -224,9 +224,9 @@ def _sum_counts(counts: list[pa.Table]) -> pa.Table:
 
 
 def _lookup_by_site(decided: pa.Table) -> Callable[[str], set[int]]:
-    """Return a function that returns the hashes of a site's repeated lines.
+    """Return a function that takes a site and returns the hashes of its repeated lines.
 
-    It converts the lines of a site to Python integers when they are first needed.
+    The hashes of a site are converted to Python integers when they are first needed.
     """
     sites = decided.group_by("site", use_threads=False).aggregate([([], "count_all")])
     names = sites["site"].to_pylist()
@@ -244,14 +244,14 @@ def _lookup_by_site(decided: pa.Table) -> Callable[[str], set[int]]:
 
 @dataclass
 class Frame:
-    """A document's text without the lines of its site's frame, and those lines."""
+    """A document's text without boilerplate, and the lines of boilerplate."""
 
     body: str = ""
     lines: list[str] = field(default_factory=list)
 
 
 def find_frame(text: str, repeated: set[int]) -> Frame:
-    """Split `text` into its body and the lines around it that surely belong to a frame."""
+    """Split `text` into its body and the lines around it that surely are boilerplate."""
     if not repeated:
         return Frame(text)
     lines = text.split("\n")
@@ -280,20 +280,21 @@ def site_of(document: Document, config: CorpusConfig) -> str | None:
 
 
 def _frame_length(lines: list[str], repeated: set[int], is_foot: bool) -> int:
-    """Return the number of lines that surely belong to the frame, from an end inwards.
+    """Return how many of the first lines surely are boilerplate.
 
-    All lines up to the innermost row of links belong to it. The search ends at the first heading or
-    sentence that is not on a frame's topic, because it may belong to the body. Below a ruled line
-    at the foot, all lines belong to the frame, unless the line is a place for a signature. Next to
-    a line of the frame, the name of a public body belongs to it too.
+    Only repeated lines can be boilerplate. All lines up to the innermost row of links are. A
+    heading or sentence on another topic may belong to the body, so rows of links after it do not
+    count. At the foot, all lines from a ruled line on are boilerplate, unless the ruled line is a
+    place for a signature. The name of a public body is boilerplate if it is next to such a line.
 
     Args:
-        lines: the lines of the document, in reversed order at its foot.
+        lines: the lines of the document, from the end to the beginning if `is_foot`.
         repeated: hashes of the site's repeated lines.
+        is_foot: True to search the end of the document.
     """
     sure = 0
     reached_sentence = is_beside_sure = False
-    # Kinds of the lines after the last one that surely belongs to the frame.
+    # Kinds of the lines after the last one that surely is boilerplate.
     kinds: set[Kind] = set()
     for number, line in enumerate(lines, start=1):
         key = _key(line)
@@ -327,8 +328,8 @@ class Kind(StrEnum):
 
     CLOSE = "the close of a letter"
     RULE = "a ruled line"
-    LINKS = "a row of links or buttons, or a notice that only frames have"
-    NOTICE = "a sentence on a frame's topic"
+    LINKS = "a row of links or buttons, or a notice that only boilerplate has"
+    NOTICE = "a sentence on a topic of boilerplate"
     SENTENCE = "another sentence, or a heading"
     OTHER = "not a sentence"
 
@@ -356,7 +357,7 @@ def _count_letters(text: str) -> int:
 
 
 def _key(line: str) -> str:
-    """Return a line without case and white space; lines with the same key count as equal."""
+    """Return a line in lower case with single spaces; lines with the same key count as equal."""
     return " ".join(line.casefold().split())
 
 

@@ -3,8 +3,8 @@
 Two texts overlap if they share a sequence of `words` words (13, as in GPT-3: Brown et al. 2020,
 appendix C); case and the characters between words are ignored. Shorter evaluation texts are
 searched for as a whole, if they have at least `min_words` words. Depending on the setting `action`,
-a document that overlaps is dropped, or its overlapping paragraphs are cut. Reasons and counts
-contain the name of the evaluation set.
+a document that overlaps is dropped, or its overlapping paragraphs are cut. The reasons of drops and
+the names of counts contain the name of the evaluation set.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Decontaminate(ShardStage):
         """Return the settings, with the checksums of the evaluation sets' files.
 
         Raises:
-            NotFoundError: an evaluation set does not exist, or has no file that can be read.
+            NotFoundError: an evaluation set does not exist, or has no file of a supported format.
         """
         rules = config.decontaminate
         sets = {
@@ -89,9 +89,10 @@ class Index:
 
     Attributes:
         names: names of the evaluation sets.
-        hashes: sorted hashes of the sequences, by their length in words.
-        owners: for each of these hashes, the index in `names` of its evaluation set.
-        too_short: number of texts with too few words to be searched for, by evaluation set.
+        hashes: for each length in words, the sorted hashes of the sequences of that length.
+        owners: for each length, the evaluation sets of these hashes, as indices into `names`.
+        too_short: for each evaluation set, the number of texts with too few words to be searched
+            for.
     """
 
     names: list[str]
@@ -100,7 +101,10 @@ class Index:
     too_short: dict[str, int]
 
     def overlaps(self, text: str) -> dict[str, list[tuple[int, int]]]:
-        """Return the spans of `text`, in characters, that are sequences of each evaluation set."""
+        """Return, for each evaluation set, the spans of `text` that are sequences of that set.
+
+        A span is a pair of character offsets. Sets without a span are left out.
+        """
         found: dict[str, list[tuple[int, int]]] = {}
         if not self.hashes:
             return found
@@ -118,7 +122,7 @@ class Index:
 
 @lru_cache(maxsize=1)
 def _index(sets: tuple[tuple[str, str], ...], words: int, min_words: int) -> Index:
-    """Read the evaluation sets, once in each process."""
+    """Return the index of the evaluation sets; each process reads them once."""
     rules = DecontaminateConfig(words=words, min_words=min_words)
     index = build_index({name: texts(path) for name, path in sets}, rules)
     for name, count in index.too_short.items():
@@ -135,7 +139,7 @@ def _index(sets: tuple[tuple[str, str], ...], words: int, min_words: int) -> Ind
 def build_index(sets: dict[str, Iterable[str]], rules: DecontaminateConfig) -> Index:
     """Return the index of the texts of evaluation sets.
 
-    A sequence that two sets contain belongs to the first of them, by name.
+    A sequence that several sets contain is assigned to the first of them in alphabetical order.
     """
     names = sorted(sets)
     parts: dict[int, list[tuple[NDArray[np.uint64], int]]] = defaultdict(list)
@@ -159,7 +163,7 @@ def build_index(sets: dict[str, Iterable[str]], rules: DecontaminateConfig) -> I
 
 
 def _cut_overlaps(text: str, index: Index) -> tuple[str, list[str]]:
-    """Return `text` without the paragraphs that have a part of an overlap, and these paragraphs."""
+    """Cut each paragraph that contains part of an overlap; return the rest and the cut paragraphs."""
     spans = [span for found in index.overlaps(text).values() for span in found]
     kept: list[str] = []
     cut: list[str] = []

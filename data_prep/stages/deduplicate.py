@@ -1,32 +1,33 @@
-"""Removal of exact and near duplicates across all sources; the best of several is kept.
+"""Removal of exact and near duplicates across all sources; the best document of each set is kept.
 
 Exact duplicates have the same text up to white space and case. Near duplicates have a Jaccard
-similarity of at least `deduplicate.similarity` between their sets of word 5-grams. MinHash finds
-candidates (Broder 1997; rensa's R-MinHash, whose 128 minima are divided into bands: two documents
-are candidates if they agree in all minima of a band). Each pair of candidates is then compared by
-its sets, so MinHash can miss a duplicate, but cannot cause a false one. Similar documents are both
-kept if they have different titles, numbers, dates or names, or different words in the same places
-(distinctions.py); the fewer words they have, the smaller the difference may be. `similar_but_kept`
-counts such documents.
+similarity of at least `deduplicate.similarity` between their sets of word 5-grams. Candidates are
+found by MinHash (Broder 1997; R-MinHash of the library rensa). A document's 128 minima are divided
+into bands, and two documents are candidates if they agree in all minima of a band. The sets of each
+pair of candidates are then compared. So MinHash can miss a duplicate, but cannot cause a false one.
+
+Similar documents are both kept if their titles, numbers, dates or names differ, or if they have
+different words in the same places (distinctions.py). In short documents, smaller differences
+suffice. `similar_but_kept` counts such documents.
 
 Pairs of duplicates are joined into clusters (union-find). The best document of a cluster is kept,
-and those that are similar to it are dropped; then the best of the remaining ones is kept, and so
-on. So a chain of small changes cannot drop a document that is not similar to any kept one. The best
-document is the longest (in steps of 10%), then the one with the latest date, the most words, the
-most filled fields, the earliest in the corpus file.
+and the documents that are similar to it are dropped; then the best of the remaining documents is
+kept, and so on. So a chain of small changes cannot drop a document that is not similar to any kept
+one. Documents are ranked by length (in steps of 10%), then by date (the latest is best), number of
+words, number of filled fields, and order in the corpus.
 
-Conversations, and prompts with completions, can only be duplicates if their targets and the last
-question are the same up to case and punctuation; then all that is not a target is compared. So
-questions on the same long text are not duplicates of each other.
+Conversations, and prompts with completions, can be duplicates only if their targets and their last
+questions are equal up to case and punctuation. Then their text outside the targets is compared. So
+different questions on the same long text are not duplicates.
 
 Only whole documents are compared. A paragraph that many acts share (such as the usual provision on
-entry into force) stays in each of them, and is counted among the kept documents:
-`shared_paragraphs` is the number of distinct paragraphs that more than one document has,
+entry into force) stays in each of them. Such paragraphs are counted in the kept documents:
+`shared_paragraphs` is the number of distinct paragraphs that occur in more than one document,
 `shared_paragraph_copies` the number of their copies after the first.
 
-The bands are separate columns of the collected tables, so that `decide` holds one band of all
-documents in memory at a time. The 5-grams and profiles of the candidates are in temporary files. In
-all, `decide` needs some 420 bytes a document.
+Each band is a column of the collected tables, so that `decide` holds one band of all documents in
+memory at a time. The 5-grams and profiles of the candidates are in temporary files. In total,
+`decide` needs some 420 bytes of memory per document.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(kw_only=True)
 class NearSettings(DeduplicateConfig):
-    """The settings with near duplicates, and the parameters of MinHash."""
+    """The settings if near duplicates are removed, with the parameters of MinHash."""
 
     ngram: int = NGRAM
     permutations: int = PERMUTATIONS
@@ -75,7 +76,7 @@ class NearSettings(DeduplicateConfig):
 
 
 class Deduplicate(CorpusStage):
-    """Drop the duplicates of a better document."""
+    """Drop each document that is a duplicate of a better one."""
 
     name = "deduplicate"
     version = 4
@@ -86,7 +87,10 @@ class Deduplicate(CorpusStage):
         return NearSettings(**vars(config.deduplicate), rensa=version("rensa"))
 
     def collect(self, documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
-        """Return the hash, rank fields, bands, 5-grams, profile and paragraphs of each document."""
+        """Return one row for each document, with its hash, ranking fields and paragraphs.
+
+        If near duplicates are removed, the row also has its bands, 5-grams and profile.
+        """
         tables = []
         while batch := _take_batch(documents):
             texts = [_full_text(document).casefold() for document in batch]
@@ -119,7 +123,7 @@ class Deduplicate(CorpusStage):
         return pa.concat_tables(tables)
 
     def decide(self, collected: list[Path], config: CorpusConfig) -> pa.Table:
-        """Return the rows of each shard that are dropped, with reasons."""
+        """Return the dropped documents, as rows of their shards, with reasons."""
         found = Collected(collected)
         order = found.best_first()
         # For each document, the document that is kept instead; -1 if it is kept itself.
@@ -166,7 +170,7 @@ class Deduplicate(CorpusStage):
 
 
 def _take_batch(documents: Iterator[Document]) -> list[Document]:
-    """Return the next documents, up to BATCH_DOCUMENTS or BATCH_CHARACTERS."""
+    """Return the next documents, until BATCH_DOCUMENTS or BATCH_CHARACTERS is reached."""
     batch = []
     characters = 0
     for document in islice(documents, BATCH_DOCUMENTS):
@@ -182,11 +186,11 @@ def _full_text(document: Document) -> str:
 
 
 def _ngrams(batch: list[Document]) -> tuple[NDArray[np.uint32], Integers, Integers]:
-    """Return the 5-grams, their begins and the numbers of words, as `shingles.ngrams`.
+    """Return the 5-grams, where those of each document begin, and the numbers of words.
 
-    The 5-grams of a conversation come from the text that is not a target. They are combined with a
-    hash of the last question and the targets, so that conversations with different ones have no
-    5-grams in common.
+    The arrays have the form that `shingles.ngrams` returns. The 5-grams of a conversation come from
+    its text outside the targets. They are combined with a hash of the last question and the
+    targets. So two conversations with different questions or targets have no 5-grams in common.
     """
     untargeted = ["\n".join(parts) for parts in _untargeted_parts(batch)]
     values, begins, num_words = ngrams(untargeted, NGRAM)
@@ -235,7 +239,7 @@ def _paragraph_hashes(folded: str) -> list[int]:
 
 
 def _bands(values: NDArray[np.uint32], begins: Integers, bands: int) -> NDArray[np.uint64]:
-    """Return a hash of the minima of each band of each document [documents, bands]."""
+    """Return for each document and band a hash of the band's minima [documents, bands]."""
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(
         values.astype(np.uint64), begins.astype(np.uint64), PERMUTATIONS, SEED
     )
@@ -256,7 +260,10 @@ def _detail(name: str, similarity: float | None) -> str:
 
 
 def _drop_exact(found: Collected, order: Integers, replaced_by: Integers) -> None:
-    """Set in `replaced_by` the best document with the same text for all others."""
+    """Record exact duplicates in `replaced_by`.
+
+    The best document with a text replaces all other documents with this text.
+    """
     keys = found.keys()[order]
     by_key = np.lexsort((np.arange(len(order)), keys[:, 1], keys[:, 0]))
     same = (keys[by_key[1:]] == keys[by_key[:-1]]).all(axis=1)
@@ -266,9 +273,9 @@ def _drop_exact(found: Collected, order: Integers, replaced_by: Integers) -> Non
 
 
 def _count_shared_paragraphs(found: Collected, kept: NDArray[np.bool_]) -> dict[str, int]:
-    """Return the number of paragraphs that kept documents share, and of their further copies.
+    """Return the counts `shared_paragraphs` and `shared_paragraph_copies` of the kept documents.
 
-    They are counted in parts, by hash, to bound the memory.
+    The paragraphs are counted in several parts, divided by hash, to limit memory.
     """
     total = sum(len(column.flatten()) for _, column in found.tables("paragraphs"))
     shared = copies = 0

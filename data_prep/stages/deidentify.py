@@ -16,16 +16,18 @@ from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 from data_prep.stages.protocol import CorpusStage
 
-# Six digits and five, with nothing, a space, a no-break space or a hyphen between them; not inside
-# a longer number.
+# Six digits, then five digits, with nothing, a space, a no-break space or a hyphen between them. They
+# are not part of a longer number.
 _CANDIDATE = re.compile(r"(?<![\d])(\d{6})[ \u00a0\u202f-]?(\d{5})(?!\d)")
-# Every text with a candidate has a match of this; the search takes a quarter of the time.
+# Quick test: a text without a match of this has no candidate either, and the search takes a quarter
+# of the time.
 _QUICK = re.compile(r"\d\d\d\d\d\d[ \u00a0\u202f-]?\d\d\d\d\d")
 
 _WEIGHTS_1 = (3, 7, 6, 1, 8, 9, 4, 5, 2, 1)
 _WEIGHTS_2 = (5, 4, 3, 2, 7, 6, 5, 4, 3, 2, 1)
 
-# Kinds of numbers: offsets that are added to day and month of the birth date, and name of the kind.
+# For each kind of number: the offsets that are added to the day and to the month of birth, and the
+# name of the kind.
 _KINDS = (
     (0, 0, "fødselsnummer"),
     (40, 0, "d_number"),
@@ -47,7 +49,7 @@ class DeidentifySettings:
 
 
 class Deidentify(CorpusStage):
-    """Mask the numbers in texts and titles, and rename the ids and groups that contain them."""
+    """Mask identity numbers in texts and titles; rename the ids and groups that contain them."""
 
     name = "deidentify"
     version = 2
@@ -56,16 +58,17 @@ class Deidentify(CorpusStage):
         return DeidentifySettings(national_identity_number=config.deidentify.national_identity_number)
 
     def collect(self, documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
-        """Return the ids and groups that contain such numbers."""
+        """Return the ids and groups that contain national identity numbers."""
         names = (name for document in documents for name in (document.id, document.group))
         found = dict.fromkeys(name for name in names if mask(name, "")[1])
         return pa.table({"name": pa.array(found, pa.string())})
 
     def decide(self, collected: list[Path], config: CorpusConfig) -> pa.Table:
-        """Return the new names of these ids and groups, which are numbered in order of appearance.
+        """Return a new name for each id and group that contains a national identity number.
 
-        Two groups must keep different names. A hash cannot be used, because a hash of eleven digits
-        can be reversed by trying all numbers.
+        New names are numbered in order of appearance, so that different groups keep different
+        names. A hash cannot be used instead, because a hash of eleven digits can be reversed by
+        trying all numbers.
         """
         names = dict.fromkeys(name for path in collected for name in pq.read_table(path)["name"].to_pylist())
         replacement = config.deidentify.national_identity_number
@@ -97,7 +100,11 @@ class Deidentify(CorpusStage):
 
 
 def mask(text: str, replacement: str) -> tuple[str, Counter[str]]:
-    """Return `text` with every national identity number replaced, and the number of each kind."""
+    """Replace every national identity number in `text`.
+
+    Returns:
+        The new text, and how many numbers of each kind were replaced.
+    """
     found: Counter[str] = Counter()
     if not _QUICK.search(text):
         return text, found
@@ -113,14 +120,15 @@ def mask(text: str, replacement: str) -> tuple[str, Counter[str]]:
 
 
 def identity_number_kind(digits: str) -> str | None:
-    """Return the kind of eleven digits, or None if they are not a valid number of any kind.
+    """Return the kind of a number of eleven digits, or None if it is not valid.
 
     The kinds are fødselsnummer, d_number, h_number and synthetic.
 
     Both weighted sums of the digits must be 0 modulo 11. By the rule from 2032 (Skatteetaten, "Nytt
     fødselsnummer fra 2032"), the first sum of a fødselsnummer or D-number may also be 1, 2 or 3.
-    Synthetic numbers add 80 (Tenor), 65 or, with a D-number's day, 40 to the month. They belong to
-    nobody, but are masked too, because texts use them like the numbers of persons.
+    In synthetic numbers, the month is increased by 80 (Tenor) or by 65; if the day is increased as
+    in a D-number, also by 40. They belong to nobody, but are masked too, because texts use them
+    like the numbers of persons.
     """
     numbers = [int(d) for d in digits]
     first = sum(n * w for n, w in zip(numbers, _WEIGHTS_1, strict=False)) % 11
@@ -132,8 +140,8 @@ def identity_number_kind(digits: str) -> str | None:
     for day_offset, month_offset, kind in _KINDS:
         if first and kind not in _KINDS_OF_2032:
             continue
-        # From 2032 on the number does not contain the century, so the date may exist in either of
-        # two.
+        # From 2032, a number does not show the century, so the date need exist in only one
+        # of the two.
         if any(_is_date(day - day_offset, month - month_offset, century + year) for century in (1900, 2000)):
             return kind
     return None

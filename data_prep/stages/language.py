@@ -1,15 +1,14 @@
 """Detection of a document's language and written standard, from its text and its source's claim.
 
-Passages in a language far from Norwegian are found first (data_prep/other_languages.py; py3langid
-with all its languages, where it is certain). The rest is divided into stretches of some hundred
-characters. py3langid detects the language of a stretch, and the tables of
-data_prep/written_standard distinguish the Scandinavian ones. Each stretch has as many votes as
-letters, but none if its words are not clearly of one standard, as in tables and lists. Names are
-ignored.
+First, data_prep/other_languages.py finds passages in a language far from Norwegian. The rest of the
+text is divided into stretches of some hundred characters. py3langid detects the language of each
+stretch, and the tables of data_prep/written_standard distinguish the Scandinavian languages. A
+stretch has as many votes as it has letters, but none if its words do not clearly favour one
+standard, as in tables and lists. Names are ignored.
 
-The source's claim (Lovdata's `lang`, a field of a letter) has a share of the votes. It decides
-where the text does not, and in titles and other texts that are too short to distinguish the six
-languages. A document with substantial parts in both standards gets `nor`, ISO 639-3's code for
+The language that the source claims (such as Lovdata's `lang`) has a share of the votes. The claim
+decides if the text does not, and in titles and other texts that are too short to distinguish the
+six languages. A document with substantial parts in both standards gets `nor`, ISO 639-3's code for
 Norwegian. The language of a conversation is that of its answers. Passages in a language far from
 Norwegian are cut from documents that are kept.
 """
@@ -49,37 +48,37 @@ from data_prep.written_standard.table import NEIGHBOURS, load_shipped_table, wor
 CODES = dict(zip(("no", "nn", "da", "sv", "en", "se"), LANGUAGES, strict=True))
 NORWEGIAN = ("nob", "nno")
 SCANDINAVIAN = (*NORWEGIAN, *NEIGHBOURS)
-# Log odds, in nats, that are added for Norwegian: three stretches in four are expected to be
-# Norwegian, while py3langid expects all languages equally often. A larger prior made py3langid
-# alone detect some language worse, on texts that are in no test and no table
+# Log odds, in nats, that are added to Norwegian: three stretches in four are expected to be
+# Norwegian, but py3langid expects all languages equally often. With a larger prior, py3langid alone
+# detected some language worse, on texts that are in no test and no table
 # (written_standard/README.md).
 PRIOR = math.log((0.75 / len(NORWEGIAN)) / (0.25 / (len(CODES) - len(NORWEGIAN))))
-# Characters of a stretch that py3langid reads: it takes most of this stage's time, and more would
-# not help.
+# Number of characters at the beginning of a stretch that py3langid reads. py3langid takes most of
+# this stage's time, and more characters would not help.
 LOOK = 600
-# Nats a word by which a stretch must favour a standard to count as clear. 95% of NAV's paragraphs
-# over 150 characters have more than 0.95, tables have less than 0.6.
+# Minimum lead of a standard, in nats per word, for a stretch to count as clear. 95% of NAV's
+# paragraphs over 150 characters have more than 0.95; tables have less than 0.6.
 CLEAR = 0.7
-LETTERS = 0.6  # share of letters among all characters but spaces; tables have less
-DISTINCT = 0.35  # share of distinct words among the first 150; tables have less
-# Nats by which a clear stretch must favour a standard to count towards a mixed document.
+LETTERS = 0.6  # minimum share of letters among the characters of prose, without spaces
+DISTINCT = 0.35  # minimum share of distinct words among the first 150 words of prose
+# Minimum lead of a standard, in nats, for a clear stretch to count towards a mixed document.
 SURE = 10.0
-# Letters of clear text below which the claim decides among the six languages: a title, a line of a
-# list.
+# If fewer letters than this are in the detected language, as in a title or a line of a list, the
+# source's claim decides among the six languages.
 SHORT = 150
-# Bytes of consecutive passages in another language that are cut; shorter ones are a few words, as
-# in a title. Text that begins with a quotation mark must be longer. Bytes, because a Chinese
-# character carries more information than a Latin letter.
+# Consecutive passages in another language are cut if they have at least CUT bytes; shorter ones are
+# a few words, as in a title. The limit is CUT_QUOTED if they begin with a quotation mark. Bytes are
+# counted because a Chinese character carries more information than a Latin letter.
 CUT = 60
 CUT_QUOTED = 200
-# Letters of clear text from which on the Norwegian parts of a document in another language are
-# kept.
+# The Norwegian parts of a document in another language are kept if they have at least this number
+# of letters in clear stretches.
 PART = 60
 DOCUMENTS_AT_ONCE = 100  # documents whose stretches py3langid reads in one call
-# Nats that words which are not Norwegian must contribute together for a text to be detected as
-# Danish, if none of them has a spelling that only Danish has; and nats for a text that has such a
-# spelling. With these values, 6 of 7,000 sentences of Bokmål in parliament are detected as Danish,
-# instead of 36.
+# Evidence for Danish, in nats. A text with a spelling that only Danish has gets DANISH_ALONE. Any
+# other text is detected as Danish only if its words that are not Norwegian contribute at least
+# DANISH together. With these values, 6 of 7,000 sentences of Bokmål in parliament are detected as
+# Danish, instead of 36.
 DANISH = 3.0
 DANISH_ALONE = 8.0
 _QUOTES = ("«", "»", '"', "“", "”", "„", "'", "‘", ">")
@@ -90,20 +89,20 @@ Scores = dict[str, float]  # by language
 
 @dataclass
 class Passage:
-    """A passage of a document, and its language if that is far from Norwegian."""
+    """A passage of a document, and its language if this is far from Norwegian."""
 
     text: str
     finding: Finding | None
 
     @property
     def code(self) -> str:
-        """The ISO 639-3 code of a language far from Norwegian, else ""."""
+        """The ISO 639-3 code of the language, or "" if it is not far from Norwegian."""
         return self.finding.code if self.finding else ""
 
     def is_certain(self) -> bool:
         """Return whether the passage is certainly running text in a language far from Norwegian.
 
-        Tables do not count, nor does Latin, which may be names of species.
+        It is False for tables, and for Latin, which may be names of species.
         """
         if self.finding is None or not self.finding.is_certain:
             return False
@@ -115,9 +114,10 @@ class Verdict:
     """The evidence on the language of a text.
 
     Attributes:
-        letters: letters of all stretches, by language.
-        clear: letters of stretches that are clearly in one language.
-        sure: letters of stretches that are certainly in one written standard.
+        letters: number of letters in each language.
+        clear: number of letters in each language, counted in clear stretches only.
+        sure: number of letters in each written standard, counted in stretches that are certainly in
+            that standard.
         passages: the passages of the text, in order.
     """
 
@@ -128,6 +128,9 @@ class Verdict:
 
     def language(self, claim: str, config: LanguageConfig) -> str:
         """Return the ISO 639-3 code, `nor` for both standards, or `und` if undetermined.
+
+        A known claim is returned if no part of the text is clearly in one language. Any claim is
+        returned if the text has no letters.
 
         Args:
             claim: the code that the source claims, or "".
@@ -149,7 +152,7 @@ class Verdict:
         return winner
 
     def detail(self, code: str) -> str:
-        """Return the detail of a drop: the language's name, or a description of an unknown one."""
+        """Return the detail of a drop: the language's name; for `und`, a description of the text."""
         if code != UNDETERMINED:
             return language_name(code)
         findings = [passage.finding for passage in self.passages if passage.finding]
@@ -214,7 +217,7 @@ class Language(ShardStage):
 def _cut_other_parts(document: Document, verdict: Verdict, keep: set[str], report: Report) -> None:
     """Cut passages in other languages from a document that is kept.
 
-    Of a document in a language far from Norwegian, the Norwegian parts are kept if they are long
+    A document in a language far from Norwegian is reduced to its Norwegian parts, if these are long
     enough.
     """
     if document.language in keep:
@@ -237,8 +240,8 @@ def _cut_other_parts(document: Document, verdict: Verdict, keep: set[str], repor
         return
     text = _join_kept(verdict.passages, kept)
     characters = {code: sum(map(len, texts)) for code, texts in cut.items()}
-    # The removed blank lines count for the largest language, so that the sums over the document are
-    # right.
+    # Removed blank lines are added to the largest count, so that the counts add up to the number of
+    # characters removed.
     largest = max(characters, key=lambda code: characters[code])
     characters[largest] += len(document.text) - len(text) - sum(characters.values())
     for code, texts in cut.items():
@@ -249,7 +252,7 @@ def _cut_other_parts(document: Document, verdict: Verdict, keep: set[str], repor
 
 
 def _join_kept(passages: list[Passage], kept: set[int]) -> str:
-    """Return the text of the passages with these ids; line breaks replace the others."""
+    """Return the text of the passages whose `id()` is in `kept`; line breaks replace the others."""
     text = gap = ""
     for passage in passages:
         if id(passage) not in kept:
@@ -266,7 +269,7 @@ def _join_kept(passages: list[Passage], kept: set[int]) -> str:
 
 
 def _passages_to_keep(passages: list[Passage], keep: set[str]) -> list[Passage]:
-    """Return the passages without those that are certainly in a language to be cut.
+    """Return the passages except those that are certainly in a language to be cut.
 
     Short quotations are kept. English and North Sámi are kept too, because they occur in Norwegian
     documents as terms, titles and quotations.
@@ -287,7 +290,11 @@ def _passages_to_keep(passages: list[Passage], keep: set[str]) -> list[Passage]:
 def _judge_documents(
     documents: Iterator[Document], min_characters: int
 ) -> Iterator[tuple[Document, str, Verdict | None]]:
-    """Yield each document, its decisive text, and the verdict on that text if it is long enough."""
+    """Yield each document, the text that determines its language, and the evidence in this text.
+
+    The evidence is None if the text has fewer than `min_characters`, unless its script shows its
+    language.
+    """
     while batch := list(islice(documents, DOCUMENTS_AT_ONCE)):
         texts = [_decisive_text(document) for document in batch]
         is_long = [len(text) >= min_characters or find_by_script(text) is not None for text in texts]
@@ -297,11 +304,11 @@ def _judge_documents(
 
 
 def _decisive_text(document: Document) -> str:
-    """Return the text that determines a document's language: of a conversation, the targets.
+    """Return the text that determines a document's language; for a conversation, its targets.
 
-    So a translation from Bokmål to Nynorsk is Nynorsk. If the targets are shorter than a stretch
-    and the source claims no language, it is the whole text, because short answers may be a few
-    words or names.
+    So a translation from Bokmål to Nynorsk is detected as Nynorsk. If the targets are shorter than
+    a stretch and the source claims no language, return the whole text, because short answers may be
+    only a few words or names.
     """
     answers = "\n\n".join(turn.content for turn in document.turns if turn.target)
     if answers and (document.language or len(answers) >= STRETCH):
@@ -310,12 +317,15 @@ def _decisive_text(document: Document) -> str:
 
 
 def judge(text: str) -> Verdict:
-    """Return the verdict on a text."""
+    """Return the evidence on the language of a text."""
     return next(judge_all([text]))
 
 
 def judge_all(texts: Sequence[str]) -> Iterator[Verdict]:
-    """Yield the verdict on each text; py3langid reads the stretches of all texts in one call."""
+    """Yield the evidence on the language of each text.
+
+    py3langid reads the stretches of all texts in one call.
+    """
     split = [list(split_into_passages(text)) for text in texts]
     findings = iter(_find_far_languages([piece for pieces in split for piece in pieces]))
     verdicts = [Verdict(passages=[Passage(piece, next(findings)) for piece in pieces]) for pieces in split]
@@ -331,7 +341,7 @@ def judge_all(texts: Sequence[str]) -> Iterator[Verdict]:
 
 
 def _find_far_languages(pieces: list[str]) -> list[Finding | None]:
-    """Return the language of each piece, or None if it is Scandinavian or undetermined."""
+    """Return the language of each piece if it is far from Norwegian, else None."""
     doubtful = [
         number
         for number, piece in enumerate(pieces)
@@ -346,7 +356,7 @@ def _find_far_languages(pieces: list[str]) -> list[Finding | None]:
 
 
 def _assign_headings(found: list[Passage]) -> None:
-    """Give short passages that do not look Norwegian the language of the passage below."""
+    """Set the language of short passages that do not look Norwegian to that of the next passage."""
     for below, heading in pairwise(reversed(found)):
         is_short = len(heading.text) < PASSAGE
         if below.finding and not heading.finding and is_short and not looks_norwegian(heading.text):
@@ -373,8 +383,8 @@ def _count_near_stretches(verdict: Verdict, part: list[str], scores: Iterator[Sc
         common_words = words(remove_names(stretch))
         code, lead = _detect(common_words or all_words, stretch_scores)
         if code not in SCANDINAVIAN and len(common_words) >= MIN_WORDS:
-            # The evidence may be Sámi or English names in a Norwegian sentence: detect again
-            # without names.
+            # Sámi or English names in a Norwegian sentence may be the only evidence, so the
+            # language is detected again without names.
             other_code, other_lead = _detect(common_words, next(_scores([remove_names(stretch)])))
             if other_code in NORWEGIAN:
                 code = other_code
@@ -415,16 +425,16 @@ def _scores(texts: list[str]) -> Iterator[Scores]:
 def _detect(found: list[str], scores: Scores) -> tuple[str, float]:
     """Return the language of a text, and its lead in nats.
 
-    The lead of Bokmål and Nynorsk is over the other standard, that of Danish and Swedish over
-    Norwegian.
+    The lead of Bokmål or Nynorsk is measured against the other standard, the lead of Danish or
+    Swedish against Norwegian. For English and North Sámi it is infinite.
 
     Args:
         found: the text's words.
         scores: py3langid's scores of the text.
     """
     standard = max(NORWEGIAN, key=lambda code: scores[code])
-    # Norwegian is first, because max takes the first of equal scores, as in a word unknown to
-    # py3langid.
+    # Norwegian comes first, because `max` returns the first of equal scores, which a word unknown
+    # to py3langid has.
     ranked = {standard: scores[standard] + PRIOR} | {
         code: score for code, score in scores.items() if code not in NORWEGIAN
     }
@@ -446,9 +456,9 @@ def _detect(found: list[str], scores: Scores) -> tuple[str, float]:
 
 
 def _danish_evidence(found: Sequence[str]) -> float:
-    """Return what is added to the log odds of Danish for the words that Norwegian does not have.
+    """Return the log odds to add to Danish, given the words that Norwegian does not have.
 
-    It is negative infinity if the evidence is too weak.
+    Return negative infinity if these words are too weak as evidence for Danish.
     """
     if any(map(is_danish_only, found)):
         return DANISH_ALONE

@@ -1,18 +1,20 @@
 """Selection and repetition of documents by the mixture rules of their source.
 
-A rule applies to some written standards and years.
+Each rule applies to some written standards and years of a source. It has a weight, and may have a
+token target (`max_tokens`).
 
-The stage follows deduplication and the split, so that repeated documents are not removed as
-duplicates, and weights and targets do not move a document between training and validation.
+The stage follows deduplication and the split. So repeated documents are not removed as duplicates,
+and weights and targets do not move a document between training and validation.
 
-Each rule takes documents in an order that is a hash of (seed, source, id). The order does not
-depend on other documents or on the process that reads them, and a smaller weight or target takes a
-subset of the documents of a larger one.
+Each rule takes its documents in the order of a hash of (seed, source, id). This order depends
+neither on other documents nor on the process that reads them. With a smaller weight or target, a
+rule takes a subset of the documents that it takes with a larger one.
 
-A weight depends on the document only, a token target on all documents. `collect` counts tokens by
-position in the order, with the corpus' own tokenizer (encoding is faster than the earlier stages,
-so no estimate is needed), and `decide` finds the position at which the target is reached. So a
-target needs an existing tokenizer: one trained on the corpus would depend on the selection.
+A weight is applied to each document by itself, but a token target depends on all documents.
+`collect` counts the tokens at each position of the order, with the corpus' own tokenizer; encoding
+is faster than the earlier stages, so no estimate is needed. `decide` finds the position at which
+the target is reached. A target needs an existing tokenizer, because one trained on the corpus would
+itself depend on the selection.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ from data_prep.stages.tokenise import Tokenise, TokeniseSettings
 from data_prep.tokens.tokeniser import Tokeniser
 from data_prep.tokens.tokenizer_files import place_files
 
-# Positions in the order are counted in bins: a target is exact to 1/65,536 of the documents that
-# fit the rule, or to one document, whichever is more.
+# The range of positions (`_order`) is divided into bins. A target is exact to one bin (1/65,536 of
+# the rule's documents) or to one document, whichever is more.
 BINS = 2**16
 BATCH = 256
 
@@ -48,7 +50,7 @@ class NoRules:
 
 @dataclass(kw_only=True)
 class MixtureSettings(NoRules):
-    """The rules of each source that has any."""
+    """The rules of all sources that have rules."""
 
     rules: dict[str, list[MixtureRule]]
     seed: int
@@ -76,7 +78,7 @@ class Mixture(CorpusStage):
         return TargetSettings(rules=rules, seed=config.split.seed, tokens=Tokenise().settings(config))
 
     def collect(self, documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
-        """Return the training tokens of each rule with a target (`<source>/<number>`), by bin."""
+        """Return the training tokens in each bin, for each rule with a token target."""
         tokens = Counter[tuple[str, int]]()
         if _has_targets(config):
             with TemporaryDirectory() as folder:
@@ -100,7 +102,7 @@ class Mixture(CorpusStage):
         )
 
     def decide(self, collected: list[Path], config: CorpusConfig) -> pa.Table:
-        """Return the first bin that is left out, for each rule whose target is exceeded."""
+        """Return, for each rule whose token target is exceeded, the first bin that is left out."""
         tokens = Counter[tuple[str, int]]()
         for path in collected:
             for row in pq.read_table(path).to_pylist():
@@ -121,7 +123,7 @@ class Mixture(CorpusStage):
     def run(
         self, documents: Iterator[Document], config: CorpusConfig, report: Report, decided: pa.Table
     ) -> Iterator[Document]:
-        """Yield the documents of the mixture; ids of further copies end with "@2", "@3" …."""
+        """Yield the documents of the mixture; the ids of copies end with "@2", "@3" and so on."""
         ends = dict(zip(decided["rule"].to_pylist(), decided["end"].to_pylist(), strict=True))
         for document in documents:
             if not config.sources[document.source].mixture:
@@ -152,13 +154,16 @@ def _has_targets(config: CorpusConfig) -> bool:
 
 
 def _is_counted(document: Document, config: CorpusConfig) -> bool:
-    """Return whether the tokens of a document count for the target of a rule."""
+    """Return whether a document's tokens count towards a token target."""
     rule, _ = _find_rule(document, config)
     return rule is not None and rule.max_tokens is not None and document.split == "train"
 
 
 def _find_rule(document: Document, config: CorpusConfig) -> tuple[MixtureRule | None, str]:
-    """Return the source's first rule that fits a document, and its name, `<source>/<number>`."""
+    """Return the source's first rule that applies to a document, and its name, `<source>/<number>`.
+
+    Return (None, "") if no rule applies.
+    """
     year = document.date[:4]
     for number, rule in enumerate(config.sources[document.source].mixture):
         is_in_years = not rule.years or (year.isdigit() and rule.years[0] <= int(year) <= rule.years[1])
@@ -168,13 +173,13 @@ def _find_rule(document: Document, config: CorpusConfig) -> tuple[MixtureRule | 
 
 
 def _order(document: Document, seed: int) -> float:
-    """Return the position of a document in the order in which rules take documents, in [0, 1)."""
+    """Return a document's position, in [0, 1), in the order in which rules take documents."""
     digest = hashlib.blake2b(f"{seed}:{document.source}:{document.id}".encode(), digest_size=6).digest()
     return int.from_bytes(digest, "big") / 2**48
 
 
 def _num_copies(document: Document, rule: MixtureRule, order: float) -> int:
-    """Return how often a document is used; validation documents are not repeated."""
+    """Return the number of copies of a document; in the validation split, at most 1."""
     whole, fraction = divmod(rule.weight, 1)
     copies = int(whole) + (order < fraction)
     return min(copies, 1) if document.split == "validation" else copies

@@ -20,13 +20,14 @@ from data_prep.distinctions import Profile, are_distinct
 from data_prep.shingles import jaccard
 from data_prep.stage_settings import DeduplicateConfig
 
-# Kept documents of a bucket with which a further document is compared, in addition to those with the
-# same title, numbers and names. A larger bucket consists of filled-in copies of one form.
+# A document is compared with at most this number of kept documents of its bucket, and with as many
+# that have the same title, numbers and names. A larger bucket consists of filled-in copies of one
+# form.
 MAX_COMPARED = 64
-# A document that is similar to so many, but distinct from them, is taken to be a filled-in form.
+# A document that is distinct from this number of similar documents is taken for a filled-in form.
 MAX_DISTINCT = 16
-MAX_REMEMBERED = 500_000  # pairs of distinct documents that are not compared again in the next band
-MAX_PROFILES = 2048  # profiles in memory
+MAX_REMEMBERED = 500_000  # maximum number of pairs that are not compared again in later bands
+MAX_PROFILES = 2048  # maximum number of profiles in memory
 
 Integers = NDArray[np.int64]
 
@@ -37,7 +38,7 @@ class Collected:
     Documents have consecutive numbers, in shard order.
 
     Attributes:
-        begins: the number of the first document of each shard, and the number of documents.
+        begins: for each shard, the number of its first document; then the number of all documents.
         number: the number of documents.
     """
 
@@ -71,7 +72,7 @@ class Collected:
         return np.frombuffer(content, np.uint64).reshape(-1, 2)
 
     def best_first(self) -> Integers:
-        """Return all documents in the order from best to worst (see deduplicate.py)."""
+        """Return the numbers of all documents, from best to worst (see deduplicate.py)."""
         if not self.number:
             return np.zeros(0, np.int64)
         words, date, filled = (self.column(name) for name in ("words", "date", "filled"))
@@ -92,8 +93,8 @@ class Collected:
 
 
 def _read_column(path: Path, name: str) -> pa.ChunkedArray:
-    # pq.read_table would take several times as long to set up a data set and threads for so small a
-    # column.
+    # pq.read_table takes several times as long for so small a column: it sets up a data set and
+    # threads.
     return pq.ParquetFile(path).read([name], use_threads=False)[name]
 
 
@@ -101,7 +102,7 @@ def runs(same_as_before: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
     """Yield begin and end of each run of at least two equal elements.
 
     Args:
-        same_as_before: for each element but the first, whether it is equal to the one before.
+        same_as_before: for each element but the first, True if it equals the element before it.
     """
     edges = np.flatnonzero(np.diff(same_as_before.view(np.int8), prepend=0, append=0))
     return ((first, last + 1) for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
@@ -114,13 +115,13 @@ def find_near(
     rules: DeduplicateConfig,
     counts: Counter[str],
 ) -> dict[int, tuple[int, float]]:
-    """Find the near duplicates of better documents.
+    """Find the documents that are near duplicates of a better one.
 
     Args:
-        order: all documents, the best first.
-        candidates: the documents that are compared.
-        counts: increased by the documents that are similar but kept, and by those that were not
-            compared.
+        order: numbers of all documents, from best to worst.
+        candidates: True for the documents that are compared.
+        counts: receives the number of similar documents that are kept, and the number of documents
+            of which some comparisons were left out.
 
     Returns:
         For each near duplicate, the document that is kept instead, and their similarity.
@@ -158,9 +159,12 @@ def find_near(
 def _join_duplicates(bucket: Integers, marks: NDArray[np.uint64], clusters: _Clusters, pairs: _Pairs) -> None:
     """Join the duplicates in a bucket into clusters.
 
-    Documents with the same title, numbers and names (marks) are compared however large the bucket
-    is. Other documents are not, if the document is distinct from many similar ones: then it is taken
-    to be a filled-in form.
+    A document is compared with kept documents that have the same title, numbers and names
+    (`marks`). It is also compared with others, unless it is taken for a filled-in form.
+
+    Args:
+        bucket: numbers of documents, the best first.
+        marks: for each document, a hash of its title, numbers and names.
     """
     representatives: list[int] = []
     by_marks: dict[int, list[int]] = {}
@@ -180,7 +184,10 @@ def _join_duplicates(bucket: Integers, marks: NDArray[np.uint64], clusters: _Clu
 
 
 def _buckets(band: NDArray[np.uint64], candidates: NDArray[np.bool_], rank: Integers) -> Iterator[Integers]:
-    """Yield the sets of at least two candidates that agree in a band, the best first."""
+    """Yield the candidates of each bucket, the best first.
+
+    A bucket is a set of at least two candidates with the same hash of the band.
+    """
     documents = np.flatnonzero(candidates)
     documents = documents[np.lexsort((rank[documents], band[documents]))]
     same = band[documents[1:]] == band[documents[:-1]]
@@ -199,7 +206,7 @@ class _Pairs:
     Attributes:
         times_distinct: for each document, the number of similar documents from which it is
             distinct, up to MAX_DISTINCT.
-        not_compared: for each document, whether some comparisons were left out.
+        not_compared: for each document, True if some of its comparisons were left out.
     """
 
     def __init__(
@@ -245,8 +252,8 @@ def _map_column(
     """Write a column of lists or bytes of some documents to a file, and map it into memory.
 
     Returns:
-        The concatenated values, and the index at which those of each document begin [documents +
-        1].
+        The concatenated values, and the index at which the values of each document begin
+        [documents + 1].
     """
     lengths = []
     for begin, column in found.tables(name):

@@ -1,12 +1,12 @@
 """Normalisation of text: encodings, Unicode form, control characters, divided words.
 
 Only faults are repaired. Code and URLs in running text are not changed. In conversations, only
-letters of a wrong encoding, control characters and line breaks are repaired. Each kind of change is
-counted by documents. Normalisation is idempotent.
+letters of a wrong encoding, control characters and line breaks are repaired. For each kind of
+change, the documents with such a change are counted. Normalisation is idempotent.
 
-Words that are divided at a line end are joined: always at a soft hyphen or at PDFium's mark
-(U+FFFE), and at a plain hyphen depending on the other words of the document (kommu-/nen becomes
-kommunen, barne-/og becomes barne- og).
+Words that are divided at a line end are joined. A soft hyphen and PDFium's sign for a divided word
+(U+FFFE) are always removed. At a plain hyphen, it depends on the two halves and on the other words
+of the document: kommu-/nen becomes kommunen, barne-/og becomes barne- og.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report
 from data_prep.stages.protocol import ShardStage
 
-# Readers that decode the entities of their markup; an entity in their text is shown as such on the
-# page.
+# Readers that decode the entities of their markup. An entity that is left in their text is shown as
+# such on the page, so it is decoded only within words.
 DECODING_READERS = frozenset(["lovdata", "stortinget", "parlamint", "regjeringen", "webpage", "markdown"])
-# More than 30 combining marks on a letter, the limit of Unicode's Stream-Safe Text Format. NFC
-# takes quadratic time to sort them.
+# Combining marks after the first 30 on a letter are removed, because NFC takes quadratic time to
+# sort them. The limit is that of Unicode's Stream-Safe Text Format.
 _MARK = "[{}]".format("".join(c for c in map(chr, range(0x300, 0x20000)) if unicodedata.combining(c)))
 _MARKS = re.compile(f"({_MARK}{{30}}){_MARK}+")
 _CONTROLS = re.compile("\x1b\\[[\\d;]*[a-zA-Z]|[\x00-\x08\x0e-\x1f\x7f\u206a-\u206f\ufff9-\ufffc\ufeff]")
 _C1 = re.compile("[\x80-\x84\x86-\x9f]")
 _LINE_BREAKS = re.compile("\r\n?|[\x0b\f\x85\u2028\u2029]")
-# Joiners have a meaning between emoji and in scripts that join letters, zero-width spaces in
+# Joiners are kept between emoji and in scripts that join letters; zero-width spaces are kept in
 # scripts without spaces.
 _PICTURE = (
     "\u00a9\u00ae\u203c\u2049\u2122-\u2bff\u3030\u303d\u3297\u3299\ufe0f\U0001f000-\U0001faff"
@@ -60,23 +60,22 @@ _HALF_BACKWARDS = re.compile(r"[\w-]*")
 _HALF_BEGINS = re.compile(r"\b[^\W_]")
 # Conjunctions after a suspended hyphen, as in barne- og ungdomsarbeid.
 _CONJUNCTIONS = frozenset(["og", "eller", "til", "samt", "men", "enn"])
-_MAX_PASSES = 5  # of all rules, until nothing changes; two are enough except for adversarial text
-# Letters and signs of correct Norwegian text, in composed form. Two adjacent ones beyond ASCII may
-# be bytes of another encoding.
+_MAX_PASSES = 5  # two passes of all rules are enough, except for adversarial text
+# Letters and signs of correct Norwegian text, in composed form. Two adjacent characters beyond
+# ASCII may be bytes of another encoding.
 _PLAIN = re.compile("[\t\n -%'-~æøåÆØÅéèêëóòôöäüÉÄÖÜ\u00a0§«»–—‘’“”„•…°½©®²³µ·×€]*")
 _MAY_BE_BYTES = re.compile(r"[^\x00-\x7f][^\x00-\x7f]")
-# Characters that a repair by ftfy may add; other repairs of texts in Mac Roman, code page 437 … are
-# rejected.
+# Characters that a repair by ftfy may add. A repair that adds others is rejected.
 _EXPECTED = frozenset("æøåÆØÅéèêëóòôöäüÉÈÊÓÒÔÖÄÜáàâíîïúùûñçÁÀ«»–—‘’“”„•…°½§©® \u00a0")
 _BESIDE_LETTERS = re.compile(r"[a-zæøå][æøåéèêóòôöäü]|[æøåéèêóòôöäüÆØÅ][a-zæøå]")
 _WORDS = re.compile(r"[^\W_][\w-]*")
 _NORDIC = frozenset("æøåÆØÅ")
 # The first byte of ø and å in UTF-8, decoded as Mac Roman, code page 437 or Windows-1250.
 _OTHER_ENCODING_SIGN = re.compile("[√├Ă]")
-_SPACES = re.compile(r"[^\S\n]{2,}|[^\S\n ]")  # all white space within lines but a single space
+_SPACES = re.compile(r"[^\S\n]{2,}|[^\S\n ]")  # all white space within a line except a single space
 _BLANK_LINES = re.compile(r"\n{3,}")
-# Quick tests: a text without a match of these has no match of the expressions above, and the search
-# takes a tenth of the time.
+# Quick tests, which take a tenth of the time: a text without a match of one of these has no match
+# of the corresponding expression above.
 _INVISIBLE_SIGN = re.compile("[\u00ad\u200b\u200c\u200d\u2060\ufeff\ufffe]")
 _LINE_BREAK_SIGN = re.compile("[\r\x0b\f\x85\u2028\u2029]")
 _ODD_SPACES_SIGN = re.compile(
@@ -104,10 +103,10 @@ class Rules:
     """The options for a text, and the changes made to it.
 
     Attributes:
-        decode_entities: decode entities outside of words too; those within words are always
-            decoded.
+        decode_entities: True to decode entities outside words too; entities within words are
+            always decoded.
         changes: the kinds of change so far.
-        unchanged_lines: lines that no rule changes, so that they are not checked again.
+        unchanged_lines: lines that no rule changed; they are not checked again.
     """
 
     decode_entities: bool = True
@@ -115,7 +114,7 @@ class Rules:
     unchanged_lines: set[str] = field(default_factory=set)
 
     def note(self, change: Change, before: str, after: str) -> str:
-        """Record a kind of change if the texts differ, and return the text after it."""
+        """Record `change` if the texts `before` and `after` differ; return `after`."""
         if after != before:
             self.changes.add(change)
         return after
@@ -144,8 +143,8 @@ class Normalise(ShardStage):
             document.text = normalise(document.text, rules)
             for turn in document.turns:
                 turn.content = repair(turn.content, rules)
-                # Plain prompts and completions are concatenated, so white space at their ends has a
-                # meaning.
+                # Plain prompts and completions are concatenated, so white space at their ends must
+                # stay.
                 if turn.role:
                     turn.content = rules.note(Change.SPACES, turn.content, _trim(turn.content))
             empty_answers = [turn for turn in document.turns if turn.target and _is_invisible(turn.content)]
@@ -171,12 +170,12 @@ class Normalise(ShardStage):
 
 
 def normalise(text: str, rules: Rules | None = None) -> str:
-    """Return normalised running text, without remains of the layout."""
+    """Return running text with all faults repaired and remains of the layout removed."""
     return _repeat_until_stable(text, _normalise_once, rules or Rules())
 
 
 def repair(text: str, rules: Rules | None = None) -> str:
-    """Return a turn of a conversation with certain faults repaired, but its layout unchanged."""
+    """Return a turn of a conversation with faulty characters repaired; its layout is kept."""
     return _repeat_until_stable(text, _repair_characters, rules or Rules())
 
 
@@ -196,7 +195,7 @@ def _is_invisible(text: str) -> bool:
 
 
 def _trim(turn: str) -> str:
-    """Return a turn without white space at its ends, except an indent of code in the first line."""
+    """Return a turn without white space at its ends; code in its first line stays indented."""
     text = re.sub(r"\A(?:[^\S\n]*\n)+", "", turn.rstrip())
     is_indented = text.startswith(("    ", "\t"))
     return text if is_indented else text.lstrip()
@@ -236,7 +235,11 @@ def _repair_encoding(text: str) -> str:
 
 
 def _repair_by_ftfy(line: str) -> str:
-    """Return a line as repaired by ftfy, if that adds Nordic letters in words and nothing odd."""
+    """Return a line repaired by ftfy, or the line itself if the repair is not credible.
+
+    A repair is credible if it adds a Nordic letter and no unexpected character, and if the line
+    then has such letters beside other letters.
+    """
     if not _OTHER_ENCODING_SIGN.search(line):
         return line
     fixed: str = ftfy.fix_encoding(line)
@@ -295,10 +298,10 @@ def _repair_line(line: str, rules: Rules) -> str:
 
 
 def _decode_entities(line: str, everywhere: bool) -> str:
-    """Decode the entities within words, and other entities if the line is not about markup.
+    """Decode the entities within words, and other entities unless the line contains markup.
 
     Args:
-        everywhere: decode entities outside of words, too.
+        everywhere: True to decode entities outside words too.
     """
     everywhere = everywhere and not _MARKUP.search(line)
 
@@ -308,7 +311,7 @@ def _decode_entities(line: str, everywhere: bool) -> str:
         is_escaped_twice = match[0] != entity
         before = line[match.start() - 1 : match.start()]
         after = line[match.end() : match.end() + 1]
-        if sign == entity and is_escaped_twice:  # not an entity: only the `&amp;` before it is one
+        if sign == entity and is_escaped_twice:  # in `&amp;foo;` only `&amp;` is an entity
             return entity if everywhere or before.isalpha() else match[0]
         if sign.isalpha():
             is_in_word = before.isalpha() or after.isalpha()
@@ -323,7 +326,7 @@ def _decode_entities(line: str, everywhere: bool) -> str:
 
 
 def _remove_layout(text: str) -> str:
-    """Return text with single spaces and blank lines, and no white space at line ends."""
+    """Reduce white space to single spaces and single blank lines, and remove it around lines."""
     if "  " in text or _ODD_SPACES_SIGN.search(text):
         text = _SPACES.sub(" ", text)
     lines = text.split("\n")
@@ -362,7 +365,7 @@ def _join_divided_words(texts: list[str]) -> list[str]:
 
 
 def _replace_divided_words(text: str, replacement: Callable[[str, str], str]) -> str:
-    """Replace each word that is divided at a line end by a function of its two halves."""
+    """Replace each word divided at a line end by `replacement(first half, second half)`."""
     pieces = []
     done = 0
     for match in _DIVIDED.finditer(text):

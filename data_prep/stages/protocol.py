@@ -1,6 +1,6 @@
-"""The interface of a stage, which execute.py runs shard by shard in the processes of a preparation.
+"""Base classes of the stages. execute.py runs a stage shard by shard, in several processes.
 
-A stage has no state, because the processes share only files.
+A stage holds no state, because the processes share only files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class Stage(ABC):
     Attributes:
         name: the name of its folder, its steps and its settings. It must never change, because it
             is part of fingerprints.
-        version: must be increased whenever the output changes, so that corpora are prepared again.
+        version: must be increased whenever the stage's output changes, so that existing corpora are
+            prepared again.
     """
 
     name: ClassVar[str]
@@ -37,44 +38,44 @@ class Stage(ABC):
 
 
 class ShardStage(Stage):
-    """A stage that judges each document by itself."""
+    """A stage that handles each document independently of all others."""
 
     @abstractmethod
     def run(self, documents: Iterator[Document], config: CorpusConfig, report: Report) -> Iterator[Document]:
         """Yield the kept documents of one shard in order, and report every drop and change.
 
-        No state may be kept from one shard (some megabytes of one source) to the next, because
-        shards run in any order, in any number of processes.
+        A shard holds some megabytes of one source. No state may be kept between shards, because
+        they run in any order, in any number of processes.
         """
 
 
 class CorpusStage(Stage):
-    """A stage whose judgement of a document depends on the whole corpus."""
+    """A stage whose decision on a document depends on the whole corpus."""
 
     @abstractmethod
     def collect(self, documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
-        """Return the data of one shard on which the decision depends, as little as possible."""
+        """Return the data of one shard that `decide` needs, in as few bytes as possible."""
 
     @abstractmethod
     def decide(self, collected: list[Path], config: CorpusConfig) -> pa.Table:
-        """Return the decision for all shards.
+        """Return the decisions for all shards, as one table.
 
-        The schema's metadata may have a JSON object `counts`, which is added to the counts of the
-        stage.
+        The metadata of its schema may hold a JSON object `counts`, which is added to the stage's
+        counts.
 
         Args:
-            collected: the Parquet files with the tables of all shards, in shard order. Read them
-                one by one, and only the columns needed, because together they cover the whole
-                corpus.
+            collected: Parquet files with the tables that `collect` returned, one for each shard, in
+                order. Together they cover the whole corpus, so they should be read one by one, and
+                only the columns needed.
         """
 
     @abstractmethod
     def run(
         self, documents: Iterator[Document], config: CorpusConfig, report: Report, decided: pa.Table
     ) -> Iterator[Document]:
-        """Yield the documents of one shard that are kept, as `ShardStage.run`.
+        """Yield the kept documents of one shard in order, and report every drop and change.
 
         Args:
-            decided: the decision. If it has a column `shard` (the shard's index in `collected`), it
-                has only the rows of this shard.
+            decided: the table that `decide` returned. If it has a column `shard` (the shard's index
+                in `collected`), only the rows of this shard.
         """

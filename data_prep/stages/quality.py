@@ -1,43 +1,43 @@
 """Removal of running text of low quality, by rules on its words, symbols and repetitions.
 
 Each rule measures one property of a document. It drops the document, with the rule's name as the
-reason, if the measure is outside the limits in QualityConfig. Blanks to fill in (dot leaders, merge
-fields) do not belong to the measured text. Rules on words and symbols do not drop a document whose
-sentences pass them, whatever tables, addresses and code examples it has in addition
+reason, if the measure is outside the limits in QualityConfig. Blanks to fill in, such as dot
+leaders and merge fields, are not measured. Rules on words and symbols do not drop a document if its
+sentences alone pass them, even if it also has tables, addresses and code examples
 (running_text.py).
 
 The rules come from Gopher (Rae et al. 2021, appendix A), C4 (Raffel et al. 2020) and FineWeb
-(Penedo et al. 2024). The limits were set by inspecting the documents that each drops from Norwegian
-law, which consists of short numbered paragraphs, headings, lists and tables, with genuine
-repetitions. For that reason there is no minimum of 50 words as in Gopher (an amendment has 20), and
-no rule on short lines or lines without a full stop as in FineWeb.
+(Penedo et al. 2024). Each limit was set by inspecting the documents that it drops from Norwegian
+law. Law consists of short numbered paragraphs, headings, lists and tables, and has genuine
+repetitions. So there is no minimum of 50 words as in Gopher (an amendment has 20), and no rule on
+short lines or lines without a full stop as in FineWeb.
 
     rule                         measure; remarks                                        source (its limit)
     too_short, too_long          number of words                                         Gopher
     short_words, long_words      mean length of words                                    Gopher (10, English)
     few_letters                  share of words with a letter; tariffs have 45%          Gopher (80%)
-    few_function_words           number of different function words, in texts of 50      Gopher
-                                 words and more; a journal entry has none
-    symbols                      ratio of `#tag` and `…` to words, in texts of 50        Gopher
-                                 words and more; transcribed speech has some
-    bullets, ellipses            share of lines that begin with a bullet or end in an    Gopher
-                                 ellipsis, in texts of five lines and more; a line of
-                                 dialogue begins with a dash too, lists of sentences pass
+    few_function_words           number of different function words, in texts of at      Gopher
+                                 least 50 words; a journal entry has none
+    symbols                      ratio of `#tag` and `…` to words, in texts of at least  Gopher
+                                 50 words; transcribed speech has some
+    bullets, ellipses            share of lines that begin with a bullet or end with an  Gopher
+                                 ellipsis, in texts of at least five lines; lists of
+                                 sentences pass, and dialogue begins with dashes too
     code                         share of characters of programs and markup              C4 (none)
-    lorem_ipsum                  share of dummy text, 50 words to each "lorem ipsum"     C4 (none)
-    lost_letters                 share of U+FFFD and private use characters, which       new
-                                 decoding or a PDF's fonts lost; not those that are
-                                 alone, which are icons or bullets
+    lorem_ipsum                  share of dummy text, 50 words for each "lorem ipsum"    C4 (none)
+    lost_letters                 share of U+FFFD and private use characters, left by     new
+                                 wrong decoding or a PDF's fonts; private use characters
+                                 between spaces are icons or bullets, and not counted
     spaced_letters               share of words of one letter except å and i, as in      new
                                  s p a c e d text
-    repeated_lines,              share of characters in lines or paragraphs that occur   Gopher; FineWeb
-    repeated_paragraphs          earlier after the same line or paragraph                (0.1 for lines)
+    repeated_lines,              share of characters in lines or paragraphs that have    Gopher; FineWeb
+    repeated_paragraphs          occurred before, after the same line or paragraph       (0.1 for lines)
     repeated_words               share of characters in the most frequent 2-, 3- and     Gopher (0.2, 0.18,
-                                 4-gram; without those that a number of their own        0.16)
-                                 follows, as in a list of references
-    repeated_passages            share of characters in 5-grams that occur earlier; the  Gopher (0.15)
-                                 30-grams must exceed the limit too, or the 5-grams the
-                                 mean of the limit and 1
+                                 4-gram; numbered ones, as in a list of references,      0.16)
+                                 are not counted
+    repeated_passages            share of characters in 5-grams that have occurred       Gopher (0.15)
+                                 before; 30-grams must exceed the limit too, unless
+                                 5-grams exceed the mean of the limit and 1
 """
 
 from __future__ import annotations
@@ -57,44 +57,44 @@ from data_prep.running_text import remove_code_blocks, replace_blanks, select_se
 from data_prep.stage_settings import QualityConfig
 from data_prep.stages.protocol import ShardStage
 
-# Function words of Bokmål and Nynorsk, Danish, Swedish, English and North Sámi; hardly any sentence
-# has none.
+# Function words of Bokmål, Nynorsk, Danish, Swedish, English and North Sámi. Nearly every sentence
+# has one.
 _FUNCTION_WORD_LIST = (
     "og i på av er det som for til med en et den de at ikke kan skal har om fra ved eller ein eit "
     "dei ikkje frå vere blir mot ble vart var må etter ingen alle dette denne seg du vi "
     "af och att är inte från the of and to in is that with be or ja lea leat ii ahte go dahje maid"
 )
 FUNCTION_WORDS = frozenset(_FUNCTION_WORD_LIST.split())
-FUNCTION_WORDS_FROM = 50  # words of a text from which on function words are required
+FUNCTION_WORDS_FROM = 50  # function words are required in texts of at least this number of words
 BULLETS = tuple("•-–*·▪●◦‣➢❖✓✗☐☑☒→➔■□◆")
 DASHES = ("-", "–", "*", "·")
-ITEM_WORDS = 5  # mean number of words from which on the items of a list are sentences, not a menu
-# A word that may be a compound: its length counts up to the limit. Text without spaces is longer
-# than 30.
+ITEM_WORDS = 5  # items with at least this mean number of words are sentences, not a menu
+# Words of up to 30 characters that match may be compounds, so their length counts only up to the
+# rule's limit. Text without spaces is longer than 30.
 COMPOUND = re.compile(r"[\W_]*[^\W_]+(?:[-_/][^\W_]+)*[\W_]*")
 MAX_COMPOUND = 30
 SYMBOLS = re.compile(r"#\w|…|\.\.\.")  # not the # of a heading, which has a space after it
 CODE = "{}<>\\;=$^~`[]"
-LOREM_WORDS = 50  # words of dummy text that usually follow "lorem ipsum"
-SYMBOLS_FROM = 50  # words of a text from which on symbols are counted
-LONG_PASSAGE = 30  # words
-LINES_FROM = 5  # lines of a text from which on bullets and ellipses are counted
+LOREM_WORDS = 50  # number of words of dummy text for each "lorem ipsum"
+SYMBOLS_FROM = 50  # symbols are counted in texts of at least this number of words
+LONG_PASSAGE = 30  # words; see the rule repeated_passages
+LINES_FROM = 5  # bullets and ellipses are counted in texts of at least this number of lines
 ONE_LETTER_WORDS = frozenset("åÅiI")
 LETTER = re.compile(r"[^\W\d_]")
 BROKEN = re.compile("\ufffd|[\ue000-\uf8ff](?=\\S)|(?<=\\S)[\ue000-\uf8ff]")
-# Rules that must be broken by the sentences of a text, not only by the text between them.
+# A text breaks one of these rules only if its sentences alone break it too.
 SENTENCE_RULES = frozenset(
     ["short_words", "long_words", "few_letters", "spaced_letters", "few_function_words", "code", "symbols"]
 )
 REPETITION_RULES = frozenset(["repeated_lines", "repeated_paragraphs", "repeated_words", "repeated_passages"])
 PUNCTUATION = ".,;:!?()[]«»\"'“”‘’/…-–"
 
-Finding = tuple[str, float]  # name of a broken rule, and the measure
+Finding = tuple[str, float]  # name of a broken rule, and the measured value
 
 
 @dataclass(kw_only=True)
 class QualitySettings(QualityConfig):
-    """The limits, and the names of sources that are not judged."""
+    """The limits, and the names of sources to which the rules are not applied."""
 
     not_judged: list[str]
 
@@ -123,7 +123,7 @@ class Quality(ShardStage):
 
 
 def _not_judged(config: CorpusConfig) -> set[str]:
-    """Return the names of sources that the settings exclude, by name or reader."""
+    """Return the names of sources to which the rules are not applied, by their name or reader."""
     by_reader = {
         name for name, source in config.sources.items() if source.reader in config.quality.skip_readers
     }
@@ -131,11 +131,11 @@ def _not_judged(config: CorpusConfig) -> set[str]:
 
 
 def find_broken_rules(text: str, limits: QualityConfig) -> Iterator[Finding]:
-    """Yield the rules that a text breaks, in the order of their cost."""
+    """Yield the rules that a text breaks, with the measured values."""
     original = text
     text = replace_blanks(original)
     if text != original and limits.min_letter_words is not None:
-        # a document of merge fields without text between them
+        # This finds documents of merge fields that have no text between them.
         words = replace_blanks(original, field=" ").split()
         num_with_letters = sum(LETTER.search(word) is not None for word in words)
         if num_with_letters < 2:
@@ -158,7 +158,7 @@ def _keep_sentences(text: str) -> str:
 
 
 def _measure(text: str, limits: QualityConfig) -> Iterator[Finding]:
-    """Yield the rules that a text breaks, measured on the whole text."""
+    """Yield the rules that a text breaks if all of it is measured."""
     words = text.split()
     if _is_below(len(words), limits.min_words):
         yield "too_short", len(words)
@@ -196,8 +196,8 @@ def _measure_words(words: list[str], lengths: list[int], limits: QualityConfig) 
         mean = sum(_counted_length(word, limits.max_word_length) for word in words) / len(words)
         if mean > limits.max_word_length:
             yield "long_words", mean
-    # Two cheap bounds come first: words of letters only are a part of the words with a letter, and
-    # spaced letters are a part of the words of one character.
+    # Cheap bounds are tested first: words of letters only are a subset of the words with a letter,
+    # and spaced letters are a subset of the words of one character.
     if _is_below(sum(map(str.isalpha, words)) / len(words), limits.min_letter_words):
         share = sum(LETTER.search(word) is not None for word in words) / len(words)
         if _is_below(share, limits.min_letter_words):
@@ -209,7 +209,7 @@ def _measure_words(words: list[str], lengths: list[int], limits: QualityConfig) 
             yield "spaced_letters", share
     if limits.min_function_words is not None and len(words) >= FUNCTION_WORDS_FROM:
         num_found = _count_function_words(words, limits.min_function_words)
-        # 0 is the same as 1; null switches the rule off.
+        # A limit of 0 has the effect of 1; null switches the rule off.
         if num_found < max(limits.min_function_words, 1):
             yield "few_function_words", num_found
 
@@ -227,19 +227,19 @@ def _count_function_words(words: list[str], enough: int) -> int:
 
 
 def _counted_length(word: str, limit: float) -> float:
-    """Return a word's length, but at most the limit for a possible compound.
+    """Return a word's length; for a word that may be a compound, at most the limit.
 
-    So four long compounds in a row may be a sentence.
+    So a sentence of four long compounds does not break the rule.
     """
     may_be_compound = len(word) <= MAX_COMPOUND and COMPOUND.fullmatch(word)
     return min(len(word), limit) if may_be_compound else len(word)
 
 
 def _measure_bullets(lines: list[str], limits: QualityConfig) -> Iterator[Finding]:
-    """Measure the share of lines with bullets.
+    """Yield the rule `bullets` if too many lines begin with a bullet.
 
-    A list of sentences passes, but not a menu with items of a word or two. A text in which all
-    lines begin with dashes does not pass.
+    A list of sentences passes, but not a menu with items of a word or two. A text does not pass if
+    all its lines begin with dashes.
     """
     items = [line for line in lines if line.startswith(BULLETS)]
     share = len(items) / len(lines)
@@ -269,11 +269,11 @@ def _measure_characters(text: str, lower: str, num_words: int, limits: QualityCo
 def _measure_repetition(
     text: str, words: list[str], lengths: list[int], lines: list[str], limits: QualityConfig
 ) -> Iterator[Finding]:
-    """Measure the repetition of lines, paragraphs, n-grams and passages.
+    """Yield the broken rules on repeated lines, paragraphs, n-grams and passages.
 
     Args:
         words: the words in lower case.
-        lengths: the lengths of the original words, which may differ from those in lower case.
+        lengths: the lengths of the original words, which may differ from those of `words`.
     """
     paragraphs = [paragraph for paragraph in text.split("\n\n") if paragraph]
     for rule, pieces, limit in (
@@ -295,16 +295,20 @@ def _measure_repetition(
 
 
 def _measure_passages(hashes: NDArray[np.uint64], ends: NDArray[Any], limit: float) -> Iterator[Finding]:
-    """Measure repeated 5-grams; in a list of similar items, only short n-grams are repeated."""
+    """Yield the rule `repeated_passages` if too much of the text is in repeated 5-grams.
+
+    30-grams are measured too, because in a list of similar items only short n-grams are repeated.
+    """
     share = _repeated_share(hashes, ends, 5)
     if share > limit and (share > (1 + limit) / 2 or _repeated_share(hashes, ends, LONG_PASSAGE) > limit):
         yield "repeated_passages", share
 
 
 def _count_repeated(pieces: list[str]) -> int:
-    """Return the number of characters in pieces that occur earlier after the same piece.
+    """Return the number of characters in repeated pieces.
 
-    So a sentence that occurs in many sections does not count.
+    A piece is repeated if it equals the piece before it, or has occurred before after the same
+    piece. So a sentence that occurs in many sections does not count.
     """
     seen: set[tuple[str, str]] = set()
     repeated = 0
@@ -318,7 +322,11 @@ def _count_repeated(pieces: list[str]) -> int:
 
 
 def _is_numbered(words: list[str], hashes: NDArray[np.uint64], n: int) -> NDArray[np.bool_]:
-    """Return for each n-gram whether a number of its own follows it within three words."""
+    """Return for each n-gram whether it is numbered, as the entries of a list of references are.
+
+    It is numbered if one of the next three words has a digit, and the n-gram extended to that word
+    occurs only once.
+    """
     has_digit = np.fromiter((any(map(str.isdigit, word)) for word in words), np.bool_, len(words))
     numbered = np.zeros(max(len(words) - n + 1, 0), np.bool_)
     for further in (1, 2, 3):
@@ -335,8 +343,8 @@ def _top_share(
 
     Args:
         hashes: hashes of the words [words].
-        ends: characters of the words before each position [words + 1].
-        left_out: n-grams that are not counted.
+        ends: for each position, the number of characters in the words before it [words + 1].
+        left_out: True for n-grams that are not counted.
     """
     ngrams = ngram_hashes(hashes, n)
     counted = ngrams if left_out is None else ngrams[~left_out]
@@ -353,14 +361,14 @@ def _top_share(
 
 
 def _repeated_share(hashes: NDArray[np.uint64], ends: NDArray[Any], n: int) -> float:
-    """Return the share of the words' characters in n-grams that occur earlier."""
+    """Return the share of the words' characters in n-grams that have occurred before."""
     ngrams = ngram_hashes(hashes, n)
     ordered = np.sort(ngrams)
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if not len(repeated):
         return 0.0
     nearest = np.minimum(np.searchsorted(repeated, ngrams), len(repeated) - 1)
-    places = np.flatnonzero(repeated[nearest] == ngrams)  # of all occurrences of repeated n-grams
+    places = np.flatnonzero(repeated[nearest] == ngrams)  # all occurrences of repeated n-grams
     _, first = np.unique(ngrams[places], return_index=True)
     later = np.delete(places, first)
     covered = np.zeros(len(hashes), np.bool_)

@@ -1,6 +1,6 @@
-"""The split into training and validation, by whole groups (an act, a case, a meeting).
+"""Split of the documents into training and validation, by groups such as an act or a meeting.
 
-So no validation document has a part of its group in the training split.
+A group is never divided, so no validation document shares its group with a training document.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Split(ShardStage):
 def choose_split(group: str, validation_share: float, seed: int) -> str:
     """Return the split of a group: "train" or "validation".
 
-    It is a function of seed and group only, so a group keeps its split when other documents are
+    The split depends on seed and group only, so a group keeps its split when other documents are
     added or removed.
     """
     digest = hashlib.blake2b(f"{seed}:{group}".encode(), digest_size=8).digest()

@@ -1,4 +1,4 @@
-"""Version and settings of the tokenise stage, the last one; data_prep/tokens does the work."""
+"""Version and settings of the tokenise stage, which is the last one; see data_prep/tokens."""
 
 from __future__ import annotations
 
@@ -55,7 +55,10 @@ class ExtendedSettings(TokeniseSettings):
 
 
 class Tokenise(Stage):
-    """Convert text to token shards, in steps of its own: the tokenizer must exist first."""
+    """Convert text to token shards.
+
+    Its steps are in data_prep/tokens/step.py, because the tokenizer must exist first.
+    """
 
     name = "tokenise"
     version = 3
@@ -81,8 +84,8 @@ class Tokenise(Stage):
         folder = Path(config.tokenizer.path)
         if not folder.is_dir():
             raise NotFoundError(
-                f"corpus.tokenizer.path {folder} does not exist; give a model folder, or the "
-                "folder tokenizer/ of a prepared corpus"
+                f"corpus.tokenizer.path {folder} does not exist; set it to a model's folder, or "
+                "to the folder tokenizer/ of a prepared corpus"
             )
         files = {name: sha256_file(folder / name) for name in FILES if (folder / name).is_file()}
         sha256 = tokenizer_digest(folder)
@@ -102,11 +105,11 @@ class Tokenise(Stage):
 
 
 def _template_setting(chat: ChatConfig) -> str | None:
-    """Return the setting chat.template, with the checksum of a file in place of its path."""
+    """Return the setting chat.template; if it is a file, return the file's checksum instead."""
     if chat.template in (None, "default"):
         return chat.template
     if not Path(chat.template).is_file():
         raise NotFoundError(
-            f"corpus.chat.template {chat.template} does not exist; give a Jinja file, or `default`"
+            f"corpus.chat.template {chat.template} does not exist; set it to a Jinja file, or to `default`"
         )
     return sha256_file(Path(chat.template))

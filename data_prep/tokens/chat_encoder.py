@@ -1,6 +1,6 @@
 """Encoding of rendered conversations to token ids with character offsets, for chat_template.py.
 
-encoder.py encodes running text.
+Running text is encoded by encoder.py.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Tokens:
     """Tokens of a rendered text; all arrays have the shape [tokens].
 
     Attributes:
-        start, stop: character offsets in the rendered text.
-        control: marks added tokens, except those of white space, which some vocabularies add to
+        start, stop: offsets, in characters of the rendered text.
+        control: True for added tokens, except tokens of white space. Some vocabularies add these to
             encode indentation in fewer tokens.
     """
 
@@ -38,10 +38,14 @@ class Tokens:
 
 
 class ChatEncoder:
-    """A tokenizer for parts of a longer text, which adds no tokens and has exact offsets.
+    """An encoder of parts of a longer text. It adds no tokens, and its offsets are exact.
 
     Args:
-        tokenizer_file: tokenizer.json.
+        tokenizer_file: path of the file tokenizer.json.
+
+    Attributes:
+        special: the tokens that the tokenizer declares special.
+        added: all added tokens, except tokens of white space.
     """
 
     def __init__(self, tokenizer_file: Path) -> None:
@@ -51,7 +55,7 @@ class ChatEncoder:
         for tokenizer in (self._with_control, self._as_text):
             tokenizer.no_padding()
             tokenizer.no_truncation()
-            # The usual post-processor leaves spaces out of the offsets.
+            # The usual post-processor excludes leading spaces from the offsets.
             tokenizer.post_processor = processors.Sequence([])
         added = self._with_control.get_added_tokens_decoder()
         self.special = {token.content for token in added.values() if token.special}
@@ -61,19 +65,19 @@ class ChatEncoder:
         )
 
     def encode_start(self, text: str) -> list[int]:
-        """Encode plain text at the beginning of a sequence; spelled control tokens are text."""
+        """Encode text at the beginning of a sequence; control tokens in it are encoded as text."""
         return list(self._as_text.encode(text, add_special_tokens=False).ids)
 
     def encode_continuation(self, text: str) -> list[int]:
-        """Encode plain text that continues other text; spelled control tokens are text."""
+        """Encode text that continues other text; control tokens in it are encoded as text."""
         return _encode_inside(self._as_text, text)[0]
 
     def encode_rendered(self, text: str, literal: list[str], cuts: list[int]) -> Tokens:
         """Encode a rendered conversation, in which control tokens become single tokens.
 
         Args:
-            literal: the texts that the placeholders replace, by number: control tokens spelled in
-                contents.
+            literal: the control tokens that contents spell. The placeholder with number n stands
+                for literal[n], which is encoded as text.
             cuts: character offsets that no token may span.
         """
         places = [match.start() for match in PLACEHOLDERS.finditer(text)]
@@ -101,8 +105,8 @@ class ChatEncoder:
     def _encode_spelled(self, token: str) -> list[int]:
         """Encode the characters of a control token as text.
 
-        The library can do so for special tokens only; other control tokens are split into two
-        parts.
+        The library can encode only special tokens as text. The first character of any other
+        control token is encoded separately from the rest.
         """
         if token in self.special:
             return self.encode_continuation(token)
@@ -110,10 +114,10 @@ class ChatEncoder:
 
 
 def _encode_inside(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[Span]]:
-    """Return ids and offsets of text inside a longer text.
+    """Return the ids and offsets of a text that continues other text.
 
     SentencePiece-like tokenizers add a space at the beginning of each text. So the text is encoded
-    with a line break before it, whose tokens are removed afterwards.
+    with a line break before it, and the tokens of the line break are removed afterwards.
     """
     newline = tokenizer.encode("\n", add_special_tokens=False).ids
     encoding = tokenizer.encode("\n" + text, add_special_tokens=False)

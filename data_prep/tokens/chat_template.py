@@ -6,23 +6,23 @@ conversation so far, as the chat template renders it. The model must then write 
 turn i, with these special cases:
 
 - If a template has no generation prompt, the model must write more: the header of the turn, its
-  leading space, its thoughts.
-- A template may render the conversation differently after the answer. Templates like Mistral's put
-  the system prompt into the last user turn only. Then the target begins after the last message that
-  prompt and rendering have in common.
+  leading space, its thoughts (the reasoning before an answer, such as <think>…</think>).
+- A template may render earlier messages differently once the answer follows. Templates like
+  Mistral's put the system prompt into the last user turn only. Then the target begins after the
+  last message that prompt and rendering have in common.
 - A template may leave out the thoughts even of the last answer (DeepSeek-R1). The model must write
   them all the same, so they are inserted from the content.
-- `{% generation %}` markers show what the template's author regards as the target. The prompt has
-  precedence; differences are counted.
+- The template's author may mark targets by `{% generation %}`. If the marked text does not contain
+  the target, the target stays the same, and the answer is counted.
 
 Turns share a row if the row contains, character by character, the prompt and the target of each
-turn. Otherwise, as with Qwen3, which leaves out earlier thoughts, each turn has its own row, which
-ends with the turn and has no other target.
+turn. Some templates, such as Qwen3's, leave out earlier thoughts. Then each turn has its own row,
+which ends with the turn and has no other target.
 
-Control tokens come from the template only. If a content spells a control token, the spelling is
-text: it is replaced by a placeholder (a Unicode noncharacter) while the template is rendered, and
-encoded as plain text afterwards. The only exception are the marks around the thoughts at the
-beginning of an answer.
+Control tokens come from the template only. If a content spells a control token, it is text: it is
+replaced by a placeholder (a Unicode noncharacter) while the template is rendered, and encoded as
+plain text afterwards. The only exceptions are the marks around the thoughts at the beginning of an
+answer.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from data_prep.tokens.chat_encoder import FIRST_PLACEHOLDER, NUM_PLACEHOLDERS, P
 from data_prep.tokens.row import Row
 from data_prep.user_error import UserError
 
-# For tokenizers without a chat template. It has ChatML's form, but with the tokens for the
-# beginning and end of a sequence around each turn: every tokenizer has them, and every program
-# stops at the end of a sequence.
+# The template for tokenizers without one. It has ChatML's form, but each turn is between the tokens
+# for the beginning and the end of a sequence, because every tokenizer has these tokens, and every
+# program stops at the end of a sequence.
 DEFAULT_TEMPLATE = """\
 {%- for message in messages -%}
 {{ bos_token + message['role'] + '\\n' + message['content'] + eos_token + '\\n' }}
@@ -53,7 +53,8 @@ DEFAULT_TEMPLATE = """\
 {%- endif -%}
 """
 
-# A further noncharacter, used as an answer to find out what the template puts around it.
+# A noncharacter that is not a placeholder. It is rendered as an answer, to find the text that the
+# template puts around answers.
 _PROBE = "\ufdef"
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _THOUGHT_MARKS = (
@@ -79,9 +80,9 @@ class _Ending:
 
     Attributes:
         tail: the whole text.
-        written: the part that the model must write: up to the token that ends the turn, or all of
-            it.
-        token: the token that ends the turn, if any.
+        written: the text that the model must write after the answer. It ends with `token`; without
+            a token, it is the whole tail.
+        token: the control token that ends the turn; None if there is none.
     """
 
     tail: str
@@ -91,13 +92,13 @@ class _Ending:
 
 @dataclass(frozen=True)
 class _Content:
-    """The content of an answer, split into thoughts and the answer proper.
+    """The content of an answer, split into reasoning ("thoughts") and the answer proper.
 
     Attributes:
         full: the unsplit content.
-        marks: the marks before and after the thoughts; None without thoughts.
-        opens: True if the content has the first of these marks. Some data sets leave it out,
-            because the prompt already has it.
+        marks: the marks around the thoughts, e.g. ("<think>", "</think>"); None without thoughts.
+        opens: True if the content starts with the opening mark. Some data sets leave it out,
+            because the prompt ends with it.
     """
 
     full: str
@@ -119,7 +120,7 @@ class _Content:
 
 @dataclass(frozen=True)
 class _Turn:
-    """A target turn: the text of the prompt, and the text that the model must then write.
+    """A turn that is a target: its prompt, and the text that the model must then write.
 
     Attributes:
         is_ended: True if a control token ends the turn.
@@ -145,14 +146,15 @@ class ChatTemplate:
         source: the Jinja text.
         variables: variables of the template other than the messages: the tokenizer's special tokens
             and the corpus' template_arguments.
+        encoder: the encoder of rendered conversations, with the corpus' tokenizer.
         name: the origin of the template, for error messages.
 
     Attributes:
-        end_of_turn: the token with which the model ends its answers; None if the template has none,
-            so that the end of the sequence ends them.
+        end_of_turn: the control token that ends the model's answers; None if the template has none.
+            Answers then end with the end-of-sequence token.
 
     Raises:
-        UserError: the template cannot render a question and its answer.
+        UserError: the template cannot render a question and its answer, or leaves out the answer.
     """
 
     def __init__(self, source: str, variables: Mapping[str, object], encoder: ChatEncoder, name: str) -> None:
@@ -167,16 +169,17 @@ class ChatTemplate:
             shows_answers = _PROBE in self._render([question, {**answer, "content": _PROBE}])
         except UnusableChat as fault:
             raise UserError(
-                f"chat template of {name} fails on a question and its answer; correct the "
+                f"chat template of {name}: fails on a question and its answer; correct the "
                 f"template, or set corpus.chat.template to another one; the error is: {fault}"
             ) from None
         if not shows_answers:
             raise UserError(
-                f"chat template of {name} does not show an answer that is a string, but may "
-                "show lists of parts; set corpus.chat.template to a template for strings"
+                f"chat template of {name}: leaves out an answer whose content is a string (it may "
+                "accept only lists of parts); set corpus.chat.template to a template that accepts "
+                "strings"
             )
-        # Tokens around turns are control tokens even if the tokenizer does not declare them
-        # special.
+        # Added tokens that the template puts around turns are control tokens, even if the tokenizer
+        # does not declare them special.
         marks = {mark for pair in _THOUGHT_MARKS for mark in pair}
         control = encoder.special | {token for token in encoder.added - marks if token in frame}
         longest_first = sorted(control, key=len, reverse=True)
@@ -190,8 +193,8 @@ class ChatTemplate:
         """Return a conversation as one row, or as several if the template rewrites earlier turns.
 
         Args:
-            everything: return one row, in which every token is a target.
-            counts: increased by the answers whose rendering differs from their target.
+            everything: True to return one row, in which every token is a target.
+            counts: receives the numbers of answers that the template renders in an unusual way.
 
         Raises:
             UnusableChat: the template cannot render the conversation, or its targets cannot be
@@ -207,7 +210,8 @@ class ChatTemplate:
         counts = Counter() if counts is None else counts
         remaining = [self._target_turn(messages, i, counts) for i, turn in enumerate(turns) if turn.target]
         rows = []
-        while remaining:  # from the last turn backwards: a row has all turns that it shows unchanged
+        # Rows are made from the last turn backwards. A row has all turns that it shows unchanged.
+        while remaining:
             last = remaining[-1]
             inside = [
                 turn
@@ -254,9 +258,10 @@ class ChatTemplate:
     def _find_ending(self, messages: list[dict[str, str]]) -> _Ending:
         """Return the text that the template puts after an answer to these messages.
 
-        A conversation with a further question is rendered too, to find the part that belongs to the
-        turn: Phi-3 puts a token after the last turn that ends the conversation, and some templates
-        end a turn only if another one follows.
+        A conversation with a second question is rendered too, to find the part of the text that
+        belongs to the turn. It is needed because Phi-3's template ends the conversation with a
+        token after the last turn, and because some templates end a turn only if another turn
+        follows.
         """
         probe = {"role": "assistant", "content": _PROBE}
         question = {"role": "user", "content": "?"}
@@ -266,7 +271,7 @@ class ChatTemplate:
         except UnusableChat:
             before = ""
             after = tail
-        shared = os.path.commonprefix([tail, after])  # noqa: RUF071  # of texts
+        shared = os.path.commonprefix([tail, after])  # noqa: RUF071  # these are not paths
         ends = [*self._control.finditer(shared)] or self._adjacent_control(tail)
         if ends:
             return _Ending(tail, tail[: ends[-1].end()], ends[-1][0])
@@ -279,7 +284,7 @@ class ChatTemplate:
         return _Ending(tail, tail, None)
 
     def _adjacent_control(self, text: str) -> list[re.Match[str]]:
-        """Return the first control token of a text, and those that immediately follow it."""
+        """Return the first control token of a text, and those that follow it directly."""
         found: list[re.Match[str]] = []
         for match in self._control.finditer(text):
             if found and match.start() > found[-1].end():
@@ -288,9 +293,13 @@ class ChatTemplate:
         return found
 
     def _row(self, text: str, spans: list[Span], literal: list[str], eos_token_id: int) -> Row:
-        """Return a text as a row with its targets.
+        """Return a rendered text as a row with its targets.
 
         If no control token ends the text, the end-of-sequence token is added as a target.
+
+        Args:
+            spans: the targets, as pairs of character offsets.
+            literal: the control tokens that the placeholders in the text stand for.
         """
         tokens = self._encoder.encode_rendered(text, literal, [])
         borders = [border for span in spans for border in span]
@@ -311,7 +320,10 @@ class ChatTemplate:
     def _protect(self, turn: Turn, literal: list[str]) -> str:
         """Return the content with a placeholder for each control token that it spells.
 
-        The spelled tokens are appended to `literal`.
+        The spelled tokens are appended to `literal`. The marks around an answer's thoughts stay.
+
+        Raises:
+            UnusableChat: there are more spelled tokens than placeholders.
         """
 
         def placeholder(match: re.Match[str]) -> str:
@@ -339,11 +351,18 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
         spans_into: list[Span] | None = None,
     ) -> str:
-        """Return the rendered messages; append the spans of `{% generation %}` to `spans_into`."""
+        """Return the rendered messages; append the spans of `{% generation %}` to `spans_into`.
+
+        Raises:
+            UnusableChat: the template fails on the messages.
+            UserError: transformers is not installed.
+        """
         try:  # the import takes a second, and only conversations need it
             from transformers.utils.chat_template_utils import render_jinja_template
         except ModuleNotFoundError as fault:
-            raise UserError(f"conversations need {fault.name}; pip install 'finetune[prep]'") from None
+            raise UserError(
+                f"{fault.name} is not installed, but conversations need it; run: pip install 'finetune[prep]'"
+            ) from None
         try:
             (text,), spans = render_jinja_template(
                 [messages],
@@ -369,19 +388,21 @@ class ChatTemplate:
 
 
 def _is_context(turn: Turn) -> bool:
-    """Return whether a turn is an answer that its record marks as context only."""
+    """Return whether a turn is an answer that is not a target, but only context."""
     return turn.role == "assistant" and not turn.target and bool(turn.content.strip())
 
 
 def _find_after_shared_text(prompt: str, shown: str, content: _Content, asked: str) -> str | None:
-    """Return the text after the prompt's last message, in a rendering without the prompt.
+    """Return the text that the model must write, for a rendering that does not contain the prompt.
+
+    It begins after the text that both share: the prompt's last message, and all text after it.
 
     Args:
         shown: the rendering up to the end of the answer.
         asked: the content of the prompt's last message.
 
     Returns:
-        None if prompt and rendering do not share that message and all text after it.
+        The text; None if the two do not share that message and all text after it.
     """
     end = len(shown.rstrip())
     full = content.full.strip()
@@ -397,9 +418,14 @@ def _find_after_shared_text(prompt: str, shown: str, content: _Content, asked: s
 
 
 def _continue_prompt(prompt: str, content: _Content, i: int) -> str:
-    """Return the text that the model must write after a prompt that the rendering does not contain.
+    """Return the text to write after `prompt`, for a rendering without the prompt's last message.
 
-    The prompt may end with the opening mark of thoughts.
+    If the prompt already opens the thoughts (it ends with <think>), the text starts after that
+    mark.
+
+    Raises:
+        UnusableChat: the prompt opens thoughts that the turn does not have, or thoughts cannot be
+            inserted.
     """
     opening = next((opening for opening, _ in _THOUGHT_MARKS if prompt.rstrip().endswith(opening)), None)
     if opening is None:
@@ -420,7 +446,7 @@ def _continue_prompt(prompt: str, content: _Content, i: int) -> str:
 
 
 def _lacks_thought(prompt: str, written: str, content: _Content) -> bool:
-    """Return whether the template leaves out an answer's thoughts, or the marks of empty ones."""
+    """Return whether `written` lacks the answer's thoughts, or the marks around empty ones."""
     if content.marks is None:
         return False
     lead = _text_before_answer(written, content)
@@ -430,25 +456,31 @@ def _lacks_thought(prompt: str, written: str, content: _Content) -> bool:
 
 
 def _insert_thought(prompt: str, written: str, content: _Content, i: int) -> str:
-    """Return the text that the model must write, with the thoughts that the template leaves out."""
+    """Return `written` with the answer's thoughts inserted before the answer proper.
+
+    Raises:
+        UnusableChat: the thoughts cannot be inserted.
+    """
     if content.marks is None:
         return written
     lead = _text_before_answer(written, content)
     is_closed = any(closing in lead or prompt.rstrip().endswith(closing) for _, closing in _THOUGHT_MARKS)
     if is_closed or not content.opens:
         raise UnusableChat(
-            "thoughts_do_not_fit", f"turn {i + 1} has thoughts, but the template has no place for them"
+            "thoughts_do_not_fit",
+            f"turn {i + 1} has thoughts that the template leaves out and that cannot be inserted "
+            "before the answer",
         )
     return lead + content.full.strip()
 
 
 def _text_before_answer(written: str, content: _Content) -> str:
-    """Return the part before the answer proper of the text that the model must write."""
+    """Return the part of `written` that precedes the answer proper."""
     return written[: len(written.rstrip()) - len(content.answer.strip())]
 
 
 def _squeeze(text: str) -> str:
-    """Return a text without white space and marks of thoughts, which differ between templates."""
+    """Remove white space and marks around thoughts, because they differ between templates."""
     for pair in _THOUGHT_MARKS:
         for mark in pair:
             text = text.replace(mark, "")
@@ -456,7 +488,7 @@ def _squeeze(text: str) -> str:
 
 
 def _shared_end(a: str, b: str) -> str:
-    """Return the longest common suffix."""
+    """Return the longest common suffix of two texts."""
     length = 0
     for ours, theirs in zip(reversed(a), reversed(b), strict=False):
         if ours != theirs:

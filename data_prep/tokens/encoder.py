@@ -1,9 +1,10 @@
 """Encoding of running text to token ids, by gigatoken if it is exact, else by tokenizers.
 
 gigatoken (MIT) is some fifty times as fast as tokenizers, but young, so its output is checked.
-Before a corpus is tokenised, both libraries must give the same ids on a sample of it. Texts in
-which they could differ (spelled special tokens; scripts and signs whose properties differ between
-versions of Unicode) are always encoded by tokenizers. And one text of each batch is compared again.
+Before a corpus is tokenised, both libraries must give the same ids for a sample of it. While it is
+tokenised, one text of each batch is compared again. Texts for which the ids could differ are always
+encoded by tokenizers: those that spell special tokens, or have scripts and signs whose properties
+differ between versions of Unicode.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ from data_prep.user_error import UserError
 
 GIGATOKEN = "gigatoken"
 TOKENIZERS = "tokenizers"
-# Length of the texts on which the libraries are compared; longer ones would take tokenizers too long.
+# Length of the texts on which the libraries are compared; tokenizers is slow for longer texts.
 COMPARED_CHARACTERS = 20_000
-COMPARED_AT_ONCE = 100  # texts that tokenizers encodes together, in parallel
-RELOAD_AFTER = 100_000_000  # characters; gigatoken caches each word that it has seen, without limit
+COMPARED_AT_ONCE = 100  # number of texts that tokenizers encodes together, in parallel
+# gigatoken is loaded again after this number of characters: its cache of words has no limit.
+RELOAD_AFTER = 100_000_000
 # All characters except Latin, Greek and Cyrillic letters, punctuation, arrows, mathematical and
-# geometric signs, whose properties have long been stable in Unicode.
+# geometric signs. The properties of these have long been stable in Unicode.
 _UNSTABLE = re.compile(
     "[^\t\n -~\u00a0-\u024f\u0370-\u03ff\u0400-\u045f\u2010-\u2027\u202f-\u205e\u2070-\u25ff]"
 )
@@ -39,14 +41,15 @@ Ids = NDArray[np.int32]
 
 
 def choose(tokenizer_file: Path, sample: Iterable[str], wanted: str = "auto") -> dict[str, str]:
-    """Choose the library that encodes a corpus with this tokenizer.
+    """Choose the library that encodes the running text of a corpus with this tokenizer.
 
     Args:
         sample: texts of the corpus, on which both libraries are compared.
-        wanted: `auto`, or `tokenizers`, which needs no comparison.
+        wanted: the setting tokenizer.library: `auto`, or `tokenizers`, which needs no comparison.
 
     Returns:
-        {"library": …, "version": …, "reason": …}
+        The name of the library, its version, and the reason for the choice, as {"library": …,
+        "version": …, "reason": …}.
     """
     by_tokenizers = {"library": TOKENIZERS, "version": tokenizers.__version__}
     if wanted == TOKENIZERS:
@@ -75,11 +78,11 @@ def choose(tokenizer_file: Path, sample: Iterable[str], wanted: str = "auto") ->
 
 
 class TextEncoder:
-    """An encoder of running text, which adds the tokens that the tokenizer puts around a sequence.
+    """An encoder of running text. It adds the tokens that the tokenizer puts around a sequence.
 
     Attributes:
-        tokenizer: the tokenizer of the library tokenizers. It encodes a spelled special token
-            ("<s>") as text.
+        tokenizer: the tokenizer, as an object of the library tokenizers. It encodes special tokens
+            that a text spells, such as "<s>", as text.
     """
 
     def __init__(self, tokenizer_file: Path, library: str = TOKENIZERS) -> None:
@@ -89,7 +92,7 @@ class TextEncoder:
         self.tokenizer.no_truncation()
         self.tokenizer.encode_special_tokens = True
         self._gigatoken: Any = None
-        self._num_characters = 0  # encoded since gigatoken was loaded
+        self._num_characters = 0  # number encoded since gigatoken was loaded
         if library == GIGATOKEN:
             body = json.loads(tokenizer_file.read_text(encoding="utf-8"))
             special = [token["content"] for token in body.get("added_tokens") or [] if token.get("special")]
@@ -119,18 +122,22 @@ class TextEncoder:
         return [next(fast if is_fast else slow) for is_fast in is_stable]
 
     def _check_one(self, texts: list[str], ids: list[Ids]) -> None:
-        """Compare gigatoken's ids of one text of a batch with those of tokenizers."""
+        """Compare gigatoken's ids of one text of a batch with those of tokenizers.
+
+        Raises:
+            UserError: the ids differ.
+        """
         for text, found in zip(texts, ids, strict=True):
             if len(text) <= COMPARED_CHARACTERS:
                 if not np.array_equal(found, self.encode_slow([text])[0]):
                     raise UserError(
-                        "gigatoken gave other tokens than tokenizers for a text, although the "
-                        "sample agreed; set corpus.tokenizer.library=tokenizers"
+                        "corpus.tokenizer.library: gigatoken and tokenizers gave different tokens for "
+                        "a text, although they agreed on the sample; set it to tokenizers"
                     )
                 return
 
     def is_stable(self, text: str) -> bool:
-        """Return whether the text has nothing that the two libraries may encode differently."""
+        """Return whether the two libraries can be expected to encode a text alike."""
         return not _UNSTABLE.search(text) and not self._special.search(text)
 
     def encode_slow(self, texts: list[str]) -> list[Ids]:
@@ -141,12 +148,12 @@ class TextEncoder:
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def encode_fast(self, texts: list[str]) -> list[Ids]:
-        """Encode texts with gigatoken, in this thread only: each core already has a process."""
+        """Encode texts with gigatoken, in one thread, because each core already runs a process."""
         self._num_characters += sum(map(len, texts))
         if self._num_characters > RELOAD_AFTER:
             self._load()
-        # an awkward array: the ids of all texts, and the offsets at which the ids of each text
-        # begin
+        # The result is an awkward array: the ids of all texts, and the offset at which the ids of
+        # each text begin.
         found = self._gigatoken.encode_batch(texts, parallel=False).layout
         ids = found.content.data.astype(np.int32)
         rows = [ids[begin:end] for begin, end in pairwise(found.offsets.data.tolist())]
@@ -170,5 +177,5 @@ class TextEncoder:
         for start in range(len(framed) - len(bare) + 1):
             if framed[start : start + len(bare)] == bare:
                 return framed[:start], framed[start + len(bare) :]
-        # The post-processor changes the text itself; the comparison finds the difference.
+        # The post-processor changes the ids of the text itself, so `choose` finds a difference.
         return [], []

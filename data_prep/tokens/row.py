@@ -1,8 +1,8 @@
 """Rows of tokens, and the files in which the tokenise step stores them until publication.
 
 A shard has two files in the folder of the tokenise stage, `train-<shard>.arrow` and
-`validation-<shard>.arrow`. They have the columns of a corpus (see shards.py), and the column
-`mask`, which is null if every token is a target.
+`validation-<shard>.arrow`. They have the columns of a corpus (see shards.py), and a column `mask`.
+The mask is null if every token is a target.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ TOKEN_SCHEMA = pa.schema(
 
 @dataclass
 class Row:
-    """The tokens of a document, or of its beginning up to a turn; `mask` is 1 at targets."""
+    """The tokens of a document, or of a conversation up to some turn; `mask` is 1 at targets."""
 
     input_ids: list[int] | NDArray[np.int32]
     mask: list[int] | NDArray[np.int8]
 
 
 class TokenFile:
-    """A file of rows of one split; as a context manager, it replaces `path` on success."""
+    """A writer of rows of one split; a context manager that replaces `path` if no error occurs."""
 
     def __init__(self, path: Path) -> None:
         self._replacement = replace_file(path)
@@ -50,7 +50,7 @@ class TokenFile:
         return self
 
     def add(self, document: Document, rows: list[Row]) -> None:
-        """Add the rows of a document; all but the last have "#" and their number after the id."""
+        """Add the rows of a document; ids of all rows but the last get "#" and the row's number."""
         for number, row in enumerate(rows, start=1):
             is_last = number == len(rows)
             self._rows.append((document, document.id if is_last else f"{document.id}#{number}", row))
@@ -78,7 +78,7 @@ class TokenFile:
 
 
 def _list_array(arrays: Sequence[NDArray[Any] | None], kind: pa.DataType) -> pa.ListArray:
-    """Return arrays as a list column; None becomes null."""
+    """Return a list column with one entry for each array; None becomes null."""
     lengths = [0 if array is None else len(array) for array in arrays]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     present = [array for array in arrays if array is not None]

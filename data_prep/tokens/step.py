@@ -1,6 +1,6 @@
 """The steps that turn the documents of the last text stage into token shards.
 
-`tokenizer` is one task; `tokenise` has one task for each shard.
+The step `tokenizer` is one task; the step `tokenise` has one task for each shard.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ logger = logging.getLogger(__name__)
 
 
 def place_tokenizer(preparation: Preparation) -> bool:
-    """Train or copy the tokenizer, and choose the library; return False if already done."""
+    """Train or copy the tokenizer, and choose the library that encodes running text.
+
+    Return False if this was done before.
+    """
     require_documents(preparation.corpus.name, preparation.stage_infos())
     stage = preparation.stage_folder(TOKENISE.name)
     fingerprint = _tokenizer_fingerprint(preparation)
@@ -52,7 +55,7 @@ def place_tokenizer(preparation: Preparation) -> bool:
     shutil.rmtree(folder, ignore_errors=True)
     settings = preparation.corpus.tokenizer
     place_files(preparation.corpus, _training_texts(preparation), folder)
-    # Raises an error if the tokenizer cannot be used.
+    # This raises UserError if the tokenizer cannot be used.
     tokeniser = Tokeniser(preparation.corpus, folder)
     if tokeniser.overrides:
         logger.warning(
@@ -70,7 +73,7 @@ def place_tokenizer(preparation: Preparation) -> bool:
 
 @lru_cache(maxsize=1)
 def _tokenizer_fingerprint(preparation: Preparation) -> str:
-    """Return the tokenizer's fingerprint, which depends on the text only if it is trained."""
+    """Return the tokenizer's fingerprint; that of a trained tokenizer depends on the text too."""
     text: list[str] = []
     if preparation.corpus.tokenizer.path is None:
         text = [shard.fingerprint for shard in preparation.shards(LAST_TEXT_STAGE)]
@@ -80,8 +83,8 @@ def _tokenizer_fingerprint(preparation: Preparation) -> str:
 def _training_texts(preparation: Preparation) -> Iterator[str]:
     """Yield the texts on which a tokenizer is trained: the training split, or a sample of it.
 
-    The sample consists of the documents whose ids have the lowest hashes, so it does not depend on
-    their order.
+    The sample consists of the documents whose source and id have the lowest hashes, so it does not
+    depend on the order of the documents.
     """
     available = sum(marker.characters_out for marker in preparation.markers(LAST_TEXT_STAGE))
     share = min(1.0, TRAINING_CHARACTERS / max(available, 1))
@@ -91,7 +94,7 @@ def _training_texts(preparation: Preparation) -> Iterator[str]:
 
 
 def _texts_to_compare(preparation: Preparation) -> Iterator[str]:
-    """Yield the beginnings of the texts on which the encoders are compared, a random sample."""
+    """Yield the beginnings of a random sample of texts, on which the encoders are compared."""
     stage = preparation.stage_folder(LAST_TEXT_STAGE)
     candidates = (
         (_random_order(document), shard.name, row)
@@ -108,7 +111,7 @@ def _texts_to_compare(preparation: Preparation) -> Iterator[str]:
 
 
 def _random_order(document: Document) -> float:
-    """Return a document's position in a random order, in [0, 1), by source and id."""
+    """Return a document's position, in [0, 1), in a random order that depends on source and id."""
     return int(digest(document.source, document.id)[:12], 16) / 16**12
 
 
@@ -124,7 +127,10 @@ def tokenise_shard(preparation: Preparation, number: int) -> bool:
         return False
     tokenizer = stage.read_marker("tokenizer", _tokenizer_fingerprint(preparation), verify=False)
     if tokenizer is None:
-        raise UserError("step tokenizer is not done; run it first")
+        raise UserError(
+            "step 'tokenizer' is not done; run it first: "
+            f"python -m data_prep.pipeline {preparation.work} tokenizer"
+        )
     began = time.perf_counter()
     report = Report()
     masks: set[str] = set()
@@ -160,7 +166,7 @@ def tokenise_shard(preparation: Preparation, number: int) -> bool:
 
 @lru_cache(maxsize=1)
 def token_shards(preparation: Preparation) -> list[Shard]:
-    """Return the shards of the tokenise stage, which depend on the tokenizer too."""
+    """Return the shards of the tokenise stage; their fingerprints depend on the tokenizer too."""
     settings = preparation.settings(TOKENISE)
     key = digest(TOKENISE.name, TOKENISE.version, settings, _tokenizer_fingerprint(preparation))
     return [

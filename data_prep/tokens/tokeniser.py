@@ -1,7 +1,7 @@
 """Conversion of documents to rows of tokens, for the tokenise step and stages that count tokens.
 
-Running text and plain completions end with the end-of-sequence token, conversations with the token
-with which their template ends a turn (chat_template.py).
+Running text and plain completions end with the end-of-sequence token. Conversations end with the
+token with which their chat template ends a turn (chat_template.py).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class Tokeniser:
     """A converter of documents to rows of tokens.
 
     Args:
+        config: the settings of the corpus.
         folder: a folder into which `place_files` wrote the tokenizer and the chat template.
         library: the library that encodes running text, as `encoder.choose` returned it.
 
@@ -51,14 +52,17 @@ class Tokeniser:
 
     @property
     def end_of_turn(self) -> tuple[str, int]:
-        """The token with which the chat template ends an answer, and its id."""
+        """The token with which the chat template ends an answer, and its id.
+
+        It is the end-of-sequence token if the template has no such token.
+        """
         token = self._template.end_of_turn or self.special_tokens["eos_token"]
         token_id = self._encode.tokenizer.token_to_id(token)
         assert token_id is not None  # the template's control tokens are tokens of the vocabulary
         return token, token_id
 
     def rows(self, documents: list[Document], report: Report) -> Iterator[tuple[Document, list[Row]]]:
-        """Yield each document with its rows, in order; drop conversations without targets."""
+        """Yield each document with its rows, in order; drop conversations that cannot be used."""
         texts = iter(self._encode([d.text for d in documents if not d.turns]))
         for document in documents:
             if not document.turns:
@@ -74,8 +78,8 @@ class Tokeniser:
                 report.drop(document, "no_supervised_tokens")
                 continue
             for row in rows:
-                # The first token is never predicted. Besides, training takes a mask of ones only
-                # for running text, which it may split anywhere.
+                # The first token is never predicted. Besides, training treats a row whose mask has
+                # only ones as running text, which it may split anywhere.
                 row.mask[0] = 0
             yield document, rows
 
@@ -104,9 +108,9 @@ class Tokeniser:
         return [Row(prompt_ids + completion_ids, mask)]
 
     def _add_system_prompt(self, document: Document, report: Report) -> list[Turn]:
-        """Return the turns with the system prompt in the document's written standard first.
+        """Return the turns, preceded by the system prompt in the document's written standard.
 
-        A conversation with a system prompt of its own keeps it.
+        Turns that already have a system prompt are returned unchanged.
         """
         prompts = self._config.chat.system
         if not prompts:
@@ -131,9 +135,9 @@ class Tokeniser:
         source = read_chat_template(self.folder)
         if source is None:
             raise UserError(
-                f"the tokenizer {name} has no chat template, but the corpus has conversations "
-                "or prompts; set corpus.chat.template to a Jinja file or to `default`; or, to "
-                "train on prompts and instructions as plain text, set their form in "
+                f"tokenizer {name}: has no chat template, but the corpus has conversations or "
+                "prompts; set corpus.chat.template to a Jinja file or to `default`. To train on "
+                "prompts and instructions as plain text instead, set their form in "
                 'corpus.sources.NAME.options.prompt_template, e.g. "{prompt}\\n\\n"'
             )
         return ChatTemplate(

@@ -1,6 +1,7 @@
-"""The files of a corpus' tokenizer and chat template, which are given or trained on the corpus.
+"""The files of a corpus' tokenizer and chat template.
 
-Used by the tokenizer step (step.py), and by stages that count tokens before it.
+The tokenizer is given by the settings, or trained on the corpus. The tokenizer step (step.py) uses
+this module, as do stages that count tokens before it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def place_files(config: CorpusConfig, train_texts: Iterable[str], folder: Path) 
     """Write the corpus' tokenizer and chat template into `folder`.
 
     Args:
-        train_texts: texts on which the tokenizer is trained if the settings do not give one.
+        train_texts: texts on which the tokenizer is trained if tokenizer.path is not set.
 
     Raises:
         UserError: the given tokenizer already has one of the tokens to add.
@@ -47,7 +48,9 @@ def place_files(config: CorpusConfig, train_texts: Iterable[str], folder: Path) 
 
 
 def add_tokens(file: Path, tokens: list[str]) -> None:
-    """Add tokens to a tokenizer.json, with the next free ids; its other keys are unchanged.
+    """Add tokens to a tokenizer.json, with the next free ids.
+
+    The decoder is adapted if a token is not ASCII. All other keys are unchanged.
 
     Raises:
         UserError: the tokenizer already has one of the tokens.
@@ -57,7 +60,7 @@ def add_tokens(file: Path, tokens: list[str]) -> None:
     vocabulary = Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
     known = next((token for token in tokens if token in vocabulary), None)
     if known is not None:
-        raise UserError(f"tokenizer.add_tokens names {known!r}, which the tokenizer already has; remove it")
+        raise UserError(f"tokenizer.add_tokens: names {known!r}, which the tokenizer already has; remove it")
     body = json.loads(file.read_text(encoding="utf-8"))
     first = max(vocabulary.values()) + 1
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
@@ -71,8 +74,9 @@ def add_tokens(file: Path, tokens: list[str]) -> None:
 def _decoder_of_added(decoder: dict[str, object] | None, tokens: list[str]) -> dict[str, object] | None:
     """Return a decoder that decodes added tokens correctly.
 
-    A byte-level decoder takes the letter å of an added token for the byte 0xE5, and decodes it to
-    half a character. So added tokens beyond ASCII are first replaced by their byte-level spelling.
+    A byte-level decoder takes the letter å of an added token for the byte 0xE5, which is not a
+    character by itself. So added tokens that are not ASCII are first replaced by their byte-level
+    spelling.
     """
     listed = decoder.get("decoders", [decoder]) if decoder else []
     steps = listed if isinstance(listed, list) else []
@@ -100,7 +104,7 @@ def train(vocab_size: int, texts: Iterable[str], folder: Path) -> None:
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
-    # The generic class, which uses tokenizer.json without changes.
+    # This generic class uses tokenizer.json without changes.
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -110,10 +114,10 @@ def train(vocab_size: int, texts: Iterable[str], folder: Path) -> None:
 
 
 def read_chat_template(folder: Path) -> str | None:
-    """Return the chat template of a tokenizer's folder, as transformers finds it.
+    """Return the chat template that transformers finds in a tokenizer's folder, or None.
 
-    It is chat_template.jinja, or the entry in tokenizer_config.json, which may have several by
-    name.
+    It is the file chat_template.jinja or, without that file, the entry in tokenizer_config.json. If
+    the entry has several templates, it is the one named `default`.
     """
     if (folder / TEMPLATE_FILE).is_file():
         return (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
@@ -124,7 +128,7 @@ def read_chat_template(folder: Path) -> str | None:
 
 
 def read_special_tokens(folder: Path) -> dict[str, str]:
-    """Return the special tokens by their names in chat templates (bos_token, eos_token …)."""
+    """Return the special tokens, by their names in chat templates (bos_token, eos_token …)."""
     declared = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
     tokens = {
         name: value.get("content") if isinstance(value, dict) else value for name, value in declared.items()
@@ -147,7 +151,7 @@ def find_eos_token_id(tokenizer: Tokenizer, special_tokens: dict[str, str]) -> i
     token_id = None if token is None else tokenizer.token_to_id(token)
     if token_id is None:
         raise UserError(
-            "tokenizer_config.json names no eos_token that is in the vocabulary; add one, "
-            "because each document must end with it"
+            "tokenizer_config.json: names no eos_token that is in the vocabulary; set eos_token to "
+            "a token of the vocabulary, because each document must end with it"
         )
     return int(token_id)

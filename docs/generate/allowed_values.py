@@ -17,7 +17,7 @@ CHECKS = ("at_least", "between", "one_of", "all_among")
 
 
 def allowed_values(schema: type[Any]) -> dict[str, str]:
-    """Return what the checks of a dataclass allow, by the name of the setting."""
+    """Return, for each setting that a dataclass checks, a description of its allowed values."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(schema)))
     namespace = vars(sys.modules[schema.__module__])
     allowed = {}
@@ -30,7 +30,11 @@ def allowed_values(schema: type[Any]) -> dict[str, str]:
 def _calls(
     node: ast.AST, loop_names: dict[str, list[str]]
 ) -> Iterator[tuple[ast.Call, dict[str, list[str]]]]:
-    """Yield each call of a check, with the strings that the loops around it go through."""
+    """Yield each call of a check, with the values that loop variables around it take.
+
+    Args:
+        loop_names: for each loop variable around `node`, the strings that it takes.
+    """
     if isinstance(node, ast.For) and isinstance(node.target, ast.Name) and isinstance(node.iter, ast.Tuple):
         strings = [str(item.value) for item in node.iter.elts if isinstance(item, ast.Constant)]
         loop_names = {**loop_names, node.target.id: strings}
@@ -41,7 +45,7 @@ def _calls(
 
 
 def _keys(argument: ast.expr, loop_names: dict[str, list[str]]) -> list[str]:
-    """Return the settings that the first argument of a check names."""
+    """Return the names of the settings in the first argument of a check."""
     if isinstance(argument, ast.Constant):
         return [str(argument.value)]
     if isinstance(argument, ast.Name):
@@ -56,7 +60,7 @@ def _keys(argument: ast.expr, loop_names: dict[str, list[str]]) -> list[str]:
 
 
 def _describe(call: ast.Call, namespace: dict[str, Any]) -> str:
-    """Return the condition of a check as a reader of the page understands it."""
+    """Return a description of the values that a check allows, for readers of the page."""
     assert isinstance(call.func, ast.Name)
     kind = call.func.id
     if kind == "at_least":
@@ -70,7 +74,7 @@ def _describe(call: ast.Call, namespace: dict[str, Any]) -> str:
         return f"{above} {below}"
     try:
         choices = ", ".join(f"`{choice}`" for choice in _evaluate(call.args[2], namespace))
-    except (NameError, AttributeError):  # names of the corpus' own, such as its sources
+    except (NameError, AttributeError):  # names that depend on the corpus
         return f"names in {ast.unparse(call.args[2]).removeprefix('self.')}"
     if kind == "all_among":
         return f"among {choices}"
@@ -78,5 +82,5 @@ def _describe(call: ast.Call, namespace: dict[str, Any]) -> str:
 
 
 def _evaluate(expression: ast.expr, namespace: dict[str, Any]) -> Any:
-    """Return the value of an expression of constants, such as `(*LANGUAGES, "nor")`."""
+    """Return the value of an expression that has only constants, such as `(*LANGUAGES, "nor")`."""
     return eval(compile(ast.Expression(expression), "<check>", "eval"), namespace)

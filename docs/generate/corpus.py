@@ -109,7 +109,7 @@ corpus. `finetune inspect NAME` reads both.
 
 
 def columns() -> list[tuple[str, str]]:
-    """Return the columns of shards with their types."""
+    """Return the name and type of each column of shards."""
     found: dict[str, str] = {}
     for mask in shards.MASK_COLUMNS:
         found |= {item.name: str(item.type) for item in shards._schema(mask)}
@@ -142,7 +142,7 @@ def _keys(name: str, meanings: dict[str, str]) -> str:
 
 
 def _type_name(kind: Any) -> str:
-    """Return a type as JSON has it."""
+    """Return the name of the JSON type of a Python type."""
     alternatives = [part for part in get_args(kind) if part is not NoneType]
     if NoneType in get_args(kind):
         return f"{_type_name(alternatives[0])} or null"

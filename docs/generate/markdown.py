@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """Return a table; cells may hold Markdown, and their vertical bars are escaped."""
+    """Return a Markdown table. Cells may contain Markdown; their vertical bars are escaped."""
     lines = [header, tuple("---" for _ in header), *rows]
     cells = [" | ".join(_cell(cell) for cell in line) for line in lines]
     return "".join(f"| {line} |\n" for line in cells)
@@ -18,7 +18,7 @@ def _cell(text: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Return a text of the code as Markdown, with what would be markup escaped."""
+    """Return a plain text as Markdown, with characters that would be markup escaped."""
     return re.sub(r"([*_<>\[\]{}$\\])", r"\\\1", text.replace("\xa0", " "))
 
 

@@ -13,7 +13,7 @@ Rank 0 appends one JSON line a step to `metrics.jsonl` of the run: `step` (optim
 
 
 def body() -> str:
-    """Return a table of all metrics, and one of those with a name in them."""
+    """Return a table of single metrics, and one of metrics such as `<prefix><name>`, one per name."""
     single = [(code(metric), metric.unit, escape(metric.meaning)) for metric in METRICS]
     named = [(code(f"{family.prefix}<name>"), family.unit, escape(family.meaning)) for family in FAMILIES]
     header = ("metric", "unit", "meaning")

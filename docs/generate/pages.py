@@ -1,6 +1,6 @@
-"""The list of generated pages. conf.py calls `write_pages` before Sphinx reads its sources.
+"""The list of generated pages. conf.py calls `write_pages` before Sphinx reads the pages.
 
-Nothing here imports torch.
+This module does not import torch, not even indirectly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ from docs.generate.markdown import table
 
 @dataclass(frozen=True)
 class Page:
-    """A generated page: its file's stem, its title, what it holds, and its text below the title."""
+    """A generated page.
+
+    Attributes:
+        name: name of its file, without the suffix.
+        summary: one sentence on its content.
+        body: returns the text below title and summary.
+    """
 
     name: str
     title: str
@@ -74,7 +80,13 @@ def write_pages(docs: Path) -> None:
 
 
 def _write_folder(folder: Path, texts: dict[str, str]) -> None:
-    """Make texts the pages of a folder; files that would not change stay, so that builds are short."""
+    """Write the pages of a folder, and delete all other pages in it.
+
+    Pages that would not change are not written, so that builds are short.
+
+    Args:
+        texts: the pages by file name.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("*.md"):
         if path.name not in texts:

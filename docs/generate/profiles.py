@@ -1,4 +1,4 @@
-"""A profile of conf/cluster as the pages of sites show it: its comments, settings and sources."""
+"""The profiles of conf/cluster for the pages of sites: comments, settings and sources."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from finetune.config.train import conf_dir
 from finetune.launch import environment
 
 TEST_CLUSTER = "testcluster"
-# parts of a text that stay as they are: code, addresses, settings with their values
+# Parts of a text that are not escaped: code, addresses, settings with their values.
 TOKEN = re.compile(
     r"(?P<code>`[^`]+`)"
     r"|(?P<url>https?://[^\s),]+)"
@@ -31,8 +31,8 @@ class Profile:
     """A profile with its file.
 
     Attributes:
-        cluster: the profile, with the site's examples for account and Python.
-        text: the file in conf/cluster.
+        cluster: the loaded profile, with the site's examples for account and Python.
+        text: the text of its file in conf/cluster.
         values: the keys and values in that file.
     """
 
@@ -46,7 +46,7 @@ class Profile:
 
     @property
     def comment(self) -> str:
-        """The comment at the top of the file, as one paragraph."""
+        """The comment at the top of the profile's file, as one paragraph."""
         head = re.match(r"(?:#.*\n)+", self.text)
         assert head is not None, f"begin conf/cluster/{self.name}.yaml with a comment that describes it"
         return " ".join(line.removeprefix("#").strip() for line in head[0].splitlines())
@@ -58,9 +58,10 @@ class Profile:
         return found[0] if found else self.name
 
     def sources_of(self, setting: str) -> list[tuple[int, Source]]:
-        """Return the sources of a setting and of those below it, with their numbers.
+        """Return the numbers and sources of a setting and of the settings below it.
 
-        A fact of a source stands for all settings below it; the most specific fact holds.
+        A source that names a setting also documents all settings below it, unless another source
+        names a more specific one.
         """
         above = [setting]
         while "." in above[-1]:
@@ -74,7 +75,10 @@ class Profile:
         ]
 
     def origin(self, *settings: str) -> str:
-        """Return links to the sources of settings, with the confidence of each."""
+        """Return links to the sources of settings, each with its confidence.
+
+        Without a source, return "choice of the profile" or "default".
+        """
         found: dict[int, Source] = {}
         for setting in settings:
             found |= dict(self.sources_of(setting))
@@ -90,7 +94,7 @@ class Profile:
 
 
 def read_profiles() -> dict[str, Profile]:
-    """Return the profiles of conf/cluster by name, but for this machine and the test cluster."""
+    """Return the profiles of conf/cluster that describe real sites, by name."""
     found = {}
     for name, cluster in environment.profiles().items():
         if name == TEST_CLUSTER:
@@ -107,7 +111,7 @@ def source_title(number: int, source: Source) -> str:
 
 
 def _anchor(title: str) -> str:
-    """Return the anchor that a heading gets."""
+    """Return the anchor that Sphinx gives to a heading."""
     return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
@@ -127,12 +131,12 @@ def prose(text: str) -> str:
 
 
 def meanings(schema: type[ClusterConfig] | type[PrepareJobs]) -> dict[str, str]:
-    """Return the help texts of a dataclass' settings."""
+    """Return the help text of each setting of a dataclass."""
     return {item.name: str(item.metadata["help"]) for item in dataclasses.fields(schema)}
 
 
 def period(minutes: int) -> str:
-    """Return minutes in the largest unit that divides them."""
+    """Return a number of minutes in the largest unit that divides it: `2 hours`, `90 minutes`."""
     size, unit = next((size, unit) for size, unit in PERIODS if minutes % size == 0)
     return count(minutes // size, unit)
 

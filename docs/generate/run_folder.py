@@ -13,8 +13,9 @@ class FileRow:
     """A file or folder on disk.
 
     Attributes:
-        name: as it is on disk, with `<…>` for what differs from file to file.
+        name: its name on disk, with `<…>` for parts that vary.
         writer: the process that writes it.
+        content: its content or purpose.
     """
 
     name: str
@@ -24,17 +25,17 @@ class FileRow:
 
 @dataclass(frozen=True)
 class Section:
-    """Files that lie in one folder."""
+    """The files of one folder."""
 
     title: str
     rows: tuple[FileRow, ...]
 
 
-SUBMITTER = "the shell that submits"
+SUBMITTER = "the process that submits"
 RANK_0 = "rank 0"
 EACH_RANK = "each rank"
 BATCH_SCRIPT = "the batch script, on Slurm"
-ANY = "whoever submits the point: a shell, or a job at its end"
+ANY = "the process that submits the point: a command, or a job at its end"
 
 SECTIONS = (
     Section(
@@ -69,7 +70,7 @@ SECTIONS = (
             ),
             FileRow(
                 "outcome.json",
-                f"{RANK_0}; a shell that cancels",
+                f"{RANK_0}, or the process that cancels the run",
                 "the state in which the run ended",
             ),
             FileRow(
@@ -112,21 +113,21 @@ SECTIONS = (
             ),
             FileRow(
                 "turn.json",
-                "the shell that starts or follows a local run",
+                "the process that starts or follows a local run",
                 "its host and process",
             ),
             FileRow(
                 "stop",
-                "`finetune cancel`, or Ctrl-C in the following shell",
+                "`finetune cancel`, or Ctrl-C in the command that follows the run",
                 "empty; asks the ranks to save and leave",
             ),
             FileRow(
                 ".sent.json",
-                "`sync`, `ui`, or a following shell",
+                "`sync`, `ui`, or a command that follows the run",
                 "how far the metrics are in MLflow",
             ),
             FileRow(".lock", RANK_0, "lock; held while the run trains"),
-            FileRow(".submit.lock", "shells", "lock; held while the run is started or cancelled"),
+            FileRow(".submit.lock", "commands", "lock; held while the run is started or cancelled"),
             FileRow(".export.lock", "commands", "lock; held while a checkpoint is exported"),
         ),
     ),
@@ -171,7 +172,7 @@ SECTIONS = (
             ),
             FileRow(
                 "<job>_submitted.pkl",
-                "submitit, in the shell that submits",
+                "submitit, in the process that submits",
                 "an importable name and the run's path",
             ),
             FileRow(
@@ -208,7 +209,7 @@ SECTIONS = (
     Section(
         "`runs/`",
         (
-            FileRow("mlflow.db", "`sync`, `ui`, or a following shell", "MLflow's SQLite database"),
+            FileRow("mlflow.db", "`sync`, `ui`, or a command that follows a run", "MLflow's SQLite database"),
             FileRow(
                 "mlartifacts/",
                 "the same",
@@ -225,7 +226,7 @@ SECTIONS = (
         (
             FileRow(
                 "points.tsv",
-                "the shell that submits; then `status`, `sync` and `wait=true`",
+                "the process that submits; later `status`, `sync` and `wait=true`",
                 "each run with its swept values, state and held-out loss, best first",
             ),
         ),
@@ -241,7 +242,7 @@ SECTIONS = (
             ),
             FileRow(
                 "problem.txt",
-                "whoever tried to submit the next points",
+                "the process that tried to submit the next points",
                 "Slurm's refusal, or why the sweep is paused",
             ),
             FileRow(
@@ -271,9 +272,9 @@ SECTIONS = (
 )
 INTRODUCTION = """\
 A run is its folder. Every process, on a login node, in a batch script or on a rank, reads and
-writes these files and nothing else, so any shell that sees the folder can show, stop and resume
-the run. JSON files and folders are written under another name and renamed, so a reader finds the
-old content or the new one.
+writes these files and nothing else, so any process with access to the folder can show, stop and
+resume the run. JSON files and folders are written under another name and then renamed, so a reader
+finds either the old content or the new content.
 """
 
 
@@ -290,5 +291,5 @@ def body() -> str:
 
 
 def layout_names() -> set[str]:
-    """Return the file and folder names that layout.py declares as constants."""
+    """Return the names of files and folders that layout.py declares as constants."""
     return {value for name, value in vars(layout).items() if name.isupper() and isinstance(value, str)}

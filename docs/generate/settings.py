@@ -18,7 +18,7 @@ ENTRY = re.compile(r"(?P<meaning>.*)\s\s\[(?P<kind>[^;\]]+);\s(?P<default>.*)\]"
 
 
 def schemas_of(schema: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the dataclasses that declare settings, by the prefix of the keys in each."""
+    """Return a dataclass of settings and those nested in it, by the prefix of their keys."""
     found = {prefix: schema}
     kinds = get_type_hints(schema)
     for item in dataclasses.fields(schema):
@@ -34,7 +34,7 @@ def schemas_of(schema: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _settings(schema: Any, prefix: str = "") -> str:
-    """Return the settings of a dataclass and those nested in it, a section for each."""
+    """Return a section for a dataclass of settings, and one for each dataclass nested in it."""
     declared = schemas_of(schema, prefix)
     parts = []
     for group in cli_help.settings_of(schema, prefix):
@@ -51,7 +51,7 @@ def _settings(schema: Any, prefix: str = "") -> str:
 
 
 def _place(title: str, declared: dict[str, Any]) -> str:
-    """Return the prefix under which the dataclass of a help text's group is declared."""
+    """Return the key prefix of the dataclass that a group of the help text describes."""
     key, separator, _ = title.partition(": ")
     if separator:
         return next(place for place in (f"{key}.", key) if place in declared)
@@ -59,7 +59,7 @@ def _place(title: str, declared: dict[str, Any]) -> str:
 
 
 def _heading(title: str) -> str:
-    """Return a title in which a key stands in the type of code."""
+    """Return a title, with the key that it begins with marked as code."""
     key, comma, rest = title.partition(",")
     if " " in key:
         return title
@@ -67,7 +67,7 @@ def _heading(title: str) -> str:
 
 
 def _entries(entries: list[cli_help.Entry], allowed: dict[str, str]) -> str:
-    """Return settings as a definition list: name, type, default and limits, then the meaning."""
+    """Return settings as a definition list, with type, default, allowed values and meaning."""
     parts = []
     for entry in entries:
         found = ENTRY.fullmatch(entry.text.replace("\xa0", " "))
@@ -87,10 +87,10 @@ def _default(default: str) -> str:
 
 
 def train_body() -> str:
-    """Return all settings of `train`, a section for each dataclass."""
+    """Return all settings of `train`, with a section for each dataclass."""
     return (
         "Type a setting as `key=value`: `finetune train recipe=sample_lora lr=2e-4 cluster.nodes=2`. "
-        "The defaults below hold where no file of `conf/` that the command names says otherwise.\n\n"
+        "The defaults below apply unless a file of `conf/` that the command names sets another value.\n\n"
         + _settings(TrainConfig)
     )
 
@@ -98,7 +98,7 @@ def train_body() -> str:
 def prepare_body() -> str:
     """Return all settings of `prepare`, and of its jobs on Slurm."""
     parts = [
-        "In a corpus file (`conf/corpus/*.yaml`, or your own) the keys stand without `corpus.`; on the "
+        "In a corpus file (`conf/corpus/*.yaml`, or your own), keys have no prefix `corpus.`; on the "
         "command line they have it: `finetune prepare corpus=letters corpus.language.keep=[nob]`. "
         "`NAME` is a name that you choose. The options of single readers are on [their own "
         "page](readers.md).\n",

@@ -1,8 +1,9 @@
-"""The pages of sites, one for each profile in conf/cluster, and their overview in docs/sites/README.md.
+"""The pages of sites, one for each profile in conf/cluster, and the overview of all profiles.
 
     python -m docs.generate.sites
 
-writes that overview; a test compares it with the profiles. conf.py writes the pages at each build.
+writes the overview in docs/sites/README.md, and a test compares it with the profiles. conf.py
+writes the pages at each build.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SITES = Path(__file__).parents[1] / "sites"
 README = SITES / "README.md"
 TABLE = re.compile(r"(?<=<!-- profiles: begin -->\n\n).*?(?=\n<!-- profiles: end -->)", re.DOTALL)
 NOT_KNOWN = "not known"
-# settings that have a section of their own; all others of a profile stand under "A job"
+# Settings with a section of their own. All other settings of a profile are in the section "A job".
 ELSEWHERE = {
     *("name", "scheduler", "site", "prepare", "account", "python", "host_python"),
     *("node_local", "shared_cache", "local_cache"),
@@ -39,7 +40,12 @@ is not known is not checked.
 
 @dataclass(frozen=True)
 class Fact:
-    """A row of a table of facts: its label, the setting below `site`, and its value for people."""
+    """A row of a table of facts.
+
+    Attributes:
+        setting: the setting that holds the fact, without its prefix `site.`.
+        value: the value as the page shows it; None if it is not known.
+    """
 
     label: str
     setting: str
@@ -90,7 +96,7 @@ def _introduction(profile: Profile) -> str:
 
 
 def _usage(profile: Profile) -> str:
-    """Return the settings that choose the profile, with the site's examples of account and Python."""
+    """Return the settings that select the profile, with example values of account and Python."""
     site = profile.cluster.site
     words = [f"cluster={profile.name}", f"cluster.account={site.account_example or '…'}"]
     if site.python_example:
@@ -178,7 +184,10 @@ def _limits(profile: Profile) -> str:
 
 
 def _limit(site: SiteConfig, name: str) -> str | None:
-    """Return a limit that holds where a partition or quality of service has none of its own."""
+    """Return the site's limit `name`, which applies to queues without their own limit.
+
+    Return "by partition" if only queues have such a limit, and None if nothing has.
+    """
     value = getattr(site, name)
     if value is not None and name == "max_timeout_min":
         return period(value)
@@ -238,7 +247,7 @@ def _charges(profile: Profile) -> str:
 
 
 def _amount(units: float, unit: str) -> str:
-    """Return an amount of a unit that is written in the plural: `1 GPU-hour`, `0.5 GPU-hours`."""
+    """Return an amount with its unit, which is given in the plural: `1 GPU-hour`, `2 GPU-hours`."""
     if units == 1:
         unit = unit.removesuffix("s")
     return f"{units:g} {unit}"
@@ -261,7 +270,7 @@ def _prepare_jobs(profile: Profile) -> str:
 
 
 def _settings(profile: Profile, prefix: str, settings: dict[str, Any], meaning: dict[str, str]) -> str:
-    """Return settings as a definition list: as they are typed, their sources, and their meaning."""
+    """Return settings as a definition list, each with its sources and its meaning."""
     parts = []
     for key, value in settings.items():
         name = prefix + key
@@ -274,7 +283,7 @@ def _settings(profile: Profile, prefix: str, settings: dict[str, Any], meaning: 
 
 
 def _typed(key: str, value: Any) -> Iterator[str]:
-    """Yield a setting as it is given on the command line, each entry of a mapping by itself."""
+    """Yield a setting as on the command line, where each entry of a mapping is one setting."""
     if isinstance(value, dict):
         for name, entry in value.items():
             yield from _typed(f"{key}.{name}", entry)
@@ -354,7 +363,7 @@ def _sources(profile: Profile) -> str:
 
 
 def _file(profile: Profile) -> str:
-    """Return the profile itself, folded, and a link to a batch script that it renders to."""
+    """Return the text of the profile, folded, and a link to a batch script made with it."""
     name = profile.name
     return (
         f"The comments give the reasons for single values. [tests/sbatch/{name}.sh]"
@@ -365,7 +374,7 @@ def _file(profile: Profile) -> str:
 
 
 def _block(language: str, text: str) -> str:
-    """Return a block of code, the lines of which are wrapped on narrow screens."""
+    """Return a block of code whose lines are wrapped on narrow screens."""
     return f"```{{code-block}} {language}\n:class: wrapped\n\n{text}\n```\n"
 
 
@@ -387,9 +396,11 @@ def overview() -> str:
 
 
 def with_overview(text: str) -> str:
-    """Return the text of docs/sites/README.md with the table of the profiles as they are."""
+    """Return the text of docs/sites/README.md with a new table of profiles."""
     changed, num_tables = TABLE.subn(lambda _: overview(), text)
-    assert num_tables == 1, f"{README}: needs one table between its comments `profiles: …`"
+    assert num_tables == 1, (
+        f"{README}: must have one table between its comments `profiles: begin` and `profiles: end`"
+    )
     return changed
 
 

@@ -73,7 +73,7 @@ def _state_rows() -> list[tuple[str, ...]]:
 
 
 def exit_codes_body() -> str:
-    """Return a table of the exit codes of the command line, and of jobs."""
+    """Return tables of the exit codes of the command line and of jobs."""
     rows = [(code(str(int(exit_code))), exit_code.meaning) for exit_code in ExitCode]
     jobs = [
         ("`0`", "the run is complete"),

@@ -19,7 +19,7 @@ SETTINGS_PAGES = {
 
 
 def verb_help(name: str) -> str:
-    """Return what `finetune NAME --help` prints, without the settings of `train` and `prepare`."""
+    """Return the output of `finetune NAME --help` without the settings of `train` and `prepare`."""
     verb = verbs.find(name)
     assert verb is not None
     printed = io.StringIO()
@@ -33,7 +33,7 @@ def verb_help(name: str) -> str:
 
 
 def body() -> str:
-    """Return a table of all verbs, and a section on each."""
+    """Return a table of all verbs, and a section on each of them."""
     rows = [(f"[`{verb.name}`](#{verb.name})", escape(verb.summary)) for verb in verbs.VERBS]
     sections = [_section(verb.name) for verb in verbs.VERBS]
     return "\n".join([table(("verb", "effect"), rows), *sections])

@@ -375,11 +375,11 @@ def test_a_template_that_cannot_render_a_conversation_is_a_one_line_error(folder
         "{{ raise_exception('no') }}",
         "{{ messages.append(1) }}",
     ):
-        with pytest.raises(ValueError, match="chat template of the test fails on a question and its answer"):
+        with pytest.raises(ValueError, match="chat template of the test: fails on a question and its answer"):
             Case(folder, source)
     parts = "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
     with pytest.raises(
-        ValueError, match="chat template of the test does not show an answer that is a string"
+        ValueError, match="chat template of the test: leaves out an answer whose content is a string"
     ):
         Case(folder, parts)
 

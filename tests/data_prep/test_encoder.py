@@ -83,7 +83,7 @@ def test_a_later_difference_stops_the_preparation(file: Path) -> None:
     original: Any = fast._gigatoken
     assert fast(TEXTS)
     fast._gigatoken = WrongTokens()
-    with pytest.raises(ValueError, match="library=tokenizers"):
+    with pytest.raises(ValueError, match="they agreed on the sample; set it to tokenizers"):
         fast(TEXTS)
     fast._gigatoken = original
 
