@@ -155,7 +155,7 @@ def test_a_home_folder_is_expanded() -> None:
         (["–config-dir", "x"], "write --config-dir"),
         (["cluster.env.ÆØÅ=1"], "cannot contain 'Æ'"),
         (["=1"], "has no key"),
-        (["x={a}"], "a mapping has a value for each key"),
+        (["x={a}"], "a key of this mapping has no value"),
         (["x=[é,,b]"], "its value cannot be read"),
         (["--lr", "1e-4"], "write lr=1e-4"),
         (["--learning-rate=2"], "write lr=2"),

@@ -51,7 +51,7 @@ compdef _finetune finetune
 
 
 def completion(arguments: list[str]) -> int:
-    """Print the completion script of a shell, or the completions that such a script asks for."""
+    """Print the completion script of a shell, or completions if that script is the caller."""
     mode = arguments[:1]
     if mode == ["words"]:  # called by the script of zsh
         print("\n".join(complete(arguments[1:])))
@@ -85,7 +85,13 @@ def script(shell: str) -> str:
 
 
 def complete_line(breaks: str, line: str) -> list[str]:
-    """Return the completions of a line in bash: replacements of the text after its last break."""
+    """Return the completions of a line typed in bash.
+
+    They replace only the text after the last `=` or `:`, if bash splits words there.
+
+    Args:
+        breaks: the characters at which bash splits words ($COMP_WORDBREAKS).
+    """
     typed = _split_line(line)[1:] or [""]
     last = typed[-1]
     begin = max((last.rfind(character) + 1 for character in "=:" if character in breaks), default=0)
@@ -93,7 +99,10 @@ def complete_line(breaks: str, line: str) -> list[str]:
 
 
 def _split_line(line: str) -> list[str]:
-    """Split a line into words; the last one is empty after a space and may lack its closing quote."""
+    """Split a line into shell words.
+
+    The last word may lack its closing quote. It is empty if the line ends in a space.
+    """
     for closing in ("", "'", '"'):
         with contextlib.suppress(ValueError):
             words = shlex.split(line + closing)
@@ -104,7 +113,7 @@ def _split_line(line: str) -> list[str]:
 
 
 def complete(typed: list[str]) -> list[str]:
-    """Return the completions of the last of the typed words."""
+    """Return the completions of the last typed word."""
     *before, last = typed or [""]
     if not before:
         return [name for name in verbs.names() if name.startswith(last)]
@@ -116,7 +125,7 @@ def complete(typed: list[str]) -> list[str]:
 
 
 def _list_arguments(verb: Verb, before: list[str], last: str) -> list[str]:
-    """Return the possible arguments of a verb, or values of the option before the last word."""
+    """Return the possible arguments of a verb, or the values of an option that precedes `last`."""
     if verb.completes is Completes.SHELL:
         return list(SHELLS)
     if verb.completes is Completes.SETTINGS and verb.schema is not None:
@@ -151,7 +160,7 @@ def _iter_settings(verb: str, schema: Any, before: list[str], last: str) -> Iter
         yield from (f"{group}=" for group in files.groups() if group not in sections)
         yield from _iter_keys(schema, files, before, key)
         return
-    earlier_values = value[: value.rfind(",") + 1]  # of a sweep
+    earlier_values = value[: value.rfind(",") + 1]  # in a sweep, as in lr=1e-4,2e-4
     for choice in _list_values(schema, key, files, before):
         yield f"{key}={earlier_values}{choice}"
 

@@ -35,7 +35,9 @@ def add_corpora_dir(parser: argparse.ArgumentParser) -> None:
 
 
 def select_runs(options: argparse.Namespace) -> list[RunFolder]:
-    """Return the runs that a command names: for a sweep its points, and without a name all runs.
+    """Return the runs that a command names, or all runs if it names none.
+
+    The id of a sweep selects all its points.
 
     Raises:
         NotFoundError: a run or sweep, or the folder of runs, does not exist.
