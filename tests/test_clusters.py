@@ -207,7 +207,7 @@ def test_variables_of_the_job_are_expanded_in_the_job() -> None:
     ("settings", "words"),
     [
         ({"scheduler": "pbs"}, "cluster.scheduler is 'pbs'"),
-        ({"nodes": 2}, "cluster.nodes is 2, but cluster=local is this machine only"),
+        ({"nodes": 2}, "cluster.nodes is 2, but cluster=local runs on this machine only"),
         ({"scheduler": "slurm", "gpu_request": "all"}, "cluster.gpu_request is 'all'"),
         ({"scheduler": "slurm", "gpu_request": "gpus-per-task"}, "cluster.gpu_request is 'gpus-per-task'"),
         ({"scheduler": "slurm", "on_interrupt": "ignore"}, "cluster.on_interrupt is 'ignore'"),

@@ -447,5 +447,5 @@ def test_a_file_that_the_package_would_hide_is_rejected(mistake: ErrorOf, tmp_pa
         assert error.startswith(
             f"--config-dir: my/{file} would be ignored, because the package has a file of the same name"
         )
-        assert f"rename it, and select it by its new name ({own.parent.name}=NAME)" in error
+        assert f"rename yours, and select it by the new name ({own.parent.name}=NAME)" in error
         own.unlink()
