@@ -156,7 +156,7 @@ def test_a_home_folder_is_expanded() -> None:
         (["cluster.env.ÆØÅ=1"], "cannot contain 'Æ'"),
         (["=1"], "has no key"),
         (["x={a}"], "a key of this mapping has no value"),
-        (["x=[é,,b]"], "its value cannot be read"),
+        (["x=[é,,b]"], "the value cannot be parsed"),
         (["--lr", "1e-4"], "write lr=1e-4"),
         (["--learning-rate=2"], "write lr=2"),
         (["--runs-dir", "x"], "write runs_dir=x"),

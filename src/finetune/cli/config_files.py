@@ -44,7 +44,7 @@ class ConfigFiles:
         return sorted(found)
 
     def hidden_files(self) -> list[Path]:
-        """Return the user's files that Hydra ignores, because the package has files of these names."""
+        """Return the user's files that Hydra ignores because files of the package have their names."""
         if not self.config_dir:
             return []
         names = [f"{group}/{name}.yaml" for group in self.groups() for name in self.names(group)]

@@ -68,7 +68,7 @@ def _stage_table(manifest: Any, skipped: list[str]) -> Table:
 
 
 def _print_sources(out: Console, manifest: Any) -> None:
-    """Print each source's documents and tokens, the share of its text that was removed, and warnings."""
+    """Print each source's documents, tokens and share of removed text, then the warnings."""
     out.print(_source_table(manifest))
     if any(stage.losses for stage in manifest.stages):
         out.print(_loss_table(manifest))

@@ -56,7 +56,7 @@ _YAML_PROBLEMS = {
 
 
 def describe_encoding(fault: UnicodeDecodeError, call: Call) -> str:
-    """Return the message for a file that is not UTF-8, with its path and line if they can be found."""
+    """Return the message for a file that is not UTF-8, with path and line if they can be found."""
     for folder in call.files.folders():
         for path in filter(Path.is_file, sorted(folder.rglob("*.yaml"))):
             content = path.read_bytes()
@@ -67,7 +67,7 @@ def describe_encoding(fault: UnicodeDecodeError, call: Call) -> str:
 
 
 def one_line(fault: BaseException) -> str:
-    """Return an exception's message in one line. Hydra's messages on options are replaced by ours."""
+    """Return an exception's message in one line. Some messages of Hydra are replaced by ours."""
     lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
     text = " ".join(lines)
     if isinstance(fault, OSError) and fault.filename is not None and fault.strerror:

@@ -40,7 +40,7 @@ def with_remedy(problem: str, suggestion: str, remedy: str) -> str:
 
 
 def _locate_selection(group: str, name: str, call: Call) -> str | None:
-    """Return the config file and line that select a file of a group; None if no config file does."""
+    """Return the config file and line that select a file of a group; None if there is none."""
     for argument in call.arguments:
         key, _, value = argument.partition("=")
         file = call.files.file(f"{key}/{value}")

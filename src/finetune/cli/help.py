@@ -141,7 +141,7 @@ def _own_fields(schema: Any) -> list[dataclasses.Field[Any]]:
 
 
 def _describe(item: dataclasses.Field[Any], kind: Any) -> str:
-    """Return a setting's help text and `[type; default]`. Short brackets are not broken across lines."""
+    """Return a setting's help text and `[type; default]`, which is kept on one line if short."""
     facts = f"[{_describe_kind(kind)}; {_default_of(item)}]"
     if len(facts) < 40:
         facts = facts.replace(" ", "\xa0")

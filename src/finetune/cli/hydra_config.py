@@ -33,7 +33,7 @@ def compose(name: str, schema: type[Any], arguments: list[str]) -> Any | None:
 
 
 def _check_config_dir(verb: str, arguments: list[str]) -> None:
-    """Raise UserError if the package has a file of the same group and name as one in --config-dir."""
+    """Raise UserError if a file in --config-dir has the group and name of a file of the package."""
     from data_prep.user_error import UserError
     from finetune.cli.call import Call
 

@@ -65,7 +65,7 @@ def _print_speed(out: Console, summary: Summary) -> None:
 
 
 def _describe_new_stop(token: str, is_adapter: bool) -> str:
-    """Return a note on a token that now also stops generation, and the extra step for an adapter."""
+    """Return a note on a token that now also ends generation, with the extra step for adapters."""
     line = f"{token} ends a turn and is now an end-of-sequence token in generation_config.json"
     if is_adapter:
         return (

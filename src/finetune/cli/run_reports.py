@@ -185,7 +185,7 @@ def _print_ended(status: Observed) -> None:
 
 
 def _report_sweep(sweep: str, ended: list[Observed], is_over: bool) -> None:
-    """Print a sweep's failed points, its warnings, its best point's result and the table of points."""
+    """Print the failures, warnings, best result and table of points of a sweep."""
     from finetune.cli import result_tables
     from finetune.cli.run_tables import print_sweep
     from finetune.launch.sweep_files import best_of, read_point

@@ -117,7 +117,7 @@ def _describe_value(key: str, text: str, fault: OmegaConfBaseException, argument
 
 
 def _find_section_key(text: str, schema: Any) -> str:
-    """Return the key of a section that OmegaConf's message names only by its type; "" if none fits."""
+    """Return the key of a section that OmegaConf's message names only by its type; "" if none."""
     named = re.search(r"is not a subclass of (.+?)(?:\. value|$)", text)
     if named is None:
         return ""

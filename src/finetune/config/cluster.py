@@ -290,7 +290,7 @@ class ClusterConfig:
 
     @property
     def gpu_architecture(self) -> str | None:
-        """The architecture of the requested GPUs, by gpu_type if it is set and known, else by site."""
+        """CUDA architecture of the requested GPUs: that of gpu_type if known, else the site's."""
         return GPU_TYPES.get(self.gpu_type or "", self.site.gpu_architecture)
 
     @property

@@ -59,7 +59,10 @@ class RankWarning:
     ranks: list[int] = field(default_factory=list)
 
     def describe(self, world_size: int) -> str:
-        """Return the text, with the count if it is above 1 and the ranks if others than 0 logged it."""
+        """Return the text of the warning for users.
+
+        The ranks are added unless only rank 0 logged it, and the count if it is above 1.
+        """
         notes = []
         if len(self.ranks) == world_size > 1:
             notes.append(f"all {world_size} ranks")
