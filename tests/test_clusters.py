@@ -289,11 +289,13 @@ REQUESTS = [
     Request(
         "lumi: too long",
         {"timeout_min": 4320},
-        "cluster.timeout_min asks for 4320, but lumi has max_timeout_min 2880",
+        "cluster.timeout_min is 4320, above the limit of profile lumi (max_timeout_min 2880)",
     ),
     Request("lumi: long in a partition for it", {"partition": "small-g", "timeout_min": 4320}),
     Request(
-        "lumi_small: too many nodes", {"nodes": 5}, "cluster.nodes asks for 5, but lumi_small has max_nodes 4"
+        "lumi_small: too many nodes",
+        {"nodes": 5},
+        "cluster.nodes is 5, above the limit of profile lumi_small (max_nodes 4)",
     ),
     Request(
         "lumi_small: too long for dev-g", {"partition": "dev-g", "timeout_min": 181}, "max_timeout_min 180"
@@ -303,7 +305,7 @@ REQUESTS = [
     Request(
         "olivia: too many ranks for devel",
         {"nodes": 5, "qos": "devel", "timeout_min": 120},
-        "cluster.nodes × ranks_per_node asks for 20",
+        "cluster.nodes × ranks_per_node is 20",
     ),
     Request("saga: too long for devel", {"qos": "devel"}, "max_timeout_min 120"),
     Request("betzy: too long for devel", {"qos": "devel", "timeout_min": 61}, "max_timeout_min 60"),
@@ -408,21 +410,21 @@ COSTS = [
     Cost(
         "lumi: whole nodes",
         {"nodes": 2, "ranks_per_node": 4, "timeout_min": 90},
-        "may use 36 GPU-hours of project_465000000",
+        "uses up to 36 GPU-hours of project_465000000",
     ),
-    Cost("lumi_small: of 3 half MI250X", {"timeout_min": 60}, "may use 2 GPU-hours"),
+    Cost("lumi_small: of 3 half MI250X", {"timeout_min": 60}, "uses up to 2 GPU-hours"),
     Cost(
         "lumi_small: 8 cores count as a GPU",
         {"timeout_min": 120, "cpus_per_rank": 32},
-        "may use 12 GPU-hours",
+        "uses up to 12 GPU-hours",
     ),
-    Cost("olivia", {"nodes": 2, "timeout_min": 60}, "may use 24 GPU-hours of nn9999k"),
-    Cost("saga", {"timeout_min": 60}, "may use 72 billing hours of nn9999k"),
-    Cost("saga: a quarter of the memory", NINETY_GB, "may use 18 billing hours"),
-    Cost("saga: all memory", WHOLE_MEMORY, "may use 71 billing hours"),
-    Cost("saga_a100", {"timeout_min": 60}, "may use 96 billing hours"),
-    Cost("betzy", {"timeout_min": 60}, "may use 192 billing hours"),
-    Cost("jupiter", {"timeout_min": 60, "ranks_per_node": 1}, "may use 12 GPU-hours of your account"),
+    Cost("olivia", {"nodes": 2, "timeout_min": 60}, "uses up to 24 GPU-hours of nn9999k"),
+    Cost("saga", {"timeout_min": 60}, "uses up to 72 billing hours of nn9999k"),
+    Cost("saga: a quarter of the memory", NINETY_GB, "uses up to 18 billing hours"),
+    Cost("saga: all memory", WHOLE_MEMORY, "uses up to 71 billing hours"),
+    Cost("saga_a100", {"timeout_min": 60}, "uses up to 96 billing hours"),
+    Cost("betzy", {"timeout_min": 60}, "uses up to 192 billing hours"),
+    Cost("jupiter", {"timeout_min": 60, "ranks_per_node": 1}, "uses up to 12 GPU-hours of your account"),
 ]
 
 
@@ -462,7 +464,8 @@ def test_a_submission_prints_what_a_user_must_know_about_the_site() -> None:
 
 
 @pytest.mark.parametrize(
-    ("memory", "says"), [("900G", "node_gb 808"), ("1T", "ask for less"), ("lots", "write a number")]
+    ("memory", "says"),
+    [("900G", "node_gb 808"), ("1T", "choose a smaller value"), ("lots", "write a number")],
 )
 def test_more_memory_than_a_node_has_is_refused(memory: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):

@@ -103,7 +103,7 @@ MISTAKES = {
     ),
     "the base of a model folder": (
         ["{folder}/small", "--against", "base", "--corpus", "laws"],
-        "small is not a run",
+        "small is a model, not a run",
     ),
     "a model folder without a corpus": (["{folder}/small"], "--corpus is missing"),
     "an adapter without its base": (

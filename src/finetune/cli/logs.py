@@ -57,7 +57,7 @@ def _print_log(run: RunFolder, rank: int, follow: bool) -> None:
 
     world_size = run.config().cluster.world_size
     if not 0 <= rank < world_size:
-        raise UserError(f"--rank {rank}: run {run.id} has ranks 0 to {world_size - 1}")
+        raise UserError(f"--rank {rank}: must be between 0 and {world_size - 1}, the ranks of run {run.id}")
     shown: Path | None = None
     position = 0
     checked_at = 0.0

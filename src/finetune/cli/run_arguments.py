@@ -43,7 +43,9 @@ def select_runs(options: argparse.Namespace) -> list[RunFolder]:
         NotFoundError: a run or sweep, or the folder of runs, does not exist.
     """
     if options.runs_dir != "runs" and not Path(options.runs_dir).is_dir():
-        raise NotFoundError(f"--runs-dir {options.runs_dir} does not exist")
+        raise NotFoundError(
+            f"--runs-dir: folder {options.runs_dir} does not exist; name the folder that holds the runs"
+        )
     all_runs = RunFolder.all(options.runs_dir)
     names = getattr(options, "runs", [])
     if not names:

@@ -229,7 +229,8 @@ class ClusterConfig:
         for key, (limit, maximum, requested) in limits.items():
             if maximum is not None and requested > maximum:
                 raise UserError(
-                    f"cluster.{key} asks for {requested}, but {self.name} has {limit} {maximum}; ask for less"
+                    f"cluster.{key} is {requested}, above the limit of profile {self.name} "
+                    f"({limit} {maximum}); choose a smaller value"
                 )
         self._check_memory()
         if self.signal_lead_s >= self.timeout_min * 60:
@@ -245,8 +246,8 @@ class ClusterConfig:
             return
         if _parse_gigabytes(self.memory_per_node) > available:
             raise UserError(
-                f"cluster.memory_per_node asks for {self.memory_per_node}, but {self.name} has "
-                f"cluster.site.memory_per_node_gb {available:g}; ask for less"
+                f"cluster.memory_per_node is {self.memory_per_node}, above the limit of profile "
+                f"{self.name} (cluster.site.memory_per_node_gb {available:g}); choose a smaller value"
             )
 
     def _check_account(self) -> None:
