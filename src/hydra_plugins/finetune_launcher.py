@@ -193,7 +193,8 @@ class FinetuneLauncher(Launcher):
     def _make_job_return(self, overrides: Sequence[str], loss: float | None) -> JobReturn:
         if loss is None and self.learns:
             fault = UserError(
-                f"{' '.join(overrides)}: the sweeper needs a held-out loss, and the run has none"
+                f"{' '.join(overrides)}: the run has no held-out loss, which the sweeper needs; check "
+                "that the run completed and that the corpus has validation documents"
             )
             return JobReturn(overrides=overrides, status=JobStatus.FAILED, _return_value=fault)
         return JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=loss)

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 SHELLS = ("bash", "zsh")
 EXAMPLE = 'eval "$(finetune completion bash)"'
 
-# bash splits words at = and :, and completes the part after the last of them. No space is added
-# after a reply that ends in = or a dot, because a value or a further key follows.
+# bash splits an argument at = and :, and completes the part after the last of them. No space is
+# added after a reply that ends in = or a dot, because a value or a further key follows.
 BASH = """\
 _finetune() {
     local IFS=$'\\n'
@@ -87,10 +87,10 @@ def script(shell: str) -> str:
 def complete_line(breaks: str, line: str) -> list[str]:
     """Return the completions of a line typed in bash.
 
-    They replace only the text after the last `=` or `:`, if bash splits words there.
+    They replace only the text after the last `=` or `:`, if bash splits the line there.
 
     Args:
-        breaks: the characters at which bash splits words ($COMP_WORDBREAKS).
+        breaks: the characters at which bash splits the line ($COMP_WORDBREAKS).
     """
     typed = _split_line(line)[1:] or [""]
     last = typed[-1]
@@ -99,9 +99,9 @@ def complete_line(breaks: str, line: str) -> list[str]:
 
 
 def _split_line(line: str) -> list[str]:
-    """Split a line into shell words.
+    """Split a line into arguments, as a shell does.
 
-    The last word may lack its closing quote. It is empty if the line ends in a space.
+    The last argument may lack its closing quote. It is empty if the line ends in a space.
     """
     for closing in ("", "'", '"'):
         with contextlib.suppress(ValueError):
@@ -113,7 +113,7 @@ def _split_line(line: str) -> list[str]:
 
 
 def complete(typed: list[str]) -> list[str]:
-    """Return the completions of the last typed word."""
+    """Return the completions of the last typed argument."""
     *before, last = typed or [""]
     if not before:
         return [name for name in verbs.names() if name.startswith(last)]
@@ -147,7 +147,7 @@ def _list_options(verb: Verb) -> list[str]:
 
 
 def _iter_settings(verb: str, schema: Any, before: list[str], last: str) -> Iterator[str]:
-    """Yield completions of the last word: keys or, after `key=`, values of the key."""
+    """Yield completions of the last argument: keys or, after `key=`, values of the key."""
     from finetune.cli.config_files import ConfigFiles
 
     if before and before[-1] in ("--config-dir", "-cd", "--after"):

@@ -44,7 +44,7 @@ class ConfigFiles:
         return sorted(found)
 
     def hidden_files(self) -> list[Path]:
-        """Return the user's files that Hydra ignores because files of the package have their names."""
+        """Return the user's files that Hydra ignores: the package has files of the same names."""
         if not self.config_dir:
             return []
         names = [f"{group}/{name}.yaml" for group in self.groups() for name in self.names(group)]

@@ -55,7 +55,7 @@ def sync_runs(runs: list[RunFolder], quiet: bool = False) -> int:
 
 
 def update_sweep_files(runs: list[RunFolder]) -> None:
-    """Update the tables of the runs' sweeps in runs/sweeps, but skip those that cannot be written."""
+    """Update the tables of the runs' sweeps in runs/sweeps, if they can be written."""
     from finetune.launch import sweep_files
 
     sweeps: dict[str, list[RunFolder]] = {}

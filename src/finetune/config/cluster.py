@@ -409,7 +409,7 @@ def _check_sbatch_options(key: str, options: Iterable[str], own_options: Mapping
     for option in options:
         owner = own_options.get(option.replace("_", "-"))
         if owner:
-            raise UserError(f"{key}.{option}: this option is set by {owner}; use that instead")
+            raise UserError(f"{key}.{option}: this option is set by {owner}; remove it from {key}")
 
 
 def _parse_gigabytes(text: str, key: str = "cluster.memory_per_node") -> float:
