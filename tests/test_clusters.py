@@ -208,7 +208,7 @@ def test_variables_of_the_job_are_expanded_in_the_job() -> None:
     ("settings", "words"),
     [
         ({"scheduler": "pbs"}, "cluster.scheduler is 'pbs'"),
-        ({"nodes": 2}, "cluster.nodes is 2, but cluster=local is this machine only"),
+        ({"nodes": 2}, "cluster.nodes is 2, but cluster=local runs on this machine only"),
         ({"scheduler": "slurm", "gpu_request": "all"}, "cluster.gpu_request is 'all'"),
         ({"scheduler": "slurm", "gpu_request": "gpus-per-task"}, "cluster.gpu_request is 'gpus-per-task'"),
         ({"scheduler": "slurm", "on_interrupt": "ignore"}, "cluster.on_interrupt is 'ignore'"),
@@ -290,11 +290,13 @@ REQUESTS = [
     Request(
         "lumi: too long",
         {"timeout_min": 4320},
-        "cluster.timeout_min asks for 4320, but lumi has max_timeout_min 2880",
+        "cluster.timeout_min is 4320, above the limit of profile lumi (max_timeout_min 2880)",
     ),
     Request("lumi: long in a partition for it", {"partition": "small-g", "timeout_min": 4320}),
     Request(
-        "lumi_small: too many nodes", {"nodes": 5}, "cluster.nodes asks for 5, but lumi_small has max_nodes 4"
+        "lumi_small: too many nodes",
+        {"nodes": 5},
+        "cluster.nodes is 5, above the limit of profile lumi_small (max_nodes 4)",
     ),
     Request(
         "lumi_small: too long for dev-g", {"partition": "dev-g", "timeout_min": 181}, "max_timeout_min 180"
@@ -304,7 +306,7 @@ REQUESTS = [
     Request(
         "olivia: too many ranks for devel",
         {"nodes": 5, "qos": "devel", "timeout_min": 120},
-        "cluster.nodes × ranks_per_node asks for 20",
+        "cluster.nodes × ranks_per_node is 20",
     ),
     Request("saga: too long for devel", {"qos": "devel"}, "max_timeout_min 120"),
     Request("betzy: too long for devel", {"qos": "devel", "timeout_min": 61}, "max_timeout_min 60"),
@@ -463,7 +465,8 @@ def test_a_submission_prints_what_a_user_must_know_about_the_site() -> None:
 
 
 @pytest.mark.parametrize(
-    ("memory", "says"), [("900G", "node_gb 808"), ("1T", "ask for less"), ("lots", "write a number")]
+    ("memory", "says"),
+    [("900G", "node_gb 808"), ("1T", "choose a smaller value"), ("lots", "write a number")],
 )
 def test_more_memory_than_a_node_has_is_refused(memory: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):

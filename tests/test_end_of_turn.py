@@ -219,5 +219,8 @@ def test_a_run_saves_a_model_that_stops_and_reports_it(folder: Path) -> None:
     for question, answer in list(ANSWERS.items())[:4]:
         assert answer_of(run.model, question) == f"{answer}<|im_end|>"
     adapter = command(folder, "train", *settings, "adapter=lora", "max_steps=1", "check_first_loss=false")
-    assert "PEFT loads that of the base instead, so pass this one to generate()" in adapter.stderr
+    assert (
+        "PEFT loads the base's generation_config.json instead, so pass the adapter's to generate()"
+        in adapter.stderr
+    )
     assert (run_of(folder, adapter.stdout).adapter / "generation_config.json").is_file()

@@ -87,7 +87,9 @@ def test_a_model_with_another_tokenizer_is_rejected(folder: Path) -> None:
     tokenizer = json.loads((model / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"]["other"] = tokenizer["model"]["vocab"].pop("w3")
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(ValueError, match=r"strange has another tokenizer than corpus .*cannot be compared"):
+    with pytest.raises(
+        ValueError, match=r"strange: its tokenizer is not that of corpus .*cannot be compared"
+    ):
         evaluate_command.evaluate_models(options(folder, "mine-1", str(model)))
 
 
@@ -101,10 +103,13 @@ MISTAKES = {
     ),
     "the base of a model folder": (
         ["{folder}/small", "--against", "base", "--corpus", "laws"],
-        "small is not a run",
+        "small is a model, not a run",
     ),
     "a model folder without a corpus": (["{folder}/small"], "--corpus is missing"),
-    "an adapter without its base": (["{folder}/adapter"], "is an adapter, which needs its base"),
+    "an adapter without its base": (
+        ["{folder}/adapter"],
+        "is an adapter folder, which does not contain the base model",
+    ),
 }
 
 

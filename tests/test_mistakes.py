@@ -133,20 +133,20 @@ def test_prepare_reports_the_suggestion(mistake: ErrorOf, typed: list[str], mean
         (
             ["lr=1,2"],
             "lr=1,2: has several values; add -m to sweep over them, write 'lr=[1,2]' for a list, "
-            "or \"lr='1,2'\" for one text",
+            "or \"lr='1,2'\" for one string",
         ),
         (["zero=stage1,stage2"], "zero=stage1,stage2: has several values; add -m to sweep over them"),
         (
             ["experiment=it's å, b"],
             "experiment=it's å, b: has several values; add -m to sweep over them, "
             'write "experiment=[it\'s å, b]" for a list, '
-            """or 'experiment="it'"'"'s å, b"' for one text""",
+            """or 'experiment="it'"'"'s å, b"' for one string""",
         ),
         (
             ["+cluster.env.A=x,y"],
             "+cluster.env.A=x,y: has several values; add -m to sweep over them, "
             "write '+cluster.env.A=[x,y]' for a list, "
-            """or "+cluster.env.A='x,y'" for one text""",
+            """or "+cluster.env.A='x,y'" for one string""",
         ),
         (["lr", "=", "1e-3"], "lr: there are spaces around its =; write lr=1e-3"),
         (["lr=", "1e-3"], "lr: there are spaces around its =; write lr=1e-3"),
@@ -155,7 +155,7 @@ def test_prepare_reports_the_suggestion(mistake: ErrorOf, typed: list[str], mean
             ["--dry-run", "fast"],
             "'fast' has no value; write fast=VALUE",
         ),
-        (["adapter=null"], "null is not the name of a file; write the name of one, as in adapter=none"),
+        (["adapter=null"], "null is not the name of a config file; write a name, as in adapter=none"),
         (
             ["-m", "--cfg", "job"],
             "-m and --cfg cannot be combined; leave -m out to print one composed config",
@@ -444,6 +444,8 @@ def test_a_file_that_the_package_would_hide_is_rejected(mistake: ErrorOf, tmp_pa
         own.parent.mkdir(parents=True)
         own.write_text(CORPUS, "utf-8")
         error = mistake(*arguments, "--config-dir", "my")
-        assert error.startswith(f"--config-dir: my/{file} has the name of a file of the package")
-        assert f"rename it, and select it by its new name ({own.parent.name}=NAME)" in error
+        assert error.startswith(
+            f"--config-dir: my/{file} would be ignored, because the package has a file of the same name"
+        )
+        assert f"rename yours, and select it by the new name ({own.parent.name}=NAME)" in error
         own.unlink()

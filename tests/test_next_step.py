@@ -84,7 +84,7 @@ CASES = [
     Case(
         "a missing corpus",
         "failed",
-        "after correcting that, start it again: finetune retry mine",
+        "correct this, then start the run again: finetune retry mine",
         "corpus x does not exist",
         MISTAKE,
     ),
@@ -130,7 +130,7 @@ def test_the_advice_names_a_corpus_that_was_prepared_anew(
     save(config, run.config_file)
     (run.checkpoints / "step-00000003").mkdir(parents=True)
     assert describe_next_step(Observed(run, "dead", alive=False)).startswith(
-        "its corpus has been prepared anew since it started"
+        "the corpus has been prepared again since the run started"
     )
 
 

@@ -18,13 +18,16 @@ Item = TypeVar("Item")
 
 
 def console(stderr: bool = True) -> Console:
-    """Return a console as wide as the terminal, or 160 columns for a pipe: 80 truncate run ids."""
+    """Return a console as wide as the terminal, or of 160 columns for a pipe.
+
+    A pipe's default of 80 columns would truncate run ids.
+    """
     is_terminal = sys.stdout.isatty() or sys.stderr.isatty()
     return Console(stderr=stderr, highlight=False, width=None if is_terminal else 160)
 
 
 def short_path(path: str | os.PathLike[str]) -> str:
-    """Return a path relative to the working directory if it is below it, or else unchanged."""
+    """Return a path relative to the working directory; a path outside of it is unchanged."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
 
@@ -32,7 +35,10 @@ def short_path(path: str | os.PathLike[str]) -> str:
 def track_progress(items: Iterable[Item], total: int, verb: str) -> Iterator[Item]:
     """Yield the items, and show how many of `total` points are done.
 
-    On a terminal it is a live line, elsewhere a line every LINE_SECONDS.
+    A terminal shows a live line; elsewhere, a line is printed every LINE_SECONDS.
+
+    Args:
+        verb: the activity, such as "composing".
     """
     started = time.monotonic()
     live: Progress | None = None

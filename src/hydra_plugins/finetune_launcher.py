@@ -55,7 +55,7 @@ class GridSweeper(BasicSweeper):
 
 
 class Composer:
-    """Composer of the configs of a sweep's points.
+    """Composes the configs of a sweep's points.
 
     Hydra takes 0.1 s to compose a config from all its files. Points that select the same files differ
     only in values. Their files are composed once; the values are then set in copies, which is also
@@ -100,7 +100,7 @@ class Composer:
         return node
 
     def _sets_value(self, override: Override) -> bool:
-        """Return whether an override changes an existing setting, and does not select a file."""
+        """Return whether an override sets an existing setting, rather than select a config file."""
         key = override.key_or_group
         if override.type != OverrideType.CHANGE or override.is_hydra_override():
             return False
@@ -112,9 +112,9 @@ class Composer:
 
 
 class FinetuneLauncher(Launcher):
-    """Launcher that checks all points of a batch, then submits them, on Slurm as one job array.
+    """Launcher that checks all points of a batch, then starts them; on Slurm, as one job array.
 
-    A sweeper that learns from results, such as Optuna's, receives them when the batch has ended.
+    If the sweeper learns from results, as Optuna's does, `launch` waits until the batch has ended.
     """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -193,7 +193,8 @@ class FinetuneLauncher(Launcher):
     def _make_job_return(self, overrides: Sequence[str], loss: float | None) -> JobReturn:
         if loss is None and self.learns:
             fault = UserError(
-                f"{' '.join(overrides)}: the sweeper needs a held-out loss, and the run has none"
+                f"{' '.join(overrides)}: the run has no held-out loss, which the sweeper needs; check "
+                "that the run completed and that the corpus has validation documents"
             )
             return JobReturn(overrides=overrides, status=JobStatus.FAILED, _return_value=fault)
         return JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=loss)

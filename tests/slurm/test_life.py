@@ -94,21 +94,21 @@ def refuse(
         (["cluster.qos=gold"], ["Invalid qos"]),
         (
             ["cluster.ranks_per_node=4", "cluster.cpus_per_rank=3"],
-            ["cluster.cpus_per_rank × ranks_per_node asks for 12", "cores_per_node 8"],
+            ["cluster.cpus_per_rank × ranks_per_node is 12", "cores_per_node 8"],
         ),
         (
             ["cluster.ranks_per_node=8", "micro_batch_size=1"],
-            ["cluster.ranks_per_node asks for 8", "gpus_per_node 4"],
+            ["cluster.ranks_per_node is 8", "gpus_per_node 4"],
         ),
         (
             ["cluster.ranks_per_node=8", "micro_batch_size=1", "cluster.site.gpus_per_node=null"],
             ["Slurm refuses"],
         ),
-        (["cluster.nodes=4"], ["cluster.nodes asks for 4", "max_nodes 3"]),
+        (["cluster.nodes=4"], ["cluster.nodes is 4", "max_nodes 3"]),
         (["cluster.nodes=4", "cluster.site.max_nodes=null"], ["Slurm refuses"]),
-        (["cluster.memory_per_node=900G"], ["cluster.memory_per_node asks for 900G", "memory_per_node_gb 8"]),
+        (["cluster.memory_per_node=900G"], ["cluster.memory_per_node is 900G", "memory_per_node_gb 8"]),
         (["cluster.memory_per_node=900G", "cluster.site.memory_per_node_gb=null"], ["Slurm refuses"]),
-        (["cluster.timeout_min=2000"], ["cluster.timeout_min asks for 2000", "1440"]),
+        (["cluster.timeout_min=2000"], ["cluster.timeout_min is 2000", "1440"]),
         (
             ["cluster.timeout_min=2000", "cluster.site.max_timeout_min=null"],
             ["cluster.timeout_min: must be at most 1440, the limit of partition debug"],

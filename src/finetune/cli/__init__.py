@@ -1,1 +1,1 @@
-"""The command line, one verb a file. It runs on a login node or a laptop, without torch."""
+"""The verbs of the command line. All but `evaluate` run without torch, as on a login node."""

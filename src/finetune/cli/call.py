@@ -1,4 +1,4 @@
-"""A call of a verb, as the modules that describe a user's mistakes need it."""
+"""`Call`, a call of a verb, for the modules that describe a user's mistakes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from finetune.cli.overrides import option_value
 
 @dataclass(frozen=True)
 class Call:
-    """A verb with its arguments, and the dataclass of its settings (None if it has none)."""
+    """A call of a verb.
+
+    Attributes:
+        arguments: the arguments after the verb.
+        schema: dataclass of the settings that an error may name; None if there are none.
+    """
 
     verb: str
     arguments: list[str]
@@ -28,7 +33,10 @@ class Call:
         return ConfigFiles(self.verb, self.config_dir)
 
     def argument_of(self, key: str) -> str:
-        """Return the argument that sets a key, or `key=…` if no argument does."""
+        """Return the argument that sets a key, else one that sets its section or a key below it.
+
+        Return `key=…` if there is neither.
+        """
         typed = {
             argument.partition("=")[0].lstrip("+"): argument.lstrip("+")
             for argument in self.arguments

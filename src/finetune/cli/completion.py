@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 SHELLS = ("bash", "zsh")
 EXAMPLE = 'eval "$(finetune completion bash)"'
 
-# bash splits words at = and :, and completes the part after the last of them. No space is added
-# after a reply that ends in = or a dot, because a value or a further key follows.
+# bash splits an argument at = and :, and completes the part after the last of them. No space is
+# added after a reply that ends in = or a dot, because a value or a further key follows.
 BASH = """\
 _finetune() {
     local IFS=$'\\n'
@@ -51,7 +51,7 @@ compdef _finetune finetune
 
 
 def completion(arguments: list[str]) -> int:
-    """Print the completion script of a shell, or the completions that such a script asks for."""
+    """Print the completion script of a shell, or completions if that script is the caller."""
     mode = arguments[:1]
     if mode == ["words"]:  # called by the script of zsh
         print("\n".join(complete(arguments[1:])))
@@ -85,7 +85,13 @@ def script(shell: str) -> str:
 
 
 def complete_line(breaks: str, line: str) -> list[str]:
-    """Return the completions of a line in bash: replacements of the text after its last break."""
+    """Return the completions of a line typed in bash.
+
+    They replace only the text after the last `=` or `:`, if bash splits the line there.
+
+    Args:
+        breaks: the characters at which bash splits the line ($COMP_WORDBREAKS).
+    """
     typed = _split_line(line)[1:] or [""]
     last = typed[-1]
     begin = max((last.rfind(character) + 1 for character in "=:" if character in breaks), default=0)
@@ -93,7 +99,10 @@ def complete_line(breaks: str, line: str) -> list[str]:
 
 
 def _split_line(line: str) -> list[str]:
-    """Split a line into words; the last one is empty after a space and may lack its closing quote."""
+    """Split a line into arguments, as a shell does.
+
+    The last argument may lack its closing quote. It is empty if the line ends in a space.
+    """
     for closing in ("", "'", '"'):
         with contextlib.suppress(ValueError):
             words = shlex.split(line + closing)
@@ -104,7 +113,7 @@ def _split_line(line: str) -> list[str]:
 
 
 def complete(typed: list[str]) -> list[str]:
-    """Return the completions of the last of the typed words."""
+    """Return the completions of the last typed argument."""
     *before, last = typed or [""]
     if not before:
         return [name for name in verbs.names() if name.startswith(last)]
@@ -116,7 +125,7 @@ def complete(typed: list[str]) -> list[str]:
 
 
 def _list_arguments(verb: Verb, before: list[str], last: str) -> list[str]:
-    """Return the possible arguments of a verb, or values of the option before the last word."""
+    """Return the possible arguments of a verb, or the values of an option that precedes `last`."""
     if verb.completes is Completes.SHELL:
         return list(SHELLS)
     if verb.completes is Completes.SETTINGS and verb.schema is not None:
@@ -138,7 +147,7 @@ def _list_options(verb: Verb) -> list[str]:
 
 
 def _iter_settings(verb: str, schema: Any, before: list[str], last: str) -> Iterator[str]:
-    """Yield completions of the last word: keys or, after `key=`, values of the key."""
+    """Yield completions of the last argument: keys or, after `key=`, values of the key."""
     from finetune.cli.config_files import ConfigFiles
 
     if before and before[-1] in ("--config-dir", "-cd", "--after"):
@@ -151,7 +160,7 @@ def _iter_settings(verb: str, schema: Any, before: list[str], last: str) -> Iter
         yield from (f"{group}=" for group in files.groups() if group not in sections)
         yield from _iter_keys(schema, files, before, key)
         return
-    earlier_values = value[: value.rfind(",") + 1]  # of a sweep
+    earlier_values = value[: value.rfind(",") + 1]  # in a sweep, as in lr=1e-4,2e-4
     for choice in _list_values(schema, key, files, before):
         yield f"{key}={earlier_values}{choice}"
 

@@ -22,13 +22,13 @@ class ConfigFiles:
     config_dir: str | None = None
 
     def folders(self) -> list[Path]:
-        """Return the folders that hold groups, the user's first."""
+        """Return the folders that contain groups: the user's, if there is one, then conf/."""
         if not self.config_dir:
             return [conf_dir()]
         return [Path(self.config_dir), conf_dir()]
 
     def groups(self) -> list[str]:
-        """Return the names of the groups of this verb."""
+        """Return the names of the verb's groups."""
         if self.verb == "prepare":
             return list(PREPARE_GROUPS)
         found: set[str] = set()
@@ -44,7 +44,7 @@ class ConfigFiles:
         return sorted(found)
 
     def hidden_files(self) -> list[Path]:
-        """Return the user's files that Hydra would ignore because the package has files of the same names."""
+        """Return the user's files that Hydra ignores: the package has files of the same names."""
         if not self.config_dir:
             return []
         names = [f"{group}/{name}.yaml" for group in self.groups() for name in self.names(group)]
@@ -52,7 +52,10 @@ class ConfigFiles:
         return [Path(self.config_dir) / name for name in hidden]
 
     def file(self, name: str | None) -> Path | None:
-        """Return the file of a config such as recipe/mine; None if there is none, or no name."""
+        """Return the path of a config file by its name, such as recipe/mine.
+
+        Return None if there is no such file, or the name is None.
+        """
         if not name:
             return None
         found = [folder / f"{name}.yaml" for folder in self.folders()]

@@ -68,7 +68,7 @@ def _stage_table(manifest: Any, skipped: list[str]) -> Table:
 
 
 def _print_sources(out: Console, manifest: Any) -> None:
-    """Print the documents and tokens of each source, the text it lost, and warnings."""
+    """Print each source's documents, tokens and share of removed text, then the warnings."""
     out.print(_source_table(manifest))
     if any(stage.losses for stage in manifest.stages):
         out.print(_loss_table(manifest))
@@ -77,7 +77,7 @@ def _print_sources(out: Console, manifest: Any) -> None:
 
 
 def _loss_table(manifest: Any) -> Table:
-    """Return the share of each source's text that the stages removed, by reason, largest first."""
+    """Return a table of the share of each source's text that was removed, by reason."""
     table = Table("source", "characters read", "text removed, by reason", box=None)
     for name, source in manifest.sources.items():
         shares: Counter[str] = Counter()
@@ -110,7 +110,13 @@ def _split_line(folder: Any, manifest: Any) -> Text:
 
 
 def _format_tokens(source: Any, key: str) -> str:
-    """Return the number of tokens, and that of targets unless all but each row's first are targets."""
+    """Return a source's number of tokens and, unless it is the usual number, of training targets.
+
+    Usually all tokens are targets but the first of each document.
+
+    Args:
+        key: split and written standard.
+    """
     tokens = source.tokens[key]
     targets = source.supervised_tokens[key]
     if targets == tokens - source.documents[key]:

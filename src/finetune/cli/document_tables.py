@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 
 def print_trace(views: list[Any], name: tuple[str, str], characters: int) -> None:
-    """Print the changes of each stage to one document."""
+    """Print how each stage changed a document.
+
+    Args:
+        name: source and id of the document.
+        characters: largest number of characters of a text to print; 0 for all.
+    """
     out = console(stderr=False)
     out.print(Text("/".join(name), style="bold"), soft_wrap=True)
     for view in views:
@@ -35,7 +40,10 @@ def print_trace(views: list[Any], name: tuple[str, str], characters: int) -> Non
 
 
 def _describe_outcome(view: Any) -> str:
-    """Return a stage, its effect on the document, the reason for a drop, and the changed fields."""
+    """Return a line with a stage's name, its effect on the document and the changed fields.
+
+    The line includes the reason if the document was dropped.
+    """
     line = f" {view.stage:<14} {view.outcome}"
     if view.drop:
         line += f": {_describe_drop(view.drop)}"
@@ -66,7 +74,11 @@ def print_tokens(views: list[Any], name: tuple[str, str], characters: int) -> No
 
 
 def _render_tokens(pieces: list[tuple[str, Any, bool]], characters: int) -> Text:
-    """Return the first characters of a document's tokens, with separators and marks of targets."""
+    """Return a document's tokens with separators, and « » around targets.
+
+    Args:
+        characters: the text ends after the token that exceeds this number; 0 for all tokens.
+    """
     line = Text()
     shown = 0
     inside = False
@@ -87,10 +99,10 @@ def _render_tokens(pieces: list[tuple[str, Any, bool]], characters: int) -> Text
 
 
 def print_cuts(cuts: list[tuple[str, Any]], number: int, characters: int) -> None:
-    """Print lines that stages cut from documents, with the number of documents and an example.
+    """Print lines that stages cut from documents, with the number of documents and one's id.
 
     Args:
-        cuts: the stages, each with a line that it cut.
+        cuts: pairs of a stage's name and a line that it cut.
         number: lines to print for each stage, source and reason; 0 for all.
     """
     out = console(stderr=False)
@@ -117,9 +129,10 @@ def print_dropped(
     """Print examples of dropped documents, as they were before the drop, and unreadable records.
 
     Args:
-        reason: the reason of the drops, or `quarantined`; None for all.
+        reason: print only documents dropped for this reason, or only unreadable records for
+            `quarantined`; None prints both.
         number: the number of examples of each kind.
-        seed: the seed of their random selection.
+        seed: seed of the random selection of examples.
     """
     out = console(stderr=False)
     counts: dict[str, int] = {}
@@ -154,10 +167,10 @@ def _print_quarantined(out: Console, quarantined: Quarantined, characters: int) 
 
 
 def print_found(found: Found, text: str, characters: int) -> None:
-    """Print the documents that contain a text, with its place in them and whether they were kept.
+    """Print the documents that contain a text, with the text around it and whether they were kept.
 
     Raises:
-        UserError: no document contains it.
+        UserError: no document or quarantined record contains the text.
     """
     if not found.documents and not found.quarantined:
         raise UserError(f"--find: no document contains '{text}' at any stage")
@@ -195,7 +208,10 @@ def _describe_fate(hit: Hit) -> str:
 
 
 def _clip(text: str, characters: int) -> str:
-    """Return the first characters of a text, with its length if it is longer; all of it for 0."""
+    """Return the first `characters` characters of a text, and its length if it is longer.
+
+    Return the whole text if `characters` is 0.
+    """
     if not characters or len(text) <= characters:
         return text
     return f"{text[:characters]} … ({len(text):,} characters)"

@@ -44,7 +44,7 @@ def _module_that_raised(fault: BaseException) -> str:
 
 
 def describe_fault(fault: BaseException, call: Call) -> str:
-    """Return one line on a mistake, with the problem and the remedy."""
+    """Return a message of one line for a mistake: the problem and the remedy."""
     text = _describe(fault, call)
     if "typographic" in text:
         return text

@@ -41,7 +41,12 @@ DESCRIPTION = (
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to evaluate, with its label in the output, and the run that it belongs to, if any."""
+    """A model to evaluate.
+
+    Attributes:
+        label: the model's name in the output.
+        run: the run that trained the model; None for a model folder or hub id.
+    """
 
     label: str
     model: Base
@@ -139,7 +144,12 @@ def evaluate_models(options: argparse.Namespace) -> str | None:
 
 
 def resolve_subjects(names: Sequence[str], against: str | None, runs_dir: str) -> list[Subject]:
-    """Return the models to evaluate; the first is the one that the others are compared with."""
+    """Return the models to evaluate. The others are compared with the first.
+
+    Raises:
+        NotFoundError: a model does not exist.
+        UserError: a model cannot be evaluated, or `against` is "base" and the base is unknown.
+    """
     named = [resolve(name, runs_dir) for name in names]
     if against is None:
         return named
@@ -148,29 +158,31 @@ def resolve_subjects(names: Sequence[str], against: str | None, runs_dir: str) -
     run = named[0].run
     if run is None:
         raise UserError(
-            f"--against base: {named[0].label} is not a run, so its base is unknown; name a model"
+            f"--against base: {named[0].label} is a model, not a run, so its base is unknown; "
+            "give the base's folder or hub id instead, as --against MODEL"
         )
     model = run.config().model
     if model.path is None:
         raise UserError(
-            f"--against base: run {run.id} started from random weights and has no base; name a model"
+            f"--against base: run {run.id} started from random weights and has no base; "
+            "give the folder, hub id or run of another model, as --against MODEL"
         )
     base = base_model.resolve(model.path, run.config().runs_dir, model.revision)
     return [Subject(f"base {_label(model.path)}", base), *named]
 
 
 def resolve(name: str, runs_dir: str) -> Subject:
-    """Return the model with a name: a run's result or checkpoint, a model folder or a hub id.
+    """Return the model of a name: run id, run id@step, model folder or hub id.
 
     Raises:
         NotFoundError: there is no such model.
-        UserError: it is an adapter without its base, or a run without a result.
+        UserError: the name is an adapter folder, or a run without a result.
     """
     folder = Path(name)
     if (folder / "adapter_config.json").is_file():
         raise UserError(
-            f"{name} is an adapter, which needs its base; evaluate the run that trained it: "
-            "`finetune evaluate RUN`"
+            f"{name} is an adapter folder, which does not contain the base model; "
+            "evaluate the run that trained it: `finetune evaluate RUN`"
         )
     if folder.is_dir() and not (folder / layout.CONFIG).is_file():
         return Subject(_label(name), base_model.resolve(name, runs_dir))
@@ -187,14 +199,18 @@ def resolve(name: str, runs_dir: str) -> Subject:
 
 
 def choose_data(subjects: Sequence[Subject], options: argparse.Namespace) -> DataConfig:
-    """Return the corpus and pack length of the options or, by default, of the first run named."""
+    """Return the corpus and sequence length of the options, by default those of the first run.
+
+    Raises:
+        UserError: the options name no corpus, and none of the models is of a run.
+    """
     settings = DataConfig(corpus="")
     run = next((subject.run for subject in subjects if subject.run is not None), None)
     if run is not None:
         settings = run.config().data
     corpus = options.corpus or settings.corpus
     if not corpus:
-        raise UserError("--corpus is missing; name the corpus to evaluate the model folder on")
+        raise UserError("--corpus is missing; a model that is not of a run needs it: add --corpus NAME")
     sequence_length = options.sequence_length
     if sequence_length is None:
         sequence_length = settings.sequence_length
@@ -208,7 +224,7 @@ def choose_data(subjects: Sequence[Subject], options: argparse.Namespace) -> Dat
 
 
 def check_tokenizers(subjects: Sequence[Subject], corpus: Corpus) -> None:
-    """Raise UserError if a model has another tokenizer than the corpus: losses would not compare."""
+    """Raise UserError if a model's tokenizer is not that of the corpus."""
     for subject in subjects:
         try:
             run_inputs.check_tokenizer(subject.model, corpus)
@@ -216,8 +232,8 @@ def check_tokenizers(subjects: Sequence[Subject], corpus: Corpus) -> None:
             if len(subjects) == 1:
                 raise
             raise UserError(
-                f"{subject.label} has another tokenizer than corpus {corpus.folder}: losses per token of "
-                "different tokenizers cannot be compared; compare models that have the same tokenizer"
+                f"{subject.label}: its tokenizer is not that of corpus {corpus.folder}, and losses per "
+                "token of different tokenizers cannot be compared; leave this model out"
             ) from fault
 
 

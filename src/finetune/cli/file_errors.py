@@ -13,7 +13,7 @@ GLOBAL_HEADER = "# @package _global_"
 
 
 def describe_yaml(fault: yaml.YAMLError) -> str:
-    """Return the place of a mistake in a YAML file, with the problem and the remedy."""
+    """Return the message for a mistake in a YAML file: its place, the problem and the remedy."""
     if isinstance(fault, yaml.reader.ReaderError):
         file = shown_path(Path(str(fault.name)))
         number = fault.position + 1
@@ -34,8 +34,8 @@ def describe_yaml(fault: yaml.YAMLError) -> str:
     return f"{shown_path(Path(mark.name))}, line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
-# Part of PyYAML's message -> our message, and whether the mistake is at the beginning of the element
-# that PyYAML was reading (its context mark).
+# Maps a part of PyYAML's message to our message, and to True if the mistake is where the element
+# begins that PyYAML was reading (its context mark).
 _YAML_PROBLEMS = {
     "found character '\\t'": ("tab in the indentation; indent with spaces", False),
     "while scanning a quoted scalar": ("the quote opened here is not closed; close it", True),
@@ -56,7 +56,7 @@ _YAML_PROBLEMS = {
 
 
 def describe_encoding(fault: UnicodeDecodeError, call: Call) -> str:
-    """Return the file and line of text that is not UTF-8, as far as they can be found."""
+    """Return the message for a file that is not UTF-8, with path and line if they can be found."""
     for folder in call.files.folders():
         for path in filter(Path.is_file, sorted(folder.rglob("*.yaml"))):
             content = path.read_bytes()
@@ -67,7 +67,7 @@ def describe_encoding(fault: UnicodeDecodeError, call: Call) -> str:
 
 
 def one_line(fault: BaseException) -> str:
-    """Return the message of an exception in one line; Hydra's messages on options become ours."""
+    """Return an exception's message in one line. Some messages of Hydra are replaced by ours."""
     lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
     text = " ".join(lines)
     if isinstance(fault, OSError) and fault.filename is not None and fault.strerror:
@@ -81,7 +81,7 @@ def one_line(fault: BaseException) -> str:
 
 
 def shown_path(path: Path) -> str:
-    """Return a path relative to the working directory if it is below it, or else unchanged."""
+    """Return a path relative to the working directory; a path outside of it is unchanged."""
     try:
         return str(path.absolute().relative_to(Path.cwd()))
     except ValueError:
@@ -89,7 +89,10 @@ def shown_path(path: Path) -> str:
 
 
 def locate_key(file: Path, key: str) -> str:
-    """Return the file, line and column of a key, or of the nearest section that the file has."""
+    """Return the file, line and column of a key.
+
+    If the file lacks the key, return the position of its innermost section that the file has.
+    """
     try:
         text = file.read_text(encoding="utf-8")
         node = yaml.compose(text)
@@ -113,7 +116,7 @@ def locate_key(file: Path, key: str) -> str:
 
 
 def line_of(file: Path, *words: str) -> str:
-    """Return `, line N` for a file's first line with all the words outside comments, or nothing."""
+    """Return `, line N` for the first line with all the words outside of a comment; "" if none."""
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         text = line.partition("#")[0]
         if all(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) for word in words):

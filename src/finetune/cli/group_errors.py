@@ -34,13 +34,13 @@ def describe_missing_file(fault: MissingConfigException, call: Call) -> str:
 
 
 def with_remedy(problem: str, suggestion: str, remedy: str) -> str:
-    """Return a message from a problem, `; did you mean …?` (or nothing) and a remedy."""
+    """Join a problem, a suggestion (`; did you mean …?`, or "") and a remedy to one message."""
     separator = " " if suggestion else "; "
     return f"{problem}{suggestion}{separator}{remedy}"
 
 
 def _locate_selection(group: str, name: str, call: Call) -> str | None:
-    """Return the config file, with the line, whose defaults list selects a file of a group."""
+    """Return the config file and line that select a file of a group; None if there is none."""
     for argument in call.arguments:
         key, _, value = argument.partition("=")
         file = call.files.file(f"{key}/{value}")
@@ -83,7 +83,7 @@ def describe_composition(fault: BaseException, call: Call) -> str:
 
 
 def _describe_unknown_override(override: str, file: Path, call: Call) -> str:
-    """Describe an `override` in a file's defaults list that names no group."""
+    """Describe an `override` in a file's defaults list that does not name a group."""
     group = override.partition("@")[0].rpartition("/")[2]
     meant = group
     if group not in call.files.groups():
@@ -105,7 +105,7 @@ def _describe_bad_name(call: Call) -> str:
             suggestion = f"; did you mean '{meant}'?" if meant else did_you_mean(wrong[0], names)
             text = f"{group}={wrong[0]}: there is no {group}/{wrong[0]}.yaml"
             return with_remedy(text, suggestion, f"choose one of {', '.join(names)}")
-    return "null is not the name of a file; write the name of one, as in adapter=none"
+    return "null is not the name of a config file; write a name, as in adapter=none"
 
 
 def _describe_several_values(setting: str, call: Call) -> str:
@@ -117,4 +117,4 @@ def _describe_several_values(setting: str, call: Call) -> str:
     if key in call.files.groups():
         return text
     one_text = shell_quote(f"{key}={quote_text(value)}")
-    return f"{text}, write {shell_quote(f'{key}=[{value}]')} for a list, or {one_text} for one text"
+    return f"{text}, write {shell_quote(f'{key}=[{value}]')} for a list, or {one_text} for one string"

@@ -141,7 +141,7 @@ def _own_fields(schema: Any) -> list[dataclasses.Field[Any]]:
 
 
 def _describe(item: dataclasses.Field[Any], kind: Any) -> str:
-    """Return a setting's help text with `[type; default]`, kept on one line if it is short."""
+    """Return a setting's help text and `[type; default]`, which is kept on one line if short."""
     facts = f"[{_describe_kind(kind)}; {_default_of(item)}]"
     if len(facts) < 40:
         facts = facts.replace(" ", "\xa0")
@@ -168,7 +168,7 @@ def _default_of(item: dataclasses.Field[Any]) -> str:
 
 
 def _format_value(value: Any) -> str:
-    """Return a value as a user would type it; `unset` for None and `empty` for an empty text."""
+    """Return a value as a user would type it; `unset` for None and `empty` for an empty string."""
     if value is None:
         return "unset"
     if value == "":
@@ -210,7 +210,7 @@ def _list_reader_fields() -> list[Entry]:
 
 
 def _list_reader_options() -> Iterator[Group]:
-    """Yield the options of readers, one group for all options of the same readers.
+    """Yield the options of readers. Options that the same readers have form a group.
 
     The last group names the readers without options.
     """

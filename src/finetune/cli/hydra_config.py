@@ -1,4 +1,4 @@
-"""Composition of a config by Hydra from the arguments of a verb with settings."""
+"""Composes the config of a verb from its arguments, with Hydra."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 def compose(name: str, schema: type[Any], arguments: list[str]) -> Any | None:
-    """Return the config of conf/NAME.yaml with the settings in the arguments.
+    """Return the config of conf/NAME.yaml, changed by the settings in the arguments.
 
     Returns:
-        the config; None if -m was given (the launcher has started the points) or --cfg (the config
-        has been printed).
+        the config; None if the launcher has started the points of a sweep (-m), or the config has
+        been printed (--cfg).
     """
     _check_config_dir(name, arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises exceptions; errors.py describes them
@@ -33,15 +33,15 @@ def compose(name: str, schema: type[Any], arguments: list[str]) -> Any | None:
 
 
 def _check_config_dir(verb: str, arguments: list[str]) -> None:
-    """Raise UserError if a file of --config-dir is hidden by a file of the package of the same name."""
+    """Raise UserError if a file in --config-dir has the group and name of a file of the package."""
     from data_prep.user_error import UserError
     from finetune.cli.call import Call
 
     path = next(iter(Call(verb, arguments).files.hidden_files()), None)
     if path is not None:
         raise UserError(
-            f"--config-dir: {path} has the name of a file of the package, which would be read instead; "
-            f"rename it, and select it by its new name ({path.parent.name}=NAME)"
+            f"--config-dir: {path} would be ignored, because the package has a file of the same name; "
+            f"rename yours, and select it by the new name ({path.parent.name}=NAME)"
         )
 
 

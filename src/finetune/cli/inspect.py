@@ -125,7 +125,7 @@ def _print_views(options: argparse.Namespace) -> None:
 
 
 def _draw_lengths(inspection: Inspection, path: Path) -> Path:
-    """Draw the lengths of a corpus' rows into a file, and return its path."""
+    """Draw a histogram of the lengths of a corpus' rows into a file, and return the file's path."""
     from data_prep.inspection import draw_lengths
 
     lengths = inspection.lengths()

@@ -1,4 +1,4 @@
-"""`finetune logs`: prints and follows the log of a rank, or prints those of a preparation."""
+"""`finetune logs`: prints or follows the log of a rank, or prints the logs of a preparation."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _print_log(run: RunFolder, rank: int, follow: bool) -> None:
 
     world_size = run.config().cluster.world_size
     if not 0 <= rank < world_size:
-        raise UserError(f"--rank {rank}: run {run.id} has ranks 0 to {world_size - 1}")
+        raise UserError(f"--rank {rank}: must be between 0 and {world_size - 1}, the ranks of run {run.id}")
     shown: Path | None = None
     position = 0
     checked_at = 0.0
@@ -83,7 +83,10 @@ def _print_log(run: RunFolder, rank: int, follow: bool) -> None:
 
 
 def _print_from(log: Path, position: int) -> int:
-    """Print a log from a position on (all of it if it is shorter), and return the end position."""
+    """Print a log from a byte position to its end, and return the position of the end.
+
+    A log that is shorter than `position` was written anew, and is printed from its beginning.
+    """
     with log.open("rb") as file:
         if position > log.stat().st_size:  # the log was written anew
             position = 0

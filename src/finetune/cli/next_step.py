@@ -25,7 +25,7 @@ def describe_next_step(status: Observed) -> str:
     run = status.run
     if _has_changed_corpus(run):
         return (
-            "its corpus has been prepared anew since it started; restore the old files, "
+            "the corpus has been prepared again since the run started; restore the corpus's old files, "
             f"or start a new run: {_original_command(run)}"
         )
     if _is_mistake(run):
@@ -58,12 +58,12 @@ def _advise_after_mistake(run: RunFolder, reason: str) -> str:
         return f"resume with another {found[1]}: {run.command('resume')} {found[1]}={found[2] or '…'}"
     signs_of_a_file = ("No such file", "does not exist", "changed since", "cannot be read")
     if any(sign in reason for sign in signs_of_a_file):
-        return f"after correcting that, start it again: {run.command('retry')}"
+        return f"correct this, then start the run again: {run.command('retry')}"
     return f"correct the setting and start a new run: {_original_command(run)}"
 
 
 def _advise_less_memory(run: RunFolder) -> str:
-    """Return advice on a run that ran out of memory; with the same settings it would do so again."""
+    """Return advice on a run that ran out of memory, and would again with the same settings."""
     size = run.config().micro_batch_size
     if size > 1:
         return f"resume with less memory: {run.command('resume')} micro_batch_size={max(1, size // 2)}"
@@ -77,7 +77,7 @@ def _original_command(run: RunFolder) -> str:
 
 
 def _has_changed_corpus(run: RunFolder) -> bool:
-    """Return whether the corpus is no longer the one that the run started with."""
+    """Return whether the corpus has been prepared again since the run started."""
     recorded = (run.read_json(layout.INPUTS) or {}).get("corpus")
     if recorded is None:
         return False

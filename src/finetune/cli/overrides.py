@@ -35,7 +35,7 @@ _KEY = re.compile(r"(~|\+\+?)?[\w$@/:.-]*")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that accepts any order and reports a wrong call in one line."""
+    """Argument parser that accepts arguments in any order, and reports a wrong call in one line."""
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
@@ -79,7 +79,7 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
 
 
 def split_options(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Separate options and their values from settings; Hydra needs the options side by side.
+    """Return the options (with their values) and the settings. Hydra needs all options together.
 
     Raises:
         UserError: an option does not exist, or lacks its value.
@@ -118,7 +118,8 @@ def quote_setting(setting: str, before: Sequence[str] = ()) -> str:
     """Return a setting in a form that Hydra parses; unchanged if Hydra parses it as it is.
 
     Args:
-        before: settings to the left of it; it may be the rest of one that the shell has split.
+        before: the arguments to the left of the setting. If the shell has split a setting at a
+            space, the last of them is its first part; the error then proposes to join the two.
 
     Raises:
         UserError: it is not key=value, or its key or value cannot be parsed even in quotes.
@@ -141,15 +142,19 @@ def quote_setting(setting: str, before: Sequence[str] = ()) -> str:
     quoted = key + equals + _quote_value(value)
     if not _is_readable(quoted):
         wanted = f"{key}={quote_text(value)}"
-        raise UserError(f"{key}: its value cannot be read; if it is one text, write {shell_quote(wanted)}")
+        raise UserError(
+            f"{key}: the value cannot be parsed; to pass it as one string, write {shell_quote(wanted)}"
+        )
     return quoted
 
 
 def to_dotlist(settings: list[str]) -> list[str]:
-    """Return settings of `resume` as OmegaConf reads them, key=JSON; they have the grammar of `train`.
+    """Return the settings of `resume` as key=JSON, the form that OmegaConf reads.
+
+    The settings are typed as for `train`.
 
     Raises:
-        UserError: an argument is not a setting.
+        UserError: an argument is not a setting, or adds or removes one.
     """
     _check_spaces(settings)
     dotlist = []
@@ -157,7 +162,7 @@ def to_dotlist(settings: list[str]) -> list[str]:
         override = _parse(quote_setting(setting, settings[:index]))
         if override.is_delete() or override.is_add() or override.is_force_add():
             raise UserError(
-                f"{setting}: a resumed run keeps its settings, so none can be added or removed; "
+                f"{setting}: a resumed run can change settings, but not add or remove them; "
                 "write key=value without + or ~"
             )
         key, _, value = setting.partition("=")
@@ -170,7 +175,7 @@ def to_dotlist(settings: list[str]) -> list[str]:
 def register_json_resolver() -> None:
     """Register the resolver of `${json:'…'}`, for values that Hydra's grammar cannot express.
 
-    See _to_json_text, which writes them.
+    _to_json_text writes such values.
     """
     from omegaconf import OmegaConf
 
@@ -236,7 +241,7 @@ def _quote_argument(part: str) -> str:
 def _quote_mapping(element: str) -> str:
     """Quote the values of a mapping.
 
-    Hydra's grammar does not allow quoted keys: they are escaped or, if that fails, the mapping is
+    Hydra's grammar does not allow quoted keys, so keys are escaped. If that fails, the mapping is
     written as JSON.
     """
     pairs = []
@@ -260,7 +265,7 @@ def _to_json_text(value: Any) -> str:
 
 
 def quote_text(text: str) -> str:
-    """Return a text in quotes that Hydra's grammar accepts."""
+    """Return a string in quotes that Hydra's grammar accepts."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     text = text.replace("\\,", ",")  # the user escaped a comma so that Hydra does not split there
@@ -281,7 +286,10 @@ def _escape_key(key: str) -> str:
 
 
 def _split(text: str, separator: str = ",") -> list[str]:
-    """Split a text at separators outside brackets and quotes; unbalanced brackets are text."""
+    """Split a string at separators outside brackets and quotes.
+
+    If a bracket is not closed, split at all separators.
+    """
     parts: list[str] = []
     begin = 0
     open_brackets: list[str] = []
@@ -308,7 +316,7 @@ def _split_pair(text: str) -> tuple[str, str]:
     spaced = [index for index in colons if text[index + 1 : index + 2].isspace()]
     position = next(iter(spaced or colons), None)
     if position is None:
-        raise UserError(f"{{{text}}}: a mapping has a value for each key; write {{key: value}}")
+        raise UserError(f"{{{text}}}: a key of this mapping has no value; write {{key: value}}")
     return text[:position], text[position + 1 :]
 
 
@@ -418,7 +426,7 @@ def _describe_no_setting(setting: str, before: Sequence[str]) -> str:
     if found:
         return f"'{setting}' is not a setting; write {shell_quote(f'{found[1]}={found[2]}')}"
     message = f"'{setting}' has no value; write {setting}=VALUE"
-    if before and re.search(r"=(?!(true|false|null|[\d.e+-]+)$).", before[-1]):  # a text
+    if before and re.search(r"=(?!(true|false|null|[\d.e+-]+)$).", before[-1]):  # a string
         joined = shell_quote(f"{before[-1]} {setting}")
         message += f"; if it belongs to the value before it, write {joined}"
     return message
@@ -441,7 +449,10 @@ def _describe_bad_key(key: str, value: str) -> str:
 
 
 def shell_quote(text: str) -> str:
-    """Return a word quoted for a shell; in double quotes if it contains single ones and that is safe."""
+    """Return a string quoted for a shell.
+
+    Double quotes are used if it contains a single quote and nothing that a shell expands.
+    """
     if "'" in text and not set(text) & set('"$`\\!'):
         return f'"{text}"'
     return shlex.quote(text)

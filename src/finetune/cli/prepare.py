@@ -67,7 +67,7 @@ def _prepare_on_slurm(config: Any) -> None:
     assert run.layout is not None
     limited = ""
     if run.layout.num_tasks < num_tasks:
-        limited = f" (limited by the queue; there is work for {num_tasks})"
+        limited = f" (limited by the queue; there is work for {num_tasks} tasks)"
     print(f"submitted {run.id}: {run.layout.describe(steps)}{limited}", file=sys.stderr)
     train_command = f"finetune train … corpus={config.corpus.name} --after {run.id}"
     print(f"  finetune status {run.id}    {train_command}    logs: {run.folder}", file=sys.stderr)

@@ -65,12 +65,12 @@ def _print_speed(out: Console, summary: Summary) -> None:
 
 
 def _describe_new_stop(token: str, is_adapter: bool) -> str:
-    """Report a token that now also ends a sequence, and the extra step that an adapter needs."""
+    """Return a note on a token that now also ends generation, with the extra step for adapters."""
     line = f"{token} ends a turn and is now an end-of-sequence token in generation_config.json"
     if is_adapter:
         return (
-            f"{line} beside the adapter; PEFT loads that of the base instead, so pass this one to "
-            "generate() (GenerationConfig.from_pretrained)"
+            f"{line} beside the adapter; PEFT loads the base's generation_config.json instead, so pass "
+            "the adapter's to generate() (GenerationConfig.from_pretrained)"
         )
     return f"{line} and config.json"
 
@@ -79,7 +79,7 @@ def print_held_out(before: HeldOut | None, after: HeldOut | None, data: DataConf
     """Print the held-out losses before and after training.
 
     Args:
-        data: the training data of the run; if it leaves sources out, those trained on are marked.
+        data: the run's data settings. If they leave sources out, the sources trained on are marked.
     """
     if after is None:
         console().print(
@@ -121,7 +121,7 @@ def print_losses(token_use: dict[str, TokenUse]) -> None:
 
 
 def _describe_saved_step(summary: Summary) -> str:
-    """Return which step was saved, if the best step is not the last one; otherwise nothing."""
+    """Return a note on the step that was saved; "" if the best step is the last one."""
     best = summary.best
     last = summary.last
     step = summary.result_step

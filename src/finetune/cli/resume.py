@@ -28,7 +28,7 @@ def resume(arguments: list[str]) -> int:
     from finetune.launch import submit
 
     settings = [options.run, *options.settings]
-    options.run = next((word for word in settings if "=" not in word), None)  # settings may come before it
+    options.run = next((word for word in settings if "=" not in word), None)  # settings may precede it
     if options.run is None:
         raise UserError("RUN is missing; `finetune resume --help` lists the arguments")
     settings.remove(options.run)

@@ -35,13 +35,17 @@ def add_corpora_dir(parser: argparse.ArgumentParser) -> None:
 
 
 def select_runs(options: argparse.Namespace) -> list[RunFolder]:
-    """Return the runs that a command names: for a sweep its points, and without a name all runs.
+    """Return the runs that a command names, or all runs if it names none.
+
+    The id of a sweep selects all its points.
 
     Raises:
         NotFoundError: a run or sweep, or the folder of runs, does not exist.
     """
     if options.runs_dir != "runs" and not Path(options.runs_dir).is_dir():
-        raise NotFoundError(f"--runs-dir {options.runs_dir} does not exist")
+        raise NotFoundError(
+            f"--runs-dir: folder {options.runs_dir} does not exist; name the folder that holds the runs"
+        )
     all_runs = RunFolder.all(options.runs_dir)
     names = getattr(options, "runs", [])
     if not names:

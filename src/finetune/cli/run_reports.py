@@ -1,4 +1,4 @@
-"""Reports on submitted and resumed runs: that they have been started, or how they ended."""
+"""Reports on submitted and resumed runs: which were started, and how runs ended."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 WATCH_SECONDS = 3.0
 SYNC_SECONDS = 60.0
-MOVE_ON_SECONDS = 15.0  # between two attempts of a watching shell to submit waiting points
+MOVE_ON_SECONDS = 15.0  # between two attempts to submit waiting points, while runs are watched
 REPORTED_POINTS = 20  # points of a sweep that are reported one by one
 
 
 def report_runs(runs: list[RunFolder]) -> int:
-    """Report how submitted runs ended, or that they were started, with commands for the next step.
+    """Print a report on submitted runs: which were started, how runs ended, and the next commands.
 
-    With wait=true, wait for the end of the runs first. Stdout carries the run ids.
+    With wait=true, wait first until all runs have ended. The run ids are printed on stdout.
 
     Returns:
         the exit code: 1 if a run has ended and is not completed.
@@ -51,7 +51,7 @@ def report_runs(runs: list[RunFolder]) -> int:
         for status in ended:
             _print_ended(status)
     update_sweep_files(runs)
-    if ended and config.cluster.scheduler == "local":  # launch/follow.py has sent the runs
+    if ended and config.cluster.scheduler == "local":  # launch/follow.py has sent them to MLflow
         finish_sweeps(runs)
     for status in statuses:
         print(status.run.id, flush=True)
@@ -185,7 +185,7 @@ def _print_ended(status: Observed) -> None:
 
 
 def _report_sweep(sweep: str, ended: list[Observed], is_over: bool) -> None:
-    """Print a sweep's faults and warnings, the result of its best point, and the table of points."""
+    """Print the failures, warnings, best result and table of points of a sweep."""
     from finetune.cli import result_tables
     from finetune.cli.run_tables import print_sweep
     from finetune.launch.sweep_files import best_of, read_point
@@ -208,7 +208,7 @@ def _report_sweep(sweep: str, ended: list[Observed], is_over: bool) -> None:
 
 
 def _print_warnings(runs: list[RunFolder]) -> None:
-    """Print the warnings in the summaries of the first runs that have some."""
+    """Print the warnings in the runs' summaries, for the first REPORTED_POINTS runs with any."""
     reported = 0
     for run in runs:
         summary = run.summary()

@@ -31,7 +31,8 @@ class Column:
     """A column of a table of runs.
 
     Attributes:
-        drop: rank in the order in which columns are left out on a narrow terminal; 0: never.
+        drop: position in the order in which columns are left out on a narrow terminal; a column
+            with 0 is always shown.
         narrow: shorter cells, used before any column is left out.
     """
 
@@ -80,7 +81,7 @@ def status_group(statuses: list[Observed]) -> Group:
 
 
 def print_status(statuses: list[Observed], stderr: bool = False) -> None:
-    """Print the tables and, below them, reasons, advice, restarts and warnings of single runs."""
+    """Print the tables and, below them, each run's reason, advice, last restart and warnings."""
     out = console(stderr=stderr)
     for table in status_tables(statuses):
         out.print(table, soft_wrap=isinstance(table, Text))
@@ -151,7 +152,11 @@ def sweep_table(sweep: str, statuses: list[Observed], most: int, width: int) -> 
 
 
 def print_points(points: list[dict[str, str]], most: int) -> None:
-    """Print the swept values of points that have not been started, in their order."""
+    """Print the swept values of points that have not been started.
+
+    Args:
+        most: rows of the table.
+    """
     out = console()
     out.print(f"{format_count(len(points), 'point')}:")
     columns = [Column("point", [f"{index:03d}" for index in range(len(points))])]
@@ -214,7 +219,10 @@ def _width(columns: list[Column]) -> int:
 
 
 def _select_points(points: list[Point], most: int) -> list[Point]:
-    """Return the best of the sorted points and, for up to half of `most`, some without a result."""
+    """Return up to `most` of the sorted points: the best, and some without a result.
+
+    Points without a result take up to half of the rows, and the rows that the others leave free.
+    """
     if len(points) <= most:
         return points
     done = [point for point in points if point.loss is not None]
@@ -280,7 +288,7 @@ def _state_cell(status: Observed) -> str:
 
 
 def _is_reason_in_table(status: Observed) -> bool:
-    """Return whether the table shows the reason, as it does for queued runs if it is short."""
+    """Return whether the table shows the reason: that of a queued run, if it is short."""
     return status.state == RunState.QUEUED and 0 < len(status.reason) < 60
 
 

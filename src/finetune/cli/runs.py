@@ -65,7 +65,7 @@ def cancel(arguments: list[str]) -> int:
 
 
 def retry(arguments: list[str]) -> int:
-    """Resubmit the runs that have ended without a result, or wait without a job."""
+    """Resubmit runs that ended without a result, and queued runs that have no job."""
     parser = make_parser(
         "retry",
         "Resubmit runs that failed, died, were stopped, were cancelled or never started. "

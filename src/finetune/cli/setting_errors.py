@@ -39,7 +39,7 @@ def describe_setting(fault: OmegaConfBaseException, above: BaseException, call: 
     """Describe OmegaConf's error on a setting.
 
     Args:
-        above: Hydra's exception around it, which names the file, if there is one.
+        above: the exception of Hydra that wraps `fault` and names the file, if there is one.
     """
     file_name = next(iter(re.findall(r"^In '([^']+)'", str(above))), None)
     file = call.files.file(file_name)
@@ -76,7 +76,7 @@ def _describe_value(key: str, text: str, fault: OmegaConfBaseException, argument
 
     Args:
         text: OmegaConf's message.
-        argument: the argument that set the key, if there is one.
+        argument: the argument that set the key; `key=…` if none did.
     """
     if "missing mandatory value" in text:
         in_source = re.fullmatch(r"corpus\.sources\.([^.]+)\.(\w+)", key)
@@ -117,7 +117,7 @@ def _describe_value(key: str, text: str, fault: OmegaConfBaseException, argument
 
 
 def _find_section_key(text: str, schema: Any) -> str:
-    """Return the key of a section that OmegaConf's message identifies only by its type, or nothing."""
+    """Return the key of a section that OmegaConf's message names only by its type; "" if none."""
     named = re.search(r"is not a subclass of (.+?)(?:\. value|$)", text)
     if named is None:
         return ""
@@ -195,7 +195,7 @@ def _suggest_setting(key: str, argument: str, call: Call) -> str | None:
 
 
 def _suggest_by_synonym(key: str, name: str) -> str | None:
-    """Return the suggestion for a name that another trainer uses; None if it is not such a name."""
+    """Return the suggestion for another trainer's name of a setting; None for other names."""
     theirs = suggestions.find_synonym(name)
     if not theirs or suggestions.SYNONYMS[theirs] == key:
         return None

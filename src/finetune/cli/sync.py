@@ -55,7 +55,7 @@ def sync_runs(runs: list[RunFolder], quiet: bool = False) -> int:
 
 
 def update_sweep_files(runs: list[RunFolder]) -> None:
-    """Update the tables in runs/sweeps of the runs' sweeps, where they can be written."""
+    """Update the tables of the runs' sweeps in runs/sweeps, if they can be written."""
     from finetune.launch import sweep_files
 
     sweeps: dict[str, list[RunFolder]] = {}
@@ -69,9 +69,9 @@ def update_sweep_files(runs: list[RunFolder]) -> None:
 
 
 def finish_sweeps(runs: list[RunFolder]) -> None:
-    """Update the parent runs in MLflow of the sweeps that the runs belong to.
+    """Update the sweeps of the runs in MLflow, where a sweep is the parent of its runs.
 
-    Faults are ignored: sync_runs has reported an unreachable server for each run.
+    Errors are ignored: if the server cannot be reached, sync_runs has already reported it.
     """
     from finetune.tracking import mlflow_sync
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def train(arguments: list[str]) -> int:
-    """Compose the settings and submit a run, or with -m (Hydra's launcher) the points of a sweep."""
+    """Compose the settings and submit a run. With -m, Hydra's launcher submits a sweep's points."""
     if wants_help(arguments):
         from finetune.cli.help import train_help
 
@@ -37,14 +37,14 @@ def run_points(
     """Submit the points, report each of them, and return their held-out losses.
 
     Args:
-        sweep: the sweep that the points belong to.
+        sweep: the sweep that the points belong to; None for a single run.
         ignore_failures: return None for a failed run instead of exiting; a sweeper handles it.
 
     Returns:
         for each point its held-out loss after training; None if there is none, or none yet.
 
     Raises:
-        SystemExit: a run failed (all were tried), or it was a dry run, which starts nothing.
+        SystemExit: a run failed (the others were still reported), or this is a dry run.
     """
     from finetune.cli import run_reports
     from finetune.launch.submit import dry_run, submit
@@ -78,9 +78,8 @@ def _rewrite_after(arguments: list[str]) -> list[str]:
 def _expand(argument: str) -> list[str]:
     """Return an argument in the form that Hydra reads.
 
-    `train` has shorter forms: --dry-run; model=run:<id> and model=<folder or hub id> (names of files
-    in conf/model stay as they are); and corpus=<name or folder>, in which Hydra would look for a
-    file of conf/corpus.
+    Three short forms of `train` are rewritten: --dry-run, corpus=<name or folder>, and
+    model=<run:id, folder or hub id>. Other values of model are names of files in conf/model.
     """
     if argument == "--dry-run":
         return ["dry_run=true"]

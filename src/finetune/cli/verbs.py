@@ -180,7 +180,7 @@ def names() -> list[str]:
 
 
 def resolve_synonym(name: str) -> str | None:
-    """Return the name of the verb with this synonym, as evaluate for eval; None if there is none."""
+    """Return the name of the verb with this synonym (evaluate for eval); None if there is none."""
     return next((verb.name for verb in VERBS if name in verb.synonyms), None)
 
 

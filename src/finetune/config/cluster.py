@@ -12,10 +12,10 @@ from data_prep.user_error import UserError
 from finetune.config.site import ARCHITECTURES, QueueLimits, SiteConfig
 
 SCHEDULERS = ("local", "slurm")
-# no request per task: each rank would then see one GPU only, and NCCL no peer
+# gpus-per-task is left out: each rank would see one GPU only, and NCCL could not reach its peers
 GPU_REQUESTS = ("gpus-per-node", "gres", "none")
 ON_INTERRUPT = ("requeue", "resubmit", "stop")
-# options of sbatch with a setting of their own, by which a run is counted, charged or found
+# options of sbatch that are refused in cluster.sbatch, with the setting or option that sets each
 OWN_OPTIONS = {
     "array": "a sweep (-m)", "job-name": "name", "nodes": "cluster.nodes",
     "ntasks": "cluster.ranks_per_node", "ntasks-per-node": "cluster.ranks_per_node",
@@ -25,15 +25,15 @@ OWN_OPTIONS = {
     "requeue": "cluster.on_interrupt", "no-requeue": "cluster.on_interrupt", "output": "runs_dir",
     "error": "runs_dir", "dependency": "--after", "chdir": "runs_dir",
 }  # fmt: skip
-# architectures of the GPU types that a request can name, at sites with several types
+# CUDA architecture of each cluster.gpu_type, for sites with several types of GPU
 GPU_TYPES = {"p100": "sm_60", "v100": "sm_70", "a100": "sm_80", "h100": "sm_90"}
 CORE_MASKS = ("mask_cpu", "map_cpu")  # values of srun's --cpu-bind that name cores
-# patterns in the paths of logs that sbatch (also with a width, as in %4t) and submitit replace
+# patterns that sbatch (also with a width, as in %4t) and submitit replace in the paths of logs
 SLURM_PATTERN = r"%\d*[%AaJjNnstuxb]|\\"
 SUBMITIT_PATTERN = "%[jtaA]"
 
 
-# options of sbatch that have a setting of their own in cluster.prepare
+# options of sbatch that are refused in cluster.prepare.sbatch, with what sets each
 OWN_PREPARE_OPTIONS = {
     "array": "cluster.prepare.tasks",
     "job-name": "corpus.name",
@@ -204,8 +204,8 @@ class ClusterConfig:
         _check_sbatch_options("cluster.sbatch", self.sbatch, OWN_OPTIONS)
         if self.scheduler == "local" and self.nodes > 1:
             raise UserError(
-                f"cluster.nodes is {self.nodes}, but cluster={self.name} is this machine only; "
-                f"choose a Slurm profile"
+                f"cluster.nodes is {self.nodes}, but cluster={self.name} runs on this machine only; "
+                f"choose a Slurm profile, or set cluster.nodes=1"
             )
         if self.scheduler == "slurm":
             self._check_limits()
@@ -229,7 +229,8 @@ class ClusterConfig:
         for key, (limit, maximum, requested) in limits.items():
             if maximum is not None and requested > maximum:
                 raise UserError(
-                    f"cluster.{key} asks for {requested}, but {self.name} has {limit} {maximum}; ask for less"
+                    f"cluster.{key} is {requested}, above the limit of profile {self.name} "
+                    f"({limit} {maximum}); choose a smaller value"
                 )
         self._check_memory()
         if self.signal_lead_s >= self.timeout_min * 60:
@@ -245,8 +246,8 @@ class ClusterConfig:
             return
         if _parse_gigabytes(self.memory_per_node) > available:
             raise UserError(
-                f"cluster.memory_per_node asks for {self.memory_per_node}, but {self.name} has "
-                f"cluster.site.memory_per_node_gb {available:g}; ask for less"
+                f"cluster.memory_per_node is {self.memory_per_node}, above the limit of profile "
+                f"{self.name} (cluster.site.memory_per_node_gb {available:g}); choose a smaller value"
             )
 
     def _check_account(self) -> None:
@@ -265,8 +266,8 @@ class ClusterConfig:
     def queue_limits(self) -> QueueLimits:
         """Return the limits for this partition and quality of service.
 
-        A limit of the quality of service holds before one of the partition, and that before the
-        site's.
+        If several define a limit, the quality of service takes precedence over the partition, and
+        the partition over the site.
         """
         site = self.site
         found = [QueueLimits(max_timeout_min=site.max_timeout_min, max_nodes=site.max_nodes)]
@@ -285,12 +286,12 @@ class ClusterConfig:
 
     @property
     def uses_gpus(self) -> bool:
-        """True if jobs ask for GPUs and do not hide them from torch."""
+        """True if jobs request GPUs and do not hide them from torch."""
         return self.gpu_request != "none" and self.env.get("CUDA_VISIBLE_DEVICES") != ""
 
     @property
     def gpu_architecture(self) -> str | None:
-        """The architecture of the requested GPUs: by gpu_type if it is known, else by the site."""
+        """CUDA architecture of the requested GPUs: that of gpu_type if known, else the site's."""
         return GPU_TYPES.get(self.gpu_type or "", self.site.gpu_architecture)
 
     @property
@@ -301,8 +302,8 @@ class ClusterConfig:
         return any(mask in option for option in bindings for mask in CORE_MASKS)
 
     def describe_submission(self, num_points: int) -> list[str]:
-        """Return the cost of a number of runs, and the facts about the site that its users must
-        know, one per line."""
+        """Return lines to print at the submission of a number of runs: their cost, and the limits
+        and notes of the site."""
         site = self.site
         lines = []
         if self.gpu_request != "none":
@@ -330,8 +331,10 @@ class ClusterConfig:
         return lines
 
     def _describe_cost(self, num_points: int) -> str:
-        """Return the cost of the runs if they use all of their time, in the site's billing unit if
-        it is known, else in GPU-hours."""
+        """Return a line with the cost of the runs if all jobs run to their time limit.
+
+        The unit is that of the site's billing if it is known, else GPU-hours.
+        """
         cost = num_points * self.nodes * self.units_per_node_hour * self.timeout_min / 60
         account = self.account or "your account"
         return (
@@ -361,8 +364,10 @@ class ClusterConfig:
         )
 
     def _describe_confidence(self) -> str:
-        """Return the confidence in the profile's facts and the dates of their sources; facts of
-        another confidence than the profile's are named."""
+        """Return a line with the confidence in the profile's facts and the dates of their sources.
+
+        Facts whose confidence differs from the profile's are named.
+        """
         site = self.site
         facts: dict[str, list[str]] = {}
         for source in site.sources:
@@ -404,11 +409,13 @@ def _check_sbatch_options(key: str, options: Iterable[str], own_options: Mapping
     for option in options:
         owner = own_options.get(option.replace("_", "-"))
         if owner:
-            raise UserError(f"{key}.{option}: this option is set by {owner}; use that instead")
+            raise UserError(f"{key}.{option}: this option is set by {owner}; remove it from {key}")
 
 
 def _parse_gigabytes(text: str, key: str = "cluster.memory_per_node") -> float:
-    """Return the gigabytes in a size in Slurm's notation: megabytes, or a number with K, M, G or T.
+    """Return a size in Slurm's notation, such as 440G or 800000, in gigabytes.
+
+    A number without K, M, G or T is in megabytes.
 
     Raises:
         UserError: the text is not such a size.

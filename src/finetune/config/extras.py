@@ -15,7 +15,7 @@ _EXTRA_OF = {**dict.fromkeys(TRAIN, "train"), "datasets": "train", "mlflow": "tr
 
 
 def find_missing(packages: tuple[str, ...]) -> list[str]:
-    """Return those of the packages that this Python cannot import."""
+    """Return the names of the packages that this Python cannot import."""
     return [name for name in packages if find_spec(name) is None]
 
 
@@ -23,7 +23,7 @@ def check_can_train(is_job: bool) -> None:
     """Raise UserError if the Python that is to start a run lacks packages of finetune[train].
 
     Args:
-        is_job: Slurm starts the run, so that cluster.python can name another Python.
+        is_job: True if Slurm starts the run; cluster.python can then name another Python.
     """
     lacking = ", ".join(find_missing(TRAIN))
     if not lacking:

@@ -31,11 +31,12 @@ class Sweep:
     first: int = 0
 
     def run_id(self, index: int, name: str) -> str:
-        """Return the run id of a point of the batch. It begins with the sweep's id; in a sweep over
-        `name`, with the point's name instead of the sweep's.
+        """Return the run id of a point of the batch: the sweep's id, then the point's number.
+
+        In a sweep over `name`, the point's name replaces the sweep's name in the id.
 
         Args:
-            index: of the point in the batch.
+            index: position of the point in the batch, from 0.
             name: the point's value of the setting `name`.
         """
         stem = self.id if name == self.name else name + self.id.removeprefix(self.name)
@@ -43,8 +44,10 @@ class Sweep:
 
 
 def find_varying_keys(points: list[dict[str, str]]) -> list[str]:
-    """Return the keys whose values differ between points, in the order of their first appearance;
-    all keys if there is one point."""
+    """Return the keys whose values differ between points, in the order of their first appearance.
+
+    Return all keys if there is only one point.
+    """
     keys = dict.fromkeys(key for point in points for key in point)
     if len(points) < 2:
         return list(keys)
@@ -52,8 +55,10 @@ def find_varying_keys(points: list[dict[str, str]]) -> list[str]:
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Return a short name for each key: its last part, or the whole key where two keys would get
-    the same name."""
+    """Return a short name for each key: its last part.
+
+    Keys that would get the same short name keep their full name.
+    """
     last_parts = {key: re.split(r"[./]", key.partition("@")[0])[-1] for key in keys}
     shortest = {key: SHORT_NAMES.get(key, part) for key, part in last_parts.items()}
     uses = Counter(shortest.values())
@@ -61,8 +66,11 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def short_value(value: str) -> str:
-    """Return a value in few characters: a long number (as drawn by a sweeper) with three digits,
-    the last part of a path, the beginning of a long text."""
+    """Return a value in few characters.
+
+    A long number, as a sweeper draws it, is rounded to three digits. A path is shortened to its
+    last part, and a long string to its beginning.
+    """
     number = _parse_number(value)
     if number is not None and len(value) > 8:
         return f"{number:.3g}"
@@ -72,7 +80,7 @@ def short_value(value: str) -> str:
 
 
 def short_values(values: list[str]) -> list[str]:
-    """Return the values of one setting in few characters, or in full if two would look the same."""
+    """Return short forms of one setting's values; values with the same short form stay in full."""
     short = {value: short_value(value) for value in values}
     uses = Counter(short.values())
     return [short[value] if uses[short[value]] == 1 else value for value in values]
@@ -85,11 +93,12 @@ def describe(point: dict[str, str]) -> str:
 
 
 def restore_typed_number(value: str, typed: str) -> str:
-    """Return a number in the notation of the typed setting, as 2e-4 for the parsed value 0.0002;
-    other values unchanged.
+    """Return a number in the notation in which it was typed, such as 2e-4 for 0.0002.
+
+    Other values are returned unchanged.
 
     Args:
-        typed: the override as it was typed, with all its values.
+        typed: the override as it was typed, with all values of the sweep.
     """
     number = _parse_number(value)
     if number is None:

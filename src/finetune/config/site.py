@@ -101,7 +101,7 @@ class SiteConfig:
 
     @property
     def crosses_architectures(self) -> bool:
-        """True if compute nodes have another CPU architecture than login nodes."""
+        """True if the CPU architectures of login and compute nodes are known and differ."""
         if self.login_architecture is None or self.compute_architecture is None:
             return False
         return self.login_architecture != self.compute_architecture

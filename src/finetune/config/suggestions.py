@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-# Names of settings in Hugging Face's Trainer, TRL, Axolotl, LLaMA-Factory and torchtune, and of
-# ours.
+# Maps names of settings in Hugging Face's Trainer, TRL, Axolotl, LLaMA-Factory and torchtune to
+# our names.
 SYNONYMS = {
     "learning_rate": "lr",
     "lr_scheduler_type": "schedule",
@@ -135,8 +135,8 @@ SYNONYMS = {
     "queue": "cluster.partition",
     "project": "cluster.account",
 }
-# The argument to write instead, if the value has another unit in our setting or is one of several
-# choices.
+# The argument to suggest for a name of SYNONYMS, where our setting has another unit or the user
+# needs a certain value of it.
 REPLACEMENTS = {
     "warmup_steps": "warmup_ratio=…, a share of the steps",
     "min_lr": "min_lr_ratio=…, a share of lr",
@@ -172,8 +172,8 @@ REPLACEMENTS = {
     "time_limit": "cluster.timeout_min=…, in minutes",
     "walltime": "cluster.timeout_min=…, in minutes",
 }
-# Settings of PEFT by other names. PEFT's methods differ: LoRA has lora_alpha and lora_dropout, LoKr
-# has alpha and rank_dropout.
+# Maps other names to those of PEFT's settings. These depend on the method: LoRA has lora_alpha and
+# lora_dropout, LoKr has alpha and rank_dropout.
 ADAPTER_SYNONYMS = {
     "rank": ("r",),
     "lora_r": ("r",),
@@ -213,8 +213,10 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 
 def find_synonym(name: str) -> str | None:
-    """Return the key of SYNONYMS that equals a name apart from case, `-` and `_`, such as
-    learning_rate for learningRate; None if there is none."""
+    """Return the key of SYNONYMS that equals a name if case, `-` and `_` are ignored.
+
+    For learningRate, this is learning_rate. Return None if there is none.
+    """
     return next((theirs for theirs in SYNONYMS if _squeeze(theirs) == _squeeze(name)), None)
 
 
@@ -223,8 +225,10 @@ def _squeeze(name: str) -> str:
 
 
 def _is_part(part: str, whole: str) -> bool:
-    """Return True if a name consists of whole words of another, as attention in model.attention;
-    train in constraint is not a whole word."""
+    """Return True if `part` is one or more whole words of `whole`.
+
+    attention is a word of model.attention; train is not a word of constraint.
+    """
     return len(part) > 2 and re.search(rf"(^|[\W_]){re.escape(part)}([\W_]|$)", whole) is not None
 
 
@@ -237,8 +241,10 @@ def _fold(name: str) -> str:
 
 @cache
 def adapter_keys(peft_type: str) -> tuple[str, ...]:
-    """Return the keys of a PEFT method's config, read from PEFT's source, since its import takes
-    seconds and needs torch."""
+    """Return the keys of a PEFT method's config; () if PEFT or the method is not found.
+
+    They are read from PEFT's source, because importing PEFT takes seconds and needs torch.
+    """
     package = _package("peft")
     if package is None:
         return ()
@@ -253,7 +259,7 @@ def adapter_keys(peft_type: str) -> tuple[str, ...]:
 
 @cache
 def zero_keys() -> tuple[str, ...]:
-    """Return the keys of DeepSpeed's zero_optimization, read from its source."""
+    """Return the keys of DeepSpeed's zero_optimization, read from DeepSpeed's source."""
     package = _package("deepspeed")
     if package is None:
         return ()
@@ -284,7 +290,7 @@ def _package(name: str) -> Path | None:
 def _parse(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError):  # another version's files: there are no suggestions
+    except (OSError, SyntaxError, ValueError):  # another version of the library: suggest nothing
         return ast.Module(body=[], type_ignores=[])
 
 
@@ -312,8 +318,10 @@ def _list_fields(tree: ast.Module, name: str) -> Iterator[str]:
 
 
 def _find_alias(default: ast.expr | None) -> str | None:
-    """Return the alias by which pydantic reads a field, as stage3_max_live_parameters for
-    max_live_parameters; None without an alias."""
+    """Return the alias under which pydantic reads a field; None without an alias.
+
+    For max_live_parameters, this is stage3_max_live_parameters.
+    """
     for keyword in default.keywords if isinstance(default, ast.Call) else []:
         if keyword.arg == "alias" and isinstance(keyword.value, ast.Constant):
             return str(keyword.value.value)

@@ -63,8 +63,8 @@ class ModelConfig:
             raise UserError("model.path is missing; write e.g. model=run:<run id> or model=/path/to/folder")
         if self.path is not None and self.from_scratch:
             raise UserError(
-                "model.path and model.from_scratch: both are set; set only one (model=FOLDER replaces "
-                "model=llama_tiny)"
+                "model.path and model.from_scratch: both are set; set only one, e.g. "
+                "model=FOLDER instead of model=llama_tiny"
             )
         if self.from_scratch and "model_type" not in self.from_scratch:
             raise UserError("model.from_scratch.model_type is missing; name the architecture, e.g. llama")
@@ -343,7 +343,8 @@ def from_omegaconf(node: Any, schema: type[Any] = TrainConfig) -> Any:
     """Return the typed config of a composed OmegaConf node.
 
     Raises:
-        UserError: an unknown setting, or a value that __post_init__ refuses.
+        UserError: a setting is unknown, or __post_init__ rejects a value.
+        OmegaConfBaseException: a value has the wrong type, or is missing.
     """
     config = OmegaConf.to_object(OmegaConf.merge(_create_node(schema), node))  # type: ignore[arg-type]
     _check_unknown_keys(config, "")
@@ -352,8 +353,10 @@ def from_omegaconf(node: Any, schema: type[Any] = TrainConfig) -> Any:
 
 @cache
 def _create_node(schema: Any) -> Any:
-    """Return the schema as a node of OmegaConf; cached, since that takes half of the time of
-    from_omegaconf, and a sweep has many points."""
+    """Return the schema as a node of OmegaConf.
+
+    The node is cached: it takes half of the time of from_omegaconf, and a sweep has many points.
+    """
     return OmegaConf.structured(schema)
 
 
@@ -370,8 +373,8 @@ def _check_unknown_keys(config: Any, prefix: str) -> None:
             _check_unknown_keys(getattr(config, name), f"{prefix}{name}.")
 
 
-# Settings that may change when a run is resumed: its length, resources and checks, and not those
-# that change what the model learns from a step.
+# Settings that may change when a run is resumed: its length, resources and checks. Settings that
+# change the result of an optimizer step are left out.
 CHANGEABLE = (
     "cluster",
     "micro_batch_size",
@@ -395,10 +398,10 @@ def apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
     """Return the config of a run that is resumed with other settings.
 
     Args:
-        overrides: as key=value.
+        overrides: the changed settings, each as key=value.
 
     Raises:
-        UserError: a key is unknown, or may not change within a run.
+        UserError: an override is not key=value, or its key is unknown or may not change in a run.
     """
     for override in overrides:
         key = override.partition("=")[0]
@@ -417,8 +420,10 @@ def apply_overrides(config: TrainConfig, overrides: list[str]) -> TrainConfig:
 
 
 def split_step(name: str) -> tuple[str, int | None]:
-    """Return the run id and the step of ID@STEP, which names a checkpoint; the step is None if the
-    name has none and so names the run's result."""
+    """Return the run id and the step of ID@STEP, the name of a checkpoint.
+
+    A name without @STEP is that of the run's result; its step is None.
+    """
     found = re.fullmatch(r"(.+)@(\d+)", name)
     return (found[1], int(found[2])) if found else (name, None)
 
@@ -451,7 +456,10 @@ def describe(fault: OmegaConfBaseException) -> str:
 
 
 def package_dir(name: str) -> str:
-    """Return the folder of an installed package; conf/corpus/sample.yaml finds its texts by it."""
+    """Return the folder of an installed package.
+
+    conf/corpus/sample.yaml uses it, as `${package_dir:…}`, in the path of its texts.
+    """
     file = importlib.import_module(name).__file__
     assert file is not None
     return str(Path(file).parent)

@@ -1,1 +1,1 @@
-"""Evaluation of models."""
+"""Evaluation of models on held-out documents."""

@@ -26,7 +26,7 @@ from finetune.tracking import names
 
 
 def to_metrics(held_out: HeldOut) -> dict[str, float]:
-    """Return the held-out losses by name of the metric."""
+    """Return the held-out losses by metric name."""
     return {
         names.HELD_OUT_LOSS: held_out.loss,
         **{names.HELD_OUT_LOSS_BY_SOURCE.of(name): loss for name, loss in held_out.by_source.items()},
@@ -45,7 +45,7 @@ def evaluate_held_out_loss(
     """Evaluate every document of `data` once. All ranks must call it.
 
     Args:
-        unigram_loss: copied into the result.
+        unigram_loss: loss of a unigram model on the same documents, copied into the result.
         after_batch: called on all ranks after each batch; it may raise to end the evaluation.
 
     Returns:
@@ -85,15 +85,15 @@ def evaluate_held_out_loss(
 
 
 def evaluate_on_corpus(path: str, config: DataConfig, runs_dir: str) -> HeldOut:
-    """Return the held-out loss of a saved model, computed in this process on its GPUs or on the
-    CPU.
+    """Return the held-out loss of a saved model. It is computed in this process.
 
     Args:
         path: a model folder, a hub id, run:<run id>, or run:<run id>@<step>.
 
     Raises:
-        NotFoundError, UserError: there is no such model or corpus, their tokenizers differ, or the
-            corpus has no validation documents.
+        NotFoundError: there is no such model or corpus.
+        UserError: the tokenizers of model and corpus differ, the corpus has no validation
+            documents, or the model or corpus is damaged.
     """
     corpus = Corpus(config.corpus_folder)
     corpus.verify()
@@ -101,11 +101,14 @@ def evaluate_on_corpus(path: str, config: DataConfig, runs_dir: str) -> HeldOut:
 
 
 def evaluate_base(base: Base, corpus: Corpus, config: DataConfig) -> HeldOut:
-    """Return the held-out loss of a model on the validation split of a corpus that was verified
-    before.
+    """Return the held-out loss of a model on the validation split of a corpus.
+
+    Args:
+        corpus: a corpus whose `verify` has been called.
 
     Raises:
-        UserError: their tokenizers differ, or the corpus has no validation documents.
+        UserError: the tokenizers of model and corpus differ, or the corpus has no validation
+            documents.
     """
     run_inputs.check_tokenizer(base, corpus)
     world = World(rank=0, size=1, local_rank=0)

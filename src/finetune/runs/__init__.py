@@ -1,1 +1,1 @@
-"""Runs on disk, for any process: their files, states, attempts and base models. No torch."""
+"""Runs on disk: their files, states, attempts and base models. No torch is needed."""

@@ -3,7 +3,7 @@ after a time limit, a preemption, a crash or a dead node.
 
 `attempts.jsonl` in the run folder holds two lines per attempt, `begin` and `end`. An attempt whose
 batch script was killed too, as by a power cut, has no `end` line: the next attempt writes it. If an
-attempt has two `end` lines, the second holds: a dead node was found after the first was written.
+attempt has two `end` lines, the second replaces the first: a dead node was found later.
 
 Standard library only, Python 3.8 or newer: the batch script runs this outside of a container
 (job/batch_script.py).
@@ -19,9 +19,9 @@ from typing import Any
 from finetune.runs import layout
 from finetune.runs.state import EndingCause
 
-# after so many deaths at one step, the run itself is at fault, not its nodes
+# If this many attempts die at the same step, the run is considered at fault, not its nodes.
 MAX_DEATHS_AT_ONE_STEP = 2
-# after so many failed preflights in a row, no single node is at fault
+# If this many preflights fail in a row, the cause is not considered to be a single node.
 MAX_FAILED_PREFLIGHTS = 3
 
 
@@ -30,8 +30,7 @@ class Ending:
     """The end of an attempt.
 
     Attributes:
-        from_step: optimizer steps in the checkpoint that the attempt began from; 0: it began
-            without one.
+        from_step: optimizer steps in the checkpoint that the attempt started from; 0 without one.
         last_step: the last optimizer step that was completed; from_step if there was none.
         saved_step: optimizer steps in the newest checkpoint after the attempt.
         detail: the reason, as shown to users.
@@ -51,8 +50,11 @@ class Ending:
 
     @property
     def uses_a_restart(self) -> bool:
-        """True if the next start counts against cluster.max_restarts: after a fault, and after an
-        attempt that saved no new step, since the run could otherwise restart for ever."""
+        """True if the next start counts towards cluster.max_restarts.
+
+        It does after a fault, and after an attempt that saved no new step: a run without progress
+        could otherwise restart for ever.
+        """
         if self.cause in (EndingCause.DIED, EndingCause.PREFLIGHT, EndingCause.DEAD_NODE):
             return True
         return self.saved_step <= self.from_step
@@ -63,8 +65,8 @@ class Decision:
     """The decision to restart a run or to end it.
 
     Attributes:
-        reason: why, as shown to users.
-        failed: the run has ended in failure.
+        reason: the reason for the decision, as shown to users.
+        failed: True if the run ends in failure.
     """
 
     restart: bool
@@ -78,8 +80,7 @@ def decide(ending: Ending, earlier: list[Ending], max_restarts: int) -> Decision
     Args:
         earlier: ends of the earlier attempts of the same submission, oldest first; a new submission
             starts with the full number of restarts.
-        max_restarts: number of allowed restarts after a fault, or after an attempt without
-            progress.
+        max_restarts: largest number of restarts after a fault or an attempt without progress.
     """
     if ending.cause == EndingCause.COMPLETED:
         return Decision(restart=False, reason=str(ending.cause))
@@ -113,11 +114,12 @@ class Attempt:
     """One start of the job.
 
     Attributes:
-        nodes: names of the nodes it ran on.
-        time: seconds since the epoch at its start.
-        ending: None while it runs, or if its end was not recorded.
+        nodes: names of the nodes on which the attempt ran.
+        time: its start, in seconds since the epoch.
+        ending: None while the attempt runs, or if its end was not recorded.
         next_job: id of the job that was submitted to continue the run.
-        reason: of the decision at its end (`words` in the file).
+        reason: why the job was or was not restarted after this attempt; stored under the key
+            "words".
     """
 
     number: int
@@ -168,20 +170,22 @@ def begin(run: Path, job: str, nodes: list[str], now: float, from_step: int) -> 
 
 
 def end(run: Path, number: int, ending: Ending, reason: str, now: float) -> None:
-    """Record how an attempt ended, and the reason of the decision that followed."""
+    """Record how an attempt ended, and the reason why the job is or is not restarted."""
     record = {"event": "end", "attempt": number, "time": now, **asdict(ending), "words": reason}
     layout.append_json_line(run / layout.ATTEMPTS, record)
 
 
 def hand_over(run: Path, number: int, next_job: str, now: float) -> None:
-    """Record the job that was submitted to continue after an attempt, at a site that forbids
-    requeue; the attempt may still be running."""
+    """Record the job that was submitted to continue the run after an attempt.
+
+    Sites that forbid requeue need such a job. The attempt may still be running.
+    """
     record = {"event": "handed over", "attempt": number, "time": now, "next_job": next_job}
     layout.append_json_line(run / layout.ATTEMPTS, record)
 
 
 def filter_by_submission(attempts: list[Attempt], job: str) -> list[Attempt]:
-    """Return the attempts of a submission: those of `job`, and of the jobs that it continues."""
+    """Return the attempts of `job` and of the earlier jobs that it continues."""
     chain = {job}
     for attempt in reversed(attempts):
         if attempt.job in chain or attempt.next_job in chain:

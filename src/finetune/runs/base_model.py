@@ -1,7 +1,7 @@
-"""The location of a run's base model on disk: a folder, a hub id in the cache, or another run's
-result.
+"""The base model of a run, found on disk: a folder, a hub id in the local cache, or another run's
+result or checkpoint.
 
-Commands resolve it before a job is queued; ranks resolve it when they load the model.
+Commands search for it before a job is queued, and ranks when they load the model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from finetune.config.suggestions import did_you_mean, find_closest
 from finetune.config.train import RUN_PREFIX, TrainConfig, split_step
 from finetune.runs import checkpoint_files, layout
 from finetune.runs.folder import RunFolder
-from finetune.runs.state import RunState
+from finetune.runs.state import ALIVE_STATES, RunState
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Base:
     """A base model on disk.
 
     Attributes:
-        name: shown to users.
-        adapters: merged into the model before training, in this order.
+        name: the model's name, as shown to users.
+        adapters: folders of adapters that are merged into the model before training, in this order.
     """
 
     name: str
@@ -37,8 +37,10 @@ class Base:
 
     @property
     def tokenizer_folder(self) -> Path:
-        """The folder of the last adapter that has a tokenizer, else the base's: an adapter's
-        tokenizer may have added tokens."""
+        """The folder of the last adapter that has a tokenizer, else the base's folder.
+
+        The tokenizer of an adapter may have added tokens.
+        """
         for adapter in reversed(self.adapters):
             if (adapter / "tokenizer.json").is_file():
                 return adapter
@@ -54,7 +56,7 @@ def resolve(path: str, runs_dir: str | Path, revision: str | None = None) -> Bas
 
     Raises:
         NotFoundError: the run or folder does not exist, or the hub id is not in the cache.
-        UserError: the run has no result yet, or the folder holds no model.
+        UserError: the run has no result, or no such checkpoint; or the folder holds no model.
     """
     if path.startswith(RUN_PREFIX):
         name, step = split_step(path.removeprefix(RUN_PREFIX))
@@ -62,8 +64,14 @@ def resolve(path: str, runs_dir: str | Path, revision: str | None = None) -> Bas
         if step is not None and not _is_result(run, step):
             return _add_to_base(run, _export_checkpoint(run, step))
         if run.state() != RunState.COMPLETED:
+            state = run.state()
+            if state in ALIVE_STATES:
+                raise UserError(
+                    f"run {run.id} is {state} and has no result yet; wait for it to complete, "
+                    f"or name a checkpoint, run:{run.id}@STEP"
+                )
             raise UserError(
-                f"run {run.id} is {run.state()} and has no result to start from; "
+                f"run {run.id} is {state} and has no result to start from; "
                 f"finish it with `{run.command('resume')}`"
             )
         result = run.model if run.model.is_dir() else run.adapter
@@ -87,7 +95,11 @@ def resolve(path: str, runs_dir: str | Path, revision: str | None = None) -> Bas
 
 
 def resolve_for_run(config: TrainConfig) -> Base | None:
-    """Return the base of a run; None if it trains from scratch. Raises as resolve."""
+    """Return the base of a run; None if it trains from scratch.
+
+    Raises:
+        NotFoundError, UserError: as in `resolve`.
+    """
     path = config.model.path
     return None if path is None else resolve(path, config.runs_dir, config.model.revision)
 
@@ -110,11 +122,12 @@ def _is_result(run: RunFolder, step: int) -> bool:
 
 
 def _export_checkpoint(run: RunFolder, step: int) -> Path:
-    """Return a folder with a checkpoint's weights; training/checkpoint_weights.py writes it on
-    first use.
+    """Return a folder with a checkpoint's weights as a model or adapter.
+
+    On first use, training/checkpoint_weights.py writes it in a process of its own.
 
     Raises:
-        UserError: there is no checkpoint of this step, or it is damaged.
+        UserError: there is no checkpoint of this step, it is damaged, or torch is not installed.
     """
     folder = run.export(step)
     with run.export_lock:
@@ -144,11 +157,12 @@ def _export_checkpoint(run: RunFolder, step: int) -> Path:
 
 
 def _find_cached_snapshot(hub_id: str, revision: str | None) -> Path:
-    """Return the folder of a model in the Hugging Face cache. It must be there before a job is
-    submitted, since jobs have no network.
+    """Return the folder of a model in the Hugging Face cache.
+
+    The model must be in the cache before a job is submitted, since jobs have no network.
 
     Raises:
-        NotFoundError: it is not in the cache.
+        NotFoundError: the model is not in the cache.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -173,8 +187,11 @@ def _list_cached_models() -> list[str]:
 
 
 def _describe_neighbours(folder: Path) -> str:
-    """Return a hint for a missing folder: one of a similar name beside it, or the first missing
-    part of its path; "" if there is neither."""
+    """Return a hint for a folder that does not exist; "" if there is none.
+
+    It names a folder of a similar name in the same place, or the first part of the path that does
+    not exist.
+    """
     if folder.parent.is_dir():
         beside = [path.name for path in folder.parent.iterdir() if path.is_dir()]
         found = find_closest(folder.name, beside)
@@ -187,8 +204,10 @@ def _describe_neighbours(folder: Path) -> str:
 
 
 def pin_revision(config: TrainConfig) -> TrainConfig:
-    """Return the config with the revision of a hub model that the cache has now: a later download
-    may move the branch."""
+    """Return the config with a hub model's revision set to the one in the cache.
+
+    The run thereby keeps its base if a later download moves the branch.
+    """
     path = config.model.path
     if path is None or path.startswith(RUN_PREFIX) or Path(path).is_dir():
         return config

@@ -34,12 +34,12 @@ from finetune.runs.known_causes import (
 from finetune.runs.records import Failure, Submission, read_exits, read_submission
 from finetune.runs.state import FailureKind, JobState
 
-TAIL_BYTES = 65536  # read of each log; a rank that dies writes its reason last
+TAIL_BYTES = 65536  # read from the end of each log, where a rank that dies writes the reason
 TAIL_LINES = 200
 LINE_LENGTH = 240  # characters of a quoted line
 
-# the message of the batch script's helper (job/batch_script.py) while an attempt runs; all its
-# other messages are between attempts
+# The batch script's helper (job/batch_script.py) writes this message while an attempt runs. It
+# writes all others between attempts.
 TIME_LIMIT_MESSAGE = "the time limit was reached"
 _BETWEEN_ATTEMPTS = re.compile(
     rb"^\d{4}-\d\d-\d\d [\d:]{8} finetune: "
@@ -58,20 +58,20 @@ _NOISE = re.compile(r"^\s*$|^srun: |^slurmstepd|^In: |^Out: |^\d{4}-\d\d-\d\d [\
 
 @dataclass(frozen=True)
 class Evidence:
-    """The evidence that an attempt left behind.
+    """Evidence of why an attempt ended.
 
     Attributes:
         world_size: number of ranks.
         place: ON_SLURM or LOCAL, which decides the remedy.
-        logs: the end of each rank's log; rank 0's also holds the batch script's.
-        failures: recorded by ranks that raised (RunFolder.record_failure).
+        logs: the end of each rank's log, by rank. The batch script writes into the log of rank 0.
+        failures: records of the ranks that raised an exception (RunFolder.record_failure).
         exits: exit status by rank, as in subprocess: -9 is SIGKILL.
         code: the exit code of srun; None if it is not known.
         state: Slurm's state of the job; "" if it is not known.
         oom_kills: number of processes in the run's memory cgroup that the kernel killed during the
             run.
         job: id of the Slurm job; "" without one.
-        memory: the memory use that Slurm accounted, as text for users; "" if it is not known.
+        memory: a line for users on the memory use that Slurm recorded; "" if it is not known.
     """
 
     world_size: int
@@ -88,7 +88,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Death:
-    """A rank that ended without a message of its own.
+    """A rank that ended without recording a failure.
 
     Attributes:
         node: the node that it ran on; "" if it is not known.
@@ -112,7 +112,7 @@ def collect_evidence(
     """Collect the evidence of the newest attempt from a run folder.
 
     Args:
-        failures: recorded by the ranks of this attempt.
+        failures: those that the ranks of this attempt recorded.
         code, state, memory: as in Evidence.
         job: id of the job whose logs to read; "*": the newest job.
     """
@@ -183,12 +183,12 @@ def explain(evidence: Evidence) -> str | None:
 
 
 def is_lost_peer(error: str) -> bool:
-    """Return True if a rank failed only because another rank was gone."""
+    """Return True if an error shows that a rank failed only because another rank was gone."""
     return any(message in error.lower() for message in LOST_PEER)
 
 
 def _explain_failure(evidence: Evidence, failure: Failure) -> str:
-    """Return the message of a rank that raised, after its cause and remedy if they are known."""
+    """Return the message of a rank that raised, after its cause and remedy if these are known."""
     if failure.kind != FailureKind.CRASH:  # the message was written for users
         return failure.error
     known = _match(failure.error, evidence.place)
@@ -196,7 +196,7 @@ def _explain_failure(evidence: Evidence, failure: Failure) -> str:
 
 
 def _explain_death(evidence: Evidence, death: Death) -> str:
-    """Return cause and remedy for a rank that ended without a message of its own."""
+    """Return cause and remedy for a rank that ended without recording a failure."""
     own_log = evidence.logs.get(death.rank, "")
     batch_log = evidence.logs.get(0, "")
     out_of_memory = _find_memory_message(evidence, f"{own_log}\n{batch_log}")
@@ -243,8 +243,11 @@ def _explain_job(evidence: Evidence) -> str | None:
 
 
 def _find_first_death(evidence: Evidence) -> Death | None:
-    """Return the first rank that ended without recording a failure, by srun's report, by its exit
-    status, or because its failure file is missing."""
+    """Return the rank that was the first to end without recording a failure; None if there is none.
+
+    It is found by srun's messages, by exit statuses, by a missing failure file, or by a crash in a
+    log.
+    """
     recorded = {failure.rank for failure in evidence.failures}
     reported = list(_parse_srun_errors(evidence.logs.get(0, "")))
     silent = [death for death in reported if death.rank not in recorded]
@@ -263,8 +266,11 @@ def _find_first_death(evidence: Evidence) -> Death | None:
 
 
 def _sort_key_by_origin(death: Death) -> int:
-    """Return a sort key that puts the likely origin of a failure first: a crash before SIGKILL and
-    SIGTERM, with which srun and we end the other ranks, and these before an exit code."""
+    """Return a sort key that puts the likely origin of a failure first.
+
+    A crash comes first. SIGKILL and SIGTERM come next, since srun and finetune end the other ranks
+    with them. Exit codes come last.
+    """
     number = _signal_of(death, "")
     if number in (signal.SIGKILL, signal.SIGTERM):
         return 1
@@ -291,8 +297,10 @@ def _expand(tasks: str) -> Iterator[int]:
 
 
 def _signal_of(death: Death, log: str) -> int | None:
-    """Return the signal that ended a rank, by its exit status (negative, or 128 + signal) or else
-    its log; None if no signal did."""
+    """Return the signal that ended a rank; None if no signal did.
+
+    It is found by the exit status (negative, or 128 + signal), or else in the log.
+    """
     if death.status is not None and death.status < 0:
         return -death.status
     if death.status is not None and death.status > 128:
@@ -311,8 +319,10 @@ def _signal_in(log: str) -> int | None:
 
 
 def _find_memory_message(evidence: Evidence, text: str) -> str | None:
-    """Return the evidence that the kernel or Slurm killed a process because host memory ran out;
-    None if there is none."""
+    """Return the sign that the kernel or Slurm killed a process because host memory ran out.
+
+    Return None if there is no such sign.
+    """
     for pattern in OUT_OF_MEMORY:
         found = re.search(pattern, text)
         if found:
@@ -334,8 +344,10 @@ def _match(text: str, place: str) -> str | None:
 
 
 def _match_batch(text: str, place: str) -> str | None:
-    """Return causes and remedies of the first and the last known message in a batch script's log,
-    as one may follow from the other; None if there is none."""
+    """Return causes and remedies of the first and the last known message in a batch script's log.
+
+    The last may be a consequence of the first. Return None if no message is known.
+    """
     found = []
     for known in MESSAGES:
         match = re.search(known.pattern, text, re.MULTILINE)
@@ -349,8 +361,10 @@ def _match_batch(text: str, place: str) -> str | None:
 
 
 def _match_state(evidence: Evidence, text: str) -> str | None:
-    """Return cause and remedy if Slurm ended the job, by the job's state or by Slurm's message in
-    the log; None otherwise."""
+    """Return cause and remedy if Slurm ended the job; None otherwise.
+
+    The job's state or a message of Slurm in the log shows this.
+    """
     for state, known in STATE_CAUSES.items():
         found = re.search(known.pattern, text)
         if found or evidence.state == state:
@@ -359,8 +373,11 @@ def _match_state(evidence: Evidence, text: str) -> str | None:
 
 
 def _fill_in(known: KnownCause, groups: tuple[str | None, ...], place: str) -> str:
-    """Return `cause; remedy` of a table entry with its groups filled in: `{0}` becomes the group,
-    `{0: at }` the group after ` at `; both become empty if the group did not match."""
+    """Return `cause; remedy` of a table entry, with the groups of its pattern filled in.
+
+    `{0}` is replaced with the first group, and `{0: at }` with ` at ` and the first group. Both are
+    removed if the group did not match.
+    """
 
     def fill(match: re.Match[str]) -> str:
         number = int(match[1])
@@ -372,7 +389,10 @@ def _fill_in(known: KnownCause, groups: tuple[str | None, ...], place: str) -> s
 
 
 def _quote_last_line(log: str) -> str:
-    """Return a clause that quotes the last line of a log that is not from Slurm or the helper."""
+    """Return a clause with the last line of a log.
+
+    Lines of Slurm and of the batch script's helper are left out.
+    """
     lines = [line.strip() for line in log.splitlines() if not _NOISE.match(line)]
     if not lines:
         return "its log is empty"

@@ -36,13 +36,15 @@ def read_held_out_loss(checkpoint: Path) -> float | None:
 
 
 def record_held_out_loss(checkpoint: Path, loss: float) -> None:
-    """Write the held-out loss of a published checkpoint into a file outside of its manifest."""
+    """Write the held-out loss of a published checkpoint to a file that is not in its manifest."""
     layout.write_text(checkpoint / layout.HELD_OUT, json.dumps({"loss": loss}))
 
 
 def rank_by_loss(checkpoints: Path) -> list[tuple[float, Path]]:
-    """Return the evaluated checkpoints after step 0 with their losses, best first; of equal losses,
-    the earlier step first."""
+    """Return the evaluated checkpoints and their losses, best first, without that of step 0.
+
+    Of checkpoints with equal losses, the earlier comes first.
+    """
     trained = [path for path in list_checkpoints(checkpoints) if step_of(path) > 0]
     found = [(read_held_out_loss(path), path) for path in trained]
     return sorted((loss, path) for loss, path in found if loss is not None and math.isfinite(loss))
@@ -54,8 +56,7 @@ def find_best(checkpoints: Path) -> Path | None:
 
 
 def find_fault(checkpoint: Path) -> str | None:
-    """Check the files of a checkpoint against its manifest and return the first fault; None if
-    there is none."""
+    """Return the first difference between a checkpoint's files and its manifest; None if none."""
     try:
         manifest = json.loads((checkpoint / layout.MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

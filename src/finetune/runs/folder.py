@@ -38,18 +38,21 @@ from finetune.runs.summary import Summary
 if TYPE_CHECKING:
     from finetune.runs.layout import Json
 
-SUBMISSION_SECONDS = 5.0  # time to wait while another shell starts the run
+SUBMISSION_SECONDS = 5.0  # time to wait while another process starts the run
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder `runs/<run id>/`; layout.py lists what is in it."""
+    """The folder `runs/<run id>/`; layout.py lists its files."""
 
     path: Path
 
     @classmethod
     def find(cls, run_id: str, runs_dir: str | Path) -> RunFolder:
-        """Return the run with an id, or in the folder of that path.
+        """Return the run with an id, or in a folder.
+
+        Args:
+            run_id: id of a run in runs_dir, or path of a run folder.
 
         Raises:
             NotFoundError: there is no such run.
@@ -110,7 +113,10 @@ class RunFolder:
 
     @property
     def merged_base(self) -> Path:
-        """The base with its adapters merged into it, if the run trains another adapter."""
+        """Folder of the base with earlier adapters merged into it.
+
+        It exists only if the run trains a new adapter on a base that already has adapters.
+        """
         return self.path / layout.MERGED_BASE
 
     @property
@@ -123,8 +129,10 @@ class RunFolder:
         return self.path / layout.SENT
 
     def export(self, step: int) -> Path:
-        """Return the folder for a checkpoint's weights as a model or adapter, which
-        base_model.resolve writes on first use."""
+        """Return the folder of a checkpoint's weights as a model or adapter.
+
+        base_model.resolve writes it on first use.
+        """
         return self.exports / layout.checkpoint_name(step)
 
     @property
@@ -166,7 +174,7 @@ class RunFolder:
         return self.jobs / layout.stacks_of(rank)
 
     def clear_attempt_files(self) -> None:
-        """Remove the files of the last attempt: its submission, warnings and end."""
+        """Remove the files of the last attempt, such as its submission, warnings and outcome."""
         rank_warnings.remove(self.jobs)
         remove_submission(self.path)
         files = (self.stop_file, self.path / layout.STARTED, self.jobs / layout.EXITS)
@@ -174,7 +182,7 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
     def record_turn(self) -> None:
-        """Record that this process will start the run when those before it have ended."""
+        """Record that this process will start the run when the runs before it have ended."""
         this_process = psutil.Process()
         turn = Turn(socket.gethostname(), this_process.pid, this_process.create_time())
         turn.write(self.path / layout.TURN)
@@ -183,8 +191,11 @@ class RunFolder:
         (self.path / layout.TURN).unlink(missing_ok=True)
 
     def turn_holder(self) -> str | None:
-        """Return the process that starts this run when those before it have ended, or follows it:
-        `process 123`, or `another process on HOST`; None if there is none, or it was killed."""
+        """Return the process that follows this run, or waits to start it after other runs.
+
+        Returns:
+            `process 123`, or `another process on HOST`; None if there is none, or it was killed.
+        """
         turn = Turn.read(self.path / layout.TURN)
         if turn is None:
             return None
@@ -227,8 +238,10 @@ class RunFolder:
         return Outcome.read(self.path / layout.OUTCOME)
 
     def record_start(self) -> None:
-        """Record that rank 0 has started and remove the previous outcome; rank 0 calls it at each
-        start of its job."""
+        """Record that rank 0 has started, and remove the previous outcome.
+
+        Rank 0 calls it at each start of its job.
+        """
         (self.path / layout.OUTCOME).unlink(missing_ok=True)
         started = Started(restart_count(), socket.gethostname(), time.time())
         started.write(self.path / layout.STARTED)
@@ -251,8 +264,10 @@ class RunFolder:
         failure.write(self.path / layout.failure_of(rank))
 
     def failure(self) -> str | None:
-        """Return why the run failed: the batch script's diagnosis, or else the cause of its ranks'
-        failures (causes.py); None if no rank failed."""
+        """Return why the run failed; None if no rank failed.
+
+        This is the batch script's diagnosis, or else the cause of the ranks' failures (causes.py).
+        """
         diagnosis = Diagnosis.read(self.path / layout.FAILURE)
         if diagnosis:
             return diagnosis.error
@@ -275,8 +290,11 @@ class RunFolder:
         self.write_json(layout.SKIPPED, {"batches": list(batches)})
 
     def command(self, verb: str, name: str | None = None) -> str:
-        """Return a `finetune` command line for this run, or for `name` in the same runs folder, to
-        be pasted into a shell in the current directory."""
+        """Return a `finetune` command to paste into a shell in the current directory.
+
+        Args:
+            name: a run or sweep in the same runs folder; None: this run.
+        """
         current = Path.cwd()
         runs_dir = self.path.parent
         shown = runs_dir.relative_to(current) if runs_dir.is_relative_to(current) else runs_dir
@@ -284,12 +302,14 @@ class RunFolder:
         return shlex.join(["finetune", verb, *option, name or self.id])
 
     def cause_of_death(self, state: str = "", failures: Sequence[Failure] = ()) -> str | None:
-        """Return why the newest attempt died, by its logs and exit statuses; None if there is no
-        evidence.
+        """Return why the newest attempt died, found in its logs and exit statuses.
 
         Args:
             state: Slurm's state of the job; "" if it is not known.
-            failures: recorded by its ranks.
+            failures: the failures that the attempt's ranks recorded.
+
+        Returns:
+            the cause in one sentence; None if there is no evidence.
         """
         world_size = self.config().cluster.world_size
         return causes.explain(causes.collect_evidence(self.path, failures, world_size, state=state))
@@ -327,8 +347,10 @@ class RunFolder:
         return self.provenance().point or {}
 
     def code(self) -> str | None:
-        """Return the digest of the code snapshot that the job imports (launch/freeze.py); None if
-        it imports the installed code."""
+        """Return the digest of the code snapshot that the job imports (launch/freeze.py).
+
+        Return None if the job imports the installed code.
+        """
         submission = self.submission()
         return None if submission is None else submission.code
 
@@ -343,13 +365,16 @@ class RunFolder:
         return None if submission is None else submission.scheduler
 
     def planned_scheduler(self) -> str:
-        """Return the scheduler that the run was frozen for, local or slurm. The config is read only
-        if the provenance does not name it, since that is slower."""
+        """Return the scheduler for which the run was frozen, local or slurm.
+
+        The config is read only if the provenance does not name the scheduler: reading it is slower.
+        """
         return self.provenance().scheduler or self.config().cluster.scheduler
 
     def is_running(self) -> bool:
-        """Return True if a local run's processes are running. The run's lock is not tried, since a
-        rank may be about to acquire it.
+        """Return True if a local run's processes are running.
+
+        The run's lock is not used for this, since a rank may be about to acquire it.
 
         A local run on another machine counts as running if its metrics were written to in the last
         ten minutes.
@@ -359,8 +384,11 @@ class RunFolder:
         return self.find_controller() is not None
 
     def find_other_host(self) -> str | None:
-        """Return the other machine on which this local run was started, if no end is recorded: it
-        may still be running there, even if it has not written for long. None otherwise."""
+        """Return the machine on which this local run may still be running, if it is not this one.
+
+        That is the machine on which the run was started, if no end is recorded; else None. The run
+        may be alive even if it has written nothing for a long time.
+        """
         submission = self.submission()
         if submission is None or submission.is_on_slurm or submission.host == socket.gethostname():
             return None
@@ -368,8 +396,11 @@ class RunFolder:
         return None if ended else submission.host
 
     def find_controller(self) -> psutil.Process | None:
-        """Return the process on this machine that controls a local run (launch/follow.py); None if
-        it has ended. Its command line is compared, since its process id may have been reused."""
+        """Return the process on this machine that controls a local run (launch/follow.py).
+
+        Return None if it has ended. The command line is compared, since another process may have
+        the same process id by now.
+        """
         submission = self.submission()
         if submission is None or submission.is_on_slurm or submission.host != socket.gethostname():
             return None

@@ -1,7 +1,8 @@
-"""The inputs of a run: its corpus, digests of corpus and base model, and the check that their
-tokenizers match.
+"""Checks of a run's inputs, the corpus and the base model: their digests, and that their tokenizers
+match.
 
-Commands check them before a job is queued, ranks when they set up the run. No heavy imports.
+Commands check the inputs before a job is queued, and ranks when they set up the run. No heavy
+imports.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ WINDOW = 4096  # bytes in the middle of a tensor that the digest covers
 
 
 def compute_digests(base: Base | None, corpus: Corpus | None) -> dict[str, str | None]:
-    """Return the digests of a run's corpus and base model; None for one that it does not have."""
+    """Return the digests of a run's corpus and base model; None for an input that is None."""
     return {
         "corpus": corpus.manifest.digest if corpus else None,
         "base": compute_base_digest(base) if base else None,
@@ -32,15 +33,16 @@ def compute_digests(base: Base | None, corpus: Corpus | None) -> dict[str, str |
 
 
 def record_inputs(run: RunFolder, digests: dict[str, str | None]) -> dict[str, str | None]:
-    """Compare the digests of a run's inputs with those recorded at its submission (or else at its
-    first start), and record them.
+    """Compare the digests of a run's inputs with the recorded ones, and record them.
+
+    They are recorded at the run's submission, or else at its first start.
 
     Returns:
         the digests.
 
     Raises:
         UserError: an input has changed. In full fine-tuning, the base may change after the first
-        checkpoint.
+            checkpoint.
     """
     recorded = run.read_json(layout.INPUTS) or {}
     for name, digest in digests.items():
@@ -60,8 +62,8 @@ def record_inputs(run: RunFolder, digests: dict[str, str | None]) -> dict[str, s
 
 
 def compute_base_digest(base: Base) -> str:
-    """Return a SHA-256 of a base's configs, and of the names, headers and samples of its weight
-    files.
+    """Return a SHA-256 of a base model: its configs, and its weight files' names, sizes, headers
+    and samples.
 
     A sample is the WINDOW bytes in the middle of a tensor, so the cost does not grow with the
     model. The digest distinguishes models, revisions and precisions, and weights before and after
@@ -89,8 +91,10 @@ def compute_base_digest(base: Base) -> str:
 
 
 def _hash_samples(path: Path, update: Callable[[bytes], None]) -> None:
-    """Pass the header of a safetensors file, and a window of each tensor, to a hash (format:
-    models/safetensors_io.py)."""
+    """Pass the header of a safetensors file, and a window of each tensor, to `update`.
+
+    models/safetensors_io.py describes the format.
+    """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(min(length, path.stat().st_size))
@@ -116,7 +120,7 @@ def check_inputs(config: TrainConfig, has_corpus: bool = True) -> None:
     Raises:
         NotFoundError, UserError: an input is missing, damaged or does not match.
     """
-    # a login node's Python need not have the packages of the job's
+    # the Python of a login node need not have the packages that jobs use
     is_jobs_python = config.cluster.python is None or "RANK" in os.environ
     quantization = config.model.quantization
     if quantization and is_jobs_python and importlib.util.find_spec("bitsandbytes") is None:
@@ -134,11 +138,11 @@ def check_inputs(config: TrainConfig, has_corpus: bool = True) -> None:
 
 
 def check_tokenizer(base: Base, corpus: Corpus, may_extend: bool = False) -> None:
-    """Check that a corpus was tokenised with the tokenizer of a base model.
+    """Raise UserError unless a corpus was tokenised with the tokenizer of a base model.
 
     Args:
-        may_extend: the corpus' tokenizer may have added tokens, for which training enlarges the
-            model.
+        may_extend: accept a corpus whose tokenizer has added tokens; training enlarges the model
+            for them.
 
     Raises:
         UserError: the tokenizers differ.
@@ -154,11 +158,13 @@ def check_tokenizer(base: Base, corpus: Corpus, may_extend: bool = False) -> Non
 
 
 def _is_extended_by(folder: Path, larger: Path) -> bool:
-    """Return True if the tokenizer in `larger` is the one in `folder` with added tokens, and all
-    token ids of `folder` keep their meaning."""
+    """Return True if the tokenizer in `larger` is the one in `folder` with added tokens.
+
+    All token ids of the tokenizer in `folder` must keep their meaning.
+    """
     old = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     new = json.loads((larger / "tokenizer.json").read_text(encoding="utf-8"))
-    # all but the last are left out of tokenizer_digest too
+    # tokenizer_digest ignores these too, but for added_tokens
     may_differ = {"padding", "truncation", "version", "decoder", "added_tokens"}
     if any(old.get(key) != new.get(key) for key in (old.keys() | new.keys()) - may_differ):
         return False
@@ -187,11 +193,12 @@ def count_added_tokens(base: Base, corpus_folder: Path) -> int:
 
 
 def open_corpus(data: DataConfig) -> Corpus:
-    """Open the corpus of a run, with a check of its files' sizes (not of their contents).
+    """Open the corpus of a run, and check the sizes of its files (not their contents).
 
     Raises:
-        NotFoundError, UserError: there is no such corpus, it is damaged, or include_sources or
-            exclude_sources name unknown sources or leave none.
+        NotFoundError: there is no such corpus.
+        UserError: the corpus is damaged, or include_sources or exclude_sources name unknown sources
+            or leave none.
     """
     corpus = Corpus(data.corpus_folder)
     sources = corpus.manifest.sources

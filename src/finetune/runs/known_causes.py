@@ -29,7 +29,7 @@ SIGKILL_REMEDY = {
     LOCAL: "the kernel's log (`journalctl -k`, `dmesg`) names processes that it killed for lack of memory",
 }
 
-# in a remedy of the tables below: stands for the entry of MEMORY_REMEDY
+# a remedy of this value, in the tables below, is replaced with the entry of MEMORY_REMEDY
 USE_MEMORY_REMEDY = "MEMORY"
 
 
@@ -59,8 +59,8 @@ OUT_OF_MEMORY = (
     r"(Exceeded (?:job|step) memory limit)",
 )
 
-# messages in the log of a rank or of the batch script, most specific first: one further down can be
-# a consequence of one above
+# Messages in the log of a rank or of the batch script, most specific first. A message further down
+# can be a consequence of one above it.
 MESSAGES = (
     KnownCause(
         r"((?:CUDA|HIP|XPU) out of memory[^\n]{0,60}|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED)",
@@ -212,7 +212,7 @@ SIGNAL_CAUSES: dict[int, KnownCause] = {
     ),
 }
 
-# Slurm's states of a job that it ended, and the messages by which a log shows the same
+# job states in which Slurm ended the job; the patterns match Slurm's messages for them in a log
 STATE_CAUSES = {
     JobState.OUT_OF_MEMORY: KnownCause(
         r"(?!)",

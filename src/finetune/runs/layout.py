@@ -4,21 +4,21 @@ write these files.
     runs/<run id>/
       config.yaml       the resolved config, frozen at submission
       provenance.json   versions, git revision, git diff
-      inputs.json       digests of its corpus and base
+      inputs.json       digests of the corpus and the base
       submission.json   the job that executes the run
       attempts.jsonl    each start of the job, and its end
       outcome.json      the state in which the run ended
-      plan/             the pack plan, one file an epoch
+      plan/             the pack plan, one file per epoch
       checkpoints/      see training/checkpoint.py
       metrics.jsonl     every metric of every step, append-only
       summary.json      the result in figures: see summary.py
       model/ | adapter/ the result, for transformers and PEFT
-      merged_base/      the base with its adapters merged into it, if it has any
+      merged_base/      the base with earlier adapters merged into it, if it has any
       exports/          checkpoints that were used as run:ID@STEP, as models or adapters
       jobs/             submitit's files, and the ranks' logs
 
-Commands, ranks and the batch script's helper outside of a container all use this module: standard
-library only, Python 3.8 or newer.
+Standard library only, Python 3.8 or newer: not only commands and ranks use this module, but also
+the batch script's helper, which runs outside of a container.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ OUTCOME = "outcome.json"
 FAILURE = "failure.json"  # the batch script's diagnosis
 ATTEMPTS = "attempts.jsonl"
 STAGED = "staged.json"  # the folder on the nodes' own disks with copies of the corpus
-TURN = "turn.json"  # the process that starts the run when those before it have ended, or follows it
+TURN = "turn.json"  # the process that follows the run, or waits to start it after other runs
 STOP = "stop"  # its presence asks the run to stop
 SENT = ".sent.json"  # how much of the metrics was sent to MLflow
 LOCK = ".lock"
@@ -174,8 +174,10 @@ def newest_step(run: Path) -> int:
 
 
 def list_attempt_files(run: Path) -> list[Path]:
-    """Return the files of the newest attempt to remove before the next: its outcome and failures,
-    and the rendezvous and stack files of its ranks."""
+    """Return the files of the newest attempt that must be removed before the next one starts.
+
+    These are its outcome and failures, and the rendezvous and stack files of its ranks.
+    """
     failures = run.glob("failure*.json")
     rendezvous = (run / JOBS).glob(rendezvous_of("*", "*"))
     stacks = (run / JOBS).glob(stacks_of("*"))
@@ -189,8 +191,8 @@ def list_attempt_files(run: Path) -> list[Path]:
 def replace_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to, which is renamed to `path` at the end.
 
-    A reader sees the old file or the new one, never a part; several processes may write at the same
-    time.
+    Readers see the old file or the new one, never a part of it. Several processes may write at the
+    same time.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -243,7 +245,7 @@ def read_json_or_none(path: Path) -> Json | None:
 
 
 def append_json_line(path: Path, record: Mapping[str, object]) -> None:
-    """Append a record as a line of its own, also after a line that a kill left incomplete."""
+    """Append a record on a line of its own, even if a kill has left the last line incomplete."""
     start = "\n" if has_incomplete_last_line(path) else ""
     with path.open("a", encoding="utf-8") as file:
         file.write(start + json.dumps(record, ensure_ascii=False) + "\n")
@@ -279,8 +281,10 @@ def read_json_lines(path: Path, tail: int | None = None) -> list[Json]:
 
 
 def parse_json_line(line: bytes) -> Json | None:
-    """Return the record in a line; None if the line is incomplete, as after a kill during a write,
-    or at the start of a tail."""
+    """Return the record in a line; None if the line is incomplete.
+
+    A kill during a write leaves an incomplete line, and a tail may start with one.
+    """
     try:
         record = json.loads(line)
     except ValueError:

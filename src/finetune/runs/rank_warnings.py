@@ -3,7 +3,7 @@ read them.
 
 `collect` records log messages of level WARNING and above, and Python warnings, from this code base
 and from the libraries that load and train a model. A repeated warning is one record with a count.
-Standard library only: a command that reads them may have no torch.
+Standard library only: the Python of a command that reads the warnings may have no torch.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ IGNORED = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportW
 # a 4-bit kernel for CPUs that bitsandbytes tries to load whenever it is imported
 IGNORED_TEXTS = ("Failed to load CPU gemm_4bit_forward",)
 MAX_WARNINGS = 50  # different warnings recorded per rank
-MAX_CHARACTERS = 500  # recorded of one warning
+MAX_CHARACTERS = 500  # longest text recorded for a warning
 # numbers are masked, so that the same warning at another step is not a new one
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
@@ -50,7 +50,7 @@ class RankWarning:
 
     Attributes:
         time: seconds since the epoch at which it was first logged.
-        times: the largest count of any rank.
+        times: how often one rank logged it; of several ranks, the largest count.
     """
 
     text: str
@@ -59,7 +59,10 @@ class RankWarning:
     ranks: list[int] = field(default_factory=list)
 
     def describe(self, world_size: int) -> str:
-        """Return the text, with the ranks unless only rank 0 logged it, and the count if above 1."""
+        """Return the text of the warning for users.
+
+        The ranks are added unless only rank 0 logged it, and the count if it is above 1.
+        """
         notes = []
         if len(self.ranks) == world_size > 1:
             notes.append(f"all {world_size} ranks")
@@ -76,7 +79,7 @@ class WarningRecord(Record):
     """A line of warnings-rank-<rank>.jsonl.
 
     Attributes:
-        kind: identifies equal warnings.
+        kind: the key that equal warnings share.
         times: count of the warning when the line was written.
     """
 
@@ -87,8 +90,10 @@ class WarningRecord(Record):
 
 
 class Collector(logging.Handler):
-    """Logging handler that records each kind of warning of this rank once, and again whenever its
-    count has doubled."""
+    """Logging handler that records the warnings of this rank.
+
+    Each kind of warning is recorded once, and again whenever its count has doubled.
+    """
 
     def __init__(self, jobs: Path, rank: int) -> None:
         super().__init__(logging.WARNING)
@@ -105,8 +110,14 @@ class Collector(logging.Handler):
             self.add(f"{record.name}: {_NUMBER.sub('#', text)}", text, record.created)
 
     def add(self, kind: str, text: str, when: float) -> None:
-        """Count a warning. If it cannot be written, as on a full disk, the warning is lost and the
-        run continues."""
+        """Count a warning, and write it at its first occurrence and whenever its count has doubled.
+
+        If the file cannot be written, as on a full disk, the warning is lost and the run continues.
+
+        Args:
+            kind: the key that equal warnings share.
+            when: seconds since the epoch.
+        """
         if kind not in self._counts and len(self._counts) >= MAX_WARNINGS:
             return
         times = self._counts.get(kind, 0) + 1

@@ -1,7 +1,7 @@
 """The records in the JSON files of a run folder: submission, start, outcome, failures and others.
 
-Every process reads or writes some of them, also the batch script's helper outside of a container:
-standard library only, Python 3.8 or newer.
+Standard library only, Python 3.8 or newer: the batch script's helper, which runs outside of a
+container, reads and writes some of them.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Record:
 
     @classmethod
     def from_json(cls: type[R], body: Mapping[str, object]) -> R:
-        """Return the record in a JSON object. Unknown keys, of another version, are dropped.
+        """Return the record in a JSON object. Unknown keys, as of another version, are dropped.
 
         Raises:
-            ValueError: it is not an object, or lacks a key.
+            ValueError: `body` is not a JSON object, or lacks a key.
         """
         if not isinstance(body, dict):
             raise ValueError(f"not a JSON object with the keys of {cls.__name__}")
@@ -82,7 +82,7 @@ class Submission(Record):
 
     Attributes:
         job_id: Slurm's job id; for a local run, the process id of submitit's controller.
-        host: the machine on which it was submitted.
+        host: the machine on which the job was submitted.
         scheduler: local or slurm.
         code: digest of the code snapshot that the job imports (launch/freeze.py); None: the
             installed code.
@@ -117,7 +117,7 @@ class Outcome(Record):
     """outcome.json: the state in which the run ended.
 
     Attributes:
-        reason: as shown to users; None if the ranks wrote the file.
+        reason: why the run ended, as shown to users; None if the ranks wrote the file.
         asked_by: the cause of an early stop, such as a signal or a stop file; "": none.
     """
 
@@ -158,7 +158,7 @@ class Diagnosis(Record):
 
 @dataclass(frozen=True)
 class Turn(Record):
-    """turn.json: the process that starts the run when those before it have ended, or follows it.
+    """turn.json: the process that follows the run, or waits to start it after other runs.
 
     Attributes:
         started: start time of the process, in seconds since the epoch.
@@ -181,7 +181,7 @@ class Provenance(Record):
     """provenance.json: the origin of a submission.
 
     Attributes:
-        packages: version by package; None for one that was not installed where the run was
+        packages: version by package; None for a package that was not installed where the run was
             submitted.
         sweep: id of the sweep that the run belongs to.
         point: the run's values of the swept settings, as they were typed.
@@ -225,11 +225,10 @@ class Metrics(Record):
 
 
 def read_submission(run: Path) -> Submission | None:
-    """Return the job that executes a run, also if an earlier version submitted it; None before its
-    submission.
+    """Return the job that executes a run; None before its submission.
 
-    A job that was queued with the code of an earlier version writes the file's earlier name when it
-    resubmits itself, so the newer of the two files holds.
+    An earlier version gave the file another name. A job queued with the code of that version still
+    writes a file of that name when it resubmits itself, so the job id is read from the newer file.
 
     Raises:
         ValueError: a file is not valid JSON, or lacks a key.
@@ -244,7 +243,7 @@ def read_submission(run: Path) -> Submission | None:
 
 
 def move_submission(run: Path, job: str, host: str) -> None:
-    """Record that another Slurm job continues the run."""
+    """Record that the Slurm job `job` now executes the run."""
     known = None
     with suppress(ValueError):  # an invalid file is replaced
         known = read_submission(run)

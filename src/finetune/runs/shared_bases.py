@@ -1,9 +1,9 @@
-"""Merged bases shared between runs: runs/.bases/<digest>/, with hard links to its files in each
-run's merged_base/.
+"""Merged bases shared between runs, in runs/.bases/<digest>/. The merged_base/ of each run contains
+hard links to these files.
 
 The digest covers the merged weights, their settings and the tokenizer, so an entry cannot be out of
-date. A run that is copied or moved takes the files along; `prune` may remove an entry whose files
-no run links to.
+date. A copied or moved run folder keeps its files. `prune` may remove an entry if no run links to
+its files.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ def link(folder: Path, digest: str) -> bool:
 
 
 def publish(folder: Path, digest: str) -> None:
-    """Create the entry of a digest from a finished folder, unless another run has created it, or
-    the file system has no hard links."""
+    """Create the entry of a digest from a finished folder.
+
+    Do nothing if another run has created the entry, or if the file system has no hard links.
+    """
     entry = _entry(folder, digest)
     temporary = entry.with_name(f".{digest}.{secrets.token_hex(4)}")
     for path in folder.iterdir():

@@ -1,7 +1,7 @@
 """States of runs, stop reasons, endings of attempts, kinds of failure, Slurm's job states and
-MLflow's statuses: the only module that spells their names.
+MLflow's statuses. No other module spells their names.
 
-folder.py finds the state of a run from files, launch/observe.py with the help of Slurm. Standard
+folder.py derives the state of a run from files; launch/observe.py also queries Slurm. Standard
 library only, Python 3.8 or newer: the batch script's helper uses this module outside of a
 container.
 """
@@ -32,7 +32,7 @@ class RunState(StrEnum):
 
 
 ALIVE_STATES = (RunState.QUEUED, RunState.RUNNING)
-# a run leaves these only if a user starts it again; a completed run can only be given more steps
+# A run leaves these states only if a user starts it again. A completed run then needs more steps.
 ENDED_STATES = (
     RunState.COMPLETED,
     RunState.FAILED,
@@ -41,8 +41,8 @@ ENDED_STATES = (
     RunState.STOPPED,
     RunState.INTERRUPTED,
 )
-# states that `finetune retry` starts again; a queued run whose job is gone would never start
-# otherwise
+# States in which `finetune retry` starts a run again. A queued run is one whose job is gone; it
+# would never start otherwise.
 RETRIED_STATES = (
     RunState.FAILED,
     RunState.DEAD,
@@ -58,8 +58,10 @@ PRUNED_STATES = (RunState.FAILED, RunState.DEAD, RunState.CANCELLED)
 
 
 class StopReason(IntEnum):
-    """The reason why ranks stop training early. If ranks differ, the highest value holds (an
-    all-reduce with max)."""
+    """The reason why ranks stop training early.
+
+    If the ranks' reasons differ, all use the highest value (an all-reduce with max).
+    """
 
     NONE = 0
     INTERRUPTED = 1  # by a signal or a deadline
@@ -76,8 +78,10 @@ class StopReason(IntEnum):
 
 
 class EndingCause(StrEnum):
-    """The way in which an attempt, one start of a run's job, ended. After the first three, the run
-    is never restarted."""
+    """The cause of the end of an attempt, which is one start of a run's job.
+
+    After COMPLETED, STOPPED and MISTAKE, the run is never restarted automatically.
+    """
 
     COMPLETED = "completed"
     STOPPED = "stopped"
@@ -99,7 +103,7 @@ class FailureKind(StrEnum):
 
 
 class JobState(StrEnum):
-    """Slurm's job states. Compare Slurm's answers with them, do not convert: Slurm may have more."""
+    """Slurm's job states. Slurm may report others, so compare its output with these strings."""
 
     PENDING = "PENDING"
     REQUEUED = "REQUEUED"

@@ -1,8 +1,8 @@
 """Requests to stop training early: by a signal (time limit, preemption, requeue), a deadline or a
 stop file.
 
-No torch here: signals may arrive while it is being imported. A flag is local to its rank; all ranks
-agree on the stop reason at the next optimizer step, evaluation batch or stage of loading
+No torch here: signals may arrive while torch is being imported. A flag is local to its rank. The
+ranks agree on a stop reason at the next optimizer step, evaluation batch or stage of loading
 (training/).
 """
 
@@ -17,7 +17,7 @@ from finetune.runs.state import StopReason
 
 
 class StopTraining(Exception):
-    """Ends training on all ranks, which raise it at the same place.
+    """Raised by all ranks at the same place in the code, to end training.
 
     Args:
         reason: why training stops.
@@ -29,8 +29,10 @@ class StopTraining(Exception):
 
 
 class StopFlag:
-    """A rank's flag that asks it to stop. It is set by SIGTERM or SIGUSR2 (a scheduler's time
-    limit, preemption or requeue), by a deadline, or by a stop file (a user's request).
+    """A rank's flag that requests a stop of training.
+
+    It is set by SIGTERM or SIGUSR2 (a scheduler's time limit, preemption or requeue), by a
+    deadline, or by a stop file (a user's request).
 
     Args:
         file: the stop file.
@@ -59,7 +61,7 @@ class StopFlag:
         return StopReason.NONE
 
     def describe(self) -> str:
-        """Return what set this rank's flag, as text for users; "" if it is not set."""
+        """Return the source of the stop request, as text for users; "" if there is none."""
         if self._file.exists():
             return "a stop file"
         if self._signal:

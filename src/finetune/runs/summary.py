@@ -10,19 +10,20 @@ T = TypeVar("T")
 
 
 def _from_dict(kind: type[T], body: Mapping[str, Any]) -> T:
-    """Return a dataclass built from a JSON object, without the keys that it does not have."""
+    """Return a dataclass built from a JSON object. Keys that are not its fields are dropped."""
     known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in body.items() if name in known})
 
 
 @dataclass(kw_only=True)
 class HeldOut:
-    """The held-out loss: mean nats per supervised token, and the number of those tokens, over all
-    documents, by source, and by language (its written standard).
+    """The held-out loss of a model: mean nats per supervised token, and the number of these tokens.
+
+    Both are given over all documents, by source, and by language (written standard).
 
     Attributes:
-        unigram_loss: loss on the same documents of a unigram model of the training split's token
-            frequencies.
+        unigram_loss: loss of a unigram model on the same documents; it predicts each token by its
+            frequency in the training split.
     """
 
     loss: float
@@ -58,8 +59,8 @@ class LostTokens:
     """Tokens of one source and written standard that are not used.
 
     Attributes:
-        fate: the way in which they were lost, e.g. truncated or dropped.
-        setting: the setting that changes it.
+        fate: how the tokens were lost, e.g. truncated or dropped.
+        setting: the setting that determines how they are treated.
     """
 
     source: str
@@ -73,7 +74,7 @@ class LostTokens:
 
 @dataclass(kw_only=True)
 class TokenUse:
-    """Tokens of a split, those that training or evaluation used, and the lost ones by reason."""
+    """Number of tokens of a split: in total, used by training or evaluation, and lost by reason."""
 
     tokens: int
     used: int
@@ -102,12 +103,12 @@ class Summary:
         steps: optimizer steps taken.
         result_step: the optimizer step whose weights were saved.
         data: number of documents in the pack plan, and of those split, cut or left out.
-        token_use: by split.
-        tokens, supervised_tokens: number trained on, over all attempts.
+        token_use: used and lost tokens, by split.
+        tokens, supervised_tokens: number of tokens trained on, over all attempts.
         tokens_per_second: None if the last attempt took no step.
         mfu: model FLOPs utilisation; None if there is no formula for the model.
         peak_flops_origin: the source of peak_flops_per_rank.
-        peak_memory_bytes: allocated by rank 0.
+        peak_memory_bytes: largest memory that rank 0 allocated.
         seconds: time of rank 0 by phase, over all attempts; `total` is the sum.
         skipped_batches: batches left out after rewinds.
         before, after: held-out loss of the base model and of the result; None without validation
@@ -144,8 +145,10 @@ class Summary:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Summary:
-        """Return the summary in a JSON object; keys that are missing get defaults and unknown ones
-        are dropped, since other versions write other keys."""
+        """Return the summary in a JSON object.
+
+        Other versions write other keys: missing keys get defaults, and unknown keys are dropped.
+        """
         read = dict(body)
         nested = {"before": HeldOut, "after": HeldOut, "best": StepLoss, "last": StepLoss}
         for name, kind in nested.items():

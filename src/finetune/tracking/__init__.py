@@ -1,1 +1,1 @@
-"""Metrics: the spool that rank 0 writes, and MLflow, which a process outside of jobs fills."""
+"""Metrics: rank 0 writes them to a file, and a process outside of jobs sends them to MLflow."""

@@ -1,10 +1,10 @@
-"""Synchronisation of MLflow with the spools of runs. It is idempotent: an MLflow run is found by a
-tag with the run id, and each step is sent once.
+"""Sends the metrics in the spools of runs to MLflow. This can be repeated safely: an MLflow run is
+found by a tag with the run id, and each step is sent once.
 
 A resumed run repeats the steps since its last checkpoint exactly, so steps that were already sent
-are skipped. The offset reached in the spool is saved beside it; if a process ends before it saves
-the offset, the next one sends the same lines with the same timestamps again, and MLflow stores them
-once.
+are skipped. The offset reached in the spool is saved beside the spool. If a process ends before it
+saves the offset, the next process sends the same lines with the same timestamps again, and MLflow
+stores them once.
 """
 
 from __future__ import annotations
@@ -50,8 +50,10 @@ def default_uri(runs_dir: str | Path) -> str:
 
 
 def sync(run: RunFolder) -> None:
-    """Send the run's new metrics and its status to MLflow. A lock on the runs folder admits one
-    writer at a time, which is all that SQLite supports."""
+    """Send the run's new metrics and its status to MLflow.
+
+    A lock on the runs folder admits one writer at a time: SQLite does not support more.
+    """
     config = run.config()
     with FileLock(run.path.parent / layout.MLFLOW_LOCK, timeout=60):
         client = _create_client(config.tracking_uri or default_uri(run.path.parent))
@@ -113,11 +115,13 @@ def _find_run(client: Any, experiment_id: str, tag: str, value: str) -> Any | No
 
 
 def update_sweep_status(points: list[RunFolder]) -> None:
-    """Set the status of a sweep's parent run: RUNNING while a point is queued or running, then
-    FINISHED if all points completed, else FAILED.
+    """Set the status of a sweep's parent run in MLflow.
+
+    It is RUNNING while a point is queued, interrupted or running; then FINISHED if all points
+    completed, else FAILED.
 
     Args:
-        points: all runs of the sweep, after `sync` of each.
+        points: all runs of the sweep; `sync` must have been called for each.
     """
     run = points[0]
     statuses = {MLFLOW_STATUS[point.state()] for point in points}
@@ -156,8 +160,10 @@ def _flatten(run: RunFolder) -> Iterator[tuple[str, str]]:
 
 
 def _read_batches(spool: Path, sent: Sent) -> Iterator[tuple[list[Any], int]]:
-    """Yield unsent metrics in batches, each with the offset in the spool after it, and update
-    sent.last_step."""
+    """Yield batches of unsent metrics, each with the offset in the spool at which it ends.
+
+    Update sent.last_step for them.
+    """
     from mlflow.entities import Metric
 
     if not spool.exists():
@@ -184,7 +190,7 @@ def _read_batches(spool: Path, sent: Sent) -> Iterator[tuple[list[Any], int]]:
 
 
 def _parse_line(line: bytes) -> Metrics:
-    """Return the record in a line of a spool; one without values if the line is incomplete."""
+    """Return the record in a line of a spool; a record without values if the line is incomplete."""
     record = layout.parse_json_line(line)
     if record is None:
         return Metrics(step=0, time_ms=0, values={})
@@ -192,8 +198,11 @@ def _parse_line(line: bytes) -> Metrics:
 
 
 def _read_sent(run: RunFolder, mlflow_run_id: str) -> Sent:
-    """Return how much was sent to an MLflow run; nothing if .sent.json is of another MLflow run, as
-    after a deletion in MLflow or a move of the folder."""
+    """Return how much was sent to an MLflow run.
+
+    If .sent.json is that of another MLflow run, nothing was sent. This happens after a deletion in
+    MLflow or a move of the folder.
+    """
     body = layout.read_json(run.sent)
     if body is not None and body["mlflow_run_id"] == mlflow_run_id:
         return Sent(**body)

@@ -29,8 +29,10 @@ class Metric(str):
 
 @dataclass(frozen=True)
 class Family:
-    """Metrics that share a prefix, a unit and a meaning; `name` in the meaning is the part after
-    the prefix."""
+    """Metrics that share a prefix, a unit and a meaning.
+
+    `name` in the meaning is the part of the metric's name after the prefix.
+    """
 
     prefix: str
     unit: str

@@ -1,7 +1,7 @@
-"""The spool, metrics.jsonl: rank 0 appends a JSON line per step, and any process reads a run's
-progress.
+"""The spool, metrics.jsonl. Rank 0 appends a JSON line per step, by which any process can read the
+run's progress.
 
-Standard library only: the batch script's helper reads it outside of a container
+Standard library only: the batch script's helper reads the spool outside of a container
 (job/batch_script.py).
 """
 
@@ -22,8 +22,9 @@ logger = logging.getLogger(__name__)
 
 
 class Spool:
-    """Writer of a run's metrics. If it cannot write, as on a full disk, metrics are lost and the
-    run continues.
+    """Writer of a run's metrics.
+
+    If the file cannot be written, as on a full disk, metrics are lost and the run continues.
 
     Args:
         enabled: True on rank 0; on other ranks, nothing is written.
@@ -34,7 +35,7 @@ class Spool:
         if enabled:
             is_incomplete = layout.has_incomplete_last_line(path)
             self._file = path.open("a", encoding="utf-8")
-            if is_incomplete:  # as after a kill: the next record needs a line of its own
+            if is_incomplete:  # a kill interrupted a write; the next record needs a line of its own
                 self._file.write("\n")
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -42,7 +43,7 @@ class Spool:
 
         Args:
             step: number of completed optimizer steps; 0 is before the first.
-            values: by name of the metric.
+            values: values by metric name.
         """
         if self._file is None:
             return
