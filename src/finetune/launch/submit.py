@@ -1,8 +1,9 @@
-"""`submit(points)`, the only way to start runs: a plain run passes one point, a sweep all of them.
+"""Submit new runs, and resume or retry earlier ones.
 
-All points are checked, frozen in run folders (freeze.py), and then started on this machine
-(local.py) or submitted to Slurm as one array (slurm.py). A job reads only its run folder
-(job/rank.py), so editing a recipe afterwards changes nothing.
+A single run is one point, a sweep several. All points are checked, and each is frozen in a run
+folder (freeze.py). Then they are started on this machine (local.py) or submitted to Slurm as one
+job array (slurm.py). A job reads only its run folder (job/rank.py), so a later edit of a recipe
+does not affect it.
 """
 
 from __future__ import annotations
@@ -49,14 +50,19 @@ from finetune.training.schedule import Schedule, describe_lr_jump
 
 
 def submit(points: list[TrainConfig], sweep: Sweep | None = None) -> list[RunFolder]:
-    """Check and freeze all points, then start them: on this machine in turn, on Slurm as one array.
+    """Check all points, freeze each in a run folder, and start them or submit them to Slurm.
+
+    On this machine, they run one after the other. In Slurm, they are one job array.
 
     Args:
-        sweep: the sweep that the points belong to, if any.
+        sweep: the sweep that the points belong to; None for a single run.
+
+    Returns:
+        the run folders.
 
     Raises:
-        UserError, NotFoundError: a point is wrong, or Slurm refuses. Nothing was started, and no
-            files remain.
+        UserError, NotFoundError: a point is wrong, or Slurm refuses. No run was started, and no run
+            folder is left.
     """
     frozen = [point.with_absolute_paths() for point in points]
     on_slurm, after = _check(frozen)
@@ -81,7 +87,7 @@ def dry_run(points: list[TrainConfig], sweep: Sweep | None = None) -> str:
     """Check every point as `submit` does, without writing anything.
 
     Returns:
-        the batch script that would be submitted, or a description of the start on this machine.
+        the batch script that would be submitted; or, without Slurm, a description of the start.
 
     Raises:
         UserError, NotFoundError: a point is wrong, or Slurm refuses.
@@ -102,7 +108,10 @@ def dry_run(points: list[TrainConfig], sweep: Sweep | None = None) -> str:
     size = min(len(frozen), places.largest_array(frozen[0].cluster))
     if size < len(frozen):
         number = -(-len(frozen) // size)
-        message = f"{len(frozen)} points: {number} arrays of {size} points at most; this is the first"
+        message = (
+            f"{len(frozen)} points: {number} arrays of at most {size} points; "
+            f"the script of the first array follows"
+        )
         print(message, file=sys.stderr)  # noqa: T201
     return slurm.render_script(frozen[0].cluster, name, job_folder, code, size)
 
@@ -111,8 +120,8 @@ def _check(points: list[TrainConfig]) -> tuple[bool, str | None]:
     """Check that the points can run. Nothing is written.
 
     Returns:
-        True if the points go to Slurm's queue, and the id of the job that builds their corpus, if
-        it is still to be built.
+        whether the points are submitted to Slurm's queue; and the id of the job that builds their
+        corpus, or None if the corpus exists.
 
     Raises:
         UserError, NotFoundError: a point is wrong, or Slurm refuses.
@@ -133,7 +142,7 @@ def _check(points: list[TrainConfig]) -> tuple[bool, str | None]:
 
 
 def _print_sweep(sweep: Sweep, num_points: int) -> None:
-    # A sweeper that learns from results submits several batches; then each run is named as it
+    # A sweeper that learns from results submits several batches. Each run is then printed as it
     # starts.
     if sweep.first or num_points < 2:
         return
@@ -145,31 +154,34 @@ def _print_sweep(sweep: Sweep, num_points: int) -> None:
 
 
 def resume(run: RunFolder, overrides: list[str]) -> None:
-    """Resume a run from its newest good checkpoint; a completed run needs more steps.
+    """Resume a run from its newest intact checkpoint. A completed run must be given more steps.
 
     Args:
         overrides: settings to change, such as cluster.ranks_per_node=2 (see CHANGEABLE in
             config/train.py).
 
     Raises:
-        UserError: the run is queued or running; it is completed and gets no more steps; its
-            checkpoints were removed; or a setting must not change.
+        UserError: the run is queued or running; it is completed and is given no more steps; its
+            checkpoints were removed; its inputs have changed; a setting must not be changed; or
+            Slurm refuses.
     """
     (now,) = observe.observe([run])
     config = configuration.apply_overrides(run.config(), overrides)
     if now.state == RunState.COMPLETED and not _has_more_steps(run, config):
         more = 2 * max(1, _steps_done(run))
         raise UserError(
-            f"run {run.id} is completed; give it more steps, such as max_steps={more}, "
+            f"run {run.id}: is completed; give it more steps, such as max_steps={more}, "
             f"or start a new run from it with model=run:{run.id}"
         )
     if now.alive:
         raise UserError(
-            f"run {run.id} is in use: it is {now.describe()}; `finetune cancel {run.id}` stops it"
+            f"run {run.id}: is in use ({now.describe()}); wait for its end, or stop it with "
+            f"`finetune cancel {run.id}`"
         )
-    if run.summary() and not run.has_checkpoint:  # it would start from step 0 and overwrite its result
+    # Without a checkpoint, a completed run would start from step 0 and overwrite its result.
+    if run.summary() and not run.has_checkpoint:
         raise UserError(
-            f"run {run.id} has no checkpoint left to resume from; "
+            f"run {run.id}: has no checkpoint to resume from; "
             f"start a new run from it with model=run:{run.id}"
         )
     _check_inputs(run, config)
@@ -184,7 +196,7 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
 
 
 def _warnings_of_resume(run: RunFolder, config: TrainConfig) -> Iterator[str]:
-    """Yield warnings about a resumed run: repeated steps, a jump of the learning rate."""
+    """Yield warnings about a run that is resumed: repeated steps, a jump of the learning rate."""
     newest = next(iter(layout.list_checkpoints(run.checkpoints)), None)
     state = checkpoint_files.read_state(newest) if newest else None
     if newest is None or state is None:
