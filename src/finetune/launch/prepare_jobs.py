@@ -462,7 +462,7 @@ _REQUEUE = [
 ]
 _RERUN_IN_PLACE = [  # for sites that forbid requeue
     f"for (( again = 0; again < {MAX_RESTARTS} && code == 137; again++ )); do",
-    '  echo "job $SLURM_ARRAY_TASK_ID: a task was killed: it is run again" >&2',
+    '  echo "job $SLURM_ARRAY_TASK_ID: a task was killed: the steps are run again" >&2',
     "  steps; code=$?",
     "done",
 ]
