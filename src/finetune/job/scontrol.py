@@ -47,7 +47,7 @@ def scontrol(*arguments: str, check: bool = False) -> str:
 
 
 def memory_used(job: str) -> str:
-    """Return a description of the memory that a job used, from Slurm's accounting.
+    """Return a description of the memory that a job's largest task used, from Slurm's accounting.
 
     Return "" if there is no accounting, or it does not answer.
     """
