@@ -317,7 +317,8 @@ def compare(run: RunFolder, undisturbed: RunFolder, outcome: Outcome) -> None:
         mine = metric_by_step(run, key)
         theirs = metric_by_step(undisturbed, key)
         if mine.keys() != theirs.keys():
-            outcome.faults.append(f"{key}: only one run has it at steps {sorted(mine.keys() ^ theirs.keys())}")
+            only_one = sorted(mine.keys() ^ theirs.keys())
+            outcome.faults.append(f"{key}: only one run has it at steps {only_one}")
             continue
         outcome.difference = max(outcome.difference, *(abs(mine[step] - theirs[step]) for step in mine))
     if not outcome.difference <= LOSS_TOLERANCE:
@@ -432,7 +433,7 @@ def table(outcomes: list[Outcome]) -> str:
 
 
 def run_all(boxes: list[Sandbox], chosen: list[str], times: int, seed: int) -> list[Outcome]:
-    """Run the chosen events. Each cluster has one run at a time, so an event disturbs only that run.
+    """Run the chosen events. Each cluster has one run at a time, so an event disturbs only one run.
 
     Args:
         times: number of runs for each event; those of LIMITS run once.

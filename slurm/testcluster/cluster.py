@@ -60,7 +60,7 @@ def missing_programs() -> list[str]:
 
 
 def unavailable_reason() -> str | None:
-    """Return why the cluster cannot run on this machine; None if it can, perhaps after `install`."""
+    """Return why the cluster cannot run on this machine; None if it can, once installed."""
     if sys.platform != "linux":
         return "the test cluster needs Linux"
     if os.geteuid() != 0:
@@ -111,7 +111,7 @@ class Cluster:
 
     @property
     def node_local(self) -> Path:
-        """A folder that each node has for itself, while the nodes share all others of the machine."""
+        """A folder that each node has for itself. The nodes share all other folders."""
         return self.base / "node-local"
 
     # --- up and down ----------------------------------------------------------------------------
@@ -250,8 +250,8 @@ class Cluster:
             "ctld_port": 21000 + slot,
             "dbd_port": 20000 + slot,
             "db_port": 22000 + slot,
-            # Job ids differ at each start of the cluster. So a job does not find files of an earlier
-            # job with the same id.
+            # Job ids differ at each start of the cluster. So a job does not find files of an
+            # earlier job with the same id.
             "first_job_id": 1000 + int(time.time()) % 50_000_000,
         }
         partitions = "\n".join(partition.line() for partition in self.layout.partitions)

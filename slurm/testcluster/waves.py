@@ -3,9 +3,9 @@
     python -m slurm.testcluster.waves                          300 points with a limit of 20
     python -m slurm.testcluster.waves --points 12 --limit 1    `finetune status` submits each point
 
-Submission, queue and batch scripts are real. Instead of ranks, the jobs start a program that records
-its start and soon succeeds, because 300 trainings would take hours. Each point must start exactly
-once.
+Submission, queue and batch scripts are real. Instead of ranks, the jobs start a program that
+records its start and soon succeeds, because 300 trainings would take hours. Each point must start
+exactly once.
 """
 
 from __future__ import annotations

@@ -211,7 +211,7 @@ def _close_last_attempt(run: Path, earlier: list[Attempt], job: Job) -> int | No
 
 
 def _add_dead_nodes(run: Path, last: Attempt) -> None:
-    """Correct the recorded cause of an attempt's end if one of its nodes has turned out to be dead."""
+    """Correct the recorded end of an attempt if one of its nodes has turned out to be dead."""
     assert last.ending is not None
     if last.ending.cause not in (EndingCause.DIED, EndingCause.KILLED):
         return
@@ -222,7 +222,7 @@ def _add_dead_nodes(run: Path, last: Attempt) -> None:
 
 
 def _blame_dead_nodes(ending: Ending, attempt: Attempt) -> Ending:
-    """Return the ending with the attempt's dead nodes as its cause, or unchanged if none is dead."""
+    """Return the ending, with the attempt's dead nodes as its cause if there are any."""
     dead = dead_nodes(attempt.nodes, attempt.time)
     if not dead:
         return ending
@@ -328,7 +328,7 @@ def _restart(run: Path, job: Job, last: Attempt, ending: Ending, reason: str) ->
 
 
 def _resubmit_or_release(run: Path, job: Job, last: Attempt, excluded: list[str]) -> None:
-    """Submit the job again, unless `guard` has done so. Release a job that `guard` has left held."""
+    """Submit the job again, unless `guard` has done so. Release a job that `guard` left held."""
     with resubmit_lock(run, job):
         submitted = attempts.read(run)[-1].next_job
         if submitted is None:

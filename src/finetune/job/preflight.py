@@ -185,9 +185,9 @@ def _check_sums(world: World, nodes: list[str]) -> None:
         suspects = find_suspects(world.all_gather_object(_wrong_broadcasts(world)), nodes)
     if not suspects:
         raise UserError(
-            f"preflight: all-reduces over {len(set(nodes))} nodes gave wrong sums ({max(counts)} wrong numbers "
-            f"on a rank), and no single node is at fault, so the network library corrupts data; set your "
-            f"site's documented NCCL variables in cluster.env_many_nodes, or NCCL_PROTO=^LL128 there"
+            f"preflight: all-reduces over {len(set(nodes))} nodes gave wrong sums ({max(counts)} wrong "
+            f"numbers on a rank), and no single node is to blame, so the network library corrupts data; "
+            f"set your site's documented NCCL variables in cluster.env_many_nodes, or NCCL_PROTO=^LL128 there"
         )
     named = ", ".join(sorted(suspects))
     message = f"{named}: all-reduces over the network gave wrong sums ({max(counts)} wrong numbers on a rank)"
@@ -197,7 +197,7 @@ def _check_sums(world: World, nodes: list[str]) -> None:
 def _values(rank: int, size: int, device: torch.device) -> torch.Tensor:
     """Return a rank's numbers for the check: integers as float32.
 
-    They differ by rank, and are so small that float32 holds the sum over thousands of ranks exactly.
+    They differ by rank. They are so small that float32 holds the sum of thousands of ranks exactly.
     """
     import torch
 
@@ -212,7 +212,7 @@ def _wrong_sums(world: World, size: int) -> int:
 
 
 def _wrong_broadcasts(world: World) -> list[bool]:
-    """Do a broadcast from each rank; return a list, by sending rank, of True if it arrived wrong."""
+    """Do a broadcast from each rank; return, by sending rank, whether it arrived wrong here."""
     wrong = []
     size = NUM_VALUES[world.device.type][-1]
     for source in range(world.size):

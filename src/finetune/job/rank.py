@@ -112,8 +112,8 @@ def _prepare_environment(config: TrainConfig, environment: submitit.JobEnvironme
     if environment.cluster == "slurm":
         # A value with \$ is expanded inside the container, which has already been done.
         ours = {key: value for key, value in config.cluster.env.items() if "\\$" not in value}
-        # The batch script has set these already. But srun overrides CUDA_VISIBLE_DEVICES, by which a
-        # profile can hide GPUs.
+        # The batch script has set these already. But srun overrides CUDA_VISIBLE_DEVICES, by which
+        # a profile can hide GPUs.
         os.environ.update({key: os.path.expandvars(value) for key, value in ours.items()})
         os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
         return

@@ -52,7 +52,7 @@ class QueuedJob:
 
     @property
     def will_end(self) -> bool:
-        """True if the job will still run the last lines of its batch script, which submit points."""
+        """True if the end of its batch script, which submits waiting points, is still to run."""
         return self.state != JobState.COMPLETING and not self.is_held
 
 

@@ -1,6 +1,6 @@
 """Files of a sweep that has more points than Slurm accepts at a time.
 
-    runs/sweeps/<id>/<n>/waves.json                the rules for submission; exists while points wait
+    runs/sweeps/<id>/<n>/waves.json                rules for submission; exists while points wait
     runs/sweeps/<id>/<n>/waiting/<index>           a point that waits; contains its run's id
     runs/sweeps/<id>/<n>/claimed/<job>_<index>     the same file, while the point's job is held
     runs/sweeps/<id>/<n>/submitted/<job>_<index>   the same file, after the job's release
@@ -147,7 +147,7 @@ class SweepSubmission:
         layout.write_json(self.folder / layout.WAVES, asdict(plan))
 
     def withdraw(self, index: int) -> bool:
-        """Withdraw a waiting point, so that it is never submitted; return False if it did not wait."""
+        """Withdraw a waiting point, so that it is never submitted. False: it was not waiting."""
         with contextlib.suppress(FileNotFoundError):
             (self.folder / WAITING / str(index)).unlink()
             return True
@@ -310,7 +310,7 @@ class SweepSubmission:
         return [self.run(index_of(task)) for task in tasks if task.startswith(f"{newest}_")]
 
     def problem(self) -> str:
-        """Return why Slurm refused the last array, or why the points are paused; "" without cause."""
+        """Return why Slurm refused the last array, or why the points are paused; "" if unknown."""
         with contextlib.suppress(FileNotFoundError):
             return (self.folder / PROBLEM).read_text(encoding="utf-8").strip()
         return ""
@@ -367,7 +367,7 @@ class Point:
 
 
 def waiting_points(runs_dir: Path) -> dict[str, Point]:
-    """Return, by run id, all points without a released job. Points of paused sweeps are included."""
+    """Return, by run id, all points without a released job, including those of paused sweeps."""
     found = {}
     for name in (layout.WAVES, PAUSED):
         for path in (runs_dir / layout.SWEEPS).glob(f"*/*/{name}"):

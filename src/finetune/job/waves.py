@@ -1,9 +1,9 @@
 """Submit large sweeps in waves, whenever Slurm accepts more jobs of the user.
 
 Each job of the runs folder calls `submit_waiting` when it ends (job/batch_script.py). So do
-`finetune status`, `finetune retry`, `finetune cancel` and wait=true. A rename (wave_files.py) decides
-which process submits a point. The lock in this module only prevents two processes from using the
-same free place in the queue.
+`finetune status`, `finetune retry`, `finetune cancel` and wait=true. A rename (wave_files.py)
+decides which process submits a point. The lock in this module only prevents two processes from
+using the same free place in the queue.
 
 This module also runs on the batch host, outside any container. It uses only the standard library
 and Python 3.8.
@@ -88,7 +88,7 @@ def _submit_once(runs_dir: Path, ending: str) -> tuple[int, bool]:
 
 
 def submitting_jobs(jobs: list[QueuedJob], runs_dir: Path) -> list[QueuedJob]:
-    """Return the jobs whose run is in `runs_dir`, and which will submit waiting points at their end."""
+    """Return the jobs of runs in `runs_dir` that will submit waiting points at their end."""
     return [job for job in jobs if job.will_end and _is_under(job.command, runs_dir)]
 
 
@@ -97,7 +97,7 @@ def _is_under(command: str, folder: Path) -> bool:
 
 
 def _record_ending(runs_dir: Path, ending: str, jobs: list[QueuedJob]) -> set[str]:
-    """Record that the job `ending` is about to end; return the ids of all such jobs in the queue."""
+    """Record that a job is about to end; return the ids of all such jobs in the queue."""
     folder = runs_dir / SWEEPS / ENDING
     folder.mkdir(exist_ok=True)
     (folder / ending).touch()

@@ -84,8 +84,8 @@ def _check_architecture(cluster: ClusterConfig) -> None:
     if there and there != platform.machine() and cluster.python is None:
         example = cluster.site.python_example or "apptainer exec --nv IMAGE python3"
         raise UserError(
-            f"cluster.python: must be set, because {cluster.name}'s compute nodes are {there} and this Python "
-            f"is for {platform.machine()}; set the command of a Python for {there}, such as "
+            f"cluster.python: must be set, because {cluster.name}'s compute nodes are {there} and this "
+            f"Python is for {platform.machine()}; set the command of a Python for {there}, such as "
             f"cluster.python='{example}'"
         )
 
@@ -175,8 +175,8 @@ def _check_own_python(cluster: ClusterConfig) -> list[str]:
     loaded = ", ".join(filter(None, os.environ.get("LOADEDMODULES", "").split(":"))) or "none"
     first = ", ".join(f"`module {command}`" for command in _module_commands(cluster))
     raise UserError(
-        f"cluster.modules: this Python ({sys.executable}) does not start after {first}, which jobs run first; "
-        f"set the modules that it needs, such as cluster.modules=['load Python/3.11'] "
+        f"cluster.modules: this Python ({sys.executable}) does not start after {first}, which jobs run "
+        f"first; set the modules that it needs, such as cluster.modules=['load Python/3.11'] "
         f"(loaded in this shell: {loaded})"
     )
 
@@ -257,7 +257,7 @@ def check_partition(cluster: ClusterConfig, key: str = "cluster") -> list[str]:
 
 
 def _minutes(limit: str) -> float:
-    """Return a time limit in minutes, from Slurm's [days-]hours:minutes:seconds; infinity if none."""
+    """Return Slurm's [days-]hours:minutes:seconds as minutes; infinity for any other text."""
     found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
     if not found:
         return math.inf

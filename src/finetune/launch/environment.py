@@ -164,7 +164,7 @@ def _exports(variables: dict[str, str]) -> list[str]:
 
 
 def _quote(value: str) -> str:
-    r"""Quote a value for the shell. Variables such as $SLURM_JOB_ID are still expanded; \$ is not."""
+    r"""Quote a value for the shell. Variables such as $SLURM_JOB_ID are expanded; \$ is not."""
     escaped = re.sub(r'(["`]|\\(?!\$))', r"\\\1", value)
     if "$" in value:
         return f'"{escaped}"'
@@ -173,7 +173,7 @@ def _quote(value: str) -> str:
 
 @cache
 def profiles() -> dict[str, ClusterConfig]:
-    """Return all Slurm profiles by name; unset accounts and Pythons are filled with the examples."""
+    """Return all Slurm profiles by name. The site's examples stand in for an account and Python."""
     found = {}
     for path in sorted((conf_dir() / "cluster").glob("*.yaml")):
         node = OmegaConf.load(path)

@@ -79,7 +79,7 @@ class Interrupts:
 
     @contextlib.contextmanager
     def direct_to(self, run: RunFolder, controller: Controller) -> Iterator[None]:
-        """Make Ctrl-C stop this run. A Ctrl-C that came before, while the run started, counts too."""
+        """Make Ctrl-C stop this run. An earlier Ctrl-C, while the run started, counts too."""
         self._watched = (run, controller)
         if self.pressed:
             self._stop(run)
@@ -91,7 +91,7 @@ class Interrupts:
     def _handle(self, number: int, frame: Any) -> None:
         self.pressed += 1
         if self._watched is None:
-            # Between two runs there is no run to stop, and the next start takes too long to wait for.
+            # Between two runs there is no run to stop, and the next start may take too long.
             if self.pressed > 1:
                 raise KeyboardInterrupt
             return
@@ -189,9 +189,9 @@ def _sync(run: RunFolder, console: Console) -> None:
 
 
 class _RankWatch:
-    """Watch on a job's ranks. If one has died and the others run on, it ends them after 30 s.
+    """A watch on a run's ranks: 30 s after one has died, it ends the others.
 
-    The others would wait for the dead rank in a collective.
+    They would otherwise wait for the dead rank in a collective.
     """
 
     def __init__(self, controller: Controller, num_ranks: int) -> None:

@@ -154,7 +154,7 @@ def check_writable(folder: Path) -> None:
 
 
 def new_id(name: str) -> str:
-    """Return a new id, `<name>-<date>-<time>-<hex>`. In rare cases it is taken: see claim_folder."""
+    """Return a new id, `<name>-<date>-<time>-<hex>`. It may be taken already: see claim_folder."""
     return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 

@@ -150,7 +150,7 @@ def submit_waiting_points(runs_dir: Path, quiet: bool = False, pause: bool = Tru
 
 
 def _is_cancelled(submission: SweepSubmission, jobs: list[QueuedJob]) -> bool:
-    """Return whether the jobs that were submitted last for a sweep were all cancelled with scancel."""
+    """Return whether the jobs of a sweep's last submission were all cancelled with scancel."""
     if any(job.name == submission.plan.name for job in jobs):
         return False
     last = observe.observe([RunFolder(path) for path in submission.last_wave() if path.is_dir()])

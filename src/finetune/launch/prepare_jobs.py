@@ -452,8 +452,8 @@ run() {  # arguments: the step, its tasks per job, its total number of tasks
   return $worst
 }""".splitlines()
 
-# Exit code 137: a task was killed by SIGKILL. If Slurm itself ends a job (cancelled, time limit), it
-# sends SIGTERM first. After `scontrol requeue`, Slurm ends this script.
+# Exit code 137: a task was killed by SIGKILL. If Slurm ends a job on purpose (cancelled, time
+# limit), it sends SIGTERM first. After `scontrol requeue`, Slurm ends this script.
 _REQUEUE = [
     f'if [ $code -eq 137 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {MAX_RESTARTS} ]; then',
     '  echo "job $SLURM_ARRAY_TASK_ID: a task was killed: requeued" >&2',

@@ -52,7 +52,7 @@ class Executor(submitit.LocalExecutor):  # type: ignore[misc]
 
 
 class Controller(local.Controller):  # type: ignore[misc]
-    """submitit's controller of local ranks. It also records each rank's exit status when it ends."""
+    """submitit's controller of local ranks. It also records the exit status of each rank."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)

@@ -193,14 +193,14 @@ def _write_waiting(blocks: dict[Path, list[RunFolder]], job_id: str, count: int,
 
 
 def _queue() -> list[slurm_queue.QueuedJob]:
-    """Return this user's jobs in the queue; none if squeue fails, as sbatch checks the limits too."""
+    """Return this user's jobs in the queue; none if squeue fails: sbatch checks the limits, too."""
     with contextlib.suppress(CommandError):
         return slurm_queue.queue()
     return []
 
 
 def _write_files(runs: list[RunFolder], folder: Path, name: str, code: Path, *, is_array: bool) -> None:
-    """Write the files of a submission: the batch script, and an array's links to the run folders."""
+    """Write a submission's files: the batch script, and the links to the runs of an array."""
     folder.mkdir(parents=True, exist_ok=True)
     if is_array:
         (folder / POINTS).mkdir()
@@ -343,7 +343,7 @@ _END_TIME = [
 
 
 def _host_python_lines(cluster: ClusterConfig) -> list[str]:
-    """Return the line that ends the job if the Python of job/batch_script.py is missing or too old."""
+    """Return a line that ends the job if job/batch_script.py lacks a Python, or it is too old."""
     if not uses_host_python(cluster):
         return [check_line()]
     fault = (

@@ -181,8 +181,7 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
     # Without a checkpoint, a completed run would start from step 0 and overwrite its result.
     if run.summary() and not run.has_checkpoint:
         raise UserError(
-            f"run {run.id}: has no checkpoint to resume from; "
-            f"start a new run from it with model=run:{run.id}"
+            f"run {run.id}: has no checkpoint to resume from; start a new run from it with model=run:{run.id}"
         )
     _check_inputs(run, config)
     check_no_secrets(config)
@@ -448,5 +447,5 @@ def _check_together(points: list[TrainConfig]) -> None:
 
 
 def _distinct_inputs(points: list[TrainConfig]) -> Iterable[TrainConfig]:
-    """Return one point for each distinct pair of corpus and base, to compute checksums only once."""
+    """Return one point for each distinct pair of corpus and base, which are checked only once."""
     return {repr((point.data, point.model)): point for point in points}.values()

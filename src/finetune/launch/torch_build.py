@@ -51,7 +51,7 @@ class TorchBuild:
 
     @property
     def oldest_architecture(self) -> int:
-        """The lowest compute capability that this official build supports; 75 is written for 7.5."""
+        """The lowest compute capability that this official build supports; 75 means 7.5."""
         assert self.cuda is not None
         if self.cuda < (12, 8) and self.release <= LAST_WITH_OLDER:
             return 50
