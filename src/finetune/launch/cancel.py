@@ -206,7 +206,7 @@ def _checkpoints(run: RunFolder) -> list[Path]:
 
 
 def _export_used_by(run: RunFolder) -> Path | None:
-    """Return the export of another run that this run has as its base; None if it has none."""
+    """Return the export that is this run's base; None if its base is not an export of a run."""
     with contextlib.suppress(ValueError, OSError):
         config = run.config()
         name, step = split_step((config.model.path or "").removeprefix(RUN_PREFIX))

@@ -25,7 +25,7 @@ LOCAL_CACHES = {
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TORCH_EXTENSIONS_DIR": "torch-extensions",
 }
-# /etc/profile may reset PATH. The programs on the submitting shell's PATH must still come first.
+# /etc/profile may reset PATH. The folders of the earlier PATH must still come first.
 FIND_MODULE = (
     "type module > /dev/null 2>&1 || { shell_path=$PATH; source /etc/profile; PATH=$shell_path:$PATH; }"
 )

@@ -62,7 +62,7 @@ def host_python(cluster: ClusterConfig) -> str:
 
 
 def uses_host_python(cluster: ClusterConfig) -> bool:
-    """Return whether cluster.host_python is needed, because the job's may be in a container."""
+    """Return whether cluster.host_python is used, as the job's Python may be in a container."""
     return cluster.python is not None or container() is not None
 
 

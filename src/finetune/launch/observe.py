@@ -25,7 +25,7 @@ from finetune.runs.state import (
 )
 
 UNKNOWN = ""
-CANCELLED = str(RunState.CANCELLED)  # the reason if only Slurm knows that a run was cancelled
+CANCELLED = str(RunState.CANCELLED)  # the reason of a run that was cancelled with Slurm's scancel
 SECONDS = 15  # time limit of a Slurm command
 
 
