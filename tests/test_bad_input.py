@@ -64,7 +64,7 @@ def refuse(
         ([*TRAIN, "--lr", "1e-4"], ["unknown option --lr", "lr=1e-4"]),
         ([MODEL, FULL, "corpus=høringer"], ["corpora/høringer"]),
         ([*TRAIN, "data.include_sources=[letters,høring]"], ["unknown source høring"]),
-        ([*TRAIN, "lr=1e-4,2e-4", "-m", "detach=true"], ["detach=true: with a sweep"]),
+        ([*TRAIN, "lr=1e-4,2e-4", "-m", "detach=true"], ["detach=true: cannot be used for a sweep"]),
         ([*TRAIN, "lr=fast"], ["lr:", "fast", "is not a number"]),
         ([*TRAIN, "lr=-1"], ["lr is -1", "above 0"]),
         ([*TRAIN, "lr=1e-4,2e-4"], ["lr=1e-4,2e-4", "-m"]),
@@ -376,4 +376,4 @@ def test_a_run_folder_in_use_is_refused(
     with run.lock, pytest.raises(SystemExit) as ended:
         cli.main(["resume", "mine"])
     assert ended.value.code == 2
-    assert "run mine is in use" in capsys.readouterr().err
+    assert "run mine: is in use by another process" in capsys.readouterr().err

@@ -49,7 +49,7 @@ def test_secrets_are_removed_from_provenance() -> None:
     ],
 )
 def test_a_config_with_a_secret_is_refused(settings: dict[str, object], key: str) -> None:
-    with pytest.raises(ValueError, match=f"^{re.escape(key)}: contains what looks like a secret"):
+    with pytest.raises(ValueError, match=f"^{re.escape(key)}: seems to contain a secret"):
         freeze.check_no_secrets(config(**settings))
     freeze.check_no_secrets(
         config(cluster=ClusterConfig(env={"TOKENIZERS_PARALLELISM": "false", "PASSED": "1"}))

@@ -56,7 +56,7 @@ def test_a_run_on_another_machine_is_ended_only_there(make: Callable[..., RunFol
     innocent = sleeper()
     run = make(files=started(innocent.pid, "elsewhere"))
     run.metrics.touch()
-    message = "run mine: it is running on elsewhere; run `finetune cancel --now mine` there"
+    message = "run mine: is running on elsewhere; run `finetune cancel --now mine` there"
     with pytest.raises(ValueError, match=message):
         list(end.cancel([run], now=True))
     assert innocent.poll() is None
@@ -263,14 +263,14 @@ COMPLETED = {"outcome": {"state": "completed"}, "summary": {"steps": 6}}
 def test_more_epochs_do_not_extend_a_run_with_max_steps(make: Callable[..., RunFolder]) -> None:
     run = make(files=COMPLETED, max_steps=6)
     (run.checkpoints / "step-00000006").mkdir(parents=True)
-    with pytest.raises(ValueError, match="run mine is completed; give it more steps, such as max_steps=12"):
+    with pytest.raises(ValueError, match="run mine: is completed; give it more steps, such as max_steps=12"):
         submit.resume(run, ["num_epochs=8"])
     assert run.config().num_epochs == 1
 
 
 def test_a_completed_run_without_checkpoints_cannot_be_extended(make: Callable[..., RunFolder]) -> None:
     run = make(files=COMPLETED, max_steps=6)
-    message = "run mine has no checkpoint left to resume from; start a new run from it"
+    message = "run mine: has no checkpoint to resume from; start a new run from it"
     with pytest.raises(ValueError, match=message):
         submit.resume(run, ["max_steps=12"])
     assert run.config().max_steps == 6

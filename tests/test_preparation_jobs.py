@@ -142,7 +142,7 @@ def test_a_job_exits_with_the_worst_code_of_its_tasks_where_137_is_the_least(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"architecture": OTHER}, "cluster.prepare.python: must be set, as nodes for preparations are "),
+        ({"architecture": OTHER}, "cluster.prepare.python: must be set, because nodes for preparations are "),
         (
             {"account": "me"},
             "cluster.prepare.account: 'me' is not an account of olivia; set one like nn9999k",
@@ -179,9 +179,7 @@ def test_invalid_settings_of_preparations_are_refused(settings: dict[str, object
 
 def test_a_secret_for_preparations_is_refused() -> None:
     cluster = ClusterConfig(prepare=PrepareJobs(env={"HF_TOKEN": "x"}))
-    with pytest.raises(
-        ValueError, match=r"^cluster\.prepare\.env\.HF_TOKEN: contains what looks like a secret"
-    ):
+    with pytest.raises(ValueError, match=r"^cluster\.prepare\.env\.HF_TOKEN: seems to contain a secret"):
         freeze.check_no_secrets(cluster, "cluster")
 
 

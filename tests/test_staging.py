@@ -94,7 +94,7 @@ def test_a_damaged_copy_blames_the_node(
     shard = next((broken / "train").glob("*.arrow"))
     shard.write_bytes(shard.read_bytes()[:-100] + bytes(100))
     with (
-        pytest.raises(PreflightError, match="n3 could not copy the corpus") as fault,
+        pytest.raises(PreflightError, match="n3: the corpus could not be copied") as fault,
         stage_corpus(config_of(broken, str(tmp_path / "disk")), run, SINGLE),
     ):
         pass

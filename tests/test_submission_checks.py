@@ -137,7 +137,8 @@ def test_an_old_python_on_the_host_is_refused_with_the_remedy(
     stub("sites-python3", OLD)
     cluster = replace(profiles()[profile], host_python="sites-python3")
     with pytest.raises(
-        ValueError, match=r"^cluster\.host_python: sites-python3 is Python 3\.6\.15 here, .* name a newer one"
+        ValueError,
+        match=r"^cluster\.host_python: sites-python3 is Python 3\.6\.15 here; .* set a newer one, such as",
     ):
         checks.check(cluster, 1)
 
@@ -153,7 +154,7 @@ def test_the_login_nodes_python_is_not_tried_for_another_architecture(stub: Stub
 def test_a_host_without_python_is_refused_with_the_remedy(stub: Stub) -> None:
     with pytest.raises(
         ValueError,
-        match=r"^cluster\.host_python: python3 is not on this host, .* \(cluster\.host_python=python3\.11\)",
+        match=r"^cluster\.host_python: python3 is not on this host; .* as cluster\.host_python=python3\.11",
     ):
         checks.check(replace(saga(), host_python="python3"), 1)
 
@@ -269,10 +270,16 @@ UNFIT = [
         "Pascal",
         "saga",
         "2.13.0+cu130",
-        "the GPUs of saga are sm_60, which this Python's torch 2.13.0+cu130 does not support",
+        "this Python's torch 2.13.0+cu130 does not support sm_60, the GPUs of saga",
     ),
-    Build("Volta", "ex3", "2.12.0+cu128", "the GPUs of ex3 are sm_70"),
-    Build("a GPU type", "idun", "2.13.0+cu130", "the GPUs of idun are sm_70", settings={"gpu_type": "v100"}),
+    Build("Volta", "ex3", "2.12.0+cu128", "does not support sm_70, the GPUs of ex3"),
+    Build(
+        "a GPU type",
+        "idun",
+        "2.13.0+cu130",
+        "does not support sm_70, the GPUs of idun",
+        settings={"gpu_type": "v100"},
+    ),
     Build("for CPUs", "saga_a100", "2.13.0+cpu", "this Python's torch 2.13.0+cpu is a build for CPUs"),
 ]
 OF_THE_JOB = "support of the job's torch for sm_60, the GPUs of saga"

@@ -1,10 +1,10 @@
 """Disturb runs on the test cluster at random moments; compare each with an undisturbed run.
 
-    make chaos      every event three times, 12 to 30 minutes on two idle cores
+    make chaos      each event three times; takes 12 to 30 minutes on two idle cores
     python -m slurm.testcluster.chaos --times 1 --only "kill -9 of a rank"
 
-A disturbed run must end by itself with the same documents in every step and the same losses as the
-undisturbed one. The table shows the steps that were repeated, the seconds without a step, and the
+A disturbed run must complete without help, with the same documents in each step and the same losses
+as the undisturbed run. The table shows the repeated steps, the seconds without training, and the
 number of requeues.
 """
 
@@ -36,8 +36,8 @@ from slurm.testcluster.cluster import Cluster
 LOSS_TOLERANCE = 1e-4
 STEPS, EVALUATE_EVERY, FAULT_STEP = 30, 8, 12
 LEAD_SECONDS, TIMEOUT_MIN = 20, 20
-LIMIT_PERIOD = 30  # seconds between two checks of time limits by Slurm
-PATIENCE = 900.0  # seconds; on a busy machine, a rank takes a minute to start
+LIMIT_PERIOD = 30  # Slurm checks time limits at this interval, in seconds
+PATIENCE = 900.0  # time limit of each wait, in seconds; on a busy machine, a rank starts in a minute
 MODEL = {
     "model_type": "llama", "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
@@ -61,7 +61,7 @@ SETTINGS = [
     f"cluster.timeout_min={TIMEOUT_MIN}",
     f"cluster.signal_lead_s={LEAD_SECONDS}",
 ]
-# sitecustomize.py on the ranks' PYTHONPATH: plants a fault in rank 1 at a step.
+# The text of a sitecustomize.py, which each rank imports. It plants a fault in rank 1 at a step.
 FAULT = """\
 import os, sys, threading, time
 
@@ -86,19 +86,23 @@ HANG = 'os.path.exists(__file__ + ".hung") or (open(__file__ + ".hung", "w"), ti
 
 @dataclass
 class Sandbox:
-    """A folder with a corpus and a tiny model, and the cluster on which runs are trained."""
+    """A folder with a corpus and a tiny model, and the test cluster on which its runs train."""
 
     folder: Path
     cluster: Cluster
 
     def plant(self, fault: str, step: int) -> str:
-        """Plant a fault in rank 1 at a step; return the setting of a run that has it."""
+        """Write a fault for rank 1 at a step; return the setting with which a run has the fault.
+
+        Args:
+            fault: one line of Python code.
+        """
         folder = Path(tempfile.mkdtemp(dir=self.folder, prefix="fault-"))
         (folder / "sitecustomize.py").write_text(FAULT.format(step=step, fault=fault))
         return f"+cluster.env.PYTHONPATH={folder}"
 
     def finetune(self, *arguments: str) -> str:
-        """Run the command line and return its standard output."""
+        """Run `finetune` with arguments and return its standard output."""
         done = subprocess.run(
             [sys.executable, "-m", "finetune.cli.main", *arguments],
             cwd=self.folder,
@@ -128,20 +132,20 @@ class Sandbox:
         return str(submitted["job_id"])
 
     def queue_state(self, run: RunFolder) -> str:
-        """Return Slurm's state of the job, such as RUNNING; "" once it has left the queue."""
+        """Return Slurm's state of the job, such as RUNNING; "" after it has left the queue."""
         try:
             return self.cluster.slurm("squeue", "-h", "-j", self.job(run), "-o", "%T").strip()
         except (RuntimeError, subprocess.TimeoutExpired) as fault:
             has_left = "Invalid job id" in str(fault)
-            return "" if has_left else "unknown"  # unknown: the controller is away
+            return "" if has_left else "unknown"  # unknown: slurmctld does not answer
 
     def set_end(self, run: RunFolder, seconds: float) -> None:
-        """Move the end of a job's time to so many seconds from now."""
+        """Change the job's time limit so that it ends `seconds` from now."""
         end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + seconds))
         self.cluster.slurm("scontrol", "update", f"jobid={self.job(run)}", f"EndTime={end}")
 
     def restore_time_limit(self, run: RunFolder) -> None:
-        """Give a requeued job its full time limit again, which it would have without `set_end`."""
+        """Wait until the job is requeued, and undo the effect of `set_end` on its time limit."""
         wait_for(lambda: self.queue_state(run) == "PENDING", PATIENCE, "the job to be back in the queue")
         self.cluster.slurm("scontrol", "update", f"jobid={self.job(run)}", f"TimeLimit={TIMEOUT_MIN}")
 
@@ -149,7 +153,7 @@ class Sandbox:
         wait_for(lambda: self.queue_state(run) == "", seconds, f"the end of {run.path}")
 
     def ranks(self, run: RunFolder) -> dict[int, psutil.Process]:
-        """Return the training processes by rank."""
+        """Return the run's training processes, by rank."""
         found = {}
         for process in psutil.process_iter(["cmdline"]):
             arguments = process.info["cmdline"] or []
@@ -158,7 +162,7 @@ class Sandbox:
         return found
 
     def on_node(self, node: str, *command: str) -> str:
-        """Run a command where a node's own disk is visible, and return its output."""
+        """Run a command in a node's mount namespace, which has its own disk; return the output."""
         pid = (self.cluster.base / "run" / f"{node}.pid").read_text()
         enter = ["nsenter", "-t", pid, "-m"]
         return subprocess.run([*enter, *command], capture_output=True, text=True, check=True).stdout
@@ -172,21 +176,21 @@ def wait_for(condition: Callable[[], object], seconds: float, what: str, pause: 
         time.sleep(pause)
 
 
-# --- events: each disturbs a run that is training -----------------------------------------------
+# --- events, each of which disturbs a run while it trains ----------------------------------------
 
 
 def wait_for_step(run: RunFolder, step: int, chance: random.Random) -> None:
-    """Wait until the current attempt has done a step and a random part of the next."""
+    """Wait until the current attempt has done a step, and then for a random time up to 0.4 s."""
     wait_for(lambda: newest_step(run) >= step, PATIENCE, f"step {step} of {run.path}", pause=0.02)
     time.sleep(chance.uniform(0, 0.4))
 
 
 def time_limit(box: Sandbox, run: RunFolder, step: int, chance: random.Random) -> None:
-    """Let the job reach its time limit soon after a random moment.
+    """Let the job reach its time limit after a step.
 
-    The job's end is moved, as Slurm accepts limits only in whole minutes. Slurm checks limits every
-    half minute. The ranks, who would be done by then, are suspended until Slurm's signal resumes
-    them.
+    The job's end time is changed, because Slurm accepts a time limit only in whole minutes. Slurm
+    checks limits only every half minute. As the ranks would complete the run before that, they are
+    suspended until Slurm's signal resumes them.
     """
     wait_for_step(run, step, chance)
     for rank in box.ranks(run).values():
@@ -196,13 +200,13 @@ def time_limit(box: Sandbox, run: RunFolder, step: int, chance: random.Random) -
 
 
 def unannounced_limit(box: Sandbox, run: RunFolder, step: int, chance: random.Random) -> None:
-    """Reach the time limit while a rank hangs, so that none can save or leave.
+    """Let the job reach its time limit while a rank hangs, so that no rank can save and exit.
 
     Slurm then kills the ranks together with the batch script.
     """
     wait_for_step(run, step, chance)
     box.set_end(run, 1)
-    if run.config().cluster.on_interrupt == "requeue":  # a resubmitted job has a limit of its own
+    if run.config().cluster.on_interrupt == "requeue":  # a resubmitted job has its full limit anyway
         box.restore_time_limit(run)
 
 
@@ -223,7 +227,7 @@ def power_cut(box: Sandbox, run: RunFolder, step: int, chance: random.Random) ->
     box.cluster.cut_power(node)
     at_work = ("RUNNING", "COMPLETING", "unknown")
     wait_for(lambda: box.queue_state(run) not in at_work, PATIENCE, f"Slurm to notice the loss of {node}")
-    box.cluster.boot(node)  # at once, so that Slurm could allocate it to the run again
+    box.cluster.boot(node)  # at once, so that Slurm could allocate this node to the run again
 
 
 def controller_restart(box: Sandbox, run: RunFolder, step: int, chance: random.Random) -> None:
@@ -249,9 +253,9 @@ class Event:
     """A disturbance of a run.
 
     Attributes:
-        disturb: disturbs a run after a step.
-        restarts: the run must be interrupted and restarted.
-        fault: code that rank 1 runs in the step after that.
+        disturb: the function that disturbs a run after a given step.
+        restarts: True if the run must be interrupted and restarted; False if it must not.
+        fault: a line of Python code that rank 1 executes in the step after the given one.
         settings: further settings of the run.
     """
 
@@ -298,22 +302,23 @@ def read_metrics(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def metric_by_step(run: RunFolder, key: str) -> dict[int, float]:
-    """Return a metric by step; the last value of a repeated step counts."""
+    """Return the values of a metric, by step. For a repeated step, it is the last value."""
     return {record["step"]: record["values"][key] for record in read_metrics(run) if key in record["values"]}
 
 
 def compare(run: RunFolder, undisturbed: RunFolder, outcome: Outcome) -> None:
-    """Record in `outcome` every difference between a run and the undisturbed one."""
+    """Record in `outcome` each difference between a run and the undisturbed one."""
     if run.state() != "completed":
         outcome.faults.append(f"{run.state()}: {run.failure()}")
         return
     if metric_by_step(run, "data/checksum") != metric_by_step(undisturbed, "data/checksum"):
-        outcome.faults.append("other documents went into a step")
+        outcome.faults.append("the documents of at least one step differ")
     for key in ("train/loss", "validation/loss"):
         mine = metric_by_step(run, key)
         theirs = metric_by_step(undisturbed, key)
         if mine.keys() != theirs.keys():
-            outcome.faults.append(f"{key} of other steps: {sorted(mine.keys() ^ theirs.keys())}")
+            only_one = sorted(mine.keys() ^ theirs.keys())
+            outcome.faults.append(f"{key}: only one run has it at steps {only_one}")
             continue
         outcome.difference = max(outcome.difference, *(abs(mine[step] - theirs[step]) for step in mine))
     if not outcome.difference <= LOSS_TOLERANCE:
@@ -336,17 +341,17 @@ def run_event(box: Sandbox, name: str, undisturbed: RunFolder, chance: random.Ra
     repeated = [a.ending.last_step - b.from_step for a, b in pairwise(history) if a.ending]
     outcome.steps_lost = sum(max(0, steps) for steps in repeated)
     if event.restarts != (outcome.requeues > 0):
-        outcome.faults.append("it was not interrupted" if event.restarts else "it was interrupted")
+        outcome.faults.append("was not interrupted" if event.restarts else "was interrupted")
     if event.restarts and len(history) > 1:
         outcome.seconds = _seconds_away(run, history)
     if event.disturb is power_cut and set(attempts.excluded_nodes(run.path)) & set(history[-1].nodes):
-        outcome.faults.append("it ran on the dead node again")
+        outcome.faults.append("ran on the dead node again")
     outcome.faults = [f"{fault} ({run.path})" for fault in outcome.faults]
     return outcome
 
 
 def _seconds_away(run: RunFolder, history: list[attempts.Attempt]) -> float:
-    """Return the seconds between the last step before the first interruption and the next step."""
+    """Return the seconds between the last step of the first attempt and the next step."""
     records = [record for record in read_metrics(run) if "train/loss" in record["values"]]
     times: list[float] = [record["time_ms"] / 1000 for record in records]
     before = max((moment for moment in times if moment < history[1].time), default=history[0].time)
@@ -354,7 +359,7 @@ def _seconds_away(run: RunFolder, history: list[attempts.Attempt]) -> float:
 
 
 def restart_limit(box: Sandbox, chance: random.Random, max_restarts: int = 2, nodes: int = 2) -> Outcome:
-    """Kill a run in every attempt: it must give up after its restarts, not before."""
+    """Kill a run in each attempt. It must end after `max_restarts` restarts, not before."""
     outcome = Outcome(f"killed again and again, max_restarts={max_restarts}")
     run = box.submit(f"cluster.max_restarts={max_restarts}", f"cluster.nodes={nodes}")
     for number in range(1, max_restarts + 2):
@@ -368,9 +373,9 @@ def restart_limit(box: Sandbox, chance: random.Random, max_restarts: int = 2, no
 
 
 def _kill_in_attempt(box: Sandbox, run: RunFolder, number: int, chance: random.Random) -> None:
-    """Kill a rank in an attempt and wait for its end.
+    """Kill a rank in an attempt, and wait for the end of the attempt.
 
-    The step differs between attempts, as two deaths at one step would end the run."""
+    The step differs between attempts, since two deaths at the same step would end the run."""
     wait_for(lambda: len(attempts.read(run.path)) == number, PATIENCE, f"attempt {number}")
     step = attempts.read(run.path)[-1].from_step + 1 + number
     wait_for(lambda: newest_step(run) >= step, PATIENCE, f"step {step} of attempt {number}", pause=0.02)
@@ -379,7 +384,7 @@ def _kill_in_attempt(box: Sandbox, run: RunFolder, number: int, chance: random.R
 
 
 def newest_step(run: RunFolder) -> int:
-    """Return the newest step of the current attempt; 0 before its first."""
+    """Return the last optimizer step of the current attempt; 0 if it has done none."""
     history = attempts.read(run.path)
     began = history[-1].time * 1000 if history else 0.0
     records = [r for r in read_metrics(run) if r["time_ms"] > began and "train/loss" in r["values"]]
@@ -387,7 +392,7 @@ def newest_step(run: RunFolder) -> int:
 
 
 def same_crash(box: Sandbox, chance: random.Random) -> Outcome:
-    """Crash a run at the same step in every attempt: it must end with its diagnosis."""
+    """Crash a run at the same step in each attempt. It must end with the cause as its reason."""
     outcome = Outcome(f"crash at step {FAULT_STEP} in every attempt")
     run = box.submit(box.plant(CRASH, FAULT_STEP))
     box.wait_for_end(run)
@@ -428,7 +433,12 @@ def table(outcomes: list[Outcome]) -> str:
 
 
 def run_all(boxes: list[Sandbox], chosen: list[str], times: int, seed: int) -> list[Outcome]:
-    """Run all chosen events, each cluster one at a time, so that an event disturbs one run only."""
+    """Run the chosen events. Each cluster has one run at a time, so an event disturbs only one run.
+
+    Args:
+        times: number of runs for each event; those of LIMITS run once.
+        seed: seed of the random moments.
+    """
     free: SimpleQueue[Sandbox] = SimpleQueue()
     for box in boxes:
         free.put(box)
@@ -451,7 +461,7 @@ def run_all(boxes: list[Sandbox], chosen: list[str], times: int, seed: int) -> l
         print(f"{row} {', '.join(outcome.causes)}, {time.time() - began:.0f} s", flush=True)
         return outcome
 
-    every = [*EVENTS, *LIMITS, *(list(EVENTS) * (times - 1))]  # limits once, events as often as asked
+    every = [*EVENTS, *LIMITS, *(list(EVENTS) * (times - 1))]
     names = [name for name in every if name in chosen]
     with ThreadPoolExecutor(len(boxes)) as pool:
         chances = [random.Random(f"{seed}/{index}") for index in range(len(names))]

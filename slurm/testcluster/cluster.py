@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
 """A real Slurm cluster on one Linux machine: three nodes, accounting, simulated GPUs, preemption.
 
-    python slurm/testcluster/cluster.py up      install missing packages (Debian, Ubuntu), start it,
-                                                print the variables to export
-    python slurm/testcluster/cluster.py down    stop it and remove its files
+    python slurm/testcluster/cluster.py up      install missing packages (Debian, Ubuntu), start the
+                                                cluster, and print the variables to export
+    python slurm/testcluster/cluster.py down    stop the cluster and remove its files
 
 Each node has its own network, PID, mount and host-name namespaces, and its own slurmd. slurmctld,
-slurmdbd, MariaDB and munge run beside them from private folders; /etc/slurm and an installed Slurm
-are not touched. The partition `urgent` preempts jobs of `debug`.
+slurmdbd, MariaDB and munge run outside of these namespaces, with files in private folders.
+/etc/slurm and an installed Slurm are not changed. The partition `urgent` preempts jobs of `debug`.
 
-It needs root. Several clusters can be up at once (`--name`). The next `up` or `down` of a name
-removes what a crash has left of that cluster. With `--owner PID`, the cluster is stopped when that
-process ends.
+The cluster needs root. Several clusters can be up at once (`--name`). If a cluster has crashed, the
+next `up` or `down` with its name removes its processes and files. With `--owner PID`, the cluster
+is stopped when that process ends.
 """
 
 from __future__ import annotations
@@ -47,30 +47,30 @@ DAEMONS = (
     "slurmctld", "slurmdbd", "slurmd", "mariadbd", "munged", "unshare", "nsenter", "bash", "slurmstepd",
 )  # fmt: skip
 NODES = ("node1", "node2", "node3")
-SLOTS = range(1, 50)  # numbers of clusters, from which their addresses and ports are computed
+SLOTS = range(1, 50)  # possible numbers of a cluster; its addresses and ports follow from its number
 
 SLURM_CONF = Path(__file__).with_name("slurm.conf.in").read_text(encoding="utf-8")
 SLURMDBD_CONF = Path(__file__).with_name("slurmdbd.conf.in").read_text(encoding="utf-8")
 
 
 def missing_programs() -> list[str]:
-    """Return the cluster's programs that are not installed on this machine."""
+    """Return the programs that the cluster needs and this machine lacks."""
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     return [name for name in PROGRAMS if shutil.which(name, path=path) is None]
 
 
 def unavailable_reason() -> str | None:
-    """Return why the cluster cannot run here; None if it can, perhaps after `install`."""
+    """Return why the cluster cannot run on this machine; None if it can, once installed."""
     if sys.platform != "linux":
         return "the test cluster needs Linux"
     if os.geteuid() != 0:
         return "the test cluster needs root (namespaces, a bridge)"
     missing = ", ".join(missing_programs())
     if missing and shutil.which("apt-get") is None:
-        return f"the test cluster needs {missing}, and there is no apt-get to install them"
+        return f"the test cluster needs {missing}, which are not installed; install them (apt-get is missing)"
     probe = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "true"]
     if subprocess.run(probe, capture_output=True, check=False).returncode:
-        return "the test cluster needs namespaces, which this machine (a container?) does not allow"
+        return "the test cluster needs namespaces, which this machine does not allow (is it a container?)"
     return None
 
 
@@ -86,10 +86,7 @@ def install() -> None:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster on this machine.
-
-    Its files are in `base`, and its processes have that path in their command lines.
-    """
+    """A cluster on this machine. Its files are in the folder `base`."""
 
     name: str = "default"
     layout: Layout = Layout()
@@ -114,7 +111,7 @@ class Cluster:
 
     @property
     def node_local(self) -> Path:
-        """A folder that each node has for itself; all other folders of the machine are shared."""
+        """A folder that each node has for itself. The nodes share all other folders."""
         return self.base / "node-local"
 
     # --- up and down ----------------------------------------------------------------------------
@@ -123,10 +120,12 @@ class Cluster:
         """Start the cluster and wait until all nodes are idle.
 
         Args:
-            owner: id of a process at whose end the cluster is stopped.
+            owner: id of a process; when it ends, the cluster is stopped. None: it runs on.
+            timeout: seconds to wait for the nodes.
 
         Raises:
-            RuntimeError: the cluster cannot run here, or did not start; nothing of it is left.
+            RuntimeError: the cluster cannot run on this machine, or did not start. Its processes
+                and files were removed; the logs are kept.
         """
         reason = unavailable_reason()
         if reason:
@@ -152,7 +151,7 @@ class Cluster:
             raise
 
     def down(self) -> None:
-        """Kill the cluster's processes, and remove its network and files; also after a crash."""
+        """Kill the cluster's processes, and remove its network and files."""
         for _ in range(50):
             pids = self._processes()
             if not pids:
@@ -167,7 +166,7 @@ class Cluster:
     # --- events ---------------------------------------------------------------------------------
 
     def cut_power(self, node: str) -> None:
-        """Kill all processes of a node at once, without a signal that they could handle."""
+        """Kill all processes of a node at once, with SIGKILL."""
         pid_file = self.base / "run" / f"{node}.pid"
         kill(int(pid_file.read_text()))
         pid_file.unlink()
@@ -185,7 +184,7 @@ class Cluster:
         (self.base / "run" / f"{node}.pid").write_text(str(started))
 
     def node_command(self, daemon: str) -> str:
-        """Return the shell command that starts a node's daemon within the node's namespaces."""
+        """Return the shell command that a node runs to start its daemon. SiteCluster extends it."""
         return daemon
 
     def start_controller(self) -> None:
@@ -207,10 +206,11 @@ class Cluster:
         self._end("slurmdbd")
 
     def slurm(self, *command: str, timeout: float = 20) -> str:
-        """Run one of Slurm's commands and return its output.
+        """Run a Slurm command on this cluster and return its output.
 
         Raises:
-            RuntimeError: it failed.
+            RuntimeError: the command failed.
+            subprocess.TimeoutExpired: it did not end within `timeout` seconds.
         """
         done = subprocess.run(
             command,
@@ -232,7 +232,7 @@ class Cluster:
             (self.base / folder).mkdir(parents=True)
         taken = {bridge.name for bridge in Path("/sys/class/net").glob("ftc*")}
         slot = next(number for number in SLOTS if f"ftc{number}" not in taken)
-        # This fails if another cluster has just taken the slot.
+        # This fails if another cluster has just taken the same slot.
         run(["ip", "link", "add", f"ftc{slot}", "type", "bridge"])
         (self.base / "slot").write_text(str(slot))
         net = f"10.77.{slot}"
@@ -250,8 +250,8 @@ class Cluster:
             "ctld_port": 21000 + slot,
             "dbd_port": 20000 + slot,
             "db_port": 22000 + slot,
-            # Job ids differ at each start, so that a job does not find files of an earlier one in
-            # its folder.
+            # Job ids differ at each start of the cluster. So a job does not find files of an
+            # earlier job with the same id.
             "first_job_id": 1000 + int(time.time()) % 50_000_000,
         }
         partitions = "\n".join(partition.line() for partition in self.layout.partitions)
@@ -266,7 +266,7 @@ class Cluster:
         (self.base / "hosts").write_text("\n".join(lines) + "\n")
 
     def _make_gpus(self) -> None:
-        """Write gres.conf and its devices; without them Slurm sets no CUDA_VISIBLE_DEVICES."""
+        """Write gres.conf and its device files. Slurm needs both to set CUDA_VISIBLE_DEVICES."""
         lines = []
         first = 0
         for kind, count in self.layout.gpus:
@@ -372,7 +372,7 @@ class Cluster:
         return kept
 
     def _end(self, program: str) -> None:
-        """Ask a daemon to end, wait until it has, and kill it after 8 s."""
+        """Send SIGTERM to a daemon and wait for its end; send SIGKILL after 8 s."""
         for attempt in range(100):
             lines = self._command_lines()
             pids = [pid for pid, line in lines.items() if Path(line.split()[0]).name == program]
@@ -383,15 +383,15 @@ class Cluster:
             time.sleep(0.1)
 
     def _processes(self) -> list[int]:
-        """Return the ids of the cluster's processes, without this process and its parent."""
+        """Return the ids of the cluster's processes. This process and its parent are left out."""
         ours = {os.getpid(), os.getppid()}
         return [pid for pid in self._command_lines() if pid not in ours]
 
     def _command_lines(self) -> dict[int, str]:
-        """Return the command lines of the cluster's daemons by process id.
+        """Return the command lines of the cluster's processes by process id.
 
-        They have the cluster's folder among their arguments; slurmdbd has it in SLURM_CONF; and the
-        process that watches the owner has the cluster's name.
+        Daemons are found by the cluster's folder in their arguments, or, for slurmdbd, in
+        SLURM_CONF. The process that watches the owner is found by the cluster's name.
         """
         found = {}
         mark = f"{self.base}/"

@@ -1,4 +1,4 @@
-"""The layout of a test cluster: nodes, partitions, limits and accounts that Slurm declares."""
+"""The layout of a test cluster: its nodes, partitions, limits and accounts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ ACCOUNT = "nn9999k"
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a quality of service.
+    """Limits of a quality of service (QoS) in Slurm.
 
-    As at sites, a partition with limits on a user's jobs has its own quality of service.
+    A partition with limits on a user's jobs has a QoS of its own, as on real clusters.
+
+    Attributes:
+        max_time: longest time of a job.
+        max_gpus: largest number of GPUs of a job.
+        max_submitted: largest number of a user's jobs in the queue.
+        max_running: largest number of a user's running jobs.
     """
 
     max_time: str | None = None
@@ -20,7 +26,7 @@ class Limits:
     max_running: int | None = None
 
     def options(self) -> list[str]:
-        """Return the limits as options of sacctmgr, but not on GPUs (see gpu_limit_commands)."""
+        """Return the limits as options of sacctmgr. For that on GPUs, see gpu_limit_commands."""
         values = {
             "MaxWall": self.max_time,
             "MaxSubmitJobsPerUser": self.max_submitted,
@@ -31,7 +37,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition of all nodes."""
+    """A partition of the cluster. Each partition contains all nodes."""
 
     name: str
     max_time: str = "7-00:00:00"
@@ -43,11 +49,11 @@ class Partition:
 
     @property
     def quality(self) -> str:
-        """The name of the quality of service that holds the limits."""
+        """The name of the quality of service that has the partition's limits."""
         return f"partition_{self.name}"
 
     def line(self) -> str:
-        """Return the partition's line of slurm.conf."""
+        """Return the partition's line in slurm.conf."""
         values = {
             "PartitionName": self.name,
             "Nodes": "ALL",
@@ -66,14 +72,19 @@ class Partition:
 
 @dataclass(frozen=True)
 class Layout:
-    """The nodes, partitions, qualities of service and accounts that slurm.conf declares.
+    """The nodes, partitions, qualities of service and accounts of a test cluster.
 
     Attributes:
-        gpus: GPUs of a node by type; the type "" is for GPUs without a type.
-        requeue: jobs may be requeued (JobRequeue).
-        enforce_limits: EnforcePartLimits: ALL refuses a job beyond its partition's limits, NO lets
-            it wait.
-        login_hosts: further names of this machine that nodes resolve.
+        qualities: name and limits of each quality of service that is not a partition's.
+        gpus: pairs of a GPU type and the number of such GPUs per node; the type may be "".
+        cpus: cores per node.
+        memory_mb: memory per node.
+        features: features of the nodes, for --constraint.
+        interface: name of the nodes' network interface.
+        requeue: True if jobs may be requeued (JobRequeue).
+        enforce_limits: EnforcePartLimits. With ALL, Slurm refuses a job that exceeds its
+            partition's limits. With NO, the job waits for ever.
+        login_hosts: further host names of this machine for the nodes.
     """
 
     partitions: tuple[Partition, ...] = (
@@ -101,7 +112,10 @@ class Layout:
         return {**of_partitions, **dict(self.qualities)}
 
     def gpu_limit_commands(self) -> list[list[str]]:
-        """Return sacctmgr's commands that limit GPUs; the controller must be registered before."""
+        """Return the commands of sacctmgr that limit GPUs.
+
+        They work only after slurmctld has registered with the accounting.
+        """
         return [
             ["modify", "qos", name, "set", f"MaxTRESPerJob=gres/gpu={limits.max_gpus}"]
             for name, limits in self.all_qualities().items()
@@ -111,8 +125,8 @@ class Layout:
     def accounting_commands(self) -> list[list[str]]:
         """Return the commands of sacctmgr that set up accounts and limits."""
         commands = [["add", "cluster", "testcluster"]]
-        # Qualities of service with equal limits share a command, as each command takes a third of a
-        # second.
+        # Qualities of service with equal limits are added by one command, since each command takes
+        # a third of a second.
         alike: dict[tuple[str, ...], list[str]] = {}
         for name, limits in self.all_qualities().items():
             alike.setdefault(tuple(limits.options()), []).append(name)

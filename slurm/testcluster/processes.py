@@ -1,4 +1,4 @@
-"""Commands and daemons of the test cluster on this machine."""
+"""Functions to run commands and daemons of the test cluster on this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def run(
     """Run a command.
 
     Raises:
-        RuntimeError: it failed, and `check` is set; with the end of its output.
+        RuntimeError: the command failed, and `check` is set; the message has the end of its output.
     """
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=timeout, check=False)
     if check and done.returncode:
@@ -27,8 +27,12 @@ def run(
 def start_daemon(command: list[str], log: Path, **environment: str) -> int:
     """Start a daemon and return its process id.
 
-    It has a session of its own, so that signals to this terminal or test do not reach it. It
-    inherits little of this environment, as Slurm's daemons pass theirs on to jobs.
+    It has a session of its own, so that it does not receive the signals of this terminal or test.
+    It inherits only a few environment variables, because Slurm's daemons pass theirs on to jobs.
+
+    Args:
+        log: file for its output.
+        environment: further environment variables.
     """
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     inherited = {key: os.environ[key] for key in ("HOME", "LANG", "TZ") if key in os.environ}
@@ -45,7 +49,7 @@ def start_daemon(command: list[str], log: Path, **environment: str) -> int:
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
-    """Send a signal to a process, which may have ended already."""
+    """Send a signal to a process; do nothing if the process has ended."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
 

@@ -1,4 +1,4 @@
-"""Sites that the test cluster can imitate: queues, accounts, modules, Python, containers."""
+"""The sites that the test cluster can imitate: queues, accounts, modules, Python, containers."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ NCCL = "NCCL/2.26.6-GCCcore-14.2.0-CUDA-12.8.0"
 
 @dataclass(frozen=True)
 class Site:
-    """The parts of an imitated site.
+    """An imitated site.
 
     Attributes:
-        folders: its shared file systems, in the root folder of login node and nodes.
-        home: the user's home folder, in one of them; `walk` starts there.
-        image: the container image with the Python for trainings.
-        wrapped: the folder of a wrapped Python (wrapped.py), from which `finetune` on the login
-            node comes; None: it comes from a virtual environment.
-        shares_python: the nodes see that virtual environment.
+        folders: top folders of its shared file systems.
+        home: the user's home folder, in one of these; `walk` starts there.
+        image: path of the container image with the Python for training; None: the site has none.
+        wrapped: folder of the wrapped Python (wrapped.py) that runs `finetune` on the login node;
+            None: a virtual environment runs it.
+        shares_python: True if compute nodes also have that virtual environment.
         python: the version that `python3` reports.
-        modules: files of shell lines, by path; a folder of them is a path for `module use`.
-        loaded: modules that a login shell has loaded.
-        programs: further scripts of the site, by name.
-        environment: variables of the login shell.
+        modules: the module files, by path: their lines are shell commands. Their folders can be
+            given to `module use`.
+        loaded: modules that are loaded in a new login shell.
+        programs: bodies of further shell scripts on PATH, by name.
+        environment: further variables of the login shell.
     """
 
     name: str
@@ -218,7 +219,7 @@ JUPITER = Site(
 )
 
 
-# Of the following sites only the queues are needed.
+# For the following sites, the tests need only the queues.
 LEONARDO = Site(
     name="leonardo",
     layout=Layout(

@@ -1,20 +1,22 @@
 """The test cluster as an imitation of a site: queues, accounts, folders, modules, programs.
 
     python -m slurm.testcluster.sites up lumi               start the test cluster as LUMI
-    python -m slurm.testcluster.sites login lumi [COMMAND]  a shell, or a command, on its login node
-    python -m slurm.testcluster.sites down lumi
+    python -m slurm.testcluster.sites login lumi [COMMAND]  open a shell on its login node, or run
+                                                            a command there
+    python -m slurm.testcluster.sites down lumi             stop it and remove its files
 
-Login node and nodes see their own root folder: this machine's folders, the site's file systems
-(/scratch, /cluster, …), and /site with stand-ins for the site's programs, which come first on PATH:
+The login node and the compute nodes have their own root folder. It contains this machine's folders,
+the site's file systems (/scratch, /cluster, …), and /site with stand-ins for the site's programs.
+The stand-ins come first on PATH:
 
     python3       reports the version of the site's old Python, and refuses newer syntax
     module        finds a module only after its prerequisites; logs each call in /site/modules.log
-    apptainer     runs a command in another root folder: Python in /opt/env, no Slurm
-                  commands, only bound folders
-    finetune      an environment without torch, as on a login node
-    sinfo         refuses where the site denies it
+    apptainer     runs a command in another root folder, which has a Python in /opt/env, no Slurm
+                  commands, and of the site's folders only those that are bound
+    finetune      runs without torch, as on a login node
+    sinfo         fails if the site does not allow it
 
-It cannot imitate GPUs, another architecture, or the speed of anything.
+GPUs, another CPU architecture, and the site's speed are not imitated.
 """
 
 from __future__ import annotations
@@ -40,11 +42,11 @@ NOT_ON_LOGIN = ("torch", "deepspeed", "transformers", "peft", "accelerate", "bit
 
 
 def union(sites: list[Site]) -> Layout:
-    """Return a layout on which jobs of all these sites can be submitted.
+    """Return a layout for a cluster that accepts the jobs of all these sites.
 
-    It has all their partitions, qualities of service, accounts, types of GPU and features, on nodes
-    as large as the largest. It has no limits, as sites give different limits to one name: `limit`
-    sets those of one site.
+    It has all partitions, qualities of service, accounts, GPU types and features of the sites. Its
+    nodes are as large as the largest. It has no limits, since sites have different limits for
+    partitions of the same name. `limit` sets the limits of one site.
     """
     layouts = [site.layout for site in sites]
     partitions = {
@@ -87,11 +89,11 @@ class SiteCluster(Cluster):
 
     @property
     def disk(self) -> Path:
-        """The folder on this machine with the site's file systems and /site."""
+        """The folder on this machine that contains the site's file systems and /site."""
         return self.base / "disk"
 
     def path(self, path: str) -> Path:
-        """Return the path on this machine of a path of the site."""
+        """Return the path on this machine for a path on the site, such as /site/bin."""
         return self.disk / path.lstrip("/")
 
     def node_command(self, daemon: str) -> str:
@@ -114,7 +116,12 @@ class SiteCluster(Cluster):
         self._wait_for(self.path("/site/login.pid").exists, "the login node", 10)
 
     def login(self, *command: str, folder: str | None = None) -> list[str]:
-        """Return the command that runs another command, or a shell, on the login node."""
+        """Return the command line that runs `command` on the login node.
+
+        Args:
+            command: a command with its arguments; if empty, an interactive shell.
+            folder: working folder; None: the home folder.
+        """
         site = self.site
         variables = {
             "HOME": site.home,
@@ -138,7 +145,7 @@ class SiteCluster(Cluster):
 
 
 def _write_disk(cluster: SiteCluster) -> None:
-    """Write the site's folders, and its programs into /site."""
+    """Write the site's folders, its modules, and the stand-ins in /site."""
     site = cluster.site
     disk = cluster.path
     for folder in (*site.folders, site.home, "/site/bin", "/site/newer-python/bin"):
@@ -165,7 +172,7 @@ def _write_disk(cluster: SiteCluster) -> None:
 
 
 def _write_image(image: Path) -> None:
-    """Write a container's own part of its root folder: this Python's environment in /opt/env."""
+    """Write the files that containers have in /opt/env: an environment of this Python."""
     version = f"python3.{sys.version_info.minor}"
     base = Path("/usr") if sys.base_prefix == "/usr" else Path("/opt/python")
     for folder in ("bin", "lib", "include"):
@@ -177,10 +184,10 @@ def _write_image(image: Path) -> None:
 
 
 def _write_login_environment(cluster: SiteCluster) -> None:
-    """Write `finetune` as a login node has it: without torch, if jobs have another Python.
+    """Write the program `finetune` of the login node.
 
-    It is this Python with those packages hidden; other tests cover the installation on a login
-    node.
+    If jobs have another Python, the program runs without torch and the like. It runs this Python,
+    from which it hides those packages. Other tests cover the installation on a login node.
     """
     site = cluster.site
     folder = cluster.path("/site")
@@ -219,10 +226,11 @@ def _write_login_environment(cluster: SiteCluster) -> None:
 
 
 def _write_root_script(cluster: SiteCluster) -> None:
-    """Write the script that gives a process the site's root: this machine's folders and the site's.
+    """Write the script that starts a process with the site's root folder.
 
-    On nodes, the folder of this Python's environment, which the login node has, is empty: only
-    containers have the environment.
+    The root folder contains this machine's folders and the site's. On compute nodes, the folder of
+    this Python's environment is empty, unless the site shares it. The login node and containers
+    have it.
     """
     is_hidden = sys.prefix != sys.base_prefix and not cluster.site.shares_python
     top = sorted({folder.split("/")[1] for folder in (*cluster.site.folders, "/site")})

@@ -1,9 +1,10 @@
-"""Run the commands of a page in docs/sites on an imitation of its site, and compare outputs.
+"""Run the commands of a page in docs/sites on an imitation of its site, and compare the outputs.
 
     python -m slurm.testcluster.walk lumi             exit with 1 on a failure or a difference
-    python -m slurm.testcluster.walk lumi --write     write the present outputs into the page
+    python -m slurm.testcluster.walk lumi --write     write the actual outputs into the page
 
-docs/walk.py defines how a page is read. All commands share one shell on the login node.
+docs/walk.py reads the commands and the expected outputs from the page. All commands run in the same
+shell on the login node.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ PAGES = Path(__file__).parents[2] / "docs" / "sites"
 
 
 def walk_on_login_node(cluster: SiteCluster, text: str, *, write: bool = False) -> tuple[list[str], str]:
-    """Run a page on the login node, as docs.walk.walk does."""
+    """Run the commands of a page on the login node; arguments and result as for docs.walk.walk."""
     shell = Shell(cluster.login("bash", "--noprofile", "--norc"))
     try:
         return walk(shell, text, write=write)
@@ -34,7 +35,7 @@ def main() -> None:
     sites = sorted(path.stem for path in PAGES.glob("*.md") if path.stem in SITES)
     parser = argparse.ArgumentParser(description=summary, epilog="It needs root, on Linux.")
     parser.add_argument("site", choices=sites)
-    parser.add_argument("--write", action="store_true", help="write the present outputs into the page")
+    parser.add_argument("--write", action="store_true", help="write the actual outputs into the page")
     options = parser.parse_args()
     page = PAGES / f"{options.site}.md"
     cluster = SiteCluster.of(SITES[options.site], f"walk-{options.site}")

@@ -1,11 +1,11 @@
-"""Check that a sweep larger than Slurm's submit limit completes though its shell was killed.
+"""Check that a sweep with more points than Slurm accepts completes after its shell was killed.
 
     python -m slurm.testcluster.waves                          300 points with a limit of 20
     python -m slurm.testcluster.waves --points 12 --limit 1    `finetune status` submits each point
 
-Submission, queue and batch scripts are real. In place of ranks, jobs start a program that records
-its start and succeeds at once, as 300 trainings would take hours. Every point must start exactly
-once.
+Submission, queue and batch scripts are real. Instead of ranks, the jobs start a program that
+records its start and soon succeeds, because 300 trainings would take hours. Each point must start
+exactly once.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ echo '{"state": "completed", "asked_by": ""}' > "$run/outcome.json"
 
 
 def limit_submissions(cluster: Cluster, limit: int) -> None:
-    """Add a quality of service that limits a user's submitted jobs, or change its limit."""
+    """Limit a user's submitted jobs in the quality of service QOS, which is added if necessary."""
     if not cluster.slurm("sacctmgr", "-nP", "show", "qos", QOS).strip():
         cluster.slurm("sacctmgr", "-i", "-Q", "add", "qos", QOS)
         cluster.slurm("sacctmgr", "-i", "-Q", "modify", "user", "root", "set", f"qos+={QOS}")
@@ -54,10 +54,12 @@ def limit_submissions(cluster: Cluster, limit: int) -> None:
 
 
 def write_rank_stand_in(folder: Path, seconds: float, failing_seed: int | None = None) -> list[str]:
-    """Write the program that replaces ranks; return the settings of a run that uses it.
+    """Write the program that replaces the ranks; return the settings with which a run uses it.
 
     Args:
-        failing_seed: seed of a point whose first start fails.
+        folder: folder for the program and for its record of starts.
+        seconds: duration of each job.
+        failing_seed: seed of the point that fails at its first start; None: no point fails.
     """
     program = folder / "rank.sh"
     values = {"STARTED": folder / "started", "SECONDS": seconds, "FAILING": failing_seed}
@@ -70,14 +72,14 @@ def write_rank_stand_in(folder: Path, seconds: float, failing_seed: int | None =
 
 
 def read_starts(folder: Path) -> list[tuple[str, str]]:
-    """Return run and array of every job that was started."""
+    """Return, for each start of a job, the ids of its run and of its array."""
     path = folder / "started"
     lines = path.read_text().splitlines() if path.exists() else []
     return [(run, array) for run, array in (line.split() for line in lines)]
 
 
 def submit_from_a_shell_that_is_killed(box: Sandbox, settings: list[str]) -> str:
-    """Submit a sweep from a shell, kill that shell, and return the command's output."""
+    """Submit a sweep from a shell, kill this shell, and return the output of the submission."""
     log = box.folder / "submission.log"
     command = [sys.executable, "-m", "finetune.cli.main", "train", "-m", *settings]
     with log.open("w") as output:
@@ -98,12 +100,13 @@ def submit_from_a_shell_that_is_killed(box: Sandbox, settings: list[str]) -> str
 
 @dataclass
 class Watched:
-    """A summary of the queue, sampled until all points had ended.
+    """A summary of the queue between the submission and the end of all points.
 
     Attributes:
-        most: most jobs in the queue at a time.
-        stalls: times when points waited and no job was in the queue.
-        sizes: number of started points by array.
+        most: largest number of jobs in the queue at a time.
+        stalls: how often points waited although no job was in the queue.
+        seconds: length of the time.
+        sizes: number of started points, by array.
     """
 
     most: int = 0
@@ -113,10 +116,11 @@ class Watched:
 
 
 def watch_to_the_end(box: Sandbox, runs: list[RunFolder], help_stalled: bool) -> Watched:
-    """Sample the queue twice a second until all points have ended.
+    """Read the queue twice a second until all points have ended.
 
     Args:
-        help_stalled: run `finetune status` if points wait and no job is in the queue.
+        help_stalled: if points wait and no job is in the queue, run `finetune status`. If False,
+            stop then.
     """
     seen = Watched()
     began = time.monotonic()
@@ -138,7 +142,7 @@ def watch_to_the_end(box: Sandbox, runs: list[RunFolder], help_stalled: bool) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--points", type=int, default=300, help="points of the sweep (300)")
-    parser.add_argument("--limit", type=int, default=20, help="a user's jobs that Slurm takes (20)")
+    parser.add_argument("--limit", type=int, default=20, help="most jobs of a user in the queue (20)")
     parser.add_argument("--seconds", type=float, default=1.0, help="duration of each job (1)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:

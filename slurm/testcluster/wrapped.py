@@ -3,12 +3,14 @@
 
     python slurm/testcluster/wrapped.py FOLDER [--python PYTHON]
 
-This writes FOLDER/bin/{python,python3,finetune}: commands that run PYTHON's environment at
-/STAND_IN_TYKKY, in a mount namespace of their own. The path does not exist outside, and
-`sys.executable` is a path below it. Names and arrangement of files, variables and bind mounts are
-those of hpc-container-wrapper: FOLDER/bin has shell scripts; inside, FOLDER/_bin, with links into
-the environment, is mounted over it. FOLDER/singularity stands in for the container runtime. It
-needs root.
+This writes FOLDER/bin/{python,python3,finetune}. These commands run PYTHON's environment at the
+path /STAND_IN_TYKKY, which exists only in a mount namespace that they create. `sys.executable` is
+below this path.
+
+Files, variables and bind mounts have the same names and places as those of hpc-container-wrapper.
+FOLDER/bin contains shell scripts. In the mount namespace, FOLDER/_bin is mounted over it, which
+contains links into the environment. FOLDER/singularity replaces the container runtime; it needs
+root.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from pathlib import Path
 
 INNER = Path("/STAND_IN_TYKKY")
 
-# The parts of `singularity --silent exec IMAGE COMMAND …` that the wrappers use: a new root folder
-# with the folders of SINGULARITY_BIND.
+# A replacement for `singularity --silent exec IMAGE COMMAND …`, as far as the wrappers use it. It
+# runs the command in a new root folder that contains the folders of SINGULARITY_BIND.
 RUNTIME = """\
 #!/bin/bash
 if [ "$1 $2" != "--silent exec" ]; then
@@ -103,15 +105,16 @@ if __name__ == "__main__":
 
 
 def wrap(folder: Path, python: str = sys.executable) -> Path:
-    """Write the wrappers into a new folder; return the folder of their commands, FOLDER/bin."""
+    """Write the wrappers of a Python into a new folder; return the folder of the commands."""
     environment = Path(python).absolute().parents[1]
-    image = folder / "img.sqfs"  # a folder here; the environment as seen inside
+    image = folder / "img.sqfs"  # an image file in the original, here a folder with the environment
     for path in (image / "bin", folder / "bin", folder / "_bin"):
         path.mkdir(parents=True)
     (image / "lib").symlink_to(environment / "lib")
     packages = Path("lib") / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     (folder / packages).parent.mkdir(parents=True)
-    (folder / packages).symlink_to(INNER / packages)  # Python then takes FOLDER for an environment, too
+    # With this link and pyvenv.cfg, Python uses FOLDER, too, as an environment.
+    (folder / packages).symlink_to(INNER / packages)
     for place in (image, folder):
         shutil.copy(environment / "pyvenv.cfg", place)
     (image / "bin" / "finetune").write_text(SCRIPT)

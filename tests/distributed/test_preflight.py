@@ -84,10 +84,10 @@ def test_a_folder_that_cannot_be_written_is_a_fault_of_the_node(
     preflight.check_node(config, run)
     assert [path.name for path in (run.jobs / "present").iterdir()] == ["n7"]
     (tmp_path / "file").touch()
-    with pytest.raises(preflight.PreflightError, match="n7 cannot write into the shared folder") as error:
+    with pytest.raises(preflight.PreflightError, match="n7: cannot write into the shared folder") as error:
         preflight.check_node(config, RunFolder(tmp_path / "file"))
     assert error.value.nodes == ("n7",)
-    with pytest.raises(preflight.PreflightError, match="n7 cannot write into"):
+    with pytest.raises(preflight.PreflightError, match="n7: cannot write into"):
         preflight.check_free_space(tmp_path / "file", 1)
     with pytest.raises(preflight.PreflightError, match="GB free in"):
         preflight.check_free_space(tmp_path, 10**18)

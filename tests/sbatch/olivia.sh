@@ -61,13 +61,13 @@ export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}  # srun does not inherit it 
 export PYTHONPATH=/projects/letters/runs/.code/0123456789ab"${PYTHONPATH:+:$PYTHONPATH}"
 
 # the helper that restarts the run; it runs on the host, outside any container, without packages
-python3 -c 'import sys; sys.exit(sys.version_info < (3, 8))' || { echo 'error: cluster.host_python: python3 is missing on this node or older than 3.8; name a newer one' >&2; exit 1; }
+python3 -c 'import sys; sys.exit(sys.version_info < (3, 8))' || { echo 'error: cluster.host_python: python3 is missing on this node or older than 3.8; set a newer Python' >&2; exit 1; }
 requeue() {
     python3 -m finetune.job.batch_script "$1" /projects/letters/runs/base-20261128-120000-0a1b/jobs/.. \
         --max-restarts 20 --on-interrupt requeue --world-size 4 "${@:2}"
 }
 trap : TERM USR2  # signals that end the ranks must not end this script before its last line
-# the job's end time; in an array, SLURM_JOB_ID may be the whole array's
+# the job's end time; in an array, SLURM_JOB_ID may be the id of the whole array
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 if [ -z "$SLURM_JOB_END_TIME" ] && end=$(squeue -h -j ${job:-$SLURM_JOB_ID} -o %e) &&
     [ -n "$end" ] && end=$(date -d "$end" +%s); then export SLURM_JOB_END_TIME=$end; fi

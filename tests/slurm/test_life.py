@@ -114,13 +114,16 @@ def refuse(
             ["cluster.timeout_min: must be at most 1440, the limit of partition debug"],
         ),
         (["cluster.timeout_min=1"], ["cluster.signal_lead_s is 60"]),
-        (["-m", "cluster.nodes=1,2"], ["must be the same for all points of a sweep, which is one job array"]),
+        (
+            ["-m", "cluster.nodes=1,2"],
+            ["must be the same for all points of a sweep, as they form one job array"],
+        ),
         (["-m", "lr=1e-3,-1"], ["lr is -1"]),
         (["cluster.site.compute_architecture=aarch64"], ["cluster.python: must be set", "aarch64"]),
         (["runs_dir=/proc/none"], ["/proc/none", "cannot be written", "runs_dir="]),
         (
             ["+cluster.env.HF_TOKEN=hf_abcdefghijklmnopqrst"],
-            ["cluster.env.HF_TOKEN: contains what looks like a secret"],
+            ["cluster.env.HF_TOKEN: seems to contain a secret"],
         ),
     ],
 )

@@ -123,7 +123,9 @@ def test_a_queue_that_takes_few_jobs_gets_few(
         assert layout == Layout(8, 4), "two jobs per array, and four times 1G on a node of 8000M"
         assert layout.num_jobs(steps) == 33
         full = replace(known, site=SiteConfig(queues={"debug": QueueLimits(max_submitted=1)}))
-        with pytest.raises(ValueError, match="its queue takes 1 jobs of a user, and you have 1; wait"):
+        with pytest.raises(
+            ValueError, match="Slurm accepts at most 1 jobs of a user there, and you have 1; wait"
+        ):
             prepare_jobs.choose_layout(32, steps, full)
         assert run.cancel().startswith("cancelled")
         assert not run.is_alive()

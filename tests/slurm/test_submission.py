@@ -328,7 +328,7 @@ def test_in_an_allocation_runs_start_at_once_and_debug_opens_the_debugger(shell:
     )
     too_big = shell.run(*allocation, *command, "cluster.nodes=2", code=2)
     assert "cluster.nodes: must be at most 1 in this allocation" in too_big.stderr
-    assert "needs an allocation" in shell.finetune("train", *training("debug=true"), code=2).stderr
+    assert "must be run in an allocation" in shell.finetune("train", *training("debug=true"), code=2).stderr
     debugged = subprocess.run(
         [*allocation, *command, "cluster.ranks_per_node=1", "debug=true"],
         cwd=shell.folder,

@@ -108,7 +108,7 @@ def test_a_node_that_fails_its_preflight_is_avoided_and_a_run_with_a_killed_rank
         box.on_node("node1", "mount", "-o", "remount,rw", str(local))
     assert endings(run) == ["failed preflight", "died", "completed"]
     first, second, third = attempts.read(run.path)
-    assert "node1 cannot write into" in first.reason
+    assert "node1: cannot write into" in first.reason
     assert attempts.excluded_nodes(run.path) == ["node1"]
     assert re.search(r"rank \d on node\d: killed by SIGKILL", second.reason), second.reason
     assert second.nodes == third.nodes == ("node2", "node3")

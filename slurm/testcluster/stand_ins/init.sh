@@ -1,7 +1,7 @@
-# Sourced by every bash of an imitated site (BASH_ENV): defines the part of `module` that our profiles use.
-# A module is a file of shell lines; its name is its path below a folder of MODULEPATH.
+# Each bash of an imitated site sources this file (BASH_ENV). It defines the part of `module` that our profiles use.
+# A module is a file of shell commands. Its name is its path relative to a folder in MODULEPATH.
 
-need_not() {  # called by a module's file: the module conflicts with module $1
+need_not() {  # module files call this; it fails if the module $1, with which they conflict, is loaded
   case ":$LOADEDMODULES:" in *":$1:"*)
     echo "Lmod has detected the following error: cannot load module \"$MODULE\" because $1 is loaded" >&2
     return 1

@@ -1,7 +1,7 @@
 """Stand-in for an old Python: `old_python.py VERSION [-c CODE | -m MODULE | FILE] …`.
 
-The real interpreter runs what the old one could run. Newer syntax, future features and modules are
-refused, in the program and in all that it imports from outside the standard library.
+The current interpreter runs the program, but refuses syntax, future features and modules that the
+old version lacks. This holds for the program, and for its imports outside the standard library.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NEW_MODULES = {
     "graphlib": (3, 9),
     "tomllib": (3, 11),
 }
-# Imported before the version changes, as their own code reads sys.version_info.
+# Modules that are imported before the version is changed, because they read sys.version_info.
 FIRST = [
     "argparse", "collections", "contextlib", "fcntl", "json", "pathlib", "platform", "shutil", "signal",
     "subprocess", "typing",
@@ -35,7 +35,7 @@ STANDARD_LIBRARY = str(Path(os.__file__).parent)
 
 
 class OldVersion(tuple[object, ...]):
-    """sys.version_info with its named fields."""
+    """A replacement for sys.version_info, with its named fields."""
 
     major = property(lambda self: self[0])
     minor = property(lambda self: self[1])
@@ -43,7 +43,14 @@ class OldVersion(tuple[object, ...]):
 
 
 def compile_as(source: bytes, path: str, old: tuple[int, int]) -> types.CodeType:
-    """Compile as the old Python would, with a SyntaxError for newer syntax and future features."""
+    """Compile source code.
+
+    Args:
+        old: major and minor version of the old Python.
+
+    Raises:
+        SyntaxError: the code uses syntax or a future feature that the old Python lacks.
+    """
     text = importlib.util.decode_source(source)
     tree = ast.parse(text, path, feature_version=old)
     for node in tree.body:
@@ -58,7 +65,7 @@ def compile_as(source: bytes, path: str, old: tuple[int, int]) -> types.CodeType
 
 
 class OldLoader(importlib.machinery.SourceFileLoader):
-    """Loads a module as the old Python would."""
+    """Loader of a module that refuses code which the old Python cannot compile."""
 
     def __init__(self, name: str, path: str, old: tuple[int, int]) -> None:
         super().__init__(name, path)
@@ -69,7 +76,7 @@ class OldLoader(importlib.machinery.SourceFileLoader):
 
 
 class OldFinder(importlib.abc.MetaPathFinder):
-    """Finds the modules that the old Python would find."""
+    """Finder of modules that does not find those which the old Python lacks."""
 
     def __init__(self, old: tuple[int, int]) -> None:
         self.old = old
@@ -92,7 +99,7 @@ class OldFinder(importlib.abc.MetaPathFinder):
 
 
 def become(version: str) -> tuple[int, int]:
-    """Make this interpreter report another version; return its first two numbers."""
+    """Make this interpreter report another version; return its major and minor number."""
     for name in FIRST:
         importlib.import_module(name)
     major, minor, micro = (int(part) for part in version.split("."))
@@ -104,7 +111,7 @@ def become(version: str) -> tuple[int, int]:
 
 
 def read_program(arguments: list[str]) -> tuple[bytes, str]:
-    """Return source and path of the program that the arguments name, and set its sys.argv."""
+    """Return source and path of the program that the arguments name; set sys.argv for it."""
     if not arguments:
         sys.argv = ["-"]
         return sys.stdin.buffer.read(), "<stdin>"

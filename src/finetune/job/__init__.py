@@ -1,1 +1,1 @@
-"""Inside an allocation: the batch script's helper, and a rank up to the start of its training."""
+"""Code that runs inside a job: the batch script's helper, and the ranks until training starts."""

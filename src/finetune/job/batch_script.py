@@ -1,19 +1,19 @@
 """Helper that the batch script runs before, beside and after srun.
 
-It opens and closes the run's attempts, and carries out the decision of runs/attempts.py after a
-time limit, a preemption or a death: requeue, resubmit, or end.
+It records each attempt in the run folder. After a time limit, a preemption, a crash or a dead node,
+it carries out the decision of runs/attempts.py: requeue the job, submit it again, or end the run.
 
-    begin RUN    before srun; exits with 0: start the ranks; 64: the run is complete; 75: requeued;
-                 1: the run must not start
-    guard RUN    beside srun; restarts the job if its time limit is reached before the ranks leave
-    end RUN      after srun; its exit code is the job's
+    begin RUN    before srun. Exit codes: 0: start the ranks; 64: the run is complete; 75: the job
+                 was requeued; 1: the run must not start.
+    guard RUN    beside srun. Restarts the job if its time limit is reached while ranks still run.
+    end RUN      after srun. Its exit code is the job's.
 
-A job that has ended for good submits sweep points that wait for its place in the queue
+A job that will not be restarted also submits sweep points that wait for a free place in the queue
 (job/waves.py).
 
 The helper runs on the batch host, outside any container, because scontrol is there. It needs Python
-3.8 (cluster.host_python), the standard library, and modules with the same limits (listed in
-pyproject.toml).
+3.8 (cluster.host_python) and the standard library. The modules of ours that it imports have the
+same limits (see pyproject.toml).
 """
 
 from __future__ import annotations
@@ -77,76 +77,84 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def submit_waiting(runs_dir: Path, job: Job) -> None:
-    """Submit waiting points of sweeps into this job's place; log a failure and continue."""
+    """Submit sweep points that may take this job's place in the queue; only log a failure."""
     try:
         submitted = waves.submit_waiting(runs_dir, ending=job.id)
     except Exception as fault:
         log(
-            f"waiting points were not submitted ({fault}); the next job to end submits them, "
-            f"or `finetune status` does"
+            f"waiting sweep points: not submitted ({fault}); the next job that ends submits them, "
+            f"or run `finetune status`"
         )
         return
     if submitted:
-        log(f"{submitted} waiting points submitted")
+        log(f"{submitted} waiting sweep points submitted")
 
 
 class Job:
-    """The Slurm job that this script belongs to, and requests to Slurm about it."""
+    """The Slurm job that this process runs in, and requests to Slurm about it."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         env = os.environ
-        # For a task of an array, SLURM_JOB_ID may be the array's own id, which names all its tasks.
+        # For a task of an array, SLURM_JOB_ID may be the id of the whole array.
         array = env.get("SLURM_ARRAY_JOB_ID")
         self.id = f"{array}_{env['SLURM_ARRAY_TASK_ID']}" if array else env["SLURM_JOB_ID"]
         self.nodes = hostnames(env["SLURM_JOB_NODELIST"])
         self.options = options
 
     def owns_restart(self) -> bool:
-        """Return whether the batch script decides if the job is restarted.
+        """Return whether the batch script may restart the job.
 
-        It does not once Slurm ends the job, which then shows as COMPLETING: a requeue from outside
-        needs no second one, and a cancellation must be final. At a time limit, the batch script
-        decides.
+        It may while the job is running, and if Slurm ends the job at its time limit. If Slurm ends
+        the job for another reason, its state is COMPLETING: somebody has requeued the job, which
+        needs no second requeue, or cancelled it, which must be final.
         """
         state, _ = self._state()
         return state in ("", JobState.RUNNING) or self.is_over_time()
 
     def is_over_time(self) -> bool:
-        """Return whether Slurm is ending the job at its time limit, which it does within KillWait."""
+        """Return whether Slurm is ending the job because it has reached its time limit."""
         state, reason = self._state()
         return state in (JobState.COMPLETING, JobState.TIMEOUT) and reason == "TimeLimit"
 
     def _state(self) -> tuple[str, str]:
-        """Return the job's state and Slurm's reason for it; "" for what Slurm does not report."""
+        """Return the job's state and Slurm's reason for it; "" for a value that is not reported."""
         shown = scontrol("show", "job", self.id)
         state = re.search(r"\bJobState=(\w+)", shown)
         reason = re.search(r"\bReason=(\w+)", shown)
         return state[1] if state else "", reason[1] if reason else ""
 
     def requeue(self, excluded: list[str]) -> None:
-        """Requeue the job, to run without some nodes; Slurm then ends this script with the job.
+        """Requeue the job and keep it off the excluded nodes. Slurm then ends this script, too.
 
         Raises:
-            RuntimeError: Slurm refuses.
+            RuntimeError: Slurm refuses, and has not requeued or ended the job itself in the
+                meantime; or it refuses to exclude the nodes.
         """
         try:
             scontrol("requeue", self.id, check=True)
         except RuntimeError:
-            # Slurm may have requeued the job in this very moment, for instance after losing a node.
+            # Slurm may just have requeued the job itself, for instance because a node was lost.
             if self.owns_restart():
                 raise
         self.exclude(excluded)
 
     def exclude(self, nodes: list[str], check: bool = True) -> None:
-        """Keep the requeued job off some nodes. It cannot start before this script has ended."""
+        """Keep the requeued job off some nodes.
+
+        This is in time, because the requeued job cannot start before this script has ended.
+
+        Args:
+            check: raise RuntimeError if Slurm refuses; if False, ignore that.
+        """
         if nodes:
             scontrol("update", f"jobid={self.id}", f"ExcNodeList={','.join(nodes)}", check=check)
 
 
 def begin(run: Path, job: Job) -> int:
-    """Open an attempt; return PROCEED if the ranks may start, else the exit code.
+    """Record the start of an attempt; return the exit code of `begin`.
 
-    If the previous attempt's batch script could not close that attempt, it is closed here.
+    If the previous attempt has no recorded end, because its batch script was killed, the end is
+    recorded here.
     """
     earlier = attempts.read(run)
     code = _close_last_attempt(run, earlier, job) if earlier else None
@@ -155,12 +163,12 @@ def begin(run: Path, job: Job) -> int:
     avoided = attempts.excluded_nodes(run)
     unwanted = ", ".join(sorted(set(avoided) & set(job.nodes)))
     if unwanted:
-        log(f"Slurm allocated {unwanted}, which this run avoids: requeued")
+        log(f"Slurm allocated {unwanted}, which this run must avoid: requeue")
         try:
             job.requeue(avoided)
             return BACK_IN_QUEUE
         except RuntimeError as fault:
-            # A suspect node is better than none: the preflight checks it.
+            # Train on the suspect node rather than not at all; the preflight checks it.
             log(f"cannot avoid {unwanted}: {fault}")
     remove_traces_of_end(run)
     attempts.begin(run, job.id, job.nodes, time.time(), layout.newest_step(run))
@@ -168,14 +176,16 @@ def begin(run: Path, job: Job) -> int:
 
 
 def _close_last_attempt(run: Path, earlier: list[Attempt], job: Job) -> int | None:
-    """Record how the last attempt ended, if its batch script could not or a dead node is found.
+    """Record how the last attempt ended, if that is missing.
+
+    A recorded end is corrected if a node of that attempt has turned out to be dead.
 
     Returns:
-        the exit code of `begin` if the run must not start, else None.
+        the exit code of `begin` if the run must not start; None if it may.
     """
     last = earlier[-1]
-    continues = job.id in (last.job, last.next_job)  # else a person submitted the run again
-    # Slurm restarted the job although it was submitted with --no-requeue:
+    continues = job.id in (last.job, last.next_job)  # False if a person has submitted the run again
+    # True if Slurm has restarted the job although it was submitted with --no-requeue.
     must_not_restart = continues and job.options.on_interrupt == "stop"
     if last.ending is not None:
         final = last.ending.cause in (EndingCause.COMPLETED, EndingCause.STOPPED)
@@ -193,7 +203,7 @@ def _close_last_attempt(run: Path, earlier: list[Attempt], job: Job) -> int | No
         decision = Decision(restart=False, reason=decision.reason + NOT_RESTARTED, failed=failed)
     attempts.end(run, last.number, ending, decision.reason, time.time())
     log(f"attempt {last.number}: {decision.reason}")
-    if decision.restart or not continues:  # a person who submits the run again wants it to start
+    if decision.restart or not continues:  # if a person has submitted the run again, it must start
         return None
     if decision.failed:
         record_failure(run, decision.reason)
@@ -201,7 +211,7 @@ def _close_last_attempt(run: Path, earlier: list[Attempt], job: Job) -> int | No
 
 
 def _add_dead_nodes(run: Path, last: Attempt) -> None:
-    """Correct the recorded end of an attempt if a node has turned out to be dead since."""
+    """Correct the recorded end of an attempt if one of its nodes has turned out to be dead."""
     assert last.ending is not None
     if last.ending.cause not in (EndingCause.DIED, EndingCause.KILLED):
         return
@@ -212,7 +222,7 @@ def _add_dead_nodes(run: Path, last: Attempt) -> None:
 
 
 def _blame_dead_nodes(ending: Ending, attempt: Attempt) -> Ending:
-    """Return the ending with the attempt's dead nodes as its cause; unchanged if none is dead."""
+    """Return the ending, with the attempt's dead nodes as its cause if there are any."""
     dead = dead_nodes(attempt.nodes, attempt.time)
     if not dead:
         return ending
@@ -228,39 +238,43 @@ def _exit_code(ending: Ending) -> int:
 
 
 def guard(run: Path, job: Job) -> int:
-    """Restart the job if it reaches its time limit before its ranks have left.
+    """Restart the job if it reaches its time limit while ranks still run.
 
-    Runs beside the ranks, until the batch script ends it.
+    `guard` runs beside the ranks until it receives SIGTERM or the batch script has ended.
 
-    The ranks should have left long before. But Slurm checks limits only twice a minute, an
-    administrator may have changed this one, and a step or a checkpoint can take longer than
-    cluster.signal_lead_s. Slurm then kills the whole job within KillWait, perhaps before `end` has
-    run. So the job is restarted here, and the next attempt records how this one ended.
+    Normally, the ranks save and exit before the limit. But Slurm checks limits only twice a minute,
+    an administrator may have changed the limit, and a step or a checkpoint can take longer than
+    cluster.signal_lead_s. Slurm then kills the whole job within its KillWait, perhaps before `end`
+    has run. So `guard` restarts the job, and the next attempt records how this one ended.
     """
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     script = Path(f"/proc/{job.options.script}")
     while signal.sigtimedwait({signal.SIGTERM}, POLL_SECONDS) is None:
-        if not script.exists():  # not every site ends the guard together with the batch script
+        if not script.exists():  # on some sites, `guard` is not ended together with the batch script
             return PROCEED
     last = attempts.read(run)[-1]
-    if last.ending is None and job.is_over_time():  # else a preemption, a requeue or a cancellation
+    if last.ending is None and job.is_over_time():  # not a preemption, a requeue or a cancellation
         log(f"{causes.TIME_LIMIT_MESSAGE} while ranks were running: {job.options.on_interrupt}")
         excluded = attempts.excluded_nodes(run)
         if job.options.on_interrupt == "requeue":
             job.requeue(excluded)
         else:
             with resubmit_lock(run, job):
-                if attempts.read(run)[-1].ending is None:  # else `end` submits it
+                if attempts.read(run)[-1].ending is None:  # otherwise `end` submits the job
                     resubmit(run, job, last, excluded)
     return PROCEED
 
 
 def end(run: Path, job: Job) -> int:
-    """Close the attempt: record how it ended, and restart the run if that is the decision."""
+    """Record how the attempt ended; restart the run if runs/attempts.py decides so.
+
+    Returns:
+        the exit code of `end`.
+    """
     earlier = attempts.read(run)
     if not earlier or earlier[-1].ending is not None:
-        raise RuntimeError(f"{run}: no attempt is open")
+        raise RuntimeError(f"{run / layout.ATTEMPTS}: the last attempt is missing or has already ended")
     last = earlier[-1]
     ending = find_ending(run, last, job.options.code, job.options.world_size)
     before = [a.ending for a in attempts.filter_by_submission(earlier[:-1], job.id) if a.ending]
@@ -278,7 +292,7 @@ def end(run: Path, job: Job) -> int:
 
 
 def _restart(run: Path, job: Job, last: Attempt, ending: Ending, reason: str) -> int:
-    """Restart the run as cluster.on_interrupt asks, and return the exit code of `end`."""
+    """Restart the run in the way that cluster.on_interrupt sets; return the exit code of `end`."""
     excluded = sorted({*attempts.excluded_nodes(run), *ending.bad_nodes})
     way = job.options.on_interrupt
     must_not_restart = way == "stop"
@@ -286,7 +300,7 @@ def _restart(run: Path, job: Job, last: Attempt, ending: Ending, reason: str) ->
         reason += NOT_RESTARTED
     elif not job.owns_restart():
         way = "left to Slurm, which ends the job"
-    # The record comes first, as a requeue ends this script.
+    # The end is recorded before the requeue, which ends this script.
     attempts.end(run, last.number, ending, reason, time.time())
     avoided = f", without {', '.join(excluded)}" if excluded else ""
     log(f"{reason}: {way}{avoided}")
@@ -302,7 +316,7 @@ def _restart(run: Path, job: Job, last: Attempt, ending: Ending, reason: str) ->
             clean_up(run, len(job.nodes))
             _resubmit_or_release(run, job, last, excluded)
         else:
-            # A cancelled job is not in the queue any more, so this may fail.
+            # This fails if the job was cancelled, as it has then left the queue.
             job.exclude(excluded, check=False)
     except RuntimeError as fault:
         reason = f"{reason}; it cannot be restarted: {fault}"
@@ -314,7 +328,7 @@ def _restart(run: Path, job: Job, last: Attempt, ending: Ending, reason: str) ->
 
 
 def _resubmit_or_release(run: Path, job: Job, last: Attempt, excluded: list[str]) -> None:
-    """Submit the job again unless `guard` has; release a job that `guard` has left held."""
+    """Submit the job again, unless `guard` has done so. Release a job that `guard` left held."""
     with resubmit_lock(run, job):
         submitted = attempts.read(run)[-1].next_job
         if submitted is None:
@@ -325,14 +339,14 @@ def _resubmit_or_release(run: Path, job: Job, last: Attempt, excluded: list[str]
 
 @contextlib.contextmanager
 def resubmit_lock(run: Path, job: Job) -> Iterator[None]:
-    """Hold the lock under which `guard` and `end`, both on the batch host, submit the run again.
+    """Hold the lock under which `guard` and `end` submit the run again; both run on the batch host.
 
-    The second to come waits, and then reads in attempts.jsonl what the first has done. If the
-    holder dies before it has submitted, its lock is freed and the other takes over; a job whose
-    sbatch outlives the holder stays held.
+    The process that comes second waits, and then finds in attempts.jsonl whether the first has
+    submitted the run. If the first is killed, its lock is freed, and the second submits the run. A
+    job of the killed process that is not in attempts.jsonl yet is held, and so never starts.
     """
     with (run / layout.JOBS / layout.next_of(job.id)).open("w") as file:
-        # On a file system without locks, the notes in attempts.jsonl must do.
+        # A file system without locks cannot prevent two submissions at the same moment.
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -341,14 +355,18 @@ def resubmit_lock(run: Path, job: Job) -> Iterator[None]:
 def resubmit(run: Path, job: Job, last: Attempt, excluded: list[str]) -> None:
     """Submit the same script again, as a new job that continues after the attempt `last`.
 
-    The new job cannot start before its files are there, its id is recorded, and this job is over.
+    The new job cannot start before its files are written, its id is recorded, and this job has
+    ended.
+
+    Args:
+        excluded: nodes that the new job must avoid.
 
     Raises:
-        RuntimeError: Slurm refuses.
+        RuntimeError: Slurm refuses, or does not report the job's script.
     """
     script = re.search(r"\bCommand=(.+)", scontrol("show", "job", job.id, check=True))
     if script is None:
-        raise RuntimeError(f"`scontrol show job {job.id}` does not report the job's script")
+        raise RuntimeError(f"scontrol show job {job.id}: the output does not name the batch script")
     index = job.id.partition("_")[2]
     options = [f"--array={index}"] if index else []
     if excluded:
@@ -367,11 +385,11 @@ def resubmit(run: Path, job: Job, last: Attempt, excluded: list[str]) -> None:
 
 
 def find_ending(run: Path, attempt: Attempt, code: int | None, world_size: int) -> Ending:
-    """Return how an attempt ended, from the files that its ranks left in the run folder.
+    """Return how an attempt ended, from the files that its ranks wrote into the run folder.
 
     Args:
-        code: srun's exit code; None if the batch script was killed, perhaps together with the
-            ranks.
+        code: srun's exit code; None if the batch script was killed, so that the code is unknown.
+        world_size: number of ranks.
     """
     reached = last_step(run, attempt)
     saved = layout.newest_step(run)
@@ -411,7 +429,12 @@ def find_ending(run: Path, attempt: Attempt, code: int | None, world_size: int) 
 def _stated_cause(
     attempt: Attempt, cause: EndingCause, failures: list[Failure]
 ) -> tuple[EndingCause, str, tuple[str, ...]]:
-    """Return cause, message and nodes to avoid of an attempt whose ranks recorded a failure."""
+    """Return the cause of a recorded failure, its message, and the nodes that a restart must avoid.
+
+    Args:
+        cause: the cause that corresponds to the kind of the failures.
+        failures: failures of this kind, one for each rank that recorded one.
+    """
     nodes = tuple(sorted({node for failure in failures for node in failure.nodes}))
     message = min(failures, key=lambda failure: failure.time).error
     if 1 < len(attempt.nodes) == len(nodes):  # all nodes failed, so no single node is to blame
@@ -420,7 +443,7 @@ def _stated_cause(
 
 
 def last_step(run: Path, attempt: Attempt) -> int:
-    """Return the last step that an attempt wrote into the run's metrics; 0 if none."""
+    """Return the last optimizer step in the run's metrics; 0 if it is of an earlier attempt."""
     steps = read_training_steps(run)
     if steps and steps[-1].time_ms >= attempt.time * 1000:
         return steps[-1].step
@@ -428,7 +451,7 @@ def last_step(run: Path, attempt: Attempt) -> int:
 
 
 def absent_nodes(run: Path, attempt: Attempt) -> tuple[str, ...]:
-    """Return the nodes without a rank's presence file (preflight.py), if other nodes have one."""
+    """Return the nodes without a presence file of a rank (preflight.py); none if all lack one."""
     present = {path.name for path in (run / layout.JOBS / layout.PRESENT).glob("*")}
     absent = tuple(node for node in attempt.nodes if node not in present)
     if 0 < len(absent) < len(attempt.nodes):
@@ -440,19 +463,19 @@ def absent_nodes(run: Path, attempt: Attempt) -> tuple[str, ...]:
 
 
 def remove_traces_of_end(run: Path) -> None:
-    """Remove the files on how the last attempt ended; attempts.jsonl holds that by now."""
+    """Remove the files of the last attempt's end, which attempts.jsonl now describes."""
     present = (run / layout.JOBS / layout.PRESENT).glob("*")
     for path in (*layout.list_attempt_files(run), *present):
         path.unlink(missing_ok=True)
 
 
 def record_failure(run: Path, reason: str) -> None:
-    """Write why the run has ended for good; `finetune status` shows it."""
+    """Record why the run has failed for good; `finetune status` shows the reason."""
     Diagnosis(time.time(), reason).write(run / layout.FAILURE)
 
 
 def clean_up(run: Path, num_nodes: int) -> None:
-    """Remove what killed ranks left on their nodes' own disks (job/staging.py), within 30 s."""
+    """Remove copies of the corpus that killed ranks left on their nodes' disks (job/staging.py)."""
     staged = Staged.read_or_none(run / layout.STAGED)
     if staged is None or not shutil.which("srun"):
         return
@@ -461,7 +484,7 @@ def clean_up(run: Path, num_nodes: int) -> None:
     try:
         subprocess.run(command, timeout=30, check=False, capture_output=True)
     except subprocess.TimeoutExpired:
-        log(f"{staged.folder} may be left on a node")
+        log(f"{staged.folder}: could not be removed on all nodes within 30 s")
     (run / layout.STAGED).unlink(missing_ok=True)
 
 

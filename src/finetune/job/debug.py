@@ -1,7 +1,9 @@
-"""Run one rank under Python's debugger in this shell (debug=true).
+"""Run the single rank of a run under Python's debugger (debug=true).
 
-`python -m finetune.job.debug RUN_FOLDER` stops before the first line; `c` continues to the next
-breakpoint() or exception.
+    python -m finetune.job.debug RUN_FOLDER
+
+The debugger stops before the first line; its command `c` continues to the next breakpoint() or
+exception.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from finetune.runs.stop import StopFlag
 def main(path: str) -> None:
     run = RunFolder(Path(path))
     os.environ.setdefault(rank.SHELL_GPUS, os.environ.get("CUDA_VISIBLE_DEVICES", rank.ALL_GPUS))
-    # submitit's own debug executor marks a rank by this variable.
+    # With this variable, submitit.JobEnvironment() describes a job of a single local rank.
     os.environ["SUBMITIT_DEBUG_JOB_ID"] = f"debug-{os.getpid()}"
     run.jobs.mkdir(exist_ok=True)
     with run.lock:

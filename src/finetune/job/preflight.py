@@ -1,7 +1,7 @@
 """Checks of a job's nodes before training: shared folder, memory, GPUs, sums over the network.
 
-They take a few seconds, before anything large is loaded. A failure names the node; the run is then
-restarted without it (batch_script.py).
+They take a few seconds, and run before anything large is loaded. An error names the nodes at fault.
+The run is then restarted without them (batch_script.py).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
     from finetune.distributed import World
 
-HOST_GB_A_RANK = 0.5  # the least memory in which a rank can start
-FREE_SHARE_OF_GPU = 0.9  # on an unused GPU only the driver's memory is taken
+HOST_GB_A_RANK = 0.5  # memory in GB that a rank needs to start
+FREE_SHARE_OF_GPU = 0.9  # at least this share is free on an unused GPU; the driver takes the rest
 PATIENCE_SECONDS = 20.0  # network file systems show a new file to other nodes within a few seconds
-# Sizes in numbers for all-reduces that use each of NCCL's protocols: LL for small messages, LL128,
-# and Simple for large ones.
+# Lengths of the all-reduced tensors. On GPUs, each is sent by another of NCCL's protocols: LL for
+# small messages, LL128 for larger ones, and Simple for the largest.
 NUM_VALUES = {"cpu": (1_000, 50_000), "cuda": (1_000, 500_000, 16_000_000)}
 REPEATS = 3
 
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 class PreflightError(RuntimeError):
-    """A node is not fit to train on.
+    """One or more nodes of the job are not fit for training.
 
     Attributes:
         nodes: the nodes that a restart must avoid.
@@ -53,54 +53,62 @@ class PreflightError(RuntimeError):
 
 
 def node_name() -> str:
-    """Return this node's name in the scheduler."""
+    """Return this node's name in Slurm; outside of Slurm, the host name."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def check_node(config: TrainConfig, run: RunFolder) -> None:
-    """Check this node without torch: a writable shared folder, and enough memory to start.
+    """Check that this node can write into the run folder, and has enough memory to start its ranks.
+
+    torch is not needed for this check.
 
     Raises:
-        PreflightError: this node fails.
+        PreflightError: the folder cannot be written, or the memory is too small.
     """
     node = node_name()
-    # batch_script.py reads from these files which nodes never reached the shared folder.
+    # A node without this file never reached the shared folder (batch_script.py reads it).
     present = run.jobs / layout.PRESENT / node
     try:
         present.parent.mkdir(parents=True, exist_ok=True)
         present.touch()
     except OSError as fault:
         raise PreflightError(
-            f"{node} cannot write into the shared folder {run.path}: {fault}", [node]
+            f"{node}: cannot write into the shared folder {run.path}: {fault}", [node]
         ) from None
     free = psutil.virtual_memory().available / 1e9
     needed = HOST_GB_A_RANK * config.cluster.ranks_per_node
     if free < needed:
         raise PreflightError(
-            f"{node} has {free:.1f} GB of memory available; its ranks need {needed:.1f} GB to start", [node]
+            f"{node}: has {free:.1f} GB of memory available, but its ranks need {needed:.1f} GB to start",
+            [node],
         )
 
 
 def check_device(config: TrainConfig, world: World) -> None:
-    """Check that this rank's GPU, if the job uses one, is visible, unused and computes correctly.
+    """Check that this rank's GPU is visible, unused and computes correctly.
+
+    Without a GPU, the check passes if the job did not request one.
 
     Raises:
-        PreflightError: this node fails.
+        PreflightError: the GPU is missing, in use, or computes wrong products.
     """
     import torch
 
     node = node_name()
     requested = config.cluster.gpu_request != "none" and config.cluster.env.get("CUDA_VISIBLE_DEVICES") != ""
     if requested and not torch.cuda.is_available():
-        message = f"{node}: torch {torch.__version__} finds no GPU; check the driver and torch's CUDA build"
+        message = (
+            f"{node}: torch {torch.__version__} finds no GPU; check the node's driver, and that torch is a "
+            f"build for it"
+        )
         raise PreflightError(message, [node])
     if world.device.type != "cuda":
         return
     free, total = torch.cuda.mem_get_info(world.device)
     if requested and free < FREE_SHARE_OF_GPU * total:
         raise PreflightError(
-            f"{node}: GPU {world.device.index} has only {free / 1e9:.1f} of {total / 1e9:.1f} GB free; "
-            f"another process uses it",
+            f"{node}: GPU {world.device.index} has only {free / 1e9:.1f} of {total / 1e9:.1f} GB free, "
+            f"so another process uses it",
             [node],
         )
     ones = torch.ones(1024, 1024, device=world.device)
@@ -109,11 +117,13 @@ def check_device(config: TrainConfig, world: World) -> None:
 
 
 def check_together(run: RunFolder, world: World) -> None:
-    """Check with all ranks that they share one folder and that sums over the network are right.
+    """Check that all ranks share the run folder, and that sums over the network are correct.
+
+    All ranks must call this function, and all raise the same error.
 
     Raises:
-        PreflightError: on all ranks, naming the nodes.
-        UserError: sums are wrong on so many nodes that no single node is to blame.
+        PreflightError: some nodes do not share the folder, or take part in wrong sums.
+        UserError: sums are wrong, but no single node can be shown to be at fault.
     """
     began = time.monotonic()
     nodes: list[str] = world.all_gather_object(node_name())
@@ -138,13 +148,13 @@ def _check_shared_folder(run: RunFolder, world: World, nodes: list[str]) -> None
     if blind:
         raise PreflightError(
             f"{', '.join(blind)}: files that {nodes[0]} writes into {run.jobs} do not appear; "
-            f"runs_dir must be a folder that all nodes share",
+            f"set runs_dir to a folder that all nodes share",
             blind,
         )
 
 
 def _wait_for_token(path: Path, token: str) -> bool:
-    """Return whether the file holds the token within PATIENCE_SECONDS."""
+    """Return whether a file contains the token, now or within PATIENCE_SECONDS."""
     end = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
@@ -161,7 +171,10 @@ def _check_sums(world: World, nodes: list[str]) -> None:
     """Check all-reduces of numbers whose sum every rank can compute itself.
 
     Some versions of NCCL corrupt sums without an error, on some networks and at some sizes
-    (NVIDIA/nccl#2001): such a run trains on wrong gradients.
+    (NVIDIA/nccl#2001). A run would then train on wrong gradients.
+
+    Raises:
+        PreflightError, UserError: see check_together.
     """
     wrong = sum(_wrong_sums(world, size) for size in NUM_VALUES[world.device.type] for _ in range(REPEATS))
     counts = world.all_gather_object(wrong)
@@ -172,30 +185,34 @@ def _check_sums(world: World, nodes: list[str]) -> None:
         suspects = find_suspects(world.all_gather_object(_wrong_broadcasts(world)), nodes)
     if not suspects:
         raise UserError(
-            f"preflight: an all-reduce over {len(set(nodes))} nodes gives wrong sums ({max(counts)} numbers "
-            f"on a rank), and no single node is to blame: the network library corrupts data; set what your "
-            f"site documents for NCCL (cluster.env_many_nodes), or NCCL_PROTO=^LL128"
+            f"preflight: all-reduces over {len(set(nodes))} nodes gave wrong sums ({max(counts)} wrong "
+            f"numbers on a rank), and no single node is to blame, so the network library corrupts data; "
+            f"set your site's documented NCCL variables in cluster.env_many_nodes, or NCCL_PROTO=^LL128 there"
         )
     named = ", ".join(sorted(suspects))
-    raise PreflightError(f"{named}: wrong sums over the network ({max(counts)} numbers)", sorted(suspects))
+    message = f"{named}: all-reduces over the network gave wrong sums ({max(counts)} wrong numbers on a rank)"
+    raise PreflightError(message, sorted(suspects))
 
 
 def _values(rank: int, size: int, device: torch.device) -> torch.Tensor:
-    """Return integers that differ by rank; float32 holds the sum of thousands of ranks exactly."""
+    """Return a rank's numbers for the check: integers as float32.
+
+    They differ by rank. They are so small that float32 holds the sum of thousands of ranks exactly.
+    """
     import torch
 
     return ((torch.arange(size, device=device) * 7 + rank * 13) % 1021).float()
 
 
 def _wrong_sums(world: World, size: int) -> int:
-    """Count the numbers of an all-reduce that arrive wrong on this rank."""
+    """Do an all-reduce of `size` numbers; return how many of the sums are wrong on this rank."""
     others = (_values(rank, size, world.device) for rank in range(1, world.size))
     expected = sum(others, _values(0, size, world.device))
     return int((world.all_reduce_sum(_values(world.rank, size, world.device)) != expected).sum())
 
 
 def _wrong_broadcasts(world: World) -> list[bool]:
-    """Return, for each sending rank, whether its broadcast arrives wrong on this rank."""
+    """Do a broadcast from each rank; return, by sending rank, whether it arrived wrong here."""
     wrong = []
     size = NUM_VALUES[world.device.type][-1]
     for source in range(world.size):
@@ -207,10 +224,12 @@ def _wrong_broadcasts(world: World) -> list[bool]:
 
 
 def find_suspects(wrong: list[list[bool]], nodes: list[str]) -> set[str]:
-    """Return the nodes that most wrong transfers have in common; none unless they are a minority.
+    """Return the nodes that took part in the largest number of wrong transfers.
+
+    Return an empty set if they are half of all nodes or more, as none can then be singled out.
 
     Args:
-        wrong: [receiving rank][sending rank].
+        wrong: wrong[receiving rank][sending rank] is True if that broadcast arrived wrong.
         nodes: the node of each rank.
     """
     count: Counter[str] = Counter()
@@ -229,7 +248,7 @@ def check_free_space(folder: Path, needed: int) -> None:
     """Check that a folder on this node's own disk is writable and has `needed` bytes free.
 
     Raises:
-        PreflightError: it is not, or has not.
+        PreflightError: the folder cannot be written, or has too little space.
     """
     node = node_name()
     try:
@@ -239,8 +258,10 @@ def check_free_space(folder: Path, needed: int) -> None:
         free = psutil.disk_usage(str(folder)).free
     except OSError as fault:
         raise PreflightError(
-            f"{node} cannot write into {folder} (cluster.node_local): {fault}", [node]
+            f"{node}: cannot write into {folder} (cluster.node_local): {fault}", [node]
         ) from None
     if free < needed:
-        message = f"{node} has {free / 1e9:.1f} GB free in {folder}; the corpus needs {needed / 1e9:.1f} GB"
+        message = (
+            f"{node}: has {free / 1e9:.1f} GB free in {folder}, but the corpus needs {needed / 1e9:.1f} GB"
+        )
         raise PreflightError(message, [node])

@@ -1,6 +1,6 @@
-"""Entry point of a rank in a job: environment, preflight checks, process group, training.
+"""The start of a rank in a job: environment, preflight checks, process group, training.
 
-submitit's pickle holds only the name of `run_job` and the path of a run folder.
+submitit calls `run_job` with the path of the run folder; its pickle contains nothing else.
 """
 
 from __future__ import annotations
@@ -41,23 +41,24 @@ logger = logging.getLogger(__name__)
 
 
 def run_job(path: str) -> None:
-    """Train the run in the folder `path` as one of its ranks.
+    """Train, as one of its ranks, the run in the folder `path`.
 
-    The outcome or the failure is written into the folder; a failure also exits with 1.
+    The outcome or the failure is written into the folder. After a failure, the process exits
+    with 1.
     """
     run = RunFolder(Path(path))
     environment = submitit.JobEnvironment()
     rank = environment.global_rank
     stop = StopFlag(run.stop_file)
-    # before the imports, which take longer than some schedulers wait after a signal
+    # This comes before the imports, which take longer than some sites wait between signal and kill.
     stop.install_signal_handlers()
-    faulthandler.enable()  # a crash in native code leaves its signal and stack in the log (causes.py)
+    faulthandler.enable()  # a crash in native code writes its signal and stack into the log (causes.py)
     lock = run.lock
-    if rank == 0:  # two processes that write into one run folder would corrupt it
+    if rank == 0:  # two jobs that write into the same run folder would corrupt it
         try:
             lock.acquire()
         except Timeout:
-            logger.error("run %s is in use by another process; this job ends without training", run.id)
+            logger.error("run %s: is in use by another process; this job ends without training", run.id)
             os._exit(1)
         run.record_start()
     try:
@@ -69,8 +70,8 @@ def run_job(path: str) -> None:
             traceback.print_exc()
             run.record_failure(rank, _one_line(error), _failure_kind(error), getattr(error, "nodes", ()))
             sys.stderr.flush()
-        # Exit even if nothing can be written: peers wait in a collective, and destructors would
-        # wait for them.
+        # Exit even if nothing can be written. The other ranks wait in a collective, and destructors
+        # of this process would wait for the other ranks.
         finally:
             os._exit(1)
 
@@ -81,13 +82,16 @@ def train_as_rank(run: RunFolder, environment: submitit.JobEnvironment, stop: St
     stop.deadline = _deadline(config)
     _prepare_environment(config, environment)
     preflight.check_node(config, run)
-    if config.after and environment.global_rank == 0:  # its corpus did not exist yet at submission
+    if config.after and environment.global_rank == 0:  # at submission, the corpus did not exist yet
         run_inputs.check_inputs(config)
     return _train(config, run, environment, stop)
 
 
 def _deadline(config: TrainConfig) -> float | None:
-    """Return the time (seconds since the epoch) to stop at even without a signal; None: no limit."""
+    """Return the time, in seconds since the epoch, at which to stop even without a signal.
+
+    Return None if the job has no known end.
+    """
     end = os.environ.get("SLURM_JOB_END_TIME", "")  # the batch script sets it where Slurm does not
     if end.isdigit():
         return int(end) - config.cluster.signal_lead_s
@@ -106,10 +110,10 @@ def _prepare_environment(config: TrainConfig, environment: submitit.JobEnvironme
         TOKENIZERS_PARALLELISM="false",
     )
     if environment.cluster == "slurm":
-        # Values with \$ are for the container, which has expanded them.
+        # A value with \$ is expanded inside the container, which has already been done.
         ours = {key: value for key, value in config.cluster.env.items() if "\\$" not in value}
-        # Set again here, as srun overrides CUDA_VISIBLE_DEVICES, with which a profile can hide
-        # GPUs.
+        # The batch script has set these already. But srun overrides CUDA_VISIBLE_DEVICES, by which
+        # a profile can hide GPUs.
         os.environ.update({key: os.path.expandvars(value) for key, value in ours.items()})
         os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
         return
@@ -122,11 +126,17 @@ def _prepare_environment(config: TrainConfig, environment: submitit.JobEnvironme
 
 
 def _rendezvous_url(run: RunFolder, environment: submitit.JobEnvironment, suffix: str) -> str:
-    """Return the URL at which torch.distributed connects the ranks; it is new for each attempt.
+    """Return the URL at which torch.distributed connects the ranks. Each attempt has another URL.
 
-    On one machine it names a file: there is no port to race for. Across nodes it is rank 0's
-    address, which rank 0 writes into the run folder. A file does not work there: it needs file
-    locks, which do not work between nodes on every shared file system.
+    Outside of Slurm, it is the URL of a file, so that no other process can take a port that was
+    chosen. In Slurm, it is the address of rank 0, which rank 0 writes into the run folder. A file
+    would not work between nodes, as not all shared file systems support the necessary locks.
+
+    Args:
+        suffix: text that is appended to rank 0's host name (cluster.master_suffix).
+
+    Raises:
+        PreflightError: rank 0's address did not appear within RENDEZVOUS_SECONDS.
     """
     file = run.jobs / layout.rendezvous_of(environment.job_id, restart_count())
     if environment.cluster != "slurm":
@@ -140,7 +150,7 @@ def _rendezvous_url(run: RunFolder, environment: submitit.JobEnvironment, suffix
     while not file.exists():
         if time.monotonic() > deadline:
             raise preflight.PreflightError(
-                f"{preflight.node_name()} received no address from rank 0 within {RENDEZVOUS_SECONDS} s", []
+                f"{preflight.node_name()}: received no address from rank 0 within {RENDEZVOUS_SECONDS} s", []
             )
         time.sleep(0.2)
         os.scandir(run.jobs).close()  # some network file systems refresh a folder only when it is listed
@@ -149,11 +159,14 @@ def _rendezvous_url(run: RunFolder, environment: submitit.JobEnvironment, suffix
 
 @contextlib.contextmanager
 def lean_imports(*hidden: str) -> Iterator[None]:
-    """Make imports faster: hide modules as if not installed, and pause garbage collection.
+    """Make imports in the `with` block faster.
 
-    DeepSpeed imports MLflow for its autotuner, and PEFT imports bitsandbytes, which imports torch's
-    compiler, for layers that only a quantized base has: together a third of the CPU time in which a
-    rank starts. The collector scans everything imported over and over: a fifth of the rest.
+    Garbage collection is paused, and the modules `hidden` appear not to be installed.
+
+    DeepSpeed imports MLflow for its autotuner. PEFT imports bitsandbytes for layers that only a
+    quantized base has, and bitsandbytes imports torch's compiler. Together they take a third of the
+    CPU time in which a rank starts. Garbage collection, which scans all imported objects again and
+    again, takes a fifth of the rest.
     """
     absent = [name for name in hidden if name not in sys.modules]
     sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
@@ -161,15 +174,18 @@ def lean_imports(*hidden: str) -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()  # imported objects stay for the life of the process
+        gc.freeze()  # imported objects are needed until the process ends
         gc.enable()
         for name in absent:
             del sys.modules[name]
 
 
 def _keep_freed_memory() -> None:
-    """Keep glibc from returning freed memory, whose page faults take 5% of a step on a CPU."""
-    with contextlib.suppress(AttributeError, OSError):  # another libc
+    """Keep glibc from returning freed memory to the kernel.
+
+    On a CPU, the page faults on getting the memory back take 5% of the time of a step.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # raised if the C library is not glibc
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the highest value that it accepts
@@ -211,7 +227,7 @@ def _train(
 
 
 def _failure_kind(error: BaseException) -> FailureKind:
-    """Return the kind of an error, by which batch_script.py decides about a restart."""
+    """Return the kind of an error, which decides whether the run is restarted (batch_script.py)."""
     if isinstance(error, preflight.PreflightError):
         return FailureKind.PREFLIGHT
     if _is_mistake(error):
@@ -220,12 +236,12 @@ def _failure_kind(error: BaseException) -> FailureKind:
 
 
 def _is_mistake(error: BaseException) -> bool:
-    """Return whether a restart would fail alike: user error, bad file, or refused config."""
+    """Return whether a restart would fail in the same way: a user error, a bad file or config."""
     return isinstance(error, (UserError, FileNotFoundError, *DAMAGED_FILE)) or is_refused_config(error)
 
 
 def _one_line(error: BaseException) -> str:
-    """Return an error's message in one line, with its type unless it was written for users."""
+    """Return an error's message as one line, with the error's type unless the text is for users."""
     text = " ".join(str(error).split())
     if _is_mistake(error) or isinstance(error, preflight.PreflightError):
         return text

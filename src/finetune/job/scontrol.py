@@ -1,6 +1,7 @@
 """Requests of the batch script's helper to Slurm: requeue, resubmit, release, find dead nodes.
 
-Runs on the batch host, outside any container: standard library only, Python 3.8 or newer.
+This module runs on the batch host, outside any container. It uses only the standard library and
+Python 3.8.
 """
 
 from __future__ import annotations
@@ -12,19 +13,22 @@ from datetime import datetime
 from finetune.job.slurm_command import CommandError, run_command
 from finetune.job.slurm_queue import TOO_MANY, submission_environment
 
-TRIES = 6  # a controller that restarts is away for seconds
+TRIES = 6  # with the pauses, enough for a restart of slurmctld, which takes seconds
 PAUSE = 5.0  # seconds between two tries
-ACCOUNTING_SECONDS = 10.0  # the answer only improves a message
-SCONTROL_SECONDS = 30.0
-SBATCH_SECONDS = 60.0  # an sbatch that takes longer leaves a held job, which never starts
-PLACE_SECONDS = 120.0  # to wait for a place in the queue for the job that continues this one
+ACCOUNTING_SECONDS = 10.0  # time limit of sacct; its output only improves a message
+SCONTROL_SECONDS = 30.0  # time limit of scontrol
+SBATCH_SECONDS = 60.0  # time limit of sbatch; if it submits a job later, the job is held for ever
+PLACE_SECONDS = 120.0  # how long to try to submit while Slurm accepts no more jobs of this user
 
 
 def scontrol(*arguments: str, check: bool = False) -> str:
-    """Return the output of scontrol; "" if it fails.
+    """Return the output of scontrol; "" if it fails. If slurmctld does not answer, try again.
+
+    Args:
+        check: raise an error if it fails.
 
     Raises:
-        RuntimeError: every try failed, and `check` is set.
+        RuntimeError: it failed, and `check` is set.
     """
     fault = ""
     for attempt in range(TRIES):
@@ -35,7 +39,7 @@ def scontrol(*arguments: str, check: bool = False) -> str:
         except CommandError as error:
             fault = str(error)
             is_unreachable = error.is_timeout or "contact" in fault.lower()
-            if not is_unreachable:  # only an absent controller is worth waiting for
+            if not is_unreachable:  # slurmctld has refused the request, and would refuse it again
                 break
     if check:
         raise RuntimeError(f"{fault} (scontrol {' '.join(arguments)})")
@@ -43,9 +47,9 @@ def scontrol(*arguments: str, check: bool = False) -> str:
 
 
 def memory_used(job: str) -> str:
-    """Return a sentence on the memory that Slurm accounted for a job's largest task.
+    """Return a description of the memory that a job's largest task used, from Slurm's accounting.
 
-    "" if there is no accounting, or it does not answer.
+    Return "" if there is no accounting, or it does not answer.
     """
     command = ["sacct", "--noheader", "--parsable2", "-j", job, "-o", "JobID,MaxRSS,ReqMem"]
     try:
@@ -67,10 +71,11 @@ def hostnames(nodelist: str) -> list[str]:
 
 
 def sbatch(command: list[str]) -> str:
-    """Submit a job and return its id.
+    """Run an sbatch command and return the id of the new job.
 
-    If Slurm takes no more jobs of this user, wait for another to leave: the jobs of a sweep reach
-    their time limit together, and each still counts while it submits its successor.
+    If Slurm accepts no more jobs of this user, try again for PLACE_SECONDS. The jobs of a sweep
+    reach their time limit together, and each still counts while it submits the job that continues
+    it.
 
     Raises:
         RuntimeError: Slurm refuses.
@@ -87,18 +92,22 @@ def sbatch(command: list[str]) -> str:
 
 
 def may_be_held(job_id: str) -> bool:
-    """Return whether a job is held by its user; True if Slurm does not answer."""
+    """Return whether a job is held by its user; True if that is unknown, as scontrol failed."""
     shown = scontrol("show", "job", job_id)
     return not shown or "Reason=JobHeldUser" in shown
 
 
 def dead_nodes(nodes: tuple[str, ...], since: float) -> tuple[str, ...]:
-    """Return the nodes that are down, do not answer, or have restarted since a time."""
+    """Return those nodes that are down, do not respond, or have restarted.
+
+    Args:
+        since: time in seconds since the epoch; an earlier restart does not count.
+    """
     return tuple(node for node in nodes if _is_dead(scontrol("show", "node", node, "--oneliner"), since))
 
 
 def _is_dead(line: str, since: float) -> bool:
-    """Return whether a node is dead, from the line of `scontrol show node` on it."""
+    """Return whether a node is dead, by its line in the output of `scontrol show node`."""
     state = re.search(r"\bState=(\S+)", line)
     dead_states = ("*", "DOWN", "FAIL", "NOT_RESPONDING")  # "*": the node does not respond
     if state and any(mark in state[1] for mark in dead_states):

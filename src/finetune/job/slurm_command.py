@@ -1,7 +1,7 @@
 """Run Slurm's command-line programs, with a time limit and Slurm's own error messages.
 
-Standard library only, Python 3.8 or newer: the batch script runs this outside any container
-(batch_script.py).
+This module also runs on the batch host, outside any container (batch_script.py). It uses only the
+standard library and Python 3.8.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ class CommandError(RuntimeError):
     """A Slurm command failed, is missing, or timed out.
 
     Attributes:
-        output: its output, unchanged; "" if it did not run.
-        is_timeout: it did not answer in time.
+        output: the command's output, unchanged; "" if it did not run or was stopped.
+        is_timeout: True if it was stopped at the time limit.
     """
 
     def __init__(self, message: str, output: str = "", is_timeout: bool = False) -> None:
@@ -31,7 +31,7 @@ def run_command(
     """Run a Slurm command and return its output.
 
     Raises:
-        CommandError: it is not on PATH, failed, or did not answer in time.
+        CommandError: the command is not on PATH, failed, or did not end within `seconds`.
     """
     name, *arguments = command
     program = shutil.which(name)

@@ -1,6 +1,7 @@
 """Slurm's queue: this user's jobs, and the states of a job.
 
-Also runs on the batch host, outside any container: standard library only, Python 3.8 or newer.
+This module also runs on the batch host, outside any container. It uses only the standard library
+and Python 3.8.
 """
 
 from __future__ import annotations
@@ -14,14 +15,20 @@ from pathlib import Path
 from finetune.job.slurm_command import CommandError, run_command
 from finetune.runs.state import JobState
 
-# Slurm's messages for limits on the number of jobs: fewer may be accepted.
+# Messages with which Slurm refuses an array for its number of tasks. It may accept a smaller one.
 TOO_MANY = re.compile(r"job submit limit|Invalid job array specification")
 COMMAND_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A waiting or running job of this user, or such a task of an array."""
+    """A waiting or running job of this user, or such a task of a job array.
+
+    Attributes:
+        array: job id; for a task, the id of its array.
+        index: index of a task in its array; not a number for other jobs.
+        command: path of the batch script.
+    """
 
     array: str
     index: str
@@ -45,7 +52,7 @@ class QueuedJob:
 
     @property
     def will_end(self) -> bool:
-        """True if the last lines of its batch script are still to run."""
+        """True if the end of its batch script, which submits waiting points, is still to run."""
         return self.state != JobState.COMPLETING and not self.is_held
 
 
@@ -53,7 +60,7 @@ def queue() -> list[QueuedJob]:
     """Return this user's waiting and running jobs, with one entry per task of an array.
 
     Raises:
-        CommandError: Slurm does not answer.
+        CommandError: squeue failed, is not on PATH, or did not end in time.
     """
     columns = "%F|%K|%T|%Q|%P|%q|%a|%j|%o"
     user = str(os.getuid())
@@ -65,7 +72,7 @@ def run_slurm(*command: str) -> str:
     """Run a Slurm command in `submission_environment` and return its output.
 
     Raises:
-        CommandError: it failed, is not on PATH, or does not answer.
+        CommandError: the command failed, is not on PATH, or did not end in time.
     """
     return run_command(*command, seconds=COMMAND_SECONDS, environment=submission_environment())
 
@@ -73,8 +80,9 @@ def run_slurm(*command: str) -> str:
 def submission_environment() -> dict[str, str]:
     """Return the environment for a job that this process submits, without Slurm's own variables.
 
-    In a batch script it is the environment that the script was started with, not what the script
-    has changed: else PYTHONPATH would grow by a folder with every wave.
+    In a job, it is the environment with which the batch script was started. The script's own
+    changes are left out. Otherwise, PYTHONPATH would get a further folder with each job that a job
+    submits.
     """
     inherited = dict(os.environ)
     if "SLURM_JOB_ID" in inherited:
@@ -88,7 +96,7 @@ def submission_environment() -> dict[str, str]:
 
 
 def states_of(job: str) -> set[str]:
-    """Return Slurm's states of a job or of an array's tasks; empty if Slurm has forgotten it."""
+    """Return the states of a job, or of an array's tasks; empty if Slurm does not report any."""
     in_queue = ("squeue", "--noheader", "--states=all", "--jobs", job, "--format", "%T")
     accounted = ("sacct", "--noheader", "--parsable2", "--allocations", "--format", "State", "--jobs", job)
     for command in (in_queue, accounted):

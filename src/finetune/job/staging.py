@@ -1,8 +1,7 @@
-"""A copy of the corpus on each node's own disk while a job runs.
+"""A copy of the corpus on each node's own disk while a job runs (data.stage).
 
-Shared file systems are slow at many small reads at once.
-
-    <cluster.node_local>/finetune-<run id>/<node>/    one node's copy, until the job ends
+It is there because shared file systems are slow when many processes read small pieces. The copy of
+a node is the folder <cluster.node_local>/finetune-<run id>/<node>/.
 """
 
 from __future__ import annotations
@@ -33,16 +32,16 @@ logger = logging.getLogger(__name__)
 def stage_corpus(config: TrainConfig, run: RunFolder, world: World) -> Iterator[TrainConfig]:
     """Copy the corpus to this node's disk if data.stage is set, and remove the copy at the end.
 
-    One rank per node copies, and checks every file against the corpus' manifest. All ranks must
-    call it.
+    One rank per node does this, and checks each copied file against the corpus' manifest. All ranks
+    must enter this context.
 
     Yields:
         the config, with the copy as its corpus.
 
     Raises:
-        PreflightError: a node has too little space, or its copy is damaged; on all ranks, naming
-            the nodes.
-        UserError: the folder's name has a variable that the job lacks.
+        PreflightError: on at least one node, there is too little space or the copy failed. All
+            ranks raise it, with the names of the nodes.
+        UserError: cluster.node_local contains a variable that the job does not set.
     """
     if not config.data.stage:
         yield config
@@ -51,13 +50,13 @@ def stage_corpus(config: TrainConfig, run: RunFolder, world: World) -> Iterator[
     parent = Path(os.path.expandvars(config.cluster.node_local))
     if "$" in str(parent):
         raise UserError(
-            f"cluster.node_local: {config.cluster.node_local} has a variable that the job does not set; "
-            f"name a folder that exists on the compute nodes"
+            f"cluster.node_local: {config.cluster.node_local} contains a variable that the job does not set; "
+            f"set a folder that exists on the compute nodes"
         )
     all_nodes = parent / f"finetune-{run.id}"
     folder = all_nodes / node_name()  # on some sites, the "node-local" folder is shared by the job's nodes
     if world.is_main:
-        # so that the batch script can remove the copies of ranks that are killed
+        # From this record, the batch script removes the copies if ranks are killed.
         Staged(str(all_nodes)).write(run.path / layout.STAGED)
     began = time.monotonic()
     fault = _copy(config.data.corpus_folder, folder) if world.local_rank == 0 else None
@@ -68,19 +67,20 @@ def stage_corpus(config: TrainConfig, run: RunFolder, world: World) -> Iterator[
             raise PreflightError(message, sorted(node for _, node in faults))
         logger.info("corpus copied to the nodes' own disks (%s), %.1f s", all_nodes, time.monotonic() - began)
         yield dataclasses.replace(config, data=dataclasses.replace(config.data, corpus=str(folder)))
-    finally:  # ranks that still have the files mapped keep their contents
+    finally:  # ranks that have mapped the files into memory can still read them
         if world.local_rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):  # another node's copy is still in use there
+            with contextlib.suppress(OSError):  # the folder may still contain the copy of another node
                 all_nodes.rmdir()
         if world.is_main:
             (run.path / layout.STAGED).unlink(missing_ok=True)
 
 
 def _copy(corpus: Path, folder: Path) -> tuple[str, str] | None:
-    """Copy the corpus and verify the copy; return an error message and this node's name, or None.
+    """Copy the corpus and verify the copy, unless a killed attempt has left a complete copy.
 
-    A complete copy that a killed attempt has left is used as it is.
+    Returns:
+        None after success; else an error message, and this node's name.
     """
     try:
         if _is_complete_copy(corpus, folder):
@@ -94,7 +94,7 @@ def _copy(corpus: Path, folder: Path) -> tuple[str, str] | None:
         return str(fault).removeprefix("preflight: "), node_name()
     except (OSError, ValueError) as fault:
         reason = " ".join(str(fault).split())[:300]
-        return f"{node_name()} could not copy the corpus to {folder}: {reason}", node_name()
+        return f"{node_name()}: the corpus could not be copied to {folder}: {reason}", node_name()
     return None
 
 

@@ -1,15 +1,16 @@
-"""Files of a sweep whose points wait for places in Slurm's queue.
+"""Files of a sweep that has more points than Slurm accepts at a time.
 
-    runs/sweeps/<id>/<n>/waves.json                the limits in force; it exists while points wait
-    runs/sweeps/<id>/<n>/waiting/<index>           a point that waits; it holds its run's id
-    runs/sweeps/<id>/<n>/claimed/<job>_<index>     the same file; its job is still held
-    runs/sweeps/<id>/<n>/submitted/<job>_<index>   the same file; its job was released
+    runs/sweeps/<id>/<n>/waves.json                rules for submission; exists while points wait
+    runs/sweeps/<id>/<n>/waiting/<index>           a point that waits; contains its run's id
+    runs/sweeps/<id>/<n>/claimed/<job>_<index>     the same file, while the point's job is held
+    runs/sweeps/<id>/<n>/submitted/<job>_<index>   the same file, after the job's release
 
-A process claims a point by renaming its file, which succeeds exactly once, on any node. A job is
-held until the files of all its points are written. So a process that is killed leaves at worst a
-held job, which the next caller completes.
+A process claims a point by renaming its file. Of several processes, on any nodes, only one can do
+that. A job is held until the files of all its points are written. So a process that is killed
+leaves at worst a held job, which the next process releases (`recover`).
 
-Also used on the batch host, outside any container: standard library only, Python 3.8 or newer.
+This module also runs on the batch host, outside any container. It uses only the standard library
+and Python 3.8.
 """
 
 from __future__ import annotations
@@ -30,17 +31,19 @@ from finetune.runs import layout, records
 from finetune.runs.layout import CLAIMED, PAUSED, POINTS, PROBLEM, SCRIPT, SUBMITTED, WAITING
 from finetune.runs.state import FAILED_JOB_STATES, JobState
 
-POINTS_WITHOUT_LIMITS = 2  # that an ending job submits where no limit is known: its own place, and one more
+# An ending job submits so many points if no limit is known: one for its own place, and one more.
+POINTS_WITHOUT_LIMITS = 2
 NONE = ""
 
 
 @dataclass(frozen=True)
 class Limit:
-    """The most jobs of this user that Slurm takes at a time.
+    """A limit on the number of this user's jobs in Slurm's queue.
 
     Attributes:
+        most: largest number of jobs.
         source: origin of the number, for messages.
-        partition, qos, account: the jobs that count; "": all.
+        partition, qos, account: only jobs with these values count; "" for any value.
     """
 
     most: int
@@ -67,8 +70,9 @@ class Plan:
 
     Attributes:
         name: the jobs' name in Slurm's queue; all submissions of a sweep share it.
-        parallel: cluster.array_parallelism, the most points of the sweep in the queue while some
-            wait.
+        parallel: cluster.array_parallelism. While points wait, at most so many points of the sweep
+            are in the queue.
+        limits: Slurm's limits on the user's jobs, as far as they are known.
         code: digest of the code that the jobs import.
         after: id of a job that must complete before a point starts; "": none.
         user: id of the user who submitted the sweep.
@@ -87,12 +91,14 @@ class Plan:
         return cls(**{**body, "limits": [Limit(**limit) for limit in body["limits"]]})
 
     def free_places(self, jobs: list[QueuedJob], ending: str = NONE) -> int:
-        """Count the points that may be submitted now.
+        """Return how many points may be submitted now.
+
+        A job that ends submits the next point while it still counts for Slurm's limit. So other
+        callers leave one place free for that, unless the sweep has no job in the queue.
 
         Args:
-            ending: id of the calling job, which is ending but still counts for Slurm. Any other
-                caller leaves one place free, so that a job that ends can submit the next point
-                while it still counts, unless the sweep would have no job then.
+            jobs: this user's jobs in the queue.
+            ending: id of the calling job if it is about to end; "" for other callers.
         """
         in_queue = sum(job.name == self.name and job.id != ending for job in jobs)
         if not self.limits:
@@ -106,7 +112,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class SweepSubmission:
-    """One folder runs/sweeps/<id>/<n> with points that wait."""
+    """A submission of a sweep, the folder runs/sweeps/<id>/<n>, with points that wait."""
 
     folder: Path
 
@@ -126,10 +132,11 @@ class SweepSubmission:
         return (self.folder / POINTS / str(index)).resolve().parent
 
     def set_up(self, plan: Plan, indices: list[int], tasks: list[str]) -> None:
-        """Record that these points wait; from now on any process may submit them.
+        """Record that points wait. After this, any process may submit them.
 
         Args:
-            tasks: the ids of a held job's tasks, whose files are complete.
+            indices: indices of the points that wait.
+            tasks: ids of tasks that are submitted already, but whose job is still held.
         """
         for name in (WAITING, CLAIMED, SUBMITTED):
             (self.folder / name).mkdir()
@@ -140,16 +147,19 @@ class SweepSubmission:
         layout.write_json(self.folder / layout.WAVES, asdict(plan))
 
     def withdraw(self, index: int) -> bool:
-        """Withdraw a point from the waiting ones; return False if it does not wait any more."""
+        """Withdraw a waiting point, so that it is never submitted. False: it was not waiting."""
         with contextlib.suppress(FileNotFoundError):
             (self.folder / WAITING / str(index)).unlink()
             return True
         return False
 
     def submit(self, count: int, dependencies: list[str]) -> int:
-        """Submit up to `count` points, as many as Slurm takes, and return their number.
+        """Submit `count` waiting points, or fewer if Slurm refuses so many; return their number.
 
-        The reason of a refusal is written into problem.txt.
+        Slurm's reason for a refusal is written into problem.txt.
+
+        Args:
+            dependencies: dependencies of the job, such as afterany:123.
         """
         indices = list(islice((index for index in self.waiting() if self._has_run(index)), count))
         while indices:
@@ -165,17 +175,17 @@ class SweepSubmission:
         return 0
 
     def _has_run(self, index: int) -> bool:
-        """Return whether the run folder of a point exists; withdraw the point if it does not."""
+        """Return whether the run folder of a point is complete; if not, withdraw the point."""
         found = (self.run(index) / layout.JOBS / layout.WAITING_PICKLE).is_file()
         if not found:
             self.withdraw(index)
         return found
 
     def release_array(self, job: str, indices: list[int]) -> int:
-        """Write the job files of a held array, release it, and return the number of its points.
+        """Write the job files of a held array's points and release it; return their number.
 
-        Any process may call this, also two at a time: each claims points before it writes their
-        files.
+        Points that another process has claimed for another job are cancelled in this array. Several
+        processes may call this at once, since each claims points before it writes their files.
         """
         code = self.plan.code
         mine = [index for index in indices if self._claim(job, index)]
@@ -210,16 +220,24 @@ class SweepSubmission:
         records.Submission(task, socket.gethostname(), "slurm", code).write(run / layout.SUBMISSION)
 
     def recover(self, jobs: list[QueuedJob]) -> None:
-        """Release the held jobs of a killed process; let points whose job is gone wait again."""
+        """Repair the state that a killed process has left.
+
+        Held jobs with waiting or claimed points are released. Claimed points whose job does not
+        exist any more wait again.
+
+        Args:
+            jobs: this user's jobs in the queue.
+        """
         claimed = {path.name for path in list_files(self.folder / CLAIMED)}
         waiting = set(self.waiting())
         for array, indices in self._held_arrays(jobs).items():
-            # An array without a waiting or claimed point is held by a person.
+            # If no point of an array is waiting or claimed, a person has held the array.
             if any(index in waiting or f"{array}_{index}" in claimed for index in indices):
-                with contextlib.suppress(CommandError):  # it stays held: the next caller tries again
+                with contextlib.suppress(CommandError):  # the next caller tries again
                     self.release_array(array, indices)
         claimed = {path.name for path in list_files(self.folder / CLAIMED)}
-        # The queue is read after the claims: a job exists before its points are claimed.
+        # The queue is read after the claims. As a job is submitted before its points are claimed, a
+        # job that is missing from the queue has ended.
         now = {job.id: job for job in slurm_queue.queue()} if claimed else {}
         for task in claimed:
             run = self.run(index_of(task))
@@ -232,7 +250,7 @@ class SweepSubmission:
                 _rename(self.folder / CLAIMED / task, self.folder / WAITING / str(index_of(task)))
 
     def _held_arrays(self, jobs: list[QueuedJob]) -> dict[str, list[int]]:
-        """Return the indices of this script's held tasks, by array id."""
+        """Return the indices of the held tasks of this submission's script, by array id."""
         held: dict[str, list[int]] = {}
         for job in jobs:
             if job.is_held and job.index.isdigit() and _is_same(job.command, self.script):
@@ -240,7 +258,10 @@ class SweepSubmission:
         return held
 
     def withdraw_all(self, indices: list[int]) -> list[int]:
-        """Withdraw points and cancel a killed process' held jobs for them; return those withdrawn."""
+        """Withdraw those of the points that still wait; return their indices.
+
+        Held tasks that a killed process has submitted for them are cancelled.
+        """
         withdrawn = [index for index in indices if self.withdraw(index)]
         ids = {str(index) for index in withdrawn}
         with contextlib.suppress(CommandError):
@@ -254,10 +275,10 @@ class SweepSubmission:
         return withdrawn
 
     def pause(self, reason: str = NONE) -> None:
-        """Let no process submit the waiting points until `resume` is called.
+        """Prevent all processes from submitting the waiting points until `resume` is called.
 
         Args:
-            reason: for people; "": all earlier jobs were cancelled.
+            reason: the reason, as shown to users; "" if all earlier jobs were cancelled.
         """
         (self.folder / PROBLEM).write_text(f"{reason}\n", encoding="utf-8")
         _rename(self.folder / layout.WAVES, self.folder / PAUSED)
@@ -289,20 +310,20 @@ class SweepSubmission:
         return [self.run(index_of(task)) for task in tasks if task.startswith(f"{newest}_")]
 
     def problem(self) -> str:
-        """Return why Slurm refused the last wave; "" if it did not."""
+        """Return why Slurm refused the last array, or why the points are paused; "" if unknown."""
         with contextlib.suppress(FileNotFoundError):
             return (self.folder / PROBLEM).read_text(encoding="utf-8").strip()
         return ""
 
     def close(self) -> None:
-        """Remove the plan once no point waits."""
+        """Remove the plan if no point is waiting or claimed any more."""
         if not self.waiting() and not list_files(self.folder / CLAIMED):
             for name in (layout.WAVES, PAUSED):
                 (self.folder / name).unlink(missing_ok=True)
 
 
 def sbatch_held(script: Path, indices: list[int], dependencies: list[str]) -> list[str]:
-    """Return the command that submits held tasks of an array's script."""
+    """Return the sbatch command that submits some tasks of an array's script as a held job."""
     wait = [f"--dependency={','.join(dependencies)}"] if dependencies else []
     if any(dependency.startswith("afterok:") for dependency in dependencies):
         wait.append("--kill-on-invalid-dep=yes")
@@ -322,10 +343,10 @@ def _spans(indices: list[int]) -> str:
 
 
 def open_submissions(runs_dir: Path) -> list[SweepSubmission]:
-    """Return this user's submissions with waiting points, oldest first."""
+    """Return this user's submissions with waiting points, oldest first; none that are paused."""
     found = []
     for path in (runs_dir / layout.SWEEPS).glob(f"*/*/{layout.WAVES}"):
-        # A plan may be closed at this moment, or be of another version.
+        # Another process may just have removed the plan, or another version has written it.
         with contextlib.suppress(OSError, ValueError, TypeError):
             if Plan.read(path).user == os.getuid():
                 found.append((path.stat().st_mtime, SweepSubmission(path.parent)))
@@ -334,10 +355,10 @@ def open_submissions(runs_dir: Path) -> list[SweepSubmission]:
 
 @dataclass(frozen=True)
 class Point:
-    """A point that waits for a place, or whose job is still held.
+    """A point that is not submitted yet, or whose job is still held.
 
     Attributes:
-        task: the held job's id; "": none yet.
+        task: id of its task in the held job; "" if it is not submitted yet.
     """
 
     submission: SweepSubmission
@@ -346,15 +367,15 @@ class Point:
 
 
 def waiting_points(runs_dir: Path) -> dict[str, Point]:
-    """Return the points without a released job, by run id; also those of paused sweeps."""
+    """Return, by run id, all points without a released job, including those of paused sweeps."""
     found = {}
     for name in (layout.WAVES, PAUSED):
         for path in (runs_dir / layout.SWEEPS).glob(f"*/*/{name}"):
             submission = SweepSubmission(path.parent)
             for index in submission.waiting():
                 found[submission.run(index).name] = Point(submission, index)
-            # Claims are read after the waiting points, so that a point that is claimed between is
-            # not missed.
+            # Claimed points are read after waiting ones. A point that is claimed in between is then
+            # found twice rather than not at all.
             for file in list_files(submission.folder / CLAIMED):
                 index = index_of(file.name)
                 found[submission.run(index).name] = Point(submission, index, file.name)
@@ -366,7 +387,7 @@ def index_of(task: str) -> int:
 
 
 def _has_begun(run: Path, task: str) -> bool:
-    """Return whether the task has started the run, or a person has cancelled the run."""
+    """Return whether a task has started its run, or the run has a recorded end."""
     if (run / layout.OUTCOME).exists():
         return True
     with contextlib.suppress(FileNotFoundError):
@@ -379,7 +400,7 @@ def _is_same(command: str, script: Path) -> bool:
 
 
 def _rename(source: Path, target: Path) -> bool:
-    """Rename a file; return whether this process was the one to do it."""
+    """Rename a file; return False if it is missing, as another process has renamed it."""
     try:
         source.rename(target)
     except FileNotFoundError:
@@ -390,7 +411,7 @@ def _rename(source: Path, target: Path) -> bool:
 def list_files(folder: Path) -> list[Path]:
     """Return the files of a folder; none if it does not exist.
 
-    Hidden files are left out: NFS leaves .nfs… in place of open files that are removed.
+    Hidden files are left out, because NFS renames removed files that are still open to .nfs….
     """
     try:
         return [path for path in folder.iterdir() if not path.name.startswith(".")]

@@ -1,11 +1,12 @@
-"""Submission of large sweeps in waves, whenever Slurm has places for more of their jobs.
+"""Submit large sweeps in waves, whenever Slurm accepts more jobs of the user.
 
-Each job of the runs folder calls `submit_waiting` when it ends (job/batch_script.py), and so do
-`finetune status`, `retry`, `cancel` and `wait=true`. The renames of wave_files.py decide which
-process submits a point; the lock in this module only prevents two processes from counting the same
-place twice.
+Each job of the runs folder calls `submit_waiting` when it ends (job/batch_script.py). So do
+`finetune status`, `finetune retry`, `finetune cancel` and wait=true. A rename (wave_files.py)
+decides which process submits a point. The lock in this module only prevents two processes from
+using the same free place in the queue.
 
-Also runs on the batch host, outside any container: standard library only, Python 3.8 or newer.
+This module also runs on the batch host, outside any container. It uses only the standard library
+and Python 3.8.
 """
 
 from __future__ import annotations
@@ -23,22 +24,24 @@ from finetune.job.wave_files import NONE, list_files, open_submissions
 from finetune.runs.layout import ENDING, SWEEPS, WAVES_LOCK
 from finetune.runs.state import FAILED_JOB_STATES, JobState
 
-LOCK_SECONDS = 120.0  # for which a process waits for the lock
-LEASE_SECONDS = 300.0  # after which the lock's holder is taken to have been killed
-LAST_SECONDS = 60.0  # for which the last job waits for places of jobs that are ending too
-PAUSE = 2.0  # seconds between two tries of the last job
+LOCK_SECONDS = 120.0  # a process waits this long for the lock
+LEASE_SECONDS = 300.0  # a lock that is older was left by a killed process
+LAST_SECONDS = 60.0  # the last job of a sweep tries this long to submit points
+PAUSE = 2.0  # seconds between its tries
 
 
 def submit_waiting(runs_dir: Path, ending: str = NONE) -> int:
-    """Submit the waiting sweep points that Slurm has places for; return their number.
+    """Submit as many waiting sweep points as Slurm accepts; return their number.
+
+    If the caller is an ending job, Slurm accepts no point yet, and only other ending jobs remain,
+    no job would submit the points later. The call then tries again for LAST_SECONDS, until those
+    jobs have left the queue.
 
     Args:
-        ending: id of the job that calls this as it ends; "" for other callers. If no other job is
-            left to submit the rest later, it waits up to LAST_SECONDS for the places of jobs that
-            are ending too.
+        ending: id of the calling job if it is about to end; "" for other callers.
 
     Raises:
-        CommandError: Slurm does not answer.
+        CommandError: Slurm refuses a command or does not answer.
         OSError: the folder cannot be written, or another process holds the lock.
     """
     total = 0
@@ -54,7 +57,12 @@ def submit_waiting(runs_dir: Path, ending: str = NONE) -> int:
 
 
 def _submit_once(runs_dir: Path, ending: str) -> tuple[int, bool]:
-    """Submit as many points as fit; return their number, and whether to try again soon."""
+    """Submit as many waiting points as Slurm accepts now.
+
+    Returns:
+        their number; and True if the caller should try again, because no job is left that would
+        submit the other points.
+    """
     jobs = slurm_queue.queue()
     leaving = _record_ending(runs_dir, ending, jobs) if ending else set()
     total = 0
@@ -67,9 +75,9 @@ def _submit_once(runs_dir: Path, ending: str) -> tuple[int, bool]:
             submission.pause(f"job {plan.after}, which should have built the corpus, failed")
             continue
         if count:
-            # Starting after the ending job keeps the number of parallel points within its limit.
+            # The new jobs start after the ending job, so that not too many points run in parallel.
             dependencies = [f"afterany:{ending}"] if ending else []
-            # A job of another run or sweep may call this, before the awaited job has ended.
+            # The awaited job may not have ended yet, if a job of another run or sweep calls this.
             if awaited - {JobState.COMPLETED}:
                 dependencies.append(f"afterok:{plan.after}")
             total += submission.submit(count, dependencies)
@@ -80,7 +88,7 @@ def _submit_once(runs_dir: Path, ending: str) -> tuple[int, bool]:
 
 
 def submitting_jobs(jobs: list[QueuedJob], runs_dir: Path) -> list[QueuedJob]:
-    """Return the jobs of a runs folder that will submit waiting points when they end."""
+    """Return the jobs of runs in `runs_dir` that will submit waiting points at their end."""
     return [job for job in jobs if job.will_end and _is_under(job.command, runs_dir)]
 
 
@@ -89,7 +97,7 @@ def _is_under(command: str, folder: Path) -> bool:
 
 
 def _record_ending(runs_dir: Path, ending: str, jobs: list[QueuedJob]) -> set[str]:
-    """Record that this job is ending; return the ids of all ending jobs in the queue."""
+    """Record that a job is about to end; return the ids of all such jobs in the queue."""
     folder = runs_dir / SWEEPS / ENDING
     folder.mkdir(exist_ok=True)
     (folder / ending).touch()
@@ -105,17 +113,19 @@ def _record_ending(runs_dir: Path, ending: str, jobs: list[QueuedJob]) -> set[st
 
 @contextlib.contextmanager
 def lock(runs_dir: Path) -> Iterator[None]:
-    """Hold the lock of a runs folder's sweeps, a file that processes on any node respect.
+    """Hold the lock for submitting the sweep points of a runs folder.
+
+    The lock is a file, which works between processes on all nodes.
 
     Raises:
-        TimeoutError: another process holds it for longer than LOCK_SECONDS.
+        TimeoutError: another process has held it for LOCK_SECONDS.
     """
     path = runs_dir / SWEEPS / WAVES_LOCK
     deadline = time.monotonic() + LOCK_SECONDS
     while not _create(path):
         _break_stale(path)
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{path} is held by another process")
+            raise TimeoutError(f"{path}: is held by another process; try again later")
         time.sleep(0.1)
     try:
         yield
@@ -134,16 +144,17 @@ def _create(path: Path) -> bool:
 
 
 def _break_stale(path: Path) -> None:
-    """Remove a killed process' lock: at once if it ran on this host, else after LEASE_SECONDS.
+    """Remove the lock if its process was killed.
 
-    If a live process' lock is removed by mistake, Slurm may refuse a submission, but no point is
-    lost or submitted twice: renames decide who submits it.
+    If the process ran on this host, the lock is removed at once, else after LEASE_SECONDS. The
+    removal of a live process' lock does little harm. Slurm may then refuse a submission, but the
+    renames of wave_files.py ensure that no point is lost or submitted twice.
     """
     with contextlib.suppress(OSError, ValueError):
         host, pid = path.read_text().split()
         is_gone = host == socket.gethostname() and not Path(f"/proc/{pid}").exists()
         probe = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
-        probe.touch()  # its time is set by the file server's clock, as the lock's is
+        probe.touch()  # the file server's clock sets its time, like that of the lock
         age = probe.stat().st_mtime - path.stat().st_mtime
         if is_gone or age > LEASE_SECONDS:
             os.replace(path, probe)

@@ -1,1 +1,1 @@
-"""From a checked config to a job: submit, follow, cancel, in the user's shell and without torch."""
+"""Submit, follow and cancel runs; this code runs in the user's shell and does not need torch."""

@@ -1,4 +1,4 @@
-"""`cancel` and `prune`: stop runs, and remove what completed runs no longer need."""
+"""`cancel` and `prune`: stop runs, and remove files that runs which have ended no longer need."""
 
 from __future__ import annotations
 
@@ -28,24 +28,25 @@ def cancel(runs: list[RunFolder], now: bool) -> Iterator[tuple[RunFolder, str]]:
     """Remove queued runs from the queue and stop running ones.
 
     Args:
-        now: end running runs at once; else they stop after their next step, with a checkpoint.
+        now: end running runs at once, without a checkpoint. If False, they save a checkpoint after
+            their next step and stop.
 
     Yields:
-        each run, and a description of what was done.
+        each run, with a description of the result.
 
     Raises:
-        UserError: Slurm refuses; or `now` is set and a run is running on another machine. No run
-            was ended.
+        UserError: Slurm refuses to cancel a job. Or `now` is set and a run is running on another
+            machine; then nothing was changed.
     """
     observed = observe(runs)
     for seen in observed:
         host = seen.run.find_other_host() if now and seen.alive else None
         if host:
             raise UserError(
-                f"run {seen.run.id}: it is running on {host}; run `finetune cancel --now {seen.run.id}` there"
+                f"run {seen.run.id}: is running on {host}; run `finetune cancel --now {seen.run.id}` there"
             )
     withdrawn = _withdraw(runs)
-    if withdrawn:  # by now, jobs that were just being submitted are in the queue
+    if withdrawn:  # another process may have submitted some of the others in the meantime
         observed = observe([run for run in runs if run.id not in withdrawn])
     on_slurm = [seen for seen in observed if seen.alive and seen.job_id]
     jobs = [seen.job_id for seen in on_slurm if now or seen.state == RunState.QUEUED]
@@ -60,7 +61,7 @@ def cancel(runs: list[RunFolder], now: bool) -> Iterator[tuple[RunFolder, str]]:
 
 
 def _withdraw(runs: list[RunFolder]) -> set[str]:
-    """Withdraw the runs that wait for a place in the queue; return their ids."""
+    """Withdraw those of the runs that have no Slurm job yet (job/waves.py); return their ids."""
     withdrawn = set()
     for folder in {run.path.parent for run in runs}:
         if not {run.id for run in runs} & wave_files.waiting_points(folder).keys():
@@ -86,10 +87,10 @@ def _withdraw(runs: list[RunFolder]) -> set[str]:
 
 @contextlib.contextmanager
 def _sweep_lock(folder: Path) -> Iterator[None]:
-    """Keep other processes from submitting points meanwhile.
+    """Hold the sweeps' lock, so that no other process submits points in the meantime.
 
-    If the lock is not free, continue: each point is still either withdrawn or submitted, never
-    both.
+    If another process does not release it, continue without it. Each point is still either
+    withdrawn or submitted, never both, because both first remove the point's file from `waiting`.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(TimeoutError):
@@ -107,14 +108,18 @@ def _cancel(seen: Observed, now: bool) -> str:
         return f"has already ended: {seen.state}"
     if not now:
         run.stop_file.touch()
-        return "stops after its next step, with a checkpoint (at once: --now)"
+        return "stops after its next step, with a checkpoint (--now ends it at once)"
     if not seen.job_id:
         _kill_local(run)
-    return "ended; its work since the last checkpoint is lost"
+    return "ended; its steps since the last checkpoint are lost"
 
 
 def _take_from_queue(run: RunFolder, job_id: str) -> bool:
-    """Record that a queued run is cancelled, for its shell to skip it; False if it has started."""
+    """Record that a queued run is cancelled, so that the process that would start it skips it.
+
+    Returns:
+        False if it is a local run that has started in the meantime; nothing is recorded then.
+    """
     with run.submission_lock:
         if not job_id and run.state() == RunState.RUNNING:
             return False
@@ -141,11 +146,13 @@ def _kill_local(run: RunFolder) -> None:
 def find_prunable(runs: list[RunFolder], runs_dir: Path, failed: bool) -> Iterator[tuple[Path, int]]:
     """Find files that can be removed.
 
-    These are all files of completed runs except their result, best checkpoint and metrics; code
-    that no run's job imports; and merged bases that no run uses.
+    They are: the exports, job files and checkpoints (except the best) of completed runs; copies of
+    the code that no run's job imports; and merged bases that no run uses.
 
     Args:
-        failed: include whole folders of runs that failed, died or were cancelled, unless another
+        runs: the runs whose files may be removed.
+        runs_dir: the folder of all runs.
+        failed: also find the folders of runs that failed, died or were cancelled, unless another
             machine may still be running them.
 
     Yields:
@@ -156,8 +163,8 @@ def find_prunable(runs: list[RunFolder], runs_dir: Path, failed: bool) -> Iterat
     for seen in observe(runs):
         if seen.alive or seen.run.find_other_host():
             continue
-        with contextlib.suppress(Timeout), seen.run.lock:  # held while the caller removes what is yielded
-            if seen.run.state() == seen.state:  # else it has been started since
+        with contextlib.suppress(Timeout), seen.run.lock:  # held while the caller removes the yielded files
+            if seen.run.state() == seen.state:  # otherwise it has been started since
                 for path in _superfluous(seen, failed, bases):
                     if path.exists():
                         yield path, _size(path)
@@ -169,14 +176,19 @@ def find_prunable(runs: list[RunFolder], runs_dir: Path, failed: bool) -> Iterat
 
 
 def _superfluous(seen: Observed, failed: bool, bases: set[Path]) -> list[Path]:
-    """List what a run that has ended no longer needs.
+    """List the files that a run that has ended no longer needs; some of them may not exist.
 
-    Its best checkpoint stays, and so do exports that are the base of another run.
+    The best checkpoint is kept, and so are exports that are the base of another run.
+
+    Args:
+        failed: list the whole folder of a run that failed, died or was cancelled.
+        bases: exports that are the base of some run.
     """
     run = seen.run
     exports = set(run.exports.glob("*"))
     if seen.state == RunState.COMPLETED:
-        merged = [] if run.adapter.is_dir() else [run.merged_base]  # adapter_config.json refers to it
+        # The config of a saved adapter refers to the merged base.
+        merged = [] if run.adapter.is_dir() else [run.merged_base]
         job_files = (*run.jobs.glob("*.pkl"), *run.jobs.glob(layout.rendezvous_of("*", "*")))
         return [*_checkpoints(run), *sorted(exports - bases), *merged, *job_files]
     is_base = bool(exports & bases)
@@ -186,7 +198,7 @@ def _superfluous(seen: Observed, failed: bool, bases: set[Path]) -> list[Path]:
 
 
 def _checkpoints(run: RunFolder) -> list[Path]:
-    """List all checkpoints except the best; if there is no best, their folder."""
+    """List all checkpoints except the best; if no checkpoint is the best, list their folder."""
     best = checkpoint_files.find_best(run.checkpoints)
     if best is None:
         return [run.checkpoints]
@@ -194,7 +206,7 @@ def _checkpoints(run: RunFolder) -> list[Path]:
 
 
 def _export_used_by(run: RunFolder) -> Path | None:
-    """Return the export of another run that this run has as its base; None if it has none."""
+    """Return the export that is this run's base; None if its base is not an export of a run."""
     with contextlib.suppress(ValueError, OSError):
         config = run.config()
         name, step = split_step((config.model.path or "").removeprefix(RUN_PREFIX))
@@ -204,7 +216,7 @@ def _export_used_by(run: RunFolder) -> Path | None:
 
 
 def _size(path: Path) -> int:
-    """Count the bytes that a removal frees; a file with another hard link frees none."""
+    """Return the number of bytes that a removal frees. A file with another hard link frees none."""
     files = [path] if path.is_file() else path.rglob("*")
     stats = [file.lstat() for file in files if not file.is_dir()]
     return sum(stat.st_size for stat in stats if stat.st_nlink == 1)

@@ -1,7 +1,7 @@
-"""Checks before a submission: requests to Slurm and trials on the login node.
+"""Checks before a submission: requests to Slurm, and commands tried on the login node.
 
-Nothing is written or queued. A check that cannot be made here does not refuse the submission: it is
-returned as a line that names what was not checked, and why.
+Nothing is written or queued. A check that is not possible on this machine does not stop the
+submission. It is returned as a line that names the missing check and the reason.
 """
 
 from __future__ import annotations
@@ -27,21 +27,24 @@ from finetune.launch.torch_build import OLDER_BUILD, installed_torch, is_old, la
 PRINT_VERSION = "'import sys; print(sys.version.split()[0])'"
 TRIAL_SECONDS = 60  # time limit of a login node's module commands
 NO_MODULES = 77  # exit code of a trial whose module commands do not work here
-# Answers of `sbatch --test-only` that do not judge the job: some sites forbid the option, and some
-# replace sbatch by a wrapper without it. ("User's group not permitted to use this partition" does
-# judge the job.)
+# Errors of `sbatch --test-only` that do not show whether Slurm would accept the job: some sites
+# forbid the option, and some replace sbatch by a wrapper without it. ("User's group not permitted
+# to use this partition" does show that Slurm would refuse the job.)
 NO_VERDICT = re.compile(r"permission denied|test-only|not implemented", re.IGNORECASE)
 
 
 def check(cluster: ClusterConfig, num_points: int) -> list[str]:
-    """Check with Slurm, and by trials on this login node, that such a job can run.
+    """Check, on this login node and with Slurm, that the jobs of a profile can run.
+
+    Args:
+        num_points: number of points of the sweep; 1 for a single run.
 
     Returns:
-        a line for each check that could not be made here, with the reason.
+        a line for each check that was not possible on this machine, with the reason.
 
     Raises:
-        UserError: Slurm would refuse the job or let it wait forever, or its Python or torch cannot
-            run there.
+        UserError: Slurm would refuse the job or let it wait forever; the job's Python or torch
+            cannot run on the nodes; or Slurm's programs are missing on this machine.
     """
     _check_architecture(cluster)
     not_checked = _check_torch(cluster)
@@ -54,14 +57,17 @@ def check(cluster: ClusterConfig, num_points: int) -> list[str]:
 
 
 def try_submission(script: str, *, is_sweep: bool = False) -> list[str]:
-    """Ask Slurm whether it would accept a batch script; return a line if it gives no answer.
+    """Ask Slurm, with `sbatch --test-only`, whether it would accept a batch script.
 
     Args:
-        is_sweep: its points may wait for places in the queue, so a full queue is not a reason to
-            refuse.
+        is_sweep: the script is that of a sweep, whose points can be submitted later. Slurm's limit
+            on the number of jobs is then not an error.
+
+    Returns:
+        a line for the user if Slurm does not allow this check, else nothing.
 
     Raises:
-        UserError: Slurm would refuse it.
+        UserError: Slurm would refuse the script.
     """
     try:
         slurm.slurm_command("sbatch", "--test-only", stdin=script)
@@ -78,16 +84,20 @@ def _check_architecture(cluster: ClusterConfig) -> None:
     if there and there != platform.machine() and cluster.python is None:
         example = cluster.site.python_example or "apptainer exec --nv IMAGE python3"
         raise UserError(
-            f"cluster.python: must be set, as {cluster.name}'s compute nodes are {there} and this Python is "
-            f"for {platform.machine()}; set the command of a Python there, such as cluster.python='{example}'"
+            f"cluster.python: must be set, because {cluster.name}'s compute nodes are {there} and this "
+            f"Python is for {platform.machine()}; set the command of a Python for {there}, such as "
+            f"cluster.python='{example}'"
         )
 
 
 def _check_torch(cluster: ClusterConfig) -> list[str]:
-    """Check that torch supports the site's GPUs, if the job uses the torch that is installed here.
+    """Check that this Python's torch supports the site's GPUs, unless jobs use another Python.
+
+    Returns:
+        a line for the user if torch's support of old GPUs cannot be found out, else nothing.
 
     Raises:
-        UserError: it does not: the job would start, and fail at its first operation on a GPU.
+        UserError: torch does not support them. The job would fail at its first operation on a GPU.
     """
     gpu = cluster.gpu_architecture
     if not cluster.uses_gpus:
@@ -96,15 +106,15 @@ def _check_torch(cluster: ClusterConfig) -> list[str]:
     if build is not None and build.cuda == (0, 0):
         raise UserError(
             f"cluster.gpu_request: the job requests GPUs, but this Python's torch {build.version} is a build "
-            f"for CPUs; install one for GPUs, or name another Python (cluster.python)"
+            f"for CPUs; install a build for GPUs, or set cluster.python to a Python that has one"
         )
     if gpu is None or not is_old(gpu):
         return []
     missing = lacks_support(build, gpu) if build is not None else None
     if build is not None and missing:
         raise UserError(
-            f"cluster.site.gpu_architecture: the GPUs of {cluster.name} are {gpu}, which this Python's torch "
-            f"{build.version} does not support; {OLDER_BUILD}"
+            f"cluster.site.gpu_architecture: this Python's torch {build.version} does not support {gpu}, the "
+            f"GPUs of {cluster.name}; {OLDER_BUILD}"
         )
     if missing is not None:
         return []
@@ -113,10 +123,16 @@ def _check_torch(cluster: ClusterConfig) -> list[str]:
 
 
 def _check_host_python(cluster: ClusterConfig) -> list[str]:
-    """Try the host's Python as the job will, after the profile's module commands.
+    """Check that cluster.host_python, if the job uses it, is a Python of version 3.8 or newer.
+
+    It is started after the profile's module commands, as in a job.
+
+    Returns:
+        a line for the user if this machine cannot show which Python the job will find, else
+        nothing.
 
     Raises:
-        UserError: it is missing or too old, and only this setting determines which Python is used.
+        UserError: it is missing or too old, and cluster.setup cannot change that (it is empty).
     """
     if not uses_host_python(cluster):
         return []
@@ -133,17 +149,21 @@ def _check_host_python(cluster: ClusterConfig) -> list[str]:
     if fault is None:
         return [f"{name}: it does not start here"]
     raise UserError(
-        f"cluster.host_python: {cluster.host_python} {fault}, and restarting runs needs 3.8 or newer on "
-        f"the nodes, outside the container; name a newer one (cluster.host_python=python3.11), or load one "
-        f"(cluster.modules)"
+        f"cluster.host_python: {cluster.host_python} {fault}; to restart runs, the nodes need Python 3.8 or "
+        f"newer outside the container; set a newer one, such as cluster.host_python=python3.11, or load its "
+        f"module with cluster.modules"
     )
 
 
 def _check_own_python(cluster: ClusterConfig) -> list[str]:
-    """Check that this Python, if it is the job's, starts without the modules loaded in this shell.
+    """Check that this Python, if jobs use it, starts with only the profile's modules loaded.
+
+    Returns:
+        a line for the user if this cannot be tried on this machine, else nothing.
 
     Raises:
-        UserError: it does not: it came from a module that the job does not load.
+        UserError: it does not start. It then needs a module that is loaded in this shell, and that
+            the job does not load.
     """
     if cluster.python is not None or cluster.setup or not (cluster.clean_modules or cluster.modules):
         return []
@@ -155,8 +175,8 @@ def _check_own_python(cluster: ClusterConfig) -> list[str]:
     loaded = ", ".join(filter(None, os.environ.get("LOADEDMODULES", "").split(":"))) or "none"
     first = ", ".join(f"`module {command}`" for command in _module_commands(cluster))
     raise UserError(
-        f"cluster.modules: this Python ({sys.executable}) does not start after {first}, as in a job; "
-        f"name the modules that it needs, such as cluster.modules=['load Python/3.11'] "
+        f"cluster.modules: this Python ({sys.executable}) does not start after {first}, which jobs run "
+        f"first; set the modules that it needs, such as cluster.modules=['load Python/3.11'] "
         f"(loaded in this shell: {loaded})"
     )
 
@@ -168,7 +188,11 @@ def _module_commands(cluster: ClusterConfig) -> list[str]:
 
 
 def _try_after_modules(cluster: ClusterConfig, *commands: str) -> subprocess.CompletedProcess[str] | str:
-    """Run commands after the profile's module commands, as a job does; return why if impossible."""
+    """Run commands in a shell after the profile's module commands, as a job does.
+
+    Returns:
+        the completed process; or a string, the reason why this cannot be tried on this machine.
+    """
     if container():
         return "this command runs in a container"
     modules = _module_commands(cluster)
@@ -192,12 +216,18 @@ def _try_after_modules(cluster: ClusterConfig, *commands: str) -> subprocess.Com
 
 
 def check_partition(cluster: ClusterConfig, key: str = "cluster") -> list[str]:
-    """Compare time and nodes with the partition's limits.
+    """Check that the job's time and number of nodes are within the partition's limits.
 
-    Many sites (EnforcePartLimits=NO) queue jobs that can never start.
+    Many sites (EnforcePartLimits=NO) accept jobs beyond the limits, which then never start.
 
     Args:
-        key: of the settings, for the message.
+        key: prefix of the settings that error messages name.
+
+    Returns:
+        a line for the user if Slurm does not report the limits, else nothing.
+
+    Raises:
+        UserError: the time or the number of nodes is above the limit.
     """
     selection = ["--partition", cluster.partition] if cluster.partition else []
     try:
@@ -207,7 +237,7 @@ def check_partition(cluster: ClusterConfig, key: str = "cluster") -> list[str]:
     limits: dict[str, tuple[float, int]] = {}
     for name, limit, nodes in re.findall(r"^([^|\s]+)\|([^|\s]+)\|(\d+)$", shown, re.MULTILINE):
         if cluster.partition or name.endswith("*"):
-            before = limits[name][1] if name in limits else 0  # sinfo prints a line per state of nodes
+            before = limits[name][1] if name in limits else 0  # sinfo prints one line per node state
             limits[name] = (_minutes(limit), before + int(nodes))
     if not limits:  # sinfo shows no default partition; sbatch has accepted the job
         return []
@@ -227,7 +257,7 @@ def check_partition(cluster: ClusterConfig, key: str = "cluster") -> list[str]:
 
 
 def _minutes(limit: str) -> float:
-    """Return Slurm's [days-]hours:minutes:seconds in minutes; infinity if there is no limit."""
+    """Return Slurm's [days-]hours:minutes:seconds as minutes; infinity for any other text."""
     found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
     if not found:
         return math.inf

@@ -25,7 +25,7 @@ LOCAL_CACHES = {
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TORCH_EXTENSIONS_DIR": "torch-extensions",
 }
-# /etc/profile may reset PATH: the shell's own programs must still come first.
+# /etc/profile may reset PATH. The folders of the earlier PATH must still come first.
 FIND_MODULE = (
     "type module > /dev/null 2>&1 || { shell_path=$PATH; source /etc/profile; PATH=$shell_path:$PATH; }"
 )
@@ -38,7 +38,7 @@ run_module() {
 
 
 def environment_lines(cluster: ClusterConfig) -> list[str]:
-    """Return the lines for a job of the profile's number of nodes."""
+    """Return the lines of a batch script that set up a job's environment."""
     extra = cluster.env_many_nodes if cluster.nodes > 1 else cluster.env_one_node
     return [
         *node_lines(cluster),
@@ -53,7 +53,10 @@ def environment_lines(cluster: ClusterConfig) -> list[str]:
 
 
 def node_lines(cluster: ClusterConfig) -> list[str]:
-    """Return lines that keep unusable programs and packages of the submitting shell off a node."""
+    """Return lines that undo variables of the submitting shell that would break a job.
+
+    They are needed if the nodes have another architecture, or the job another Python.
+    """
     site = cluster.site
     if site.crosses_architectures:
         return [
@@ -75,7 +78,8 @@ def module_lines(clean: str | None, modules: list[str]) -> list[str]:
     """Return lines that load modules; a module that cannot be loaded ends the job.
 
     Args:
-        clean: the module command to start with, where the site has one: reset or purge.
+        clean: the module command that runs first, reset or purge; None if the site needs none.
+        modules: further module commands, such as `load Python/3.11`.
     """
     if not clean and not modules:
         return []
@@ -88,14 +92,14 @@ def module_lines(clean: str | None, modules: list[str]) -> list[str]:
 
 
 def _cache_lines(cluster: ClusterConfig) -> list[str]:
-    """Return exports of cache folders; the defaults would be slow or fill the home's quota."""
+    """Return exports of cache folders. The defaults are in the home folder: slow, and small."""
     lines = []
     if cluster.shared_cache:
         for variable, folder in SHARED_CACHES.items():
             line = f'export {variable}="${{{variable}:-{cluster.shared_cache}/{folder}}}"'
             if variable == "HF_HOME":
-                # Models that were downloaded without HF_HOME are in the home folder; the job must
-                # find them.
+                # Models that were downloaded without HF_HOME are in the home folder, where the job
+                # must find them.
                 line = f"[ -d ~/.cache/huggingface ] || {line}"
             lines.append(line)
     if cluster.local_cache:
@@ -131,7 +135,7 @@ def environment_file(cluster: ClusterConfig) -> str:
 
 
 def interactive_lines(cluster: ClusterConfig) -> list[str]:
-    """Return the lines for a shell in an allocation of any number of nodes."""
+    """Return the lines that prepare an interactive shell in an allocation of one or more nodes."""
     lines = []
     if cluster.clean_modules:
         lines.append(f"module {cluster.clean_modules}")
@@ -145,7 +149,7 @@ def interactive_lines(cluster: ClusterConfig) -> list[str]:
 
 
 def _source_lines(cluster: ClusterConfig) -> list[str]:
-    """Return comments that name source, date and confidence of each fact of the profile."""
+    """Return comments with the source, date and confidence of each fact in the profile."""
     lines = []
     for source in cluster.site.sources:
         where = f"{source.confidence}, {source.date}: {source.source}"
@@ -160,7 +164,7 @@ def _exports(variables: dict[str, str]) -> list[str]:
 
 
 def _quote(value: str) -> str:
-    r"""Quote a value for the shell, which still expands $SLURM_JOB_ID; \$ stays a dollar."""
+    r"""Quote a value for the shell. Variables such as $SLURM_JOB_ID are expanded; \$ is not."""
     escaped = re.sub(r'(["`]|\\(?!\$))', r"\\\1", value)
     if "$" in value:
         return f'"{escaped}"'
@@ -169,7 +173,7 @@ def _quote(value: str) -> str:
 
 @cache
 def profiles() -> dict[str, ClusterConfig]:
-    """Return all Slurm profiles by name, with the site's examples of account and Python."""
+    """Return all Slurm profiles by name. The site's examples stand in for an account and Python."""
     found = {}
     for path in sorted((conf_dir() / "cluster").glob("*.yaml")):
         node = OmegaConf.load(path)

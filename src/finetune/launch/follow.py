@@ -1,4 +1,4 @@
-"""Followed runs: progress from the spool, MLflow kept up to date, Ctrl-C."""
+"""Follow a run until it ends: show its progress, keep MLflow up to date, and handle Ctrl-C."""
 
 from __future__ import annotations
 
@@ -37,7 +37,13 @@ MOST_WARNINGS = 20  # shown while a run is followed; `finetune logs` shows all
 
 @dataclass(frozen=True)
 class Controller:
-    """The process on this machine that controls a run's ranks: submitit's controller, or srun."""
+    """The process on this machine that controls a run's ranks: submitit's controller, or srun.
+
+    Attributes:
+        is_done: returns True once the process has ended.
+        owns_ranks: the ranks are its descendants on this machine, so that killing them ends the
+            run. False for srun, whose ranks may be on other nodes.
+    """
 
     process: psutil.Process
     is_done: Callable[[], bool]
@@ -48,14 +54,15 @@ class Controller:
             _end(self.process)
         else:
             with contextlib.suppress(psutil.NoSuchProcess):
-                self.process.terminate()  # srun forwards it; a killed srun would leave the ranks running
+                # srun forwards SIGTERM to the ranks; if srun were killed, they would keep running.
+                self.process.terminate()
 
 
 class Interrupts:
-    """Ctrl-C in the shell that follows runs.
+    """Handling of Ctrl-C while runs are followed.
 
-    The first asks the current run to save and stop at its next step, and lets no other start; the
-    second ends the run at once.
+    The first Ctrl-C makes the current run save and stop after its step, and no further run is
+    started. The second ends the current run at once.
     """
 
     def __init__(self) -> None:
@@ -72,7 +79,7 @@ class Interrupts:
 
     @contextlib.contextmanager
     def direct_to(self, run: RunFolder, controller: Controller) -> Iterator[None]:
-        """Direct Ctrl-C to this run while it runs, including one pressed while it was starting."""
+        """Make Ctrl-C stop this run. An earlier Ctrl-C, while the run started, counts too."""
         self._watched = (run, controller)
         if self.pressed:
             self._stop(run)
@@ -84,7 +91,7 @@ class Interrupts:
     def _handle(self, number: int, frame: Any) -> None:
         self.pressed += 1
         if self._watched is None:
-            # No run can be stopped now, and the work between two runs takes too long to wait for.
+            # Between two runs there is no run to stop, and the next start may take too long.
             if self.pressed > 1:
                 raise KeyboardInterrupt
             return
@@ -98,16 +105,18 @@ class Interrupts:
         run.stop_file.touch()
         sweep = run.sweep()
         resume = f"`finetune retry {sweep}`" if sweep else f"`finetune resume {run.id}`"
-        line = f"stopping after this step, with a checkpoint (Ctrl-C again: at once); {resume} continues"
+        line = (
+            f"stopping after this step, with a checkpoint (a second Ctrl-C ends it at once); "
+            f"{resume} continues the training"
+        )
         Console(stderr=True).print(line, soft_wrap=True, highlight=False)
 
 
 def follow(run: RunFolder, controller: Controller, interrupts: Interrupts, place: str = "") -> None:
-    """Show progress until the run's processes have ended; then fill MLflow.
+    """Show the run's progress until its processes have ended, then send the rest of it to MLflow.
 
     Args:
-        place: the run's place among those started in turn, such as `3/12`; "" if it is the only
-            one.
+        place: the run's number among those started in turn, such as `3/12`; "" for a single run.
     """
     console = Console(stderr=True)
     num_ranks = run.config().cluster.world_size
@@ -130,13 +139,13 @@ def follow(run: RunFolder, controller: Controller, interrupts: Interrupts, place
     shown: set[str] = set()
     with bar, interrupts.direct_to(run, controller):
         task = bar.add_task("starting", total=None, status="")
-        # Sync while the job starts: the run appears in MLflow at once, and importing MLflow does
-        # not slow down the first steps.
+        # Sync while the job starts. The run then appears in MLflow at once, and the import of
+        # MLflow does not slow down the first steps.
         _sync(run, console)
         synced = time.monotonic()
         while not controller.is_done():
             time.sleep(POLL_SECONDS)
-            if controller.owns_ranks:  # srun itself ends a job that lost a rank
+            if controller.owns_ranks:  # srun itself ends the others if a rank has died
                 watch.end_orphans()
             _show_warnings(run, console, shown)
             last = last_step(run.path)
@@ -152,13 +161,16 @@ def follow(run: RunFolder, controller: Controller, interrupts: Interrupts, place
                     _sync(run, console)
                     synced = time.monotonic()
     _show_warnings(run, console, shown)
-    for rank in run.find_ranks():  # without the controller, nothing else ends them
+    for rank in run.find_ranks():  # the controller, which would end them, has ended itself
         _end(rank)
     _sync(run, console)
 
 
 def _show_warnings(run: RunFolder, console: Console, shown: set[str]) -> None:
-    """Print the ranks' warnings that are not in `shown` yet, one line per kind."""
+    """Print the ranks' warnings that are not in `shown` yet, and add them to it.
+
+    Ranks that log the same text share a line.
+    """
     for warning in rank_warnings.read(run.jobs):
         if warning.text not in shown and len(shown) < MOST_WARNINGS:
             shown.add(warning.text)
@@ -167,16 +179,20 @@ def _show_warnings(run: RunFolder, console: Console, shown: set[str]) -> None:
 
 
 def _sync(run: RunFolder, console: Console) -> None:
-    """Send the run to MLflow; only report a failure, as the spool keeps everything for later."""
+    """Send new metrics of the run to MLflow. A failure is only printed, as no metrics are lost."""
     try:
         mlflow_sync.sync(run)
     except Exception as fault:
         reason = escape(" ".join(f"{type(fault).__name__}: {fault}".split())[:200])
-        console.print(f"MLflow is not up to date ({reason}); `finetune sync` catches up", soft_wrap=True)
+        line = f"MLflow: not up to date ({reason}); `finetune sync` sends the missing metrics"
+        console.print(line, soft_wrap=True)
 
 
 class _RankWatch:
-    """Ends a job in which a rank has died while the others wait for it in a collective."""
+    """A watch on a run's ranks: 30 s after one has died, it ends the others.
+
+    They would otherwise wait for the dead rank in a collective.
+    """
 
     def __init__(self, controller: Controller, num_ranks: int) -> None:
         self._controller = controller

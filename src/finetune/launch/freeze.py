@@ -1,8 +1,8 @@
-"""Everything that a submission freezes: resolved config, code, provenance, digests of the inputs.
+"""Copy into files all that a run depends on: its config, code, provenance and inputs' digests.
 
-No secrets are written. A run folder holds all of it but the code, which runs share: their jobs
-import runs/.code/<digest>/. So an edit of the checkout does not affect queued runs, and a sweep of
-a thousand points does not need a thousand copies.
+Secrets are not written. The code is in runs/.code/<digest>/, which all runs with the same code
+share, and from which their jobs import it. So an edit of the checkout does not affect queued runs,
+and a sweep of a thousand points needs only one copy. Everything else is in the run folder.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ PACKAGES = (
 )  # fmt: skip
 NOT_CODE = ("__pycache__", "sample")  # the sample corpus is data
 
-# Patterns of secrets: tokens by their issuers' prefixes, long values with digits that are called a
-# token, values that are called a password, and passwords in URLs.
+# Patterns of secrets: tokens with a known issuer's prefix, long values with digits after a name
+# such as token or api_key, values after a name such as password, and passwords in URLs.
 _TOKEN = (
     r"\b(?:hf_[A-Za-z0-9]{16,}|gh[opsu]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|sk-[\w-]{20,}"
     r"|AKIA[A-Z0-9]{16})"
@@ -60,20 +60,26 @@ _SECRET_VARIABLE = r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|PASS|API_?KEY|ACCESS
 
 @dataclass(frozen=True)
 class Pinned:
-    """Points with pinned base revisions, and the digests of their corpora and bases."""
+    """Points whose base models have a pinned revision.
+
+    Attributes:
+        inputs: the digests of each point's corpus and base.
+    """
 
     points: list[TrainConfig]
     inputs: list[dict[str, str | None]]
 
 
 def pin(points: list[TrainConfig]) -> Pinned:
-    """Pin the base revision of each point, and digest what it is trained on. Nothing is written.
+    """Pin the revision of each point's base, and compute the digests of its corpus and base.
+
+    Nothing is written.
 
     Raises:
         NotFoundError: a base cannot be read.
     """
     points = [base_model.pin_revision(point) for point in points]
-    # Points of a sweep mostly share corpus and base.
+    # Most points of a sweep have the same corpus and base, so each pair is read only once.
     distinct = {_input_key(point): point for point in points}
     inputs = {}
     for key, point in distinct.items():
@@ -83,10 +89,14 @@ def pin(points: list[TrainConfig]) -> Pinned:
 
 
 def freeze(points: list[TrainConfig], sweep: Sweep | None) -> list[RunFolder]:
-    """Write a new run folder for each config; all of them, or none.
+    """Write a new run folder for each point, and return the folders.
+
+    Args:
+        sweep: the sweep that the points belong to; None for a single run.
 
     Raises:
-        UserError, NotFoundError: the folders cannot be written, or a base cannot be read.
+        UserError, NotFoundError: a folder cannot be written, or a base cannot be read. No folder
+            is left then.
     """
     pinned = pin(points)
     origin = provenance(sweep.id if sweep else None)
@@ -120,14 +130,19 @@ def discard(runs: list[RunFolder]) -> None:
 
 
 def unwritable_error(folder: Path, fault: OSError, key: str = "runs_dir") -> UserError:
-    """Return the error for a folder on a full or read-only file system."""
+    """Return the error for a folder that cannot be written, such as one on a full file system.
+
+    Args:
+        key: the setting that names the folder.
+    """
     return UserError(
-        f"{folder}: cannot be written ({fault.strerror}); free space, or choose another place with {key}=…"
+        f"{folder}: cannot be written ({fault.strerror}); free space or correct the permissions, or choose "
+        f"another folder with {key}=…"
     )
 
 
 def check_writable(folder: Path) -> None:
-    """Raise UserError if a folder, which need not exist yet, cannot be written."""
+    """Raise UserError if a folder cannot be written or created."""
     nearest = folder
     while not nearest.exists():
         nearest = nearest.parent
@@ -139,7 +154,7 @@ def check_writable(folder: Path) -> None:
 
 
 def new_id(name: str) -> str:
-    """Return an id, `<name>-<date>-<time>-<hex>`; claim_folder resolves the rare collisions."""
+    """Return a new id, `<name>-<date>-<time>-<hex>`. It may be taken already: see claim_folder."""
     return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
@@ -156,7 +171,11 @@ def claim_folder(parent: Path, name: str) -> Path:
 
 
 def provenance(sweep: str | None = None) -> Provenance:
-    """Return the provenance of a submission; its runs share it."""
+    """Return the provenance of a submission, which is the same for all its runs.
+
+    Args:
+        sweep: id of the sweep; None for a single run.
+    """
     source = Path(finetune.__file__).parent
     return Provenance(
         command=[without_secrets(argument) for argument in ("finetune", *sys.argv[1:])],
@@ -170,7 +189,7 @@ def provenance(sweep: str | None = None) -> Provenance:
 
 
 def _versions() -> dict[str, str | None]:
-    """Return the packages' versions; None for one that is not installed here."""
+    """Return the versions of PACKAGES by name; None for a package that is not installed."""
     found: dict[str, str | None] = dict.fromkeys(PACKAGES)
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -179,7 +198,7 @@ def _versions() -> dict[str, str | None]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Return git's output; None if the code is not a checkout, or git is missing."""
+    """Return the output of a git command; None if it fails, or git is not installed."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False, timeout=30
@@ -195,7 +214,10 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def snapshot_code(runs_dir: Path) -> Path:
-    """Copy the current code unless the same copy exists; return the folder for PYTHONPATH.
+    """Copy the current code into runs/.code, unless an intact copy of it exists already.
+
+    Returns:
+        the folder of the copy, for PYTHONPATH.
 
     Raises:
         UserError: the code seems to contain a token, or the folder cannot be written.
@@ -214,7 +236,7 @@ def snapshot_code(runs_dir: Path) -> Path:
             folder.rename(temporary.with_suffix(".changed"))
         os.replace(temporary, folder)
     except OSError as fault:
-        if not folder.is_dir():  # else another submission has just written the same copy
+        if not folder.is_dir():  # otherwise another process has just written the same copy
             raise unwritable_error(runs_dir, fault) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -236,8 +258,8 @@ def _read_code() -> dict[Path, bytes]:
         match = re.search(_TOKEN, content.decode(errors="replace"))
         if match:
             raise UserError(
-                f"{path}: contains what looks like a token ({match[0][:6]}…), and code is copied beside the "
-                f"runs; remove it"
+                f"{path}: seems to contain a token ({match[0][:6]}…), but the code is copied into the runs "
+                f"folder; remove the token"
             )
     return files
 
@@ -269,7 +291,7 @@ def _digest(files: dict[Path, bytes]) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Replace tokens, passwords in URLs, and values that are called a secret."""
+    """Return a text in which `[secret]` replaces tokens, passwords and the like."""
     text = re.sub(_TOKEN, "[secret]", text)
     for pattern in (_NAMED_TOKEN, _PASSWORD):
         text = re.sub(pattern, r"\1[secret]", text)
@@ -277,13 +299,13 @@ def without_secrets(text: str) -> str:
 
 
 def check_no_secrets(config: TrainConfig | ClusterConfig, key: str = "") -> None:
-    """Check that a config contains no secret: it is written to disk, MLflow and batch scripts.
+    """Check that a config contains no secret, as it is written to disk, MLflow and batch scripts.
 
     Args:
-        key: the key of `config` if it is part of another config.
+        key: key under which `config` is part of another config; "" if it is not part of one.
 
     Raises:
-        UserError: it seems to contain one; the message names its key.
+        UserError: it seems to contain a secret; the message names the key, not the value.
     """
 
     def walk(key: str, value: Any) -> None:
@@ -299,8 +321,8 @@ def check_no_secrets(config: TrainConfig | ClusterConfig, key: str = "") -> None
             is_named_secret = is_variable and re.search(_SECRET_VARIABLE, name)
             if is_named_secret or re.search(_TOKEN, value) or re.search(_IN_URL, value):
                 raise UserError(
-                    f"{key}: contains what looks like a secret, and configs are written to disk; "
-                    f"export it in your shell instead, which jobs inherit"
+                    f"{key}: seems to contain a secret, but configs are written to disk; remove it, and "
+                    f"export it in your shell, whose environment variables jobs inherit"
                 )
 
     walk(key, asdict(config))

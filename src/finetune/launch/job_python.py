@@ -1,10 +1,11 @@
-"""The Python that a job starts: the submitting one, a site's, or one in a container.
+"""The Python that a job starts: the one that submits it, one of the site, or one in a container.
 
-hpc-container-wrapper (Tykky, lumi-container-wrapper) installs PREFIX/bin/python and other shell
-scripts, which run an image's Python at a path such as /LUMI_TYKKY_ab12c that exists only inside the
-container. Inside, PREFIX/_bin, with links into that Python's folder, is mounted over PREFIX/bin. So
-inside, PREFIX/bin/python is a link that shows which wrapper started this Python; outside, the same
-path is the command for jobs.
+A Python of hpc-container-wrapper (Tykky, lumi-container-wrapper) is found as follows. The wrapper
+installs shell scripts such as PREFIX/bin/python. They start a container and run the Python of its
+image, at a path such as /LUMI_TYKKY_ab12c that exists only inside. In the container, PREFIX/_bin is
+mounted over PREFIX/bin, so that PREFIX/bin/python is a link to that Python. The link thus shows
+which wrapper started this process. Outside the container, the same path is the shell script, which
+is the command for jobs.
 """
 
 from __future__ import annotations
@@ -21,17 +22,21 @@ from finetune.config.cluster import ClusterConfig
 
 _IMAGE = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER")
 _BINDS = ("APPTAINER_BIND", "SINGULARITY_BIND")
-# This folder exists only inside containers of Apptainer or Singularity; the variables are also
-# inherited by jobs outside.
+# This folder exists only inside containers of Apptainer and Singularity. The variables above do not
+# show that: a job outside of containers may have inherited them.
 _INSIDE = Path("/.singularity.d")
 
 
 def job_python(setting: str | None, key: str = "cluster.python") -> str:
-    """Return the shell command of the Python that a job starts: as set, or the submitting one.
+    """Return the shell command of the Python that a job starts.
+
+    Args:
+        setting: the command that the user has set; None: the Python of this process.
+        key: the setting's name, for the message.
 
     Raises:
-        UserError: nothing is set, and the submitting Python runs in a container without a known
-            wrapper.
+        UserError: nothing is set, and this process runs in a container that was not started by a
+            known wrapper.
     """
     if setting:
         return setting
@@ -39,45 +44,53 @@ def job_python(setting: str | None, key: str = "cluster.python") -> str:
     python = sys.executable if image is None else wrapper_of_this_python()
     if python is None:
         raise UserError(
-            f"{key}: must be set: this command runs in container {image}, whose Python a job cannot see; "
-            f"set the command that starts it, such as {key}='apptainer exec {image} python3'"
+            f"{key}: must be set, because this command runs in container {image}, and jobs start outside of "
+            f"it; set the command that starts the container's Python, such as "
+            f"{key}='apptainer exec {image} python3'"
         )
     return shlex.quote(python)
 
 
 def host_python(cluster: ClusterConfig) -> str:
-    """Return the command of the Python that runs on a node outside containers, without packages."""
+    """Return the command of a Python on the nodes that runs outside containers.
+
+    It may lack our dependencies.
+    """
     if uses_host_python(cluster):
         return cluster.host_python
     return shlex.quote(sys.executable)
 
 
 def uses_host_python(cluster: ClusterConfig) -> bool:
-    """Return whether the job's Python may be in a container, so that another is needed outside."""
+    """Return whether cluster.host_python is used, as the job's Python may be in a container."""
     return cluster.python is not None or container() is not None
 
 
 def check_line(key: str = "cluster.python") -> str:
-    """Return a line of a batch script that ends the job if the node lacks the submitting Python."""
+    """Return a line of a batch script that ends the job if this Python does not exist on its node.
+
+    Args:
+        key: the setting that names another Python, for the message.
+    """
     python = job_python(None, key)
     message = (
-        f"error: {key}: this node has no {python}, the Python that submitted the job; name one that it has"
+        f"error: {key}: this node lacks {python}, the Python that submitted the job; set one that it has"
     )
     return f"type -P {python} >/dev/null || {{ echo {shlex.quote(message)} >&2; exit 1; }}"
 
 
 def container() -> str | None:
-    """Return the Apptainer or Singularity image that this process runs in; None outside."""
+    """Return the Apptainer or Singularity image that this process runs in; None if in none."""
     if not _INSIDE.is_dir():
         return None
     return next((os.environ[name] for name in _IMAGE if name in os.environ), "(unknown image)")
 
 
 def wrapper_of_this_python() -> str | None:
-    """Return the command that starts this Python from outside the container; None if unknown."""
+    """Return the command that starts this Python from outside its container; None if unknown."""
     started_as = Path(sys.executable)
     for folder in _wrapper_folders():
-        # It was started through a wrapper, or through a virtual environment based on one.
+        # This Python was started by a wrapper, or is a virtual environment on top of one.
         if folder in _linked_folders(started_as):
             return str(started_as)
         for name in ("python3", "python"):
@@ -88,7 +101,7 @@ def wrapper_of_this_python() -> str | None:
 
 
 def _wrapper_folders() -> Iterator[Path]:
-    """Yield PREFIX/bin of wrappers that may have started this process."""
+    """Yield the folder PREFIX/bin of each wrapper that may have started this process."""
     for name in _IMAGE:
         image = os.environ.get(name)
         if image:
@@ -99,7 +112,7 @@ def _wrapper_folders() -> Iterator[Path]:
 
 
 def _linked_folders(path: Path) -> list[Path]:
-    """Return the folder of a path and of each path that its chain of links leads to."""
+    """Return the folder of a path, and those of the symbolic links' targets that follow from it."""
     folders = [path.parent]
     while path.is_symlink() and len(folders) < 40:
         path = Path(os.path.normpath(path.parent / path.readlink()))

@@ -1,6 +1,6 @@
-"""Runs on this machine, through submitit's local executor or with srun in an allocation.
+"""Start runs from this process: with submitit's local executor, or with srun in an allocation.
 
-They run one at a time, and are followed unless detached.
+The runs are started one after the other. Each is followed to its end, unless detach is set.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from finetune.runs.state import RunState
 def start_in_turn(runs: list[RunFolder]) -> None:
     """Start each run when the one before it has ended; skip a run that is cancelled while it waits.
 
-    The first Ctrl-C stops the current run after saving; the others stay queued. If a run of a sweep
-    is still running because its shell was killed, it is followed to its end.
+    The first Ctrl-C makes the current run save and stop; the others are not started. A run that
+    still runs, because only the process that followed it was killed, is followed to its end.
 
     Raises:
-        UserError: a run is in use, or the allocation is too small for it.
+        UserError: a run is in use by another process.
     """
     interrupts = Interrupts()
     neighbours: set[str] = set()
@@ -60,7 +60,7 @@ def start_in_turn(runs: list[RunFolder]) -> None:
 
 
 def _update_sweep(run: RunFolder) -> None:
-    """Write a point's result into its sweep's table."""
+    """Write the run's result into the table of its sweep, if it has one."""
     sweep = run.sweep()
     if sweep:
         with suppress(OSError):  # a full disk does not end the sweep
@@ -68,7 +68,7 @@ def _update_sweep(run: RunFolder) -> None:
 
 
 def describe_start(config: TrainConfig, num_runs: int) -> str:
-    """Return a line or two on how the runs would start on this machine."""
+    """Return a description of how the runs would be started, for dry_run=true."""
     cluster = config.cluster
     order = f"{num_runs} runs, one after the other" if num_runs > 1 else "1 run"
     ranks = "1 rank" if cluster.world_size == 1 else f"{cluster.world_size} ranks"
@@ -79,23 +79,29 @@ def describe_start(config: TrainConfig, num_runs: int) -> str:
 
 
 def _put_in_turn(run: RunFolder) -> None:
-    """Make a run queued, however it ended before; a run that is running stays as it is."""
+    """Mark a run as queued by this process, and remove the files of its last attempt.
+
+    A run that still runs after the process that followed it was killed keeps its files.
+
+    Raises:
+        UserError: the run is in use by another process.
+    """
     with _submission_lock(run):
         if run.state() == RunState.RUNNING:
             if not run.has_lost_its_shell():
                 raise _in_use_error(run)
         else:
-            with run.lock:  # held by a rank, perhaps of another machine, for as long as it trains
+            with run.lock:  # rank 0 holds it while it trains, perhaps on another machine
                 run.clear_attempt_files()
         run.record_turn()
 
 
 @contextmanager
 def _submission_lock(run: RunFolder) -> Iterator[None]:
-    """Hold the lock for starting or cancelling a run.
+    """Hold the lock under which a run is started or cancelled.
 
     Raises:
-        UserError: the run is in use.
+        UserError: another process holds this lock, or a lock that the `with` block takes.
     """
     try:
         with run.submission_lock:
@@ -105,21 +111,22 @@ def _submission_lock(run: RunFolder) -> Iterator[None]:
 
 
 def start(run: RunFolder, interrupts: Interrupts, place: str) -> None:
-    """Start a queued run and, unless it is detached, follow it to its end.
+    """Start a queued run and, unless detach is set, follow it to its end.
+
+    A cancelled run is not started. A run that still runs is only followed.
 
     Args:
-        place: the run's place among those started in turn, such as `3/12`; "" if it is the only
-            one.
+        place: the run's number among those started in turn, such as `3/12`; "" for a single run.
 
     Raises:
-        UserError: the run is in use, or the allocation is too small for it.
+        UserError: the run is in use by another process, or its code cannot be copied.
     """
     config = run.config()
     with _submission_lock(run):
         state = run.state()
         if state == RunState.CANCELLED:
             return
-        if state == RunState.RUNNING:  # its shell was killed: see _put_in_turn
+        if state == RunState.RUNNING:  # the process that followed it was killed: see _put_in_turn
             process = run.find_controller()
             if process is None:
                 raise _in_use_error(run)
@@ -139,7 +146,7 @@ def start(run: RunFolder, interrupts: Interrupts, place: str) -> None:
 
 
 def _report_neighbours(run: RunFolder, known: set[str]) -> set[str]:
-    """Warn of other runs on this machine, once for each; return their folders."""
+    """Warn about each other run on this machine that is not in `known` yet; return all folders."""
     if run.config().cluster.scheduler != "local":
         return known
     found = {folder for folder in _busy_folders() if folder != str(run.path)}
@@ -150,7 +157,10 @@ def _report_neighbours(run: RunFolder, known: set[str]) -> set[str]:
 
 
 def _busy_folders() -> set[str]:
-    """Return the folders of runs with ranks on this machine, on GPUs that this shell sees."""
+    """Return the folders of the runs whose ranks run on this machine.
+
+    Runs on GPUs that are not visible to this process are left out.
+    """
     mine = _gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
     found = set()
     for process in psutil.process_iter(["cmdline"]):
@@ -166,7 +176,7 @@ def _busy_folders() -> set[str]:
 
 
 def _gpus(visible: str | None) -> set[str]:
-    """Return the GPUs that CUDA_VISIBLE_DEVICES names; none if it does not restrict them."""
+    """Return the GPUs that a value of CUDA_VISIBLE_DEVICES names; empty if it allows all GPUs."""
     if visible in (None, rank.ALL_GPUS):
         return set()
     return {name.strip() for name in str(visible).split(",") if name.strip()}
@@ -186,17 +196,17 @@ def _local_ranks(run: RunFolder, config: TrainConfig) -> Controller:
 
 
 def check_allocation(config: TrainConfig) -> None:
-    """Raise UserError if this shell's allocation is too small for the run."""
+    """Raise UserError if the allocation of this shell has fewer nodes than the run needs."""
     nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
     if config.cluster.nodes > nodes:
         raise UserError(
             f"cluster.nodes: must be at most {nodes} in this allocation, not {config.cluster.nodes}; "
-            f"lower it, or leave the allocation"
+            f"lower it, or leave the allocation to submit a job"
         )
 
 
 def _srun(run: RunFolder, config: TrainConfig, code: Path) -> Controller:
-    """Start the ranks as a step of this allocation; the attempt ends with the step."""
+    """Start the ranks with srun, as a job step in this allocation; return srun's process."""
     run.jobs.mkdir(exist_ok=True)
     job_id = os.environ["SLURM_JOB_ID"]
     DelayedSubmission(rank.run_job, str(run.path)).dump(run.jobs / layout.pickle_of(job_id))
@@ -218,11 +228,11 @@ def _srun(run: RunFolder, config: TrainConfig, code: Path) -> Controller:
     ]
     script = run.jobs / layout.ATTACHED
     script.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    # In an array's task, submitit would otherwise take that task's ids for the run's.
+    # If this shell runs in a task of a job array, submitit would use that task's id for the run.
     for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
         os.environ.pop(name, None)
     with (run.jobs / layout.CONTROLLER_LOG).open("ab") as log:
-        # causes.py reads the log from this line on.
+        # causes.py looks for the cause of a failure in the lines after this one.
         log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} finetune: srun starts\n".encode())
         log.flush()
         started = subprocess.Popen(
@@ -232,7 +242,7 @@ def _srun(run: RunFolder, config: TrainConfig, code: Path) -> Controller:
 
 
 def _step(config: TrainConfig, *options: str) -> list[str]:
-    """Return an srun command that can run beside this shell's own step in the allocation."""
+    """Return an srun command whose job step shares the allocation with this shell's own step."""
     cluster = config.cluster
     shape = [
         f"--nodes={cluster.nodes}",
@@ -245,7 +255,7 @@ def _step(config: TrainConfig, *options: str) -> list[str]:
 
 
 def _debug(run: RunFolder, config: TrainConfig) -> None:
-    """Run the only rank in this shell, under the debugger."""
+    """Run the run's single rank in this terminal, under the debugger."""
     program = f"-m finetune.job.debug {shlex.quote(str(run.path))}"
     if config.cluster.scheduler == "slurm":
         code = snapshot_code(run.path.parent)
@@ -266,24 +276,24 @@ def _debug(run: RunFolder, config: TrainConfig) -> None:
 def _in_use_error(run: RunFolder) -> UserError:
     pids = ", ".join(str(process.pid) for process in run.find_ranks()) or "on another machine"
     return UserError(
-        f"run {run.id} is in use: it is still running (processes: {pids}); "
-        f"`finetune cancel {run.id}` stops it"
+        f"run {run.id}: is in use by another process ({pids}); wait for its end, or stop it with "
+        f"`finetune cancel {run.id}`"
     )
 
 
 @contextmanager
 def _ignore_terminal_signals(run: RunFolder) -> Iterator[None]:
-    """Detach processes that are started in here from the terminal.
+    """Detach the processes that are started in the `with` block from the terminal.
 
-    They ignore Ctrl-C and a closed terminal, which the following shell handles (follow.py). Their
-    output goes to a log, so that they do not hold that shell's output open: `id=$(finetune train …
-    detach=true)` returns at once. An ignored signal stays ignored across exec, unlike a handler;
-    submitit has no parameters for any of this.
+    They ignore Ctrl-C and the closing of the terminal, because this process handles Ctrl-C
+    (follow.py). Their output goes to a log. They thus do not keep this process' output open, and
+    `id=$(finetune train … detach=true)` returns at once. Unlike a handler, an ignored signal is
+    inherited by the programs that a process starts. submitit has no parameters for this.
     """
     signals = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
-    # submitit hides GPUs that were not requested through it; the job restores what this shell sees.
+    # submitit hides GPUs that were not requested through it; the ranks restore this value.
     os.environ[rank.SHELL_GPUS] = os.environ.get("CUDA_VISIBLE_DEVICES", rank.ALL_GPUS)
-    # A rank must not inherit another launcher's environment.
+    # A rank must not inherit variables of torchrun or another launcher.
     inherited = {
         key: os.environ.pop(key)
         for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

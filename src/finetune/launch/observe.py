@@ -1,8 +1,8 @@
-"""States of runs, observed from any shell in their folders and from Slurm.
+"""States of runs, read by any process from the run folders and from Slurm.
 
-The folder holds what the ranks wrote. Slurm knows which jobs are queued, and which were killed
-before they could write anything. Without accounting, Slurm forgets a job minutes after its end, so
-the first shell that sees how it ended writes that into the run folder.
+The folder holds the records that the ranks wrote. Slurm reports which jobs are queued, and which
+were killed before they could write anything. Without accounting, Slurm forgets a job minutes after
+its end. So the first process that reads from Slurm how a job ended writes it into the run folder.
 """
 
 from __future__ import annotations
@@ -25,13 +25,20 @@ from finetune.runs.state import (
 )
 
 UNKNOWN = ""
-CANCELLED = str(RunState.CANCELLED)  # the reason if only Slurm knows that a run was cancelled
+CANCELLED = str(RunState.CANCELLED)  # the reason of a run that was cancelled with Slurm's scancel
 SECONDS = 15  # time limit of a Slurm command
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job, or a task of an array, as Slurm reports it."""
+    """A job, or a task of a job array, as Slurm reports it.
+
+    Attributes:
+        reason: why a queued job waits.
+        restarts: how often Slurm has requeued it.
+        nodes: its nodes in Slurm's notation, such as node[1-3].
+        start: the start time; for a queued job, Slurm's estimate of it.
+    """
 
     state: str
     reason: str = ""
@@ -43,7 +50,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Observed:
-    """The present state of a run. `alive`: its job runs, or will run."""
+    """The current state of a run.
+
+    Attributes:
+        alive: the run is running, or is queued and will be started.
+        reason: why it waits, or why it ended; "" if unknown.
+        restarts: how often its job was requeued.
+        nodes: the nodes it runs on, in Slurm's notation; "" if it is not running on Slurm.
+        job_id: its Slurm job; "" if it has none.
+    """
 
     run: RunFolder
     state: RunState
@@ -60,7 +75,10 @@ class Observed:
 
 
 def observe(runs: list[RunFolder]) -> list[Observed]:
-    """Return the state of each run, in order; Slurm is queried once, if any run has a job."""
+    """Return the state of each run, in the given order.
+
+    The end of a job that only Slurm reports is recorded in the run folder.
+    """
     points: dict[str, wave_files.Point] = {}
     for folder in {run.path.parent for run in runs}:
         points.update(wave_files.waiting_points(folder))
@@ -90,7 +108,7 @@ def _no_place_reason(point: wave_files.Point) -> str:
     sweep = point.submission.folder.parent.name
     problem = point.submission.problem()
     if point.submission.is_paused:
-        return f"waits: {problem or 'all jobs before it were cancelled'}; `finetune retry {sweep}` submits it"
+        return f"waits: {problem or 'all earlier jobs were cancelled'}; `finetune retry {sweep}` submits it"
     if problem:
         return f"waits for a place in the queue; Slurm refused the last submission: {problem}"
     return "waits for a place in the queue"
@@ -99,7 +117,10 @@ def _no_place_reason(point: wave_files.Point) -> str:
 def _job_of(run: RunFolder, point: wave_files.Point | None) -> str | None:
     """Return the id of a run's Slurm job; None if it has none.
 
-    UNKNOWN: its submission was interrupted, perhaps after Slurm had accepted the job.
+    Return UNKNOWN if the submission was interrupted, perhaps after Slurm had accepted the job.
+
+    Args:
+        point: the run's entry among the waiting points of sweeps; None if it does not wait.
     """
     if point is not None:
         return point.task or None
@@ -115,9 +136,9 @@ def _job_of(run: RunFolder, point: wave_files.Point | None) -> str | None:
 
 
 def _find_held_job(run: RunFolder, jobs: dict[str, Job]) -> str | None:
-    """Return the held job or array that an interrupted submission left in the queue.
+    """Return the id of the held job that an interrupted submission left in the queue; None if none.
 
-    It is found by its name, which is that of the run or its sweep.
+    The job is found by its name, the id of the run or of its sweep, and is added to `jobs`.
     """
     names = {run.id, run.sweep()}
     for job_id, job in list(jobs.items()):
@@ -128,14 +149,17 @@ def _find_held_job(run: RunFolder, jobs: dict[str, Job]) -> str | None:
 
 
 def states(job_ids: list[str]) -> dict[str, str]:
-    """Return the state of each job: of an array, that of its last task to end; "" if forgotten.
+    """Return Slurm's state of each job, such as PENDING; "" for a job that Slurm has forgotten.
+
+    An array counts as running or pending while one of its tasks is, and as completed only if all
+    its tasks have completed.
 
     Raises:
         UserError: Slurm does not answer.
     """
     queue = _squeue()
     if queue is None:
-        raise UserError("Slurm does not answer; try again later")
+        raise UserError("squeue: failed or did not answer; try again later")
     known = {**_sacct([job for job in job_ids if not any(_array(key) == job for key in queue)]), **queue}
     found = {}
     for job_id in job_ids:
@@ -157,7 +181,7 @@ def _array(job_id: str) -> str:
 def _observe_local(run: RunFolder) -> Observed:
     state = run.state()
     if state == RunState.QUEUED:
-        holder = run.turn_holder()  # None: the shell that was to start it is gone
+        holder = run.turn_holder()  # None: the process that was to start it was killed
         reason = f"waits for its turn in {holder}" if holder else ""
         return Observed(run, state, alive=holder is not None, reason=reason)
     reason = ""
@@ -167,7 +191,14 @@ def _observe_local(run: RunFolder) -> Observed:
 
 
 def _observe_slurm(run: RunFolder, job_id: str, jobs: dict[str, Job] | None) -> Observed:
-    """Return a run's state by Slurm's queue, else by the run folder, else by accounting."""
+    """Return the state of a run with a Slurm job.
+
+    Slurm decides while the job is queued or running. After that, the records in the run folder
+    decide. If they lack the end, it is taken from Slurm and recorded.
+
+    Args:
+        jobs: Slurm's jobs by id; None if Slurm does not answer.
+    """
     state = run.state()
     job = (jobs or {}).get(job_id)
     restarts = max(job.restarts if job else 0, (run.started() or Started()).restart)
@@ -178,11 +209,11 @@ def _observe_slurm(run: RunFolder, job_id: str, jobs: dict[str, Job] | None) -> 
     if job is not None and job.state in PENDING_JOB_STATES:
         return Observed(run, RunState.QUEUED, True, _waiting_reason(job), restarts, "", job_id)
     if job is not None and job.state in RUNNING_JOB_STATES:
-        # Even if the folder holds an end: the batch script is still running, and may restart the
-        # run.
+        # The folder may hold the end of an attempt already, but the batch script is still running
+        # and may restart the run.
         return Observed(run, RunState.RUNNING, True, "", restarts, job.nodes, job_id)
     cancelled = job is not None and job.state == JobState.CANCELLED and state != RunState.COMPLETED
-    # Ranks write nothing when Slurm ends their job like this.
+    # The ranks were killed before they could record an end, or Slurm's user has cancelled the job.
     if state in ALIVE_STATES or (cancelled and state != RunState.CANCELLED):
         state, reason = _unrecorded_end(run, job)
         run.record_outcome(state, reason)
@@ -194,22 +225,26 @@ def _observe_slurm(run: RunFolder, job_id: str, jobs: dict[str, Job] | None) -> 
 
 
 def _unrecorded_end(run: RunFolder, job: Job | None) -> tuple[RunState, str]:
-    """Return state and reason for a run whose ranks could not record their end."""
+    """Return the state and its reason for a run that ended without a record of its end.
+
+    Args:
+        job: the ended job as Slurm reports it; None if Slurm has forgotten it.
+    """
     if job is not None and job.state == JobState.CANCELLED:
         return RunState.CANCELLED, CANCELLED
     cause = run.cause_of_death(state=job.state if job else "") or "it left no log"
     if job is None:
-        return RunState.DEAD, f"Slurm has forgotten its job: {cause}"
+        return RunState.DEAD, f"Slurm no longer lists its job: {cause}"
     where = f" on {job.nodes}" if job.nodes and job.nodes != "None assigned" else ""
     return RunState.FAILED, f"Slurm ended the job{where}: {job.state}: {cause}"
 
 
 def _waiting_reason(job: Job) -> str:
-    """Return why a job waits: Slurm's reason, with an explanation where it is not enough."""
+    """Return why a queued job waits: Slurm's reason, with its start time or a remedy, if any."""
     if job.reason in ("JobHeldUser", "JobHeldAdmin"):
         return (
             f"held ({job.reason}): its submission was interrupted, or somebody holds it; "
-            f"run finetune cancel, then retry"
+            f"run `finetune cancel`, then `finetune retry`"
         )
     starts = f", starts about {job.start}" if job.start not in ("", "N/A") else ""
     if job.reason not in ("", "None"):
@@ -218,7 +253,10 @@ def _waiting_reason(job: Job) -> str:
 
 
 def _squeue() -> dict[str, Job] | None:
-    """Return this user's jobs, also recent ones, by id (<array id>_<index>); None: no answer."""
+    """Return this user's queued, running and recently ended jobs by id; None if squeue fails.
+
+    A task of an array has the id <array id>_<index>.
+    """
     fields = (
         "JobArrayID:64",
         "State:24",
@@ -244,7 +282,7 @@ def _squeue() -> dict[str, Job] | None:
 
 
 def _sacct(job_ids: list[str]) -> dict[str, Job]:
-    """Return jobs that have left the queue, from accounting; none where there is no accounting."""
+    """Return jobs by id, from Slurm's accounting; empty if the site has no accounting."""
     found = {}
     columns = "JobID,State,NodeList"
     for first in range(0, len(job_ids), 500):  # the length of a command line is limited
@@ -257,7 +295,7 @@ def _sacct(job_ids: list[str]) -> dict[str, Job]:
 
 
 def slurm_lines(*command: str) -> list[str] | None:
-    """Return a command's output in lines; None if it failed, is missing, or does not answer."""
+    """Return the lines of a Slurm command's output; None if it fails, is missing or times out."""
     try:
         return run_command(*command, seconds=SECONDS).splitlines()
     except CommandError:

@@ -1,4 +1,7 @@
-"""Places in Slurm's queue: limits on this user's jobs, and waiting points (job/waves.py)."""
+"""Slurm's limits on a user's jobs, and the sweep points that wait because of them (job/waves.py).
+
+A place in the queue is a job that the user may still submit under these limits.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,11 @@ from finetune.runs.folder import RunFolder
 from finetune.runs.state import RunState
 
 DEFAULT_QOS = "normal"
-SLURMS_ARRAY_SIZE = 1000  # just below Slurm's own default of 1001
+SLURMS_ARRAY_SIZE = 1000  # a little below 1001, Slurm's default for MaxArraySize
 
 
 def largest_array(cluster: ClusterConfig) -> int:
-    """Return the largest number of tasks in an array, which also limits the indices."""
+    """Return the largest number of tasks that Slurm accepts in a job array."""
     shown = "\n".join(slurm_lines("scontrol", "show", "config") or [])
     configured = re.search(r"^MaxArraySize\s*=\s*(\d+)", shown, re.MULTILINE)
     sizes = [int(configured[1])] if configured else []
@@ -33,15 +36,21 @@ def largest_array(cluster: ClusterConfig) -> int:
 
 
 def submit_limits(cluster: ClusterConfig) -> list[Limit]:
-    """Return the known limits on this user's jobs by partition, quality of service and account."""
+    """Return the known limits on this user's number of jobs.
+
+    They are those that the profile documents, and those of the user's account, quality of service
+    (QoS) and partition that Slurm reports.
+    """
     return [*_documented_limits(cluster), *_accounting_limits(cluster)]
 
 
 def describe(plan: Plan, jobs: list[QueuedJob], num_points: int, submitted: int) -> str:
-    """Describe the waiting points: their number, the reason, and what will submit them.
+    """Return a message about the waiting points: their number, the reason, and the next submission.
 
     Args:
-        jobs: in the queue before the submission.
+        jobs: this user's jobs in the queue before the submission.
+        num_points: number of points of the sweep.
+        submitted: number of points that were submitted.
     """
     tightest = min(plan.limits, key=lambda limit: limit.free(jobs), default=None)
     follow = "the others follow as these end" if submitted else "they follow as jobs of yours end"
@@ -54,8 +63,8 @@ def describe(plan: Plan, jobs: list[QueuedJob], num_points: int, submitted: int)
         reason = "Slurm took no more at once (its limit is not known)"
     if tightest is not None and tightest.most == 1:
         follow = (
-            "a job still counts when it ends, so it cannot submit the next one: `finetune status` does, once "
-            "a job has ended, or wait=true, while the command runs"
+            "a job still counts while it ends, so it cannot submit the next one; run `finetune status` "
+            "whenever a job has ended, or submit with wait=true and leave that command running"
         )
     return f"{num_points} runs, {submitted} submitted now; {reason}: {follow}"
 
@@ -107,11 +116,14 @@ def _qos_limits(name: str) -> Iterator[int]:
 
 
 def submit_waiting_points(runs_dir: Path, quiet: bool = False, pause: bool = True) -> None:
-    """Submit as many waiting points as there are places, and print how many, and how many remain.
+    """Submit as many waiting points as Slurm's limits allow; print their number and the rest's.
+
+    An error is printed as a warning.
 
     Args:
-        pause: first pause sweeps whose latest jobs were all cancelled with scancel: its user wants
-            no more.
+        quiet: print nothing.
+        pause: first pause each sweep whose latest jobs were all cancelled with scancel, because
+            their user does not want further ones.
     """
     try:
         submissions = open_submissions(runs_dir)
@@ -122,22 +134,23 @@ def submit_waiting_points(runs_dir: Path, quiet: bool = False, pause: bool = Tru
         submitted = waves.submit_waiting(runs_dir)
     except (CommandError, ValueError, OSError) as fault:
         if not quiet:
-            message = f"warning: points that wait for a place were not submitted: {fault}"
+            message = f"warning: points that wait for a place in the queue were not submitted: {fault}"
             print(message, file=sys.stderr)  # noqa: T201
         return
     if submitted and not quiet:
-        print(f"{submitted} points that waited for a place are submitted", file=sys.stderr)  # noqa: T201
+        message = f"{submitted} points that waited for a place in the queue were submitted"
+        print(message, file=sys.stderr)  # noqa: T201
     waiting = sum(len(submission.waiting()) for submission in open_submissions(runs_dir))
     if waiting and not quiet:
         print(  # noqa: T201
-            f"{waiting} points wait for a place in the queue; they are submitted as their sweep's jobs end, "
-            f"or by this command",
+            f"{waiting} points wait for a place in the queue; the jobs of their sweep submit them as they "
+            f"end, and so does this command",
             file=sys.stderr,
         )
 
 
 def _is_cancelled(submission: SweepSubmission, jobs: list[QueuedJob]) -> bool:
-    """Return whether a sweep's latest jobs were all cancelled with Slurm's own command."""
+    """Return whether the jobs of a sweep's last submission were all cancelled with scancel."""
     if any(job.name == submission.plan.name for job in jobs):
         return False
     last = observe.observe([RunFolder(path) for path in submission.last_wave() if path.is_dir()])

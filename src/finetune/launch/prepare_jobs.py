@@ -1,16 +1,17 @@
-"""A preparation as a chain of Slurm jobs: one array per step, each starting after the one before.
+"""The preparation of a corpus as a chain of Slurm jobs: a job array for each step.
 
-Consecutive steps of a single task share a job; `train after=ID` waits for the last. Scripts, logs,
-and prepare.json with the job ids lie in corpora/.NAME.stages/slurm/<id>/. Until prepare.json is
-written the first job is held, so a submitter that is killed leaves no running job.
+Each array starts when the one before has completed. Consecutive steps that cannot be split into
+tasks share a job. `train after=ID` waits for the last job. The scripts, the logs, and prepare.json
+with the job ids are in corpora/.NAME.stages/slurm/<id>/. The first job is held until prepare.json
+is written, so that a submission that is killed leaves no running job.
 
-A task whose process is killed (kill -9, out of memory) or whose node is lost is requeued and does
-the rest of its work; later steps wait for it. Any other failure cancels the later steps; the same
-`finetune prepare` continues from what is done.
+If a task's process is killed (kill -9, out of memory) or its node is lost, its job is requeued and
+does the rest of its work, while the later steps wait. Any other failure cancels the later steps.
+The same `finetune prepare` then continues after the steps and tasks that are done.
 
-The corpus does not depend on which task does which share of a step. So tasks may share a job
-(cluster.prepare.tasks_per_job), and there may be fewer of them where the queue takes few jobs of a
-user.
+The corpus does not depend on how a step is split into tasks. So tasks may share a job
+(cluster.prepare.tasks_per_job), and a step is split into fewer tasks if Slurm accepts only a few
+jobs of a user.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from finetune.runs.state import PENDING_JOB_STATES, RUNNING_JOB_STATES, JobState
 
 PYTHON_SETTING = "cluster.prepare.python"
 FILE = "prepare.json"
-MAX_RESTARTS = 3  # of a task: one that needs more memory than it has would be killed again and again
+# Restarts of a job after a killed task. A task that needs more memory would be killed each time.
+MAX_RESTARTS = 3
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,9 @@ class PrepareRun:
     """A submitted preparation.
 
     Attributes:
-        jobs: the job id of each step, in order.
-        layout: None if the preparation was found on disk.
+        folder: the folder with prepare.json, the scripts and the logs.
+        jobs: the job ids by name, in order; a job has the name of its step or steps.
+        layout: the split into jobs; None if the preparation was read from prepare.json.
     """
 
     folder: Path
@@ -61,7 +64,7 @@ class PrepareRun:
 
     @property
     def corpus(self) -> Path:
-        """The folder of the resulting corpus, whose stages' folder contains `folder`."""
+        """The folder of the corpus that it builds."""
         stages = self.folder.parents[1]
         return stages.with_name(stages.name.removeprefix(".").removesuffix(".stages"))
 
@@ -83,16 +86,19 @@ class PrepareRun:
         )
 
     def states(self) -> dict[str, str]:
-        """Return Slurm's state of each step's job, such as PENDING; "" for a forgotten job."""
+        """Return Slurm's state of each job, such as PENDING; "" if Slurm has forgotten the job."""
         return observe.states(list(self.jobs.values()))
 
     def logs(self) -> list[Path]:
-        """Return the non-empty logs of its tasks, in the order in which they were last written."""
+        """Return its non-empty logs; the one that was written last comes last."""
         written = [log for log in self.folder.glob("*.log") if log.stat().st_size]
         return sorted(written, key=lambda log: log.stat().st_mtime)
 
     def current_step(self) -> str | None:
-        """Return the step whose task wrote last (steps may share a job); None: none has started."""
+        """Return the step of the task that wrote into its log last; None if no task has started.
+
+        The jobs' states do not show it, as several steps may share a job.
+        """
         tasks = [log for log in self.folder.glob("*.log") if not log.stem.endswith("-jobs")]
         newest = max(tasks, key=lambda log: log.stat().st_mtime, default=None)
         if newest:
@@ -100,20 +106,21 @@ class PrepareRun:
         return None
 
     def cancel(self) -> str:
-        """Cancel all its jobs, queued or running, and return a description of the result."""
+        """Cancel all its jobs, queued or running, and return a message for the user."""
         if not self.is_alive():
             return "has already ended"
         slurm.slurm_command("scancel", *self.jobs.values())
-        return "cancelled; the same `finetune prepare` continues from what is done"
+        return "cancelled; to continue, run the same `finetune prepare` command again"
 
     def is_alive(self) -> bool:
-        """Return whether a step of it runs or will run."""
+        """Return whether at least one of its jobs is running or queued."""
         return bool({*self.states().values()} & {*PENDING_JOB_STATES, *RUNNING_JOB_STATES})
 
     def has_published(self) -> bool:
-        """Return whether it has completed: after a failure, an older corpus may still be there.
+        """Return whether it has written its corpus. An older corpus in the same folder is ignored.
 
-        If Slurm has forgotten the job, the files' times decide.
+        The state of the last job decides. If Slurm has forgotten that job, the corpus must be newer
+        than prepare.json.
         """
         state = list(self.states().values())[-1]
         manifest = self.corpus / "manifest.json"
@@ -125,14 +132,17 @@ class PrepareRun:
 def choose_layout(
     num_tasks: int, steps: Steps, cluster: ClusterConfig, most_jobs: int | None = None
 ) -> Layout:
-    """Choose a layout whose jobs the queue takes all at once.
+    """Choose a layout whose jobs Slurm accepts all at once.
 
-    A job has cluster.prepare.tasks_per_job tasks, by default one; more if there would be too many
-    jobs.
+    A job has cluster.prepare.tasks_per_job tasks. If that is not set, it has one task, or more if
+    there would be too many jobs otherwise.
 
     Args:
-        num_tasks: number of tasks of each step that can be split.
-        most_jobs: limit of the queue; None: as documented in the profile.
+        num_tasks: wanted number of tasks of each step that can be split; the layout may have fewer.
+        most_jobs: largest number of jobs; None: the profile's limit, less the jobs in the queue.
+
+    Raises:
+        UserError: the queue already has as many jobs as Slurm accepts.
     """
     site = cluster.site
     per_job = min(_tasks_per_job(cluster) or 1, num_tasks)
@@ -155,7 +165,7 @@ def choose_layout(
 
 
 def _tasks_per_job(cluster: ClusterConfig) -> int | None:
-    """Return the number of tasks per job; None: one, or more if that makes too many jobs."""
+    """Return the number of tasks per job; None: as few as the limit on jobs allows."""
     wanted = cluster.prepare
     site = cluster.site
     if wanted.tasks_per_job is None and site.whole_nodes and wanted.partition in (None, cluster.partition):
@@ -164,10 +174,10 @@ def _tasks_per_job(cluster: ClusterConfig) -> int | None:
 
 
 def _free_places(cluster: ClusterConfig) -> int | None:
-    """Return how many more jobs the queue of preparations takes; None if the profile has no limit.
+    """Return how many more jobs of preparations Slurm accepts; None if the profile has no limit.
 
     Raises:
-        UserError: it takes none.
+        UserError: Slurm accepts none.
     """
     most = _preparation_profile(cluster).queue_limits().max_submitted
     if most is None:
@@ -184,14 +194,17 @@ def _free_places(cluster: ClusterConfig) -> int | None:
     present = len(listed.split())
     if present >= most:
         raise UserError(
-            f"cluster.prepare.partition: its queue takes {most} jobs of a user, and you have {present}; "
-            f"wait, or choose another cluster.prepare.partition or cluster.prepare.qos"
+            f"cluster.prepare.partition: Slurm accepts at most {most} jobs of a user there, and you have "
+            f"{present}; wait, or choose another cluster.prepare.partition or cluster.prepare.qos"
         )
     return most - present
 
 
 def _most_tasks_per_job(cluster: ClusterConfig, num_tasks: int) -> int:
-    """Return how many of the tasks Slurm accepts in one job, given the nodes' cores and memory."""
+    """Return a number of tasks, at most `num_tasks`, whose cores and memory Slurm accepts in a job.
+
+    It is found by halving; 1 if Slurm does not allow the check.
+    """
     while num_tasks > 1:
         try:
             if not _ask_slurm(cluster, num_tasks):
@@ -203,10 +216,13 @@ def _most_tasks_per_job(cluster: ClusterConfig, num_tasks: int) -> int:
 
 
 def _ask_slurm(cluster: ClusterConfig, per_job: int) -> list[str]:
-    """Ask Slurm whether it would accept a job of that size; return a line if it gives no answer.
+    """Ask Slurm whether it would accept a job of `per_job` tasks.
+
+    Returns:
+        a line for the user if Slurm does not allow this check, else nothing.
 
     Raises:
-        UserError: Slurm would refuse it.
+        UserError: Slurm would refuse the job.
     """
     nowhere = Path("/nowhere")
     share = Share("step", per_job, per_job)
@@ -217,18 +233,18 @@ def check(cluster: ClusterConfig) -> list[str]:
     """Check, before anything is read or written, that Slurm would accept a preparation's jobs.
 
     Returns:
-        a line for each check that could not be made here, with the reason.
+        a line for each check that was not possible on this machine, with the reason.
 
     Raises:
-        UserError: Slurm would refuse them, or they could not run there.
+        UserError: Slurm would refuse the jobs, or their nodes need another Python.
     """
     wanted = cluster.prepare
     site = cluster.site
     there = _architecture(cluster)
     if there != platform.machine() and wanted.python is None:
         raise UserError(
-            f"{PYTHON_SETTING}: must be set, as nodes for preparations are {there} and this Python is for "
-            f"{platform.machine()}; set the command of a Python there, such as "
+            f"{PYTHON_SETTING}: must be set, because nodes for preparations are {there} and this Python is "
+            f"for {platform.machine()}; set the command of a Python for {there}, such as "
             f"{PYTHON_SETTING}='apptainer exec IMAGE python3'"
         )
     if wanted.account and site.account_pattern and not re.fullmatch(site.account_pattern, wanted.account):
@@ -259,7 +275,7 @@ def check(cluster: ClusterConfig) -> list[str]:
 
 
 def _architecture(cluster: ClusterConfig) -> str:
-    """Return the architecture of the nodes for preparations."""
+    """Return the CPU architecture of the nodes for preparations, such as x86_64."""
     return cluster.prepare.architecture or cluster.site.login_architecture or platform.machine()
 
 
@@ -267,7 +283,8 @@ def _preparation_profile(cluster: ClusterConfig, timeout_min: int = 1) -> Cluste
     """Return the profile with the settings for preparations in place of those for training.
 
     Args:
-        timeout_min: the default of 1 is below every limit, for callers that do not check the time.
+        timeout_min: time limit of the jobs. The default of 1 is below all limits, for callers that
+            do not check it.
     """
     wanted = cluster.prepare
     site = cluster.site
@@ -303,16 +320,18 @@ def _preparation_profile(cluster: ClusterConfig, timeout_min: int = 1) -> Cluste
 
 
 def submit(name: str, work: Path, steps: Steps, num_tasks: int, cluster: ClusterConfig) -> PrepareRun:
-    """Submit the steps of a plan, in as many jobs as Slurm takes.
+    """Submit the steps of a preparation.
+
+    If Slurm accepts fewer jobs than expected, the number of jobs is halved until it accepts them.
 
     Args:
-        name: of the corpus.
-        work: the folder of its stages and its plan.
-        steps: their names in order, and whether each can be split into tasks.
-        num_tasks: number of tasks of each step that can be split, if the queue takes as many.
+        name: name of the corpus.
+        work: folder of the corpus' stages and plan.
+        steps: the steps' names in order, and whether each can be split into tasks.
+        num_tasks: wanted number of tasks of each step that can be split.
 
     Raises:
-        UserError: Slurm refuses; nothing is queued then.
+        UserError: Slurm refuses, or the folder cannot be written. Nothing is queued then.
     """
     layout = choose_layout(num_tasks, steps, cluster)
     while True:
@@ -355,7 +374,7 @@ def _submit(name: str, work: Path, steps: Steps, layout: Layout, cluster: Cluste
 
 
 def _name(group: list[Share]) -> str:
-    """Return the name of the job that runs these steps."""
+    """Return the job's name: that of its step, or `<first step>-to-<last step>`."""
     if len(group) == 1:
         return group[0].step
     return f"{group[0].step}-to-{group[-1].step}"
@@ -414,11 +433,11 @@ def _options(folder: Path, group: list[Share], cluster: ClusterConfig, before: l
     ]
 
 
-# A task has one core; in a job of several tasks its libraries must not use the others' cores.
+# A task has one core. In a job of several tasks, its libraries must not use the other tasks' cores.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
-# Runs this job's tasks of a step side by side. It returns 0 if all succeeded, 137 if tasks failed
-# only by being killed, else the first other exit code.
+# A shell function that runs this job's tasks of a step side by side. It returns 0 if all succeed,
+# 137 if each task that failed was killed, else the first other exit code.
 _RUN = """\
 run() {  # arguments: the step, its tasks per job, its total number of tasks
   local first=$(( SLURM_ARRAY_TASK_ID * $2 )) number process ended worst=0 processes=()
@@ -433,8 +452,8 @@ run() {  # arguments: the step, its tasks per job, its total number of tasks
   return $worst
 }""".splitlines()
 
-# 137: killed by SIGKILL. When Slurm ends a job (cancelled, time limit) on purpose, it sends SIGTERM
-# first. After `scontrol requeue`, Slurm ends this script.
+# Exit code 137: a task was killed by SIGKILL. If Slurm ends a job on purpose (cancelled, time
+# limit), it sends SIGTERM first. After `scontrol requeue`, Slurm ends this script.
 _REQUEUE = [
     f'if [ $code -eq 137 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {MAX_RESTARTS} ]; then',
     '  echo "job $SLURM_ARRAY_TASK_ID: a task was killed: requeued" >&2',
@@ -443,25 +462,29 @@ _REQUEUE = [
 ]
 _RERUN_IN_PLACE = [  # for sites that forbid requeue
     f"for (( again = 0; again < {MAX_RESTARTS} && code == 137; again++ )); do",
-    '  echo "job $SLURM_ARRAY_TASK_ID: a task was killed: it is run again" >&2',
+    '  echo "job $SLURM_ARRAY_TASK_ID: a task was killed: the steps are run again" >&2',
     "  steps; code=$?",
     "done",
 ]
 
 
 def find_awaited_job(run_id: str, corpora_dir: str, corpora: Iterable[Path]) -> str | None:
-    """Return the job that a training on these corpora must wait for; None if the corpus exists.
+    """Return the job that a training must wait for; None if its corpus exists already.
+
+    Args:
+        run_id: id of the preparation.
+        corpora: the corpus folder of each point of the training.
 
     Raises:
-        NotFoundError, UserError: there is no such prepare run, it builds another corpus, or it
-            ended without one.
+        NotFoundError: there is no preparation with this id.
+        UserError: it builds another corpus, or it ended without a corpus.
     """
     run = PrepareRun.find(run_id, corpora_dir)
     for folder in corpora:
         if folder.resolve() != run.corpus.resolve():
             raise UserError(
                 f"--after: prepare run {run_id} builds corpus {run.corpus}, not {folder}; "
-                f"train on that corpus, or leave --after out"
+                f"train on {run.corpus}, or leave --after out"
             )
     if run.is_alive():
         return run.last_job

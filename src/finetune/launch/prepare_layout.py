@@ -1,11 +1,11 @@
-"""The layout of a preparation's jobs: tasks side by side, and consecutive steps in one job."""
+"""The split of a preparation's steps into jobs, and of a step into tasks."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-Steps = list[tuple[str, bool]]  # names in order, and whether each step can be split into tasks
+Steps = list[tuple[str, bool]]  # in order, each step's name and whether it can be split into tasks
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Layout:
     Attributes:
         num_tasks: number of tasks of each step that can be split.
         per_job: number of tasks that run side by side in a job.
-        is_one_job: all steps run in one job, one after the other.
+        is_one_job: True if all steps run in one job, one after the other.
     """
 
     num_tasks: int
@@ -23,11 +23,14 @@ class Layout:
     is_one_job: bool = False
 
     def num_jobs(self, steps: Steps) -> int:
-        """Return the number of jobs as Slurm counts them: each task of an array is one."""
+        """Return the number of jobs. Each task of a job array counts, as for Slurm's limits."""
         return sum(num_jobs(group) for group in self.group(steps))
 
     def group(self, steps: Steps) -> list[list[Share]]:
-        """Return the steps of each array, in order; consecutive single-task steps share one."""
+        """Return the steps of each job array, in order.
+
+        Consecutive steps of a single task share an array. With `is_one_job`, all steps share one.
+        """
         groups: list[list[Share]] = []
         for name, is_cut in steps:
             share = Share(name, self.num_tasks, self.per_job) if is_cut else Share(name, 1, 1)
@@ -48,7 +51,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class Share:
-    """A step's part of an array: its number of tasks, and how many run side by side in a job."""
+    """A step in a job array.
+
+    Attributes:
+        num_tasks: number of tasks of the step.
+        per_job: number of its tasks that run side by side in a job.
+    """
 
     step: str
     num_tasks: int

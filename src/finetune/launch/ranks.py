@@ -2,8 +2,8 @@
 
     python -m finetune.launch.ranks JOBS_FOLDER
 
-A rank that is killed records nothing itself: only its parent receives its exit status (causes.py
-reads the record).
+A rank that is killed cannot record its own end; only its parent receives its exit status. causes.py
+reads the record.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ POLL_SECONDS = 0.1
 
 
 class Executor(submitit.LocalExecutor):  # type: ignore[misc]
-    """submitit's local executor, but for the module that it starts."""
+    """submitit's local executor, except that it starts this module as the controller."""
 
     def _submit_command(self, command: str) -> Any:
         num_tasks = self.parameters["tasks_per_node"]
@@ -52,7 +52,7 @@ class Executor(submitit.LocalExecutor):  # type: ignore[misc]
 
 
 class Controller(local.Controller):  # type: ignore[misc]
-    """Starts the ranks, waits for them, and records each exit status as its rank ends."""
+    """submitit's controller of local ranks. It also records the exit status of each rank."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -67,7 +67,10 @@ class Controller(local.Controller):  # type: ignore[misc]
         return codes
 
     def _keep_recording(self, tasks: list[subprocess.Popen[bytes]]) -> None:
-        """Record ends until the last rank's: this process may be killed before `wait` returns."""
+        """Record each rank's exit status until all ranks have ended.
+
+        This runs beside `wait`, because the process may be killed before `wait` returns.
+        """
         while len(self._exits) < len(tasks):
             self._record(tasks)
             time.sleep(POLL_SECONDS)
@@ -85,7 +88,10 @@ class Controller(local.Controller):  # type: ignore[misc]
 
 
 def count_oom_kills() -> int:
-    """Count this memory cgroup's processes that the kernel killed for memory; 0 if unknown."""
+    """Return how many processes of this memory cgroup the kernel has killed for lack of memory.
+
+    Return 0 if the cgroup does not report it.
+    """
     try:
         lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:

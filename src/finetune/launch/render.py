@@ -1,9 +1,10 @@
-"""`make cluster-env`: write the files that each profile in conf/cluster renders to.
+"""Write the shell scripts that follow from each profile in conf/cluster (`make cluster-env`).
 
     python -m finetune.launch.render slurm/env tests/sbatch
 
-slurm/env/<cluster>.sh is for interactive work. tests/sbatch/<cluster>.sh is the batch script of a
-run on one node, and <cluster>-2-nodes.sh that of a sweep of three runs on two nodes each.
+slurm/env/<cluster>.sh sets up a shell for interactive work. tests/sbatch/<cluster>.sh is the batch
+script of a run on one node. tests/sbatch/<cluster>-2-nodes.sh is the batch script of a sweep of
+three runs, each on two nodes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ PROJECT = Path("/projects/letters")  # a folder that exists on no machine
 
 
 def batch_scripts(cluster: ClusterConfig) -> dict[str, str]:
-    """Return the batch scripts of a profile by file name."""
+    """Return the example batch scripts of a profile, by file name."""
     code = PROJECT / "runs" / layout.CODE / "0123456789ab"
     run = PROJECT / "runs" / "base-20261128-120000-0a1b" / layout.JOBS
     points = PROJECT / "runs" / layout.SWEEPS / "lora-20261128-120000-0a1b" / "0" / layout.POINTS / "%a"

@@ -1,15 +1,16 @@
-"""Submission to Slurm: any number of runs as one job array, with one Slurm task per rank.
+"""Submit runs to Slurm: a single run as a job, several as one job array.
 
-    points/<index> ──► jobs/ of each run      a task finds its run folder by its index
-    sbatch --hold                             nothing can start yet
+The steps of a submission are these. If it is killed at any moment, no job starts without its files.
+
+    points/<index> -> jobs/ of each run       links, by which a task finds its run folder
+    sbatch --hold                             the job is in the queue, but cannot start
     <job id>_submitted.pkl, submission.json   written into each run folder
-    scontrol release
+    scontrol release                          the job can start
 
-So a submitter that is killed at any moment leaves no job without its run. A sweep that is larger
-than Slurm takes at a time is submitted in parts (job/waves.py).
+If a sweep has more points than Slurm accepts at a time, it is submitted in parts (job/waves.py).
 
-The batch script: environment → job/batch_script.py begin → srun (one Python per rank: job/rank.py)
-→ job/batch_script.py end.
+The batch script sets up the environment and runs `job/batch_script.py begin`. Then srun starts one
+Python process per rank (job/rank.py). The last line runs `job/batch_script.py end`.
 """
 
 from __future__ import annotations
@@ -38,8 +39,7 @@ from finetune.runs.layout import POINTS, SCRIPT
 
 PYTHON_3_8 = "'import sys; sys.exit(sys.version_info < (3, 8))'"
 SLURM_SECONDS = 120  # time limit of a Slurm command
-# sbatch would give these priority over the script's own options and over the environment that a job
-# needs.
+# sbatch and srun would prefer these to the script's options, and jobs would lack their environment.
 NOT_INHERITED = ("SBATCH_EXPORT", "SLURM_EXPORT_ENV")
 # Variables that Apptainer, Singularity and the wrappers of hpc-container-wrapper set inside a
 # container.
@@ -49,33 +49,33 @@ OF_CONTAINER = re.compile(
 
 
 def submit_array(runs: list[RunFolder], folder: Path, name: str, code: Path, after: str | None = None) -> str:
-    """Submit the runs as one job (one run) or one job array (several; task i is runs[i]).
+    """Submit the runs: a single one as a job, several as one job array, in which task i is runs[i].
 
     Args:
-        folder: of the submission, for the rendered script and an array's points/<index>.
+        folder: folder of the submission, for the batch script and an array's links points/<index>.
         name: the job's name in Slurm's queue.
         code: folder from which the job imports our packages.
-        after: id of a job that must complete first.
+        after: id of a job that must complete before this one starts; None: it can start at once.
 
     Returns:
-        the job id; the array's tasks have <job id>_<index>.
+        the job id. A task of the array has the id <job id>_<index>.
 
     Raises:
-        UserError: Slurm refuses, or the folder cannot be written; nothing is queued then.
+        UserError: Slurm refuses, or the folder cannot be written. Nothing is queued then.
     """
     return _submit({folder: runs}, name, code, after, len(runs), None)[0]
 
 
 def submit_sweep(runs: list[RunFolder], folder: Path, name: str, code: Path, after: str | None = None) -> str:
-    """Submit the runs as a job array, or as many as Slurm takes; the others wait (job/waves.py).
+    """Submit as many of the runs as Slurm accepts, as a job array; the others wait (job/waves.py).
 
     Args:
-        folder: of the sweep; each submission, of at most the largest array's size, is a folder in
-            it.
+        folder: folder of the sweep. It gets a folder for each submission, that is, for each block
+            of as many runs as Slurm accepts in one array.
         name, code, after: see submit_array.
 
     Returns:
-        a message for the user about runs that wait; "" if none does.
+        a message for the user about the runs that wait; "" if none waits.
 
     Raises:
         UserError: see submit_array.
@@ -104,18 +104,17 @@ def _submit(
     count: int,
     plan: Plan | None,
 ) -> tuple[str, int]:
-    """Submit the first `count` runs of the first folder, or fewer; let the others wait.
+    """Submit the first `count` runs of the first block, or fewer; record that the others wait.
 
     Args:
-        blocks: the runs of each submission, by its folder.
-        plan: of the waves; None: Slurm must take all runs at once.
+        blocks: the runs of each submission, by the submission's folder.
+        plan: rules for submitting the others later; None: Slurm must accept all runs at once.
 
     Returns:
-        the job id and the number of its runs; "" and 0 if all wait.
+        the job id and the number of its runs; "" and 0 if all runs wait.
     """
     first, runs = next(iter(blocks.items()))
-    # A waiting point is found by its index, so its script is an array's even if the folder has only
-    # one point.
+    # Waiting points are submitted by their index in an array, even if there is only one of them.
     is_array = len(runs) > 1 or plan is not None
     job_id = ""
     try:
@@ -123,7 +122,7 @@ def _submit(
             _write_files(points, folder, name, code, is_array=is_array)
         job_id, count = _submit_held(first / SCRIPT, count, len(runs), after, plan)
         for run in (run for points in blocks.values() for run in points):
-            run.clear_attempt_files()  # only once Slurm has accepted: a refusal leaves the run as it was
+            run.clear_attempt_files()  # only now: if Slurm refuses, the run must stay as it was
         for index, run in enumerate(runs[:count]):
             task = f"{job_id}_{index}" if is_array else job_id
             DelayedSubmission(rank.run_job, str(run.path)).dump(run.jobs / layout.pickle_of(task))
@@ -149,11 +148,19 @@ def _submit(
 def _submit_held(
     script: Path, count: int, num_points: int, after: str | None, plan: Plan | None
 ) -> tuple[str, int]:
-    """Submit a held job for the first `count` points; halve `count` while Slurm finds it too large.
+    """Submit a held job for the first `count` points. While Slurm refuses so many, halve `count`.
+
+    Args:
+        num_points: number of points in the script's array.
+        after: id of a job that must complete before this one starts; None: it can start at once.
+        plan: see _submit; if None, `count` is not halved.
 
     Returns:
-        the job id and the number of points; "" and 0 if Slurm takes none now, but other jobs will
-        submit them when they end.
+        the job id and the number of its points; "" and 0 if Slurm accepts none now, but jobs in
+        the queue will submit them when they end.
+
+    Raises:
+        UserError: Slurm refuses the job, and no job in the queue will submit the points.
     """
     wait = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
     while True:
@@ -172,7 +179,11 @@ def _submit_held(
 
 
 def _write_waiting(blocks: dict[Path, list[RunFolder]], job_id: str, count: int, plan: Plan) -> None:
-    """Record which points wait, and write the pickle that the job of each will need."""
+    """Record which points wait, and write the pickle that each of them needs in its later job.
+
+    Args:
+        job_id: the held job with the first `count` points of the first block.
+    """
     for number, (folder, runs) in enumerate(blocks.items()):
         first = count if number == 0 else 0
         for run in runs[first:]:
@@ -182,14 +193,14 @@ def _write_waiting(blocks: dict[Path, list[RunFolder]], job_id: str, count: int,
 
 
 def _queue() -> list[slurm_queue.QueuedJob]:
-    """Return this user's jobs in the queue; none if Slurm does not answer: sbatch will judge."""
+    """Return this user's jobs in the queue; none if squeue fails: sbatch checks the limits, too."""
     with contextlib.suppress(CommandError):
         return slurm_queue.queue()
     return []
 
 
 def _write_files(runs: list[RunFolder], folder: Path, name: str, code: Path, *, is_array: bool) -> None:
-    """Write the files that sbatch needs: links to the runs' job folders, and the script."""
+    """Write a submission's files: the batch script, and the links to the runs of an array."""
     folder.mkdir(parents=True, exist_ok=True)
     if is_array:
         (folder / POINTS).mkdir()
@@ -206,11 +217,16 @@ def _write_files(runs: list[RunFolder], folder: Path, name: str, code: Path, *, 
 def render_script(
     cluster: ClusterConfig, name: str, job_folder: Path, code: Path, num_points: int | None
 ) -> str:
-    """Return the batch script; it starts ranks as submitit does, which then finds their numbers.
+    """Return the text of the batch script.
+
+    It starts the ranks with submitit's own command, from which submitit finds each rank's number.
 
     Args:
-        job_folder: folder of a task's pickle and logs; %a is its index.
-        num_points: of an array; None for a single job.
+        name: the job's name in Slurm's queue.
+        job_folder: folder of a task's pickle and logs; for an array, it contains %a, the task's
+            index.
+        code: folder from which the job imports our packages.
+        num_points: number of points in the array; None for a single job.
     """
     before, after = _requeue_lines(cluster, job_folder)
     log = job_folder / layout.log_of("%A_%a" if num_points else "%j", "%t")
@@ -238,7 +254,7 @@ def render_script(
 
 
 def _options(cluster: ClusterConfig, name: str, log: Path, num_points: int | None) -> list[str]:
-    """Return the lines of options for sbatch; rank 0 shares its log with the script."""
+    """Return the script's #SBATCH lines. The script writes into the log of rank 0."""
     array = f"0-{num_points - 1}%{min(num_points, cluster.array_parallelism)}" if num_points else None
     values = {
         "job-name": name,
@@ -269,7 +285,7 @@ def _options(cluster: ClusterConfig, name: str, log: Path, num_points: int | Non
 
 
 def code_line(code: Path) -> str:
-    """Return the line that puts the frozen code before installed packages."""
+    """Return the shell line by which a job imports our packages from `code`, not as installed."""
     return f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
 
 
@@ -283,9 +299,10 @@ def _gpus(cluster: ClusterConfig) -> dict[str, str]:
 
 
 def _requeue_lines(cluster: ClusterConfig, job_folder: Path) -> tuple[list[str], list[str]]:
-    """Return the script's lines before and after srun that restart the run (job/batch_script.py).
+    """Return the lines before srun, and those after it, that restart the run after a fault.
 
-    They run on the host, where Slurm's commands are, with any Python from 3.8 on and no packages.
+    They call job/batch_script.py on the host, where Slurm's commands are. It needs Python 3.8 or
+    newer, and no packages.
     """
     head, is_array, tail = str(job_folder).partition("%a")
     index = "$SLURM_ARRAY_TASK_ID" if is_array else ""
@@ -315,10 +332,10 @@ def _requeue_lines(cluster: ClusterConfig, job_folder: Path) -> tuple[list[str],
     return before, after
 
 
-# Older versions of Slurm do not set SLURM_JOB_END_TIME. (Without an answer, `date` would return
-# last midnight.)
+# Older versions of Slurm do not set SLURM_JOB_END_TIME. The result of squeue is tested, because for
+# an empty string `date` returns the last midnight.
 _END_TIME = [
-    "# the job's end time; in an array, SLURM_JOB_ID may be the whole array's",
+    "# the job's end time; in an array, SLURM_JOB_ID may be the id of the whole array",
     "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
     'if [ -z "$SLURM_JOB_END_TIME" ] && end=$(squeue -h -j ${job:-$SLURM_JOB_ID} -o %e) &&',
     '    [ -n "$end" ] && end=$(date -d "$end" +%s); then export SLURM_JOB_END_TIME=$end; fi',
@@ -326,23 +343,27 @@ _END_TIME = [
 
 
 def _host_python_lines(cluster: ClusterConfig) -> list[str]:
-    """Return the line that ends a job if the helper's Python is missing or too old."""
+    """Return a line that ends the job if job/batch_script.py lacks a Python, or it is too old."""
     if not uses_host_python(cluster):
         return [check_line()]
     fault = (
         f"error: cluster.host_python: {cluster.host_python} is missing on this node or older than 3.8; "
-        f"name a newer one"
+        f"set a newer Python"
     )
     return [f"{cluster.host_python} -c {PYTHON_3_8} || {{ echo {shlex.quote(fault)} >&2; exit 1; }}"]
 
 
 def is_in_allocation() -> bool:
-    """Return whether this shell is inside a job (as with salloc), where runs start at once."""
+    """Return whether this process runs in a Slurm job, as after salloc. Runs then start at once."""
     return "SLURM_JOB_ID" in os.environ
 
 
 class SlurmError(UserError):
-    """A Slurm command is missing or failed; `reason` is its message."""
+    """A Slurm command is missing or failed.
+
+    Attributes:
+        reason: Slurm's own message, without our remedy.
+    """
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
@@ -350,10 +371,10 @@ class SlurmError(UserError):
 
 
 def _environment_for_jobs() -> dict[str, str]:
-    """Return this process' environment without variables that a job must not inherit.
+    """Return this process' environment without the variables that a job must not inherit.
 
-    Among them are those of the container that this command runs in, if any: the job's own
-    containers would start with its folders and variables.
+    If this command runs in a container, they include the container's variables. With them, the
+    job's own containers would start with the wrong folders and variables.
     """
     dropped = [*NOT_INHERITED]
     if container():
@@ -365,7 +386,7 @@ def slurm_command(*command: str, stdin: str | None = None) -> str:
     """Run a Slurm command and return its output.
 
     Raises:
-        SlurmError: it is not on PATH, does not answer, or Slurm refuses; with Slurm's own message.
+        SlurmError: the command is not on PATH, fails, or does not end within SLURM_SECONDS.
     """
     require_program(command[0])
     try:
@@ -376,7 +397,7 @@ def slurm_command(*command: str, stdin: str | None = None) -> str:
         output = [line for line in refusal.output.splitlines() if line.strip()]
     reason = "; ".join(dict.fromkeys(re.sub(r"^\S+: (error|fatal): ", "", line) for line in output))
     if slurm_queue.TOO_MANY.search(reason):
-        reason += "; if you have as many jobs as Slurm takes, wait until one ends, or cancel one"
+        reason += "; if you already have as many jobs as Slurm allows, wait until one ends, or cancel one"
     raise SlurmError(f"Slurm refuses ({command[0]}): {reason}", reason)
 
 
@@ -389,8 +410,8 @@ def require_program(program: str) -> None:
     if image:
         reason += f" in container {image}, in which this command runs"
         raise SlurmError(
-            f"{reason}; bind the host's Slurm into the container (its programs, /etc/slurm and "
-            f"munge's socket), or install finetune outside of it (torch is not needed there)",
+            f"{reason}; bind the host's Slurm into the container (its programs, /etc/slurm and munge's "
+            f"socket), or install finetune outside of the container (torch is not needed there)",
             reason,
         )
     raise SlurmError(

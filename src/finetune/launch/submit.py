@@ -1,8 +1,9 @@
-"""`submit(points)`, the only way to start runs: a plain run passes one point, a sweep all of them.
+"""Submit new runs, and resume or retry earlier ones.
 
-All points are checked, frozen in run folders (freeze.py), and then started on this machine
-(local.py) or submitted to Slurm as one array (slurm.py). A job reads only its run folder
-(job/rank.py), so editing a recipe afterwards changes nothing.
+A single run is one point, a sweep several. All points are checked, and each is frozen in a run
+folder (freeze.py). Then they are started on this machine (local.py) or submitted to Slurm as one
+job array (slurm.py). A job reads only its run folder (job/rank.py), so a later edit of a recipe
+does not affect it.
 """
 
 from __future__ import annotations
@@ -49,14 +50,19 @@ from finetune.training.schedule import Schedule, describe_lr_jump
 
 
 def submit(points: list[TrainConfig], sweep: Sweep | None = None) -> list[RunFolder]:
-    """Check and freeze all points, then start them: on this machine in turn, on Slurm as one array.
+    """Check all points, freeze each in a run folder, and start them or submit them to Slurm.
+
+    On this machine, they run one after the other. In Slurm, they are one job array.
 
     Args:
-        sweep: the sweep that the points belong to, if any.
+        sweep: the sweep that the points belong to; None for a single run.
+
+    Returns:
+        the run folders.
 
     Raises:
-        UserError, NotFoundError: a point is wrong, or Slurm refuses. Nothing was started, and no
-            files remain.
+        UserError, NotFoundError: a point is wrong, or Slurm refuses. No run was started, and no run
+            folder is left.
     """
     frozen = [point.with_absolute_paths() for point in points]
     on_slurm, after = _check(frozen)
@@ -81,7 +87,7 @@ def dry_run(points: list[TrainConfig], sweep: Sweep | None = None) -> str:
     """Check every point as `submit` does, without writing anything.
 
     Returns:
-        the batch script that would be submitted, or a description of the start on this machine.
+        the batch script that would be submitted; or, without Slurm, a description of the start.
 
     Raises:
         UserError, NotFoundError: a point is wrong, or Slurm refuses.
@@ -102,7 +108,10 @@ def dry_run(points: list[TrainConfig], sweep: Sweep | None = None) -> str:
     size = min(len(frozen), places.largest_array(frozen[0].cluster))
     if size < len(frozen):
         number = -(-len(frozen) // size)
-        message = f"{len(frozen)} points: {number} arrays of {size} points at most; this is the first"
+        message = (
+            f"{len(frozen)} points: {number} arrays of at most {size} points; "
+            f"the script of the first array follows"
+        )
         print(message, file=sys.stderr)  # noqa: T201
     return slurm.render_script(frozen[0].cluster, name, job_folder, code, size)
 
@@ -111,8 +120,8 @@ def _check(points: list[TrainConfig]) -> tuple[bool, str | None]:
     """Check that the points can run. Nothing is written.
 
     Returns:
-        True if the points go to Slurm's queue, and the id of the job that builds their corpus, if
-        it is still to be built.
+        True if the points are submitted to Slurm's queue; and the id of the job that builds their
+        corpus, or None if the corpus exists.
 
     Raises:
         UserError, NotFoundError: a point is wrong, or Slurm refuses.
@@ -133,7 +142,7 @@ def _check(points: list[TrainConfig]) -> tuple[bool, str | None]:
 
 
 def _print_sweep(sweep: Sweep, num_points: int) -> None:
-    # A sweeper that learns from results submits several batches; then each run is named as it
+    # A sweeper that learns from results submits several batches. Each run is then printed as it
     # starts.
     if sweep.first or num_points < 2:
         return
@@ -145,32 +154,34 @@ def _print_sweep(sweep: Sweep, num_points: int) -> None:
 
 
 def resume(run: RunFolder, overrides: list[str]) -> None:
-    """Resume a run from its newest good checkpoint; a completed run needs more steps.
+    """Resume a run from its newest intact checkpoint. A completed run must be given more steps.
 
     Args:
         overrides: settings to change, such as cluster.ranks_per_node=2 (see CHANGEABLE in
             config/train.py).
 
     Raises:
-        UserError: the run is queued or running; it is completed and gets no more steps; its
-            checkpoints were removed; or a setting must not change.
+        UserError: the run is queued or running; it is completed and is given no more steps; its
+            checkpoints were removed; its inputs have changed; a setting must not be changed; or
+            Slurm refuses.
     """
     (now,) = observe.observe([run])
     config = configuration.apply_overrides(run.config(), overrides)
     if now.state == RunState.COMPLETED and not _has_more_steps(run, config):
         more = 2 * max(1, _steps_done(run))
         raise UserError(
-            f"run {run.id} is completed; give it more steps, such as max_steps={more}, "
+            f"run {run.id}: is completed; give it more steps, such as max_steps={more}, "
             f"or start a new run from it with model=run:{run.id}"
         )
     if now.alive:
         raise UserError(
-            f"run {run.id} is in use: it is {now.describe()}; `finetune cancel {run.id}` stops it"
+            f"run {run.id}: is in use ({now.describe()}); wait for its end, or stop it with "
+            f"`finetune cancel {run.id}`"
         )
-    if run.summary() and not run.has_checkpoint:  # it would start from step 0 and overwrite its result
+    # Without a checkpoint, a completed run would start from step 0 and overwrite its result.
+    if run.summary() and not run.has_checkpoint:
         raise UserError(
-            f"run {run.id} has no checkpoint left to resume from; "
-            f"start a new run from it with model=run:{run.id}"
+            f"run {run.id}: has no checkpoint to resume from; start a new run from it with model=run:{run.id}"
         )
     _check_inputs(run, config)
     check_no_secrets(config)
@@ -184,7 +195,7 @@ def resume(run: RunFolder, overrides: list[str]) -> None:
 
 
 def _warnings_of_resume(run: RunFolder, config: TrainConfig) -> Iterator[str]:
-    """Yield warnings about a resumed run: repeated steps, a jump of the learning rate."""
+    """Yield warnings about a run that is resumed: repeated steps, a jump of the learning rate."""
     newest = next(iter(layout.list_checkpoints(run.checkpoints)), None)
     state = checkpoint_files.read_state(newest) if newest else None
     if newest is None or state is None:
@@ -203,7 +214,10 @@ def _warnings_of_resume(run: RunFolder, config: TrainConfig) -> Iterator[str]:
 
 
 def _planned_packs(plan: Path) -> int:
-    """Return the packs per epoch in a plan; 0 if it is damaged, which the job will report."""
+    """Return the number of packs per epoch in a plan file; 0 if the file is damaged.
+
+    The job reports a damaged file.
+    """
     try:
         return int(np.load(plan, mmap_mode="r")["pack"][-1]) + 1
     except (ValueError, OSError, EOFError, IndexError):
@@ -213,12 +227,12 @@ def _planned_packs(plan: Path) -> int:
 def retry(runs: list[RunFolder]) -> list[RunFolder]:
     """Restart runs that did not complete or never started, from their newest checkpoints.
 
-    A point of a local sweep whose shell was killed but which is still running is followed first.
-    Points that wait for a place in Slurm's queue are submitted, if there is one.
+    A local run that still runs, because only the process that followed it was killed, is followed
+    first. Sweep points that have no Slurm job yet are submitted, as far as Slurm's limits allow.
 
     Returns:
-        the runs that were started or followed; not points that wait for their turn in another
-            shell.
+        the runs that were started, submitted or followed. Runs that another process will start are
+        left out.
     """
     moved = _submit_waiting(runs)
     seen = observe.observe(runs)
@@ -236,14 +250,14 @@ def retry(runs: list[RunFolder]) -> list[RunFolder]:
 
 
 def _submit_waiting(runs: list[RunFolder]) -> list[RunFolder]:
-    """Submit the runs that wait for a place in the queue; return those that now have a job."""
+    """Submit those of the runs that have no Slurm job yet; return those that have one now."""
     moved = []
     for folder in {run.path.parent for run in runs}:
         points = wave_files.waiting_points(folder)
         mine = [run for run in runs if run.id in points]
         for run in mine:
             submission = points[run.id].submission
-            if submission.awaits_failed_job():  # then the corpus must have been built in another way
+            if submission.awaits_failed_job():  # the corpus must then have been built by other means
                 _check_inputs(run, run.config())
                 submission.start_without_awaiting()
             submission.resume()
@@ -265,12 +279,16 @@ def _restart(runs: list[RunFolder]) -> None:
 
 
 def _runs_in_queue(config: TrainConfig, num_points: int, quiet: bool = False) -> bool:
-    """Check the target machine; return whether Slurm's queue starts the runs, else this shell does.
-
-    This shell starts them if they run on this machine or in the shell's own allocation.
+    """Check that the runs can run where the config places them.
 
     Args:
-        quiet: do not print which checks could not be made, as they are printed later.
+        config: the config of one of the runs.
+        num_points: number of runs.
+        quiet: do not print which checks were not possible; a later call prints them.
+
+    Returns:
+        True if they are submitted to Slurm's queue. False if this process starts them, on this
+        machine or in the allocation of this shell.
 
     Raises:
         UserError: the runs cannot run there.
@@ -284,7 +302,7 @@ def _runs_in_queue(config: TrainConfig, num_points: int, quiet: bool = False) ->
         return False
     if config.debug:
         raise UserError(
-            f"debug=true: needs an allocation on {config.cluster.name}; "
+            f"debug=true: must be run in an allocation on {config.cluster.name}; "
             f"run `salloc …` first, or choose cluster=local"
         )
     for unchecked in checks.check(config.cluster, num_points):
@@ -296,24 +314,33 @@ def _runs_in_queue(config: TrainConfig, num_points: int, quiet: bool = False) ->
 def _awaited_job(points: list[TrainConfig], on_slurm: bool) -> str | None:
     """Return the id of the job that builds the points' corpus; None if the corpus exists.
 
+    Args:
+        on_slurm: the points are submitted to Slurm's queue.
+
     Raises:
-        UserError: the job failed or builds another corpus, or the points do not go to Slurm's
-            queue.
+        NotFoundError: there is no preparation with the id that --after names.
+        UserError: that preparation failed or builds another corpus; or the points are not
+            submitted to Slurm's queue, so that they cannot wait.
     """
     first = points[0]
     if first.after is None:
         return None
     if not on_slurm:
         raise UserError(
-            f"--after: prepare run {first.after} can be awaited only in Slurm's queue; choose a Slurm "
-            f"profile, or wait for it yourself"
+            f"--after: works only for runs in Slurm's queue; choose a Slurm profile for cluster, or leave "
+            f"--after out and start the run when prepare run {first.after} has ended"
         )
     corpora = {point.data.corpus_folder for point in points}
     return prepare_jobs.find_awaited_job(first.after, first.data.corpora_dir, corpora)
 
 
 def _to_slurm(runs: list[RunFolder], sweep: str | None, after: str | None = None) -> None:
-    """Submit a job, or an array whose script lies in runs/sweeps/<sweep>/<submission>/."""
+    """Submit one run as a job, or several as an array.
+
+    Args:
+        sweep: id of the sweep, the name of the array; None: the runs are not of one sweep.
+        after: id of a job that must complete before the runs start; None: they can start at once.
+    """
     code = snapshot_code(runs[0].path.parent)
     if len(runs) == 1:
         slurm.submit_array(runs, runs[0].jobs, runs[0].id, code, after)
@@ -325,7 +352,7 @@ def _to_slurm(runs: list[RunFolder], sweep: str | None, after: str | None = None
 
 
 def _check_inputs(run: RunFolder, config: TrainConfig) -> None:
-    """Check, before a run restarts, that its inputs are complete and unchanged."""
+    """Raise UserError if a run's inputs are incomplete or have changed since its submission."""
     run_inputs.check_inputs(config)
     digests = run_inputs.compute_digests(
         base_model.resolve_for_run(config), run_inputs.open_corpus(config.data)
@@ -336,12 +363,13 @@ def _check_inputs(run: RunFolder, config: TrainConfig) -> None:
 def _check_models(points: list[TrainConfig]) -> None:
     """Check that base, adapter, tokenizer and corpus fit each other.
 
-    It takes the seconds of importing torch and PEFT, but a job would report the error only after
-    hours in the queue. It runs in its own process, as this one may live as long as the run.
+    The check takes seconds, since it imports torch and PEFT. A job, though, would report the error
+    only after hours in the queue. The check has its own process, so that this process, which may
+    live as long as the run, does not keep torch in memory.
     """
     one_of_each = {repr((p.data, p.model, p.adapter)): p for p in points}
     with (
-        # The process may be killed, for instance for lack of memory; then the job reports errors.
+        # The process may be killed, for instance for lack of memory. The job then reports errors.
         contextlib.suppress(BrokenProcessPool),
         ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _silence_process) as pool,
     ):
@@ -349,14 +377,17 @@ def _check_models(points: list[TrainConfig]) -> None:
 
 
 def _silence_process() -> None:
-    """Discard what libraries print on import and on Ctrl-C, which would hide our message."""
+    """Ignore Ctrl-C and discard all output of this process.
+
+    Output of imported libraries would hide our own messages.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def _check_each(points: list[TrainConfig]) -> None:
-    # A login node whose jobs run in a container may lack transformers.
+    # transformers may be missing on a login node whose jobs run in a container.
     with contextlib.suppress(ImportError, OSError):
         for point in points:
             tokenizer.check(point)
@@ -369,7 +400,7 @@ def _check_on_bases(points: list[TrainConfig]) -> None:
     try:
         with lean_imports("mlflow", "bitsandbytes"):
             from finetune.models import build
-    except (ImportError, OSError):  # such a node may lack torch, too
+    except (ImportError, OSError):  # torch may be missing, too
         return
     for point in points:
         build.check(point)
@@ -383,7 +414,7 @@ def _has_more_steps(run: RunFolder, config: TrainConfig) -> bool:
 
 
 def _steps_done(run: RunFolder) -> int:
-    """Return the steps of a completed run; 0 for others."""
+    """Return the number of optimizer steps of a completed run; 0 for other runs."""
     summary = run.summary()
     if summary:
         return summary.steps
@@ -394,26 +425,27 @@ def _check_together(points: list[TrainConfig]) -> None:
     """Check that the points can be submitted together.
 
     Raises:
-        UserError: they differ in what one submission shares.
+        UserError: they differ in a setting that all runs of a submission share, or a setting does
+            not work with several points.
     """
     first = points[0]
     shared = (first.cluster, first.runs_dir, first.after)
     if any((point.cluster, point.runs_dir, point.after) != shared for point in points):
         raise UserError(
-            "cluster.…, runs_dir and --after: must be the same for all points of a sweep, which is one job "
-            "array; do not sweep over them"
+            "cluster.…, runs_dir and --after: must be the same for all points of a sweep, as they form one "
+            "job array; sweep over other settings"
         )
     if len(points) == 1:
         return
     if first.debug:
-        raise UserError("debug=true: works for a single run only; leave -m out")
+        raise UserError("debug=true: cannot be used for a sweep; leave -m or debug=true out")
     if first.detach and first.cluster.scheduler == "local":
         raise UserError(
-            "detach=true: with a sweep, all its points would start at once on this machine; "
-            "leave one of the two out"
+            "detach=true: cannot be used for a sweep on this machine, as all its points would start at "
+            "once; leave detach=true out"
         )
 
 
 def _distinct_inputs(points: list[TrainConfig]) -> Iterable[TrainConfig]:
-    """Return one point per pair of corpus and base, so that checksums are computed once."""
+    """Return one point for each distinct pair of corpus and base, which are checked only once."""
     return {repr((point.data, point.model)): point for point in points}.values()

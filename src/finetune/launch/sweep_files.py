@@ -1,8 +1,7 @@
-"""`runs/sweeps/<id>/points.tsv`: a sweep's points, with swept values and results, best first.
+"""A sweep's table of points, `runs/sweeps/<id>/points.tsv`: swept values and results, best first.
 
-The ids and values are written at submission. States and held-out losses are those of the points
-that had ended when the file was last written: after each point of a local sweep, and whenever
-`finetune status`, `sync` or wait=true reads the sweep.
+Ids and values are written at submission. The states and held-out losses of ended points are added
+after each point of a local sweep, and by `finetune status`, `finetune sync` and wait=true.
 """
 
 from __future__ import annotations
@@ -23,10 +22,13 @@ INCOMPARABLE = ("data.corpus",)  # held-out losses on different corpora cannot b
 
 
 def update(runs_dir: Path, sweep: str, runs: Iterable[RunFolder] = ()) -> None:
-    """Write the sweep's file anew from its run folders: those listed in it before, and `runs`.
+    """Write a sweep's table anew from the folders of its runs.
+
+    Args:
+        runs: runs to add to those that are in the table already.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the table cannot be written.
     """
     folder = runs_dir / layout.SWEEPS / sweep
     table = folder / layout.POINTS_TABLE
@@ -41,8 +43,9 @@ class Point:
     """A point of a sweep.
 
     Attributes:
-        values: of the swept settings.
-        loss: held-out loss of its result; None if it has none (yet).
+        id: id of its run.
+        values: its values of the swept settings, by setting.
+        loss: held-out loss at the end of training; None if there is none, or it is NaN.
     """
 
     id: str
@@ -52,7 +55,11 @@ class Point:
 
 
 def read_point(run: RunFolder, state: RunState | None = None) -> Point:
-    """Return a run as a point of its sweep; its state is read from its folder if not given."""
+    """Return a run as a point of its sweep.
+
+    Args:
+        state: the run's state, if the caller has observed it; None: by the files in its folder.
+    """
     summary = run.summary()
     loss = summary.after.loss if summary and summary.after else None
     known = None if loss is None or math.isnan(loss) else float(loss)
@@ -62,14 +69,15 @@ def read_point(run: RunFolder, state: RunState | None = None) -> Point:
 
 
 def sort_points(points: list[Point]) -> list[Point]:
-    """Sort points by held-out loss, lowest first; those without one follow, by id."""
+    """Return the points sorted by held-out loss, lowest first. Those without one follow, by id."""
     return sorted(points, key=lambda point: (point.loss is None, point.loss or 0.0, point.id))
 
 
 def best_of(points: list[Point]) -> Point | None:
     """Return the point with the lowest held-out loss.
 
-    None if fewer than two points have one, or the losses cannot be compared.
+    Return None if fewer than two points have one, or if the points' corpora differ, so that the
+    losses cannot be compared.
     """
     done = [point for point in sort_points(points) if point.loss is not None]
     if len(done) < 2 or set(find_varying_keys([point.values for point in points])) & set(INCOMPARABLE):

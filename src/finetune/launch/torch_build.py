@@ -1,8 +1,8 @@
-"""GPU support of the installed torch, read from its files, as importing torch takes seconds.
+"""The GPUs that the installed torch supports, read from its files, as its import takes seconds.
 
-Official builds for CUDA name their toolkit in the version (2.13.0+cu130), and the toolkit
-determines which older GPUs they support (pytorch/pytorch#157517, #172352). Other builds (a site's
-module, a container) are not judged.
+The version of an official build for CUDA contains the version of the CUDA toolkit, as in
+2.13.0+cu130. The toolkit determines which older GPUs the build supports (pytorch/pytorch#157517,
+#172352). For other builds, such as a site's module, the supported GPUs are unknown.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-TURING = 75  # the oldest architecture that every build supports
-LAST_WITH_OLDER = (2, 14)  # the last release whose builds for CUDA 12.6 support older ones
+TURING = 75  # compute capability of the oldest GPUs that all builds for CUDA support
+# The last release of torch whose builds for CUDA 12.6 support GPUs older than Turing.
+LAST_WITH_OLDER = (2, 14)
 OLDER_BUILD = (
     "install a build for CUDA 12.6: "
     "pip install 'torch<2.15' --index-url https://download.pytorch.org/whl/cu126"
@@ -25,7 +26,8 @@ class TorchBuild:
     """An installed torch.
 
     Attributes:
-        cuda: toolkit of an official build; (0, 0) for a build without GPU support; None if unknown.
+        cuda: version of the CUDA toolkit of an official build, such as (13, 0); (0, 0) for a build
+            without GPU support; None if unknown.
     """
 
     version: str
@@ -33,7 +35,7 @@ class TorchBuild:
 
     @classmethod
     def of(cls, version: str) -> TorchBuild:
-        """Return the build that a version such as 2.13.0+cu130 or 2.13.0+cpu names."""
+        """Return the build with a version such as 2.13.0+cu130 or 2.13.0+cpu."""
         tag = version.partition("+")[2]
         if tag == "cpu":
             return cls(version, (0, 0))
@@ -49,7 +51,7 @@ class TorchBuild:
 
     @property
     def oldest_architecture(self) -> int:
-        """The lowest compute capability, such as 75, that an official build for CUDA supports."""
+        """The lowest compute capability that this official build supports; 75 means 7.5."""
         assert self.cuda is not None
         if self.cuda < (12, 8) and self.release <= LAST_WITH_OLDER:
             return 50
@@ -59,7 +61,7 @@ class TorchBuild:
 
 
 def installed_torch() -> TorchBuild | None:
-    """Return the build of torch that this Python would import; None if there is none."""
+    """Return the build of torch that this Python would import; None if torch is not installed."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -74,13 +76,13 @@ def installed_torch() -> TorchBuild | None:
 
 
 def is_old(architecture: str) -> bool:
-    """Return whether some builds of torch lack code for an architecture such as sm_60."""
+    """Return whether some builds of torch do not support an architecture such as sm_60."""
     found = re.fullmatch(r"sm_(\d+)", architecture)
     return found is not None and int(found[1]) < TURING
 
 
 def lacks_support(build: TorchBuild, architecture: str) -> bool | None:
-    """Return whether a build lacks code for an architecture such as sm_60; None if unknown."""
+    """Return whether a build does not support an architecture such as sm_60; None if unknown."""
     found = re.fullmatch(r"sm_(\d+)", architecture)
     if found is None or build.cuda is None:
         return None
