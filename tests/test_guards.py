@@ -138,7 +138,7 @@ def test_a_step_that_deepspeed_skipped_is_bad() -> None:
 
 def test_a_checkpoint_that_restores_other_weights_is_caught() -> None:
     guards.check_restored(75, 4.6201, 4.62)
-    error = r"step 75: it was saved with a held-out loss of 4\.6200 and has 6\.0300"
+    error = r"step 75: the held-out loss was 4\.6200 when it was saved and is 6\.0300"
     with pytest.raises(checks.GuardError, match=error):
         guards.check_restored(75, 6.03, 4.62)
 

@@ -87,8 +87,8 @@ def find_regressions(run: Run, result: Result) -> Iterator[Regression]:
         yield Regression(names.WORSE_THAN_START, message + "lower lr, train less, or check the data")
     if unigram_loss is not None and loss > unigram_loss:
         message = (
-            f"the result is worse than token frequencies: {measured}, but {unigram_loss:.3f} for "
-            "a prediction by frequency alone; "
+            f"the result is worse than token frequencies alone: {measured}, but {unigram_loss:.3f} "
+            "if tokens are predicted by their frequency; "
         )
         yield Regression(names.WORSE_THAN_UNIGRAM, message + "train longer, or check lr and the data")
 

@@ -77,7 +77,7 @@ class Run:
             logger.warning(message)
 
     def batch_index(self, step: int) -> int:
-        """Return the index of the batch that `step` trains on: one for each step, none skipped."""
+        """Return the index of the batch that `step` trains on, which is never a skipped batch."""
         index = step
         for skipped in sorted(self.skipped_batches):
             index += skipped <= index
