@@ -413,7 +413,7 @@ def test_missing_and_misshapen_weights_are_caught(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"from_scratch": {**LLAMA, "num_hidden_layerz": 7}}, "unknown setting num_hidden_layerz of llama"),
+        ({"from_scratch": {**LLAMA, "num_hidden_layerz": 7}}, "unknown setting 'num_hidden_layerz' of llama"),
         ({"from_scratch": {**LLAMA, "max_position_embeddings": 32}}, "the model has 32 positions"),
         ({"from_scratch": {**LLAMA, "vocab_size": 100}}, "has 300 tokens, and the model embeds 100"),
     ],
