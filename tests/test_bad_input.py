@@ -184,7 +184,11 @@ def test_a_model_folder_without_config_or_weights_is_refused(
         ({}, ["adapter.r=0"], ["adapter: PEFT rejects", "`r` should be a positive integer"]),
         ({}, ["+adapter.rank=8"], ["adapter: PEFT rejects", "unexpected keyword argument 'rank'"]),
         ({}, ["adapter.target_modules=[q_projection]"], ["q_projection", "not found in the base model"]),
-        ({}, ["data.sequence_length=512"], ["data.sequence_length: 512 is more than the model's 256 positions"]),
+        (
+            {},
+            ["data.sequence_length=512"],
+            ["data.sequence_length: 512 is more than the model's 256 positions"],
+        ),
         ({"vocab_size": 200}, [], ["has 300 tokens, and the model embeds 200"]),
     ],
 )

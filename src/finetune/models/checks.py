@@ -240,9 +240,7 @@ def check_target_losses(packed: PackedModel, vocab_size: int, device: torch.devi
             sums_agree = torch.allclose(losses.total, losses.per_token.sum(), rtol=1e-3)
             if sums_agree and torch.allclose(losses.per_token, expected, rtol=1e-3, atol=1e-3):
                 return
-            logger.info(
-                "the model changes its logits after the LM head, so the loss uses its final logits"
-            )
+            logger.info("the model changes its logits after the LM head, so the loss uses its final logits")
     raise GuardError(
         "model: the losses of supervised positions differ from those of its full logits, so this "
         "architecture is not supported; choose another model"

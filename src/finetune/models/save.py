@@ -87,7 +87,7 @@ def _save_adapter(model: PeftModel, state: dict[str, torch.Tensor], folder: Path
         )
     except (ValueError, KeyError) as fault:
         reason = " ".join(str(fault).split())[:300]
-        raise UserError(f"adapter: PEFT cannot save this adapter: {reason}; choose another") from None
+        raise UserError(f"adapter: PEFT cannot save this adapter: {reason}") from None
 
 
 def _save_generation_config(model: Model, folder: Path) -> None:
