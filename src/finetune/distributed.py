@@ -90,5 +90,5 @@ def configure_logging(world: World) -> None:
     )
     for name in ("deepspeed", "DeepSpeed", "httpx", "filelock"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # liger_kernel warns of each kind of device that this machine does not have
+    # liger_kernel logs a warning for each kind of device that the machine lacks
     logging.getLogger("liger_kernel").setLevel(logging.ERROR)

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
-# Functions that faults replace, by the names in the modules that call them.
+# Import paths of the functions that faults replace, in the modules that call the functions.
 TRAIN_STEP = "finetune.training.loop.train_step"
 NORMALISE_LOSS = "finetune.training.loop.normalise_loss"
 LEARNING_RATE = "finetune.training.schedule.Schedule.learning_rate"

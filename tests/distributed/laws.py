@@ -46,7 +46,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Training:
-    """A training method, a key of ADAPTERS, at a ZeRO stage."""
+    """A training method (a key of ADAPTERS) and a ZeRO stage."""
 
     method: str
     stage: int
@@ -66,7 +66,7 @@ MATRIX = [Training(method, stage) for method in ADAPTERS for stage in range(3 if
 
 
 def law_config(corpus: Path, quantized: bool = False, **changes: Any) -> TrainConfig:
-    """Return the config that all trainings share, for two ranks, with `changes`."""
+    """Return the config that all trainings share, with `changes`; it is for two ranks."""
     settings: dict[str, Any] = {
         "data": DataConfig(corpus=str(corpus), sequence_length=128),
         "model": ModelConfig(from_scratch=LLAMA),

@@ -69,7 +69,7 @@ def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         config = training.config(law_corpus, **one_rank)
         one.append(make_run(folder, f"{training.id}-one-rank", config))
     worker.run(folder / "two", two, 2)
-    halves = {folder / "one": one[::2], folder / "other": one[1::2]}  # each on a core of its own
+    halves = {folder / "one": one[::2], folder / "other": one[1::2]}  # they train in parallel
     for launched in [worker.start(path, cases, 1) for path, cases in halves.items()]:
         launched.join()
     return runs_by_name(folder)
@@ -255,7 +255,7 @@ def hung(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ru
 
 @pytest.fixture(scope="module")
 def rewound(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory, hung: object) -> dict[str, RunFolder]:
-    """Return runs that were rewound at a poisoned batch, and one that skips it from the start."""
+    """Train runs that rewind at a poisoned batch, and one that skips this batch from the start."""
     folder = tmp_path_factory.mktemp("rewound")
     settings: dict[str, Any] = {"on_bad_step": "rewind", "spike_stds": 4.0}
     config = law_config(law_corpus, **settings)

@@ -21,7 +21,7 @@ from tests.distributed.preflight_rank import CASES, RANKS, Case
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """Return the result of each case on each rank."""
+    """Run the preflight on all ranks; return the results of each case, ordered by rank."""
     folder = tmp_path_factory.mktemp("preflight")
     ranks = []
     for rank in range(RANKS):

@@ -1,6 +1,6 @@
-"""The result of a run, on real processes: the weights with the best held-out loss.
+"""The result of a run is the weights with the best held-out loss, on real processes.
 
-Any kept checkpoint can be used as a base by its step.
+Any kept checkpoint can be used as a base, as run:ID@STEP.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.models import LLAMA
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
 
-EVERY = 17  # an evaluation is due after the step that the fault usr2_on_only_rank interrupts
+EVERY = 17  # evaluations are due every 17 steps, so also at the interruption by usr2_on_only_rank
 STEPS = 51
 ONE_RANK = ClusterConfig(ranks_per_node=1)
 TWO_RANKS = ClusterConfig(ranks_per_node=2)

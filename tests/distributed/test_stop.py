@@ -31,7 +31,7 @@ STOPPED = [*FAULTS, "deadline", "stop_file", "stop_file_and_deadline"]
 
 @pytest.fixture(scope="module")
 def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
-    """Return the runs by name, each stopped once, then resumed to its end."""
+    """Train runs that are stopped once and then resumed; return them by name."""
     folder = tmp_path_factory.mktemp("stopped")
     config = law_config(law_corpus, evaluate_every=4, checkpoint_every=50)
     cases = {name: make_run(folder, name, config) for name in ("uninterrupted", *STOPPED)}

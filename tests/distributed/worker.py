@@ -1,4 +1,4 @@
-"""Launcher of the distributed tests: worker processes that train cases one after another.
+"""Worker processes for the distributed tests, which train cases one after another.
 
 Importing torch and DeepSpeed takes longer than a tiny run. Cases with the same number of ranks
 therefore share a process group, and all ranks are forked from a server that has imported these

@@ -164,7 +164,7 @@ def decide_rows(table: pa.Table, mask_column: str | None, sources: list[str], lo
     rows = np.zeros(len(lengths), ROW)
     rows["length"] = lengths
     rows["kept"] = lengths
-    rows["targets"] = num_marked - first  # nothing precedes a row's first token, so it is not predicted
+    rows["targets"] = num_marked - first  # a row's first token is not predicted
     is_long = lengths > long.sequence_length
     is_text = num_marked == lengths
     _decide_text(rows, is_long & is_text, long)

@@ -23,7 +23,7 @@ ONE_ROW = (DOCUMENTS, "flash_attention_2")  # these take all packs of a batch as
 
 
 def list_implementations(device: torch.device) -> list[str]:
-    """List the attention implementations to try on a device, the fastest first."""
+    """Return the names of the attention implementations to try on a device, fastest first."""
     if device.type == "cpu":
         return [DOCUMENTS, "sdpa", "eager"]
     on_gpu = [DOCUMENTS, "flex_attention", "sdpa", "eager"]
@@ -91,7 +91,7 @@ def _attend_on_gpu(
     scaling: float | None,
     sliding_window: int | None,
 ) -> Tensor:
-    """Compute all documents in one call of torch's FlashAttention 2."""
+    """Compute attention for all documents in one call of torch's FlashAttention 2."""
     # torch.nn.attention.varlen is not used: torch 2.8 and 2.9 lack it, and its arguments differ
     # between later releases.
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
@@ -127,7 +127,7 @@ def _attend_on_cpu(
     scaling: float | None,
     sliding_window: int | None,
 ) -> Tensor:
-    """Compute the documents one by one."""
+    """Compute attention for one document after the other."""
     queries_per_key = query.shape[1] // key.shape[1]
     if queries_per_key > 1:
         key = key.repeat_interleave(queries_per_key, 1)

@@ -23,7 +23,7 @@ THIN = 64
 _HAS_ONEDNN = (
     platform.machine() in ("x86_64", "AMD64")
     and torch.backends.mkldnn.is_available()
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # torch.compile uses it for linear layers
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # internal, but torch.compile uses it too
 )
 _FAST_ONEDNN = _HAS_ONEDNN and torch.backends.cpu.get_cpu_capability() == "AVX512"
 

@@ -192,7 +192,7 @@ def _check_loaded(
 
 
 def _module_kind(name: str) -> str:
-    """Return the path of a tensor's module without layer numbers, so that it is one for all layers."""
+    """Return the path of a tensor's module, with N for each number, so that all layers share it."""
     return _DIGITS.sub("N", name.rpartition(".")[0])
 
 
@@ -284,7 +284,7 @@ def build_placeholder(architecture: PretrainedConfig, writable: bool = False) ->
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             expanded = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
-            if writable or parameter.ndim < 2:  # an adapter may replace biases
+            if writable or parameter.ndim < 2:  # adapters with trained biases write into these
                 expanded = expanded.clone()
             setattr(module, name, torch.nn.Parameter(expanded, requires_grad=False))
     return model  # type: ignore[no-any-return]

@@ -45,7 +45,7 @@ class TargetLosses:
 
 @dataclass(frozen=True)
 class _Supervised:
-    """Supervised positions in the flattened packs and the tokens to predict there, both [targets]."""
+    """Supervised positions in the flattened packs, and their targets; both are [targets]."""
 
     positions: Tensor
     targets: Tensor
@@ -150,7 +150,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             )
             if not (needs_hidden or needs_weight or needs_bias):
                 continue
-            # the gradient of a cross-entropy is the probabilities, minus 1 at the target
+            # the gradient with respect to the logits: the probabilities, minus 1 at the target
             d_logits.scatter_add_(1, target, d_logits.new_full((1, 1), -1.0).expand_as(target))
             if d_bias is not None:
                 d_bias += d_logits.sum(0)
@@ -185,7 +185,7 @@ def _losses_and_probabilities(logits: Tensor, target: Tensor) -> tuple[Tensor, T
         logits: [rows, vocabulary]; overwritten.
         target: [rows, 1] token ids.
     """
-    if logits.device.type == "cuda":  # log_softmax is one kernel there
+    if logits.device.type == "cuda":  # on a GPU, log_softmax is a single kernel
         log_probabilities = torch.log_softmax(logits, -1, dtype=torch.float32)
         return -log_probabilities.gather(1, target)[:, 0], log_probabilities.exp_()
     logits = logits.float()

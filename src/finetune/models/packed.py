@@ -71,7 +71,7 @@ class PackedModel:
         return logits.view(*input_ids.shape, -1)
 
     def losses(self, inputs: PackInputs) -> TargetLosses:
-        """Return the losses of the supervised positions, and their sum; see TargetHead.losses."""
+        """Return the losses of the supervised positions and the sum of these losses."""
 
         def forward() -> Any:
             return self._call(inputs.input_ids, inputs.position_ids)

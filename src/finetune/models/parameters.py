@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def enlarge_vocabulary(model: Model, num_rows: int, partitioner: Partitioner | None) -> None:
-    """Give the embeddings and the LM head at least `num_rows` rows.
+    """Enlarge the embeddings and the LM head to at least `num_rows` rows.
 
     Each new row is the mean of the old rows, so that its logits stay within the range of the others
     (Hewitt 2021, Initializing New Word Embeddings for Pretrained Language Models).

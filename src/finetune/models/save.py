@@ -18,7 +18,7 @@ from finetune.models.parameters import Model, named_tensors, tied_names
 
 logger = logging.getLogger(__name__)
 
-# folder in a checkpoint, written by write_description
+# folder in a checkpoint that write_description fills
 DESCRIPTION = "description"
 
 
@@ -64,7 +64,7 @@ def save(model: Model, state: Iterable[tuple[str, torch.Tensor]], folder: Path, 
     skipped = set(getattr(model, "_keys_to_ignore_on_save", None) or [])
     saved = ((name, tensor) for name, tensor in state if name not in skipped)
     if not is_main:
-        for _ in saved:  # takes part in the gathering
+        for _ in saved:  # all ranks must take part in gathering each tensor
             pass
         return
     safetensors_io.write(folder, saved)
@@ -96,7 +96,7 @@ def _save_generation_config(model: Model, folder: Path) -> None:
     try:
         model.generation_config.save_pretrained(folder)  # type: ignore[union-attr, operator]
     except ValueError as fault:
-        # the settings of some published models contradict each other; the weights are still good
+        # some published models have contradictory generation settings, but good weights
         logger.warning("generation_config.json is not written: %s", str(fault).splitlines()[0])
 
 

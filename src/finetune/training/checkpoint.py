@@ -205,7 +205,7 @@ class Checkpoints:
         return step
 
     def is_best(self, loss: float) -> bool:
-        """Return whether a held-out loss is lower than those of all checkpoints; all ranks call it."""
+        """Return whether a held-out loss is the lowest of all checkpoints'; all ranks call it."""
         by_loss = checkpoint_files.rank_by_loss(self.folder) if self.world.is_main else []
         return bool(self.world.broadcast_object(not by_loss or loss < by_loss[0][0]))
 
@@ -298,7 +298,7 @@ class Checkpoints:
         return None
 
     def publish(self, temporary: Path, final: Path) -> None:
-        """Write the manifest of folder `temporary`, sync the files to disk, and rename it to `final`."""
+        """Write the manifest into `temporary`, sync all files to disk, and rename it to `final`."""
         written = sorted(path for path in temporary.rglob("*") if path.is_file())
         manifest = {
             str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}

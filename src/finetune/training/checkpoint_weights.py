@@ -91,7 +91,7 @@ def _read_state(checkpoint: Path, skeleton: Model, config: TrainConfig) -> dict[
 
 
 def _is_saved(skeleton: Model, name: str, tensor: torch.Tensor) -> bool:
-    """Return whether a checkpoint contains a tensor: with an adapter, only the adapter's tensors."""
+    """Return whether checkpoints contain a tensor; with an adapter, they contain only its tensors."""
     return not save.is_adapter(skeleton) or tensor.requires_grad or save.is_of_adapter(skeleton, name)
 
 

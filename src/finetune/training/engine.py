@@ -1,4 +1,4 @@
-"""DeepSpeed's engine behind one small class, with the same interface for ZeRO stages 0 to 3."""
+"""A wrapper of DeepSpeed's engine, with the same interface for ZeRO stages 0 to 3."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def init_distributed(world: World, init_method: str, timeout: timedelta = timede
             that the watchdog dumps the stacks of every rank first.
     """
     if world.device.type == "cuda":
-        # Collectives of objects use the current GPU. By default that is the first GPU on every rank.
+        # Collectives of objects use the current GPU, by default the first GPU on every rank.
         torch.cuda.set_device(world.device)
-    # On CPUs DeepSpeed would compile a shared-memory all-reduce (2 minutes) that only its inference
-    # engine uses.
+    # On CPUs, DeepSpeed would compile a shared-memory all-reduce for 2 minutes. Only its inference
+    # engine uses that.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if world.device.type == "cuda" else "gloo"
     deepspeed.init_distributed(
@@ -90,7 +90,7 @@ class Engine:
             lr=config.lr,
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_eps,
-            fused=True,  # all parameters in one pass over memory
+            fused=True,  # updates all parameters in one pass over memory
         )
         if self._stage == 3:
             register_dora_weights(model)
@@ -155,7 +155,7 @@ class Engine:
         return dict(save.gather_weights(self.model, trainable_only=True))
 
     def save(self, folder: Path) -> None:
-        """Write the model's description and DeepSpeed's checkpoint files of all ranks into `folder`.
+        """Write DeepSpeed's checkpoint files of all ranks and the model's description.
 
         If an adapter is trained, the base's frozen weights are left out.
         """
@@ -201,7 +201,10 @@ class Engine:
         self._engine.destroy()
 
     def _unpartitioned_grad_norm(self) -> float | None:
-        """Return the gradient norm at stage 0 in fp32, which DeepSpeed does not report; else None."""
+        """Return the gradient norm at stage 0 in fp32; None in other cases.
+
+        DeepSpeed reports the norm in all other cases.
+        """
         if self._stage != 0 or self._engine.bfloat16_enabled():
             return None
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]

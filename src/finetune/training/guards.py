@@ -86,7 +86,7 @@ class StepCheck:
 
 
 def check_planned_targets(planned: int, step: int) -> None:
-    """Raise GuardError if a step has no supervised tokens, because its loss would be divided by 0."""
+    """Raise GuardError if a step has no supervised tokens, by whose number its loss is divided."""
     if planned == 0:
         raise GuardError(
             f"step {step}: the batch has no supervised tokens; check the corpus' loss mask, or "

@@ -75,7 +75,7 @@ def choose_result(run: Run, progress: Progress) -> Result:
 
 
 def find_regressions(run: Run, result: Result) -> Iterator[Regression]:
-    """Compare the result with the initial model and with token frequencies; yield each better one."""
+    """Yield each baseline that is better than the result: the initial model, token frequencies."""
     if result.held_out is None:
         return
     loss = result.held_out.loss
@@ -94,7 +94,7 @@ def find_regressions(run: Run, result: Result) -> Iterator[Regression]:
 
 
 def save_result(run: Run) -> None:
-    """Save the result in model/ (full fine-tuning) or adapter/, with the tokenizer; check the files.
+    """Save the result and its tokenizer in model/ (full fine-tuning) or adapter/; check the files.
 
     Raises:
         GuardError: a weight contains NaN or Inf, or the files differ from the trained weights.
@@ -106,7 +106,7 @@ def save_result(run: Run) -> None:
     final = run.folder.adapter if is_adapter else run.folder.model
     temporary = layout.temporary_folder(final)
     if is_main:
-        shutil.rmtree(temporary, ignore_errors=True)  # left by an attempt that was killed while saving
+        shutil.rmtree(temporary, ignore_errors=True)  # of an attempt that was killed while saving
     written: dict[str, torch.Tensor] = {}
     state = save.gather_weights(model, trainable_only=is_adapter)
     save.save(model, _record_tensors(state, written, keep_values=is_adapter), temporary, is_main)
@@ -116,7 +116,7 @@ def save_result(run: Run) -> None:
             checks.check_reloads(temporary, model, written)
         tokenizer.copy_files(run.config.data.corpus_folder / "tokenizer", temporary)
         end_of_turn.declare(temporary, run.corpus.tokenizer, model)
-        shutil.rmtree(final, ignore_errors=True)  # left by an attempt that was killed after its rename
+        shutil.rmtree(final, ignore_errors=True)  # of an attempt that was killed after its rename
         temporary.rename(final)
     run.world.barrier()
 
@@ -195,6 +195,6 @@ def _utilisation(run: Run, progress: Progress) -> float | None:
 def _num_elements(parameter: torch.nn.Parameter) -> int:
     quantized = getattr(parameter, "quant_state", None)
     if quantized is not None:
-        return int(math.prod(quantized.shape))  # the tensor itself has one byte for two 4-bit numbers
+        return int(math.prod(quantized.shape))  # the tensor itself has two 4-bit numbers per byte
     # under ZeRO-3 the tensor itself is empty
     return int(getattr(parameter, "ds_numel", parameter.numel()))

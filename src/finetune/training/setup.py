@@ -69,7 +69,7 @@ def set_up_run(
     partitioned = config.zero["stage"] == 3
     kernels_in_use = kernels.install(model, config.model.kernels, world.device, partitioned=partitioned)
     engine = Engine(model, config, world)
-    # dropout differs between ranks from here on; until now all ranks drew the same random numbers
+    # Until now all ranks drew the same random numbers. From here on, dropout must differ by rank.
     torch.manual_seed(config.seed + world.rank)
 
     engine.set_eval_mode()
@@ -231,7 +231,7 @@ def _start(run: Run, progress: Progress) -> None:
     If bad steps are to be rewound, also save the initial model as the first checkpoint.
     """
     if run.initial_adapter is not None and run.world.is_main:
-        # an adapter that PEFT cannot restore must be found now, not at the end of the run
+        # if PEFT cannot restore the adapter, the run must fail now, not at its end
         with tempfile.TemporaryDirectory() as name:
             save.save(run.engine.model, run.initial_adapter.items(), Path(name))
             checks.check_reloads(Path(name), run.engine.model, run.initial_adapter)

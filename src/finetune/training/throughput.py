@@ -1,4 +1,4 @@
-"""Measurements on a rank: model FLOPs per token, the device's peak, memory, and seconds by phase."""
+"""Measurements on a rank: model FLOPs per token, the device's peak, memory, seconds by phase."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PEAK_TFLOPS = {
 
 @dataclass(frozen=True)
 class Peak:
-    """The highest FLOP/s of one rank's device.
+    """The peak FLOP/s of one rank's device.
 
     Attributes:
         flops: FLOP/s.
@@ -107,7 +107,7 @@ def flops_per_token(model: nn.Module) -> float:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return this rank's peak memory in bytes: allocated GPU memory, or resident memory on a CPU."""
+    """Return this rank's peak memory in bytes: allocated on its GPU, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -179,7 +179,10 @@ class Clock:
                 self.seconds[name] += value
 
     def breakdown(self) -> dict[str, float]:
-        """Return the seconds by phase over all attempts, with `total` and, for its rest, `other`."""
+        """Return the seconds by phase over all attempts, with their `total`.
+
+        `other` is the part of the total that belongs to no phase.
+        """
         total = time.perf_counter() - self._began
         other = max(0.0, total - sum(self.seconds.values()))
         return {**self.seconds, "other": other, "total": total}

@@ -1,4 +1,4 @@
-"""One training run on a rank, from a config to a saved result: set up, start or resume, train, save."""
+"""A training run on one rank, from a config to a saved result."""
 
 from __future__ import annotations
 
