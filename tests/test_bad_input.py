@@ -210,7 +210,8 @@ def test_a_model_type_whose_tokenizer_changes_ids_is_rejected(
 ) -> None:
     line = refuse("train", "corpus=mine", MODEL, FULL, "model.from_scratch.model_type=qwen2")
     assert all(
-        part in line for part in ("would load another tokenizer", "Qwen2Tokenizer", "model.from_scratch.model_type")
+        part in line
+        for part in ("would load another tokenizer", "Qwen2Tokenizer", "model.from_scratch.model_type")
     ), line
 
 
