@@ -184,7 +184,11 @@ def test_a_model_folder_without_config_or_weights_is_refused(
         ({}, ["adapter.r=0"], ["adapter: PEFT rejects", "`r` should be a positive integer"]),
         ({}, ["+adapter.rank=8"], ["adapter: PEFT rejects", "unexpected keyword argument 'rank'"]),
         ({}, ["adapter.target_modules=[q_projection]"], ["q_projection", "not found in the base model"]),
-        ({}, ["data.sequence_length=512"], ["data.sequence_length is 512, and the model has 256 positions"]),
+        (
+            {},
+            ["data.sequence_length=512"],
+            ["data.sequence_length: 512 is more than the model's 256 positions"],
+        ),
         ({"vocab_size": 200}, [], ["has 300 tokens, and the model embeds 200"]),
     ],
 )
@@ -206,7 +210,8 @@ def test_a_model_type_whose_tokenizer_changes_ids_is_rejected(
 ) -> None:
     line = refuse("train", "corpus=mine", MODEL, FULL, "model.from_scratch.model_type=qwen2")
     assert all(
-        part in line for part in ("would not read back", "Qwen2Tokenizer", "model.from_scratch.model_type")
+        part in line
+        for part in ("would load another tokenizer", "Qwen2Tokenizer", "model.from_scratch.model_type")
     ), line
 
 

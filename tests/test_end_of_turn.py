@@ -129,7 +129,7 @@ def test_plain_transformers_stops_at_the_end_of_a_turn(
 
     with caplog.at_level(logging.INFO):
         end_of_turn.declare(saved, corpus.manifest.tokenizer, trained)
-    assert "<|im_end|>, the end of a turn, is declared as an end of sequence" in caplog.text
+    assert "the end-of-turn token <|im_end|> is an end of sequence" in caplog.text
     for question, answer in list(ANSWERS.items())[:4]:
         assert answer_of(saved, question) == f"{answer}<|im_end|>"
     end = corpus.manifest.tokenizer.end_of_turn_id

@@ -46,7 +46,7 @@ def test_a_model_type_with_a_tokenizer_class_of_its_own_is_rejected(
     trained: Path, tmp_path: Path, model_type: str
 ) -> None:
     folder = make_model_folder(tmp_path / "model", model_type)
-    error = r"would not read back .*: Qwen.*Tokenizer gives .* where the corpus has .*model_type"
+    error = r"would load another tokenizer .*: Qwen.*Tokenizer gives .* where the corpus has .*model_type"
     with pytest.raises(ValueError, match=error):
         tokenizer.copy_files(trained, folder)
 

@@ -1,4 +1,4 @@
-"""Ranks and collectives, over torch.distributed (which DeepSpeed initialises)."""
+"""Ranks and collectives, through torch.distributed, which DeepSpeed initialises."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class World:
-    """This process' rank and the number of ranks, with collectives, which also work on one rank."""
+    """This process' rank, the number of ranks, and collectives.
+
+    With one rank, the collectives need no process group.
+    """
 
     rank: int = field(default_factory=lambda: int(os.environ.get("RANK", "0")))
     size: int = field(default_factory=lambda: int(os.environ.get("WORLD_SIZE", "1")))
@@ -30,13 +33,13 @@ class World:
         return torch.device("cpu")
 
     def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the element-wise sum over ranks; `values` is changed in place."""
+        """Return the element-wise sum over all ranks, which also replaces `values`."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def all_gather(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the [n] values of all ranks as [ranks, n], on every rank."""
+        """Return the values [n] of all ranks as one tensor [ranks, n], on every rank."""
         if self.size == 1:
             return values[None]
         rows = [torch.empty_like(values) for _ in range(self.size)]
@@ -44,7 +47,7 @@ class World:
         return torch.stack(rows)
 
     def all_reduce_max(self, value: int) -> int:
-        """Return the largest of the ranks' values on every rank."""
+        """Return the largest value of all ranks, on every rank."""
         if self.size == 1:
             return value
         tensor = torch.tensor([value], device=self.device)
@@ -52,7 +55,7 @@ class World:
         return int(tensor)
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """Return the values of all ranks, in the order of ranks, on every rank."""
+        """Return the objects of all ranks, ordered by rank, on every rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -60,7 +63,7 @@ class World:
         return values
 
     def broadcast(self, values: torch.Tensor, source: int) -> torch.Tensor:
-        """Return the tensor of rank `source` on every rank; `values` is changed in place."""
+        """Return the tensor of rank `source` on every rank, where it also replaces `values`."""
         if self.size > 1:
             dist.broadcast(values, source)
         return values
@@ -70,7 +73,7 @@ class World:
             dist.barrier()
 
     def broadcast_object(self, value: Any) -> Any:
-        """Return rank 0's value on every rank."""
+        """Return rank 0's object on every rank."""
         if self.size == 1:
             return value
         values = [value]
@@ -79,7 +82,7 @@ class World:
 
 
 def configure_logging(world: World) -> None:
-    """Configure the root logger of a rank: rank 0 logs from INFO on, others from WARNING on."""
+    """Configure the root logger: rank 0 logs INFO and above, other ranks WARNING and above."""
     logging.basicConfig(
         level=logging.INFO if world.is_main else logging.WARNING,
         format=f"%(asctime)s rank {world.rank} %(levelname)s %(name)s: %(message)s",
@@ -87,5 +90,5 @@ def configure_logging(world: World) -> None:
     )
     for name in ("deepspeed", "DeepSpeed", "httpx", "filelock"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # liger_kernel warns of each kind of device that this machine does not have
+    # liger_kernel logs a warning for each kind of device that the machine lacks
     logging.getLogger("liger_kernel").setLevel(logging.ERROR)

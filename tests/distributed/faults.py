@@ -1,4 +1,4 @@
-"""Planted faults by name: each breaks the subject of a test, which must notice it."""
+"""Planted faults by name. Each breaks the code under test, and the test must detect it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
-# Functions that faults replace, by the names in the modules that call them.
+# Import paths of the functions that faults replace, in the modules that call the functions.
 TRAIN_STEP = "finetune.training.loop.train_step"
 NORMALISE_LOSS = "finetune.training.loop.normalise_loss"
 LEARNING_RATE = "finetune.training.schedule.Schedule.learning_rate"
@@ -28,7 +28,7 @@ ENGINE_STEP = "finetune.training.engine.Engine.step"
 SAVE_CHECKPOINT = "finetune.training.checkpoint.Checkpoints.save"
 WATCHDOG_GRACE = "finetune.training.watchdog.Watchdog.GRACE"
 
-# Index of the batch that is poisoned: late enough for a mean of losses that a spike exceeds.
+# Index of the poisoned batch. It is late enough for the mean of losses that detects a spike.
 POISONED = 18
 # Name of the parameter that is damaged.
 DAMAGED = "model.layers.1.mlp.up_proj.weight"
@@ -40,7 +40,7 @@ class Call:
 
     Args:
         original: the function without the fault.
-        number: of the call, from 1, since the fault was planted.
+        number: number of the call since the fault was planted, counted from 1.
         memory: values that the fault keeps from call to call.
     """
 
@@ -56,7 +56,7 @@ class Fault:
     Args:
         breaks: description of the fault.
         target: import path of the function, one of those above.
-        broken: the replacement; called with a Call and the function's arguments.
+        broken: the replacement, which is called with a Call and the function's arguments.
     """
 
     name: str

@@ -24,12 +24,12 @@ from tests.models import LLAMA, LORA
 
 STEPS = 24
 LONG = 42  # steps of runs that are killed and resumed
-# Other partitions sum in another order in fp32. Measured on x86-64: losses within 2e-8, weights
-# within 9e-7.
+# Partitions of different sizes sum in different orders in fp32. On x86-64, losses differed by up to
+# 2e-8 and weights by up to 9e-7.
 LOSS_TOLERANCE = 2e-6
 WEIGHT_TOLERANCE = 2e-5
 
-# threshold 0: by default ZeRO-3 does not partition parameters as small as these
+# the threshold is 0 because by default ZeRO-3 does not partition parameters as small as these
 ZERO: list[dict[str, Any]] = [
     {"stage": 0},
     {"stage": 1},
@@ -46,7 +46,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Training:
-    """A training method, a key of ADAPTERS, at a ZeRO stage."""
+    """A training method (a key of ADAPTERS) and a ZeRO stage."""
 
     method: str
     stage: int
@@ -66,7 +66,7 @@ MATRIX = [Training(method, stage) for method in ADAPTERS for stage in range(3 if
 
 
 def law_config(corpus: Path, quantized: bool = False, **changes: Any) -> TrainConfig:
-    """Return the config that all trainings share, for two ranks, with `changes`."""
+    """Return the config that all trainings share, with `changes`; it is for two ranks."""
     settings: dict[str, Any] = {
         "data": DataConfig(corpus=str(corpus), sequence_length=128),
         "model": ModelConfig(from_scratch=LLAMA),
@@ -83,7 +83,7 @@ def law_config(corpus: Path, quantized: bool = False, **changes: Any) -> TrainCo
         "checkpoint_every": 5,
         "check_first_loss": False,
     }
-    if changes.get("adapter"):  # it needs a base on disk; the fixture writes one beside the corpus
+    if changes.get("adapter"):  # needs a base on disk, which the fixture writes beside the corpus
         settings["model"] = ModelConfig(path=str(corpus.parent / "base"))
     if quantized:
         settings["model"] = ModelConfig(path=str(corpus.parent / "wide"), quantization="nf4")
@@ -125,7 +125,7 @@ def checksums(run: RunFolder) -> list[int]:
 
 
 def steps(run: RunFolder) -> list[dict[str, Any]]:
-    """Return the metrics of each step; of a step that was logged twice, the later ones."""
+    """Return the metrics of each step; if a step was logged twice, the later metrics."""
     by_step = {record["step"]: record["values"] for record in spool(run) if "train/loss" in record["values"]}
     return [by_step[step] for step in sorted(by_step)]
 
@@ -158,7 +158,7 @@ def assert_same(
     num_steps: int = STEPS,
     tolerance: float = WEIGHT_TOLERANCE,
 ) -> None:
-    """Assert that two runs trained on the same documents, to the same losses and weights."""
+    """Assert that two runs trained on the same documents, with equal losses and weights."""
     assert len(steps(run)) == len(steps(other)) == num_steps
     assert checksums(run) == checksums(other), "a step was trained on other documents"
     assert loss_distance(run, other) < LOSS_TOLERANCE

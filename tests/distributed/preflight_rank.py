@@ -21,11 +21,11 @@ RANKS = 3
 
 @dataclass(frozen=True)
 class Case:
-    """A fault of the network, and the result that the preflight must have.
+    """A planted fault, and the result that the preflight must have.
 
     Attributes:
-        blamed: the nodes that its error must name; none if several nodes could be at fault.
-        passes: the preflight must not fail.
+        blamed: nodes that the error must name; empty if no single node is to blame.
+        passes: whether the preflight must pass.
     """
 
     id: str
@@ -71,7 +71,11 @@ def main(folder: Path) -> None:
 
 @contextmanager
 def plant_fault(name: str, rank: int) -> Iterator[None]:
-    """Corrupt the data that this rank receives from its peers, as a broken network would."""
+    """Corrupt data that this rank receives from other ranks, as a broken network would.
+
+    Args:
+        name: id of a case; only those of wrong transfers plant a fault here.
+    """
     from finetune.distributed import World
 
     original_sum = World.all_reduce_sum

@@ -1,6 +1,6 @@
-"""A plain reference training, which the product must equal.
+"""A plain reference, whose losses and weights the product's training must equal.
 
-It uses one process and torch alone, runs one document at a time, and packs nothing.
+It uses torch alone in one process, and runs the documents one by one, without packing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Laws of a run over several attempts: equal rewinds, unchanged inputs, one summary of all."""
+"""A run over several attempts rewinds equally, rejects changed inputs, and has one summary."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
-    """Return the runs, of one rank each, by name, after their last attempts.
+    """Train runs of one rank in several attempts; return them by name.
 
     The outcomes of earlier attempts are in first.json and second.json.
     """
@@ -74,7 +74,7 @@ def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 def make_older(run: RunFolder) -> None:
-    """Remove from a run and its newest checkpoint what old versions did not write: totals, digests."""
+    """Remove totals and digests, which old versions did not write, from a run's newest files."""
     (run.path / "inputs.json").unlink()
     checkpoint = max(run.checkpoints.glob("step-*"))
     state_file = checkpoint / "state.json"
@@ -101,7 +101,7 @@ def test_a_run_that_stopped_at_a_spike_stops_there_again(runs: dict[str, RunFold
 
 @pytest.mark.parametrize("name", ["uninterrupted", "interrupted"])
 def test_the_summary_is_that_of_all_attempts(runs: dict[str, RunFolder], name: str) -> None:
-    """It counts the steps that led to the weights, not those that a rewind or a kill undid."""
+    """The summary counts the steps behind the weights, not those that a rewind or a kill undid."""
     summary = runs[name].summary()
     done = steps(runs[name])
     assert summary is not None
@@ -130,7 +130,7 @@ def test_a_checkpoint_of_a_version_without_totals_resumes(runs: dict[str, RunFol
 
 
 def test_a_base_that_changed_between_attempts_is_rejected(runs: dict[str, RunFolder]) -> None:
-    """An adapter's checkpoint lacks the base: on other weights it would be another model."""
+    """An adapter's checkpoint lacks the base, so on a changed base it would be another model."""
     run = runs["base-changed"]
     assert run.read_json("first.json") == {"state": "interrupted"}
     error = run.read_json("outcome.json")["error"]  # type: ignore[index]

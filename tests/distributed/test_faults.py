@@ -1,4 +1,4 @@
-"""Planted faults: each replaces an existing function, is undone, and is planted by a test."""
+"""Each planted fault replaces an existing function, can be undone, and is used by a test."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def double(number: int) -> int:
 
 
 def test_each_planting_counts_its_own_calls() -> None:
-    """A rank trains several cases, and a fault must act at the same call in each of them."""
+    """Calls are counted anew for each case that a rank trains, so a fault acts at the same call."""
     numbers: list[int] = []
 
     def record_number(call: Call, *args: object) -> object:

@@ -1,7 +1,7 @@
-"""Laws of training, on real processes: equal global batches give equal losses and weights.
+"""Equal global batches give equal losses and weights, on real processes.
 
-They hold for every ZeRO stage, number of ranks and micro-batch size, and after interruptions.
-laws.py has the trainings and their comparison.
+This must hold for every ZeRO stage, number of ranks and micro-batch size, and after interruptions.
+laws.py defines the trainings and their comparison.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from tests.distributed.worker import Case, Launched
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]  # fixtures train for minutes
 
-# bitsandbytes' products with 4-bit weights on a CPU round more coarsely, and Adam's first steps
-# depend on the sign of a gradient alone: weights differed by 8e-5.
+# On a CPU, bitsandbytes' products with 4-bit weights round more coarsely, and Adam's first steps
+# depend only on a gradient's sign. Weights differed by 8e-5.
 QLORA_WEIGHT_TOLERANCE = 5e-4
 FAULTY = ["mean_of_means", "positions_not_reset"]
 
@@ -58,7 +58,7 @@ def training_id(training: Training) -> str:
 
 @pytest.fixture(scope="module")
 def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
-    """Return all runs: on two ranks with micro-batches of 2, on one rank with micro-batches of 4."""
+    """Train on two ranks with micro-batches of 2, and on one with micro-batches of 4."""
     folder = tmp_path_factory.mktemp("laws")
     two = [make_run(folder, training.id, training.config(law_corpus)) for training in MATRIX]
     two.append(make_run(folder, "micro1", law_config(law_corpus, micro_batch_size=1)))
@@ -69,7 +69,7 @@ def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         config = training.config(law_corpus, **one_rank)
         one.append(make_run(folder, f"{training.id}-one-rank", config))
     worker.run(folder / "two", two, 2)
-    halves = {folder / "one": one[::2], folder / "other": one[1::2]}  # each on a core of its own
+    halves = {folder / "one": one[::2], folder / "other": one[1::2]}  # they train in parallel
     for launched in [worker.start(path, cases, 1) for path, cases in halves.items()]:
         launched.join()
     return runs_by_name(folder)
@@ -126,10 +126,9 @@ def test_a_planted_fault_breaks_the_laws(runs: dict[str, RunFolder], fault: str)
 def test_the_logged_held_out_loss_is_that_of_the_saved_model(
     runs: dict[str, RunFolder], law_corpus: Path, training: Training, ranks: str
 ) -> None:
-    """The loss is computed again from the files, document by document, without packing.
+    """The test computes the loss from the saved files, document by document, without packing.
 
-    QLoRA is left out: its adapter is merged into the base's own weights, which differ from those in
-    4 bits.
+    QLoRA is left out: its adapter is trained on 4-bit weights, but merged into the original ones.
     """
     from data_prep.shards import Corpus
     from finetune.models import load as pretrained
@@ -171,7 +170,7 @@ def test_an_exported_checkpoint_equals_the_result_of_its_step_to_the_bit(
 
 
 def read_sorted(file: Path) -> dict[str, Any]:
-    """Return a JSON file's content with its lists sorted; PEFT writes sets in any order."""
+    """Return a JSON file's content with its lists sorted, because PEFT writes sets in any order."""
     body: dict[str, Any] = json.loads(file.read_text())
     lists = {key: sorted(value, key=str) for key, value in body.items() if isinstance(value, list)}
     return {**body, **lists}
@@ -182,9 +181,9 @@ KILLED = {"full": Training("full", 2), "lora": Training("lora", 3)}
 
 @pytest.fixture(scope="module")
 def resumed(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
-    """Return runs that were killed in their second epoch and resumed by 1, 2 and 4 ranks.
+    """Return runs that were killed in their second epoch and resumed on 1, 2 and 4 ranks.
 
-    They are resumed as by a user: in new processes, from their folder.
+    New processes resume them from their folders, as when a user does it.
     """
     folder = tmp_path_factory.mktemp("resumed")
     uninterrupted = [
@@ -248,7 +247,7 @@ def test_a_schedule_that_starts_over_breaks_the_law_of_resuming(resumed: dict[st
 
 @pytest.fixture(scope="module")
 def hung(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Launched]:
-    """Return a run of which one rank hangs, and its ranks; other runs train until they end."""
+    """Start a run in which one rank hangs; return it with its ranks, which end by themselves."""
     folder = tmp_path_factory.mktemp("hung")
     case = make_run(folder, "hung", law_config(law_corpus, hang_timeout_min=0.2), fault="rank_1_hangs")
     return case.run, worker.start(folder / "all", [case], 2)
@@ -256,7 +255,7 @@ def hung(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ru
 
 @pytest.fixture(scope="module")
 def rewound(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory, hung: object) -> dict[str, RunFolder]:
-    """Return runs that were rewound at a poisoned batch, and one that skips it from the start."""
+    """Train runs that rewind at a poisoned batch, and one that skips this batch from the start."""
     folder = tmp_path_factory.mktemp("rewound")
     settings: dict[str, Any] = {"on_bad_step": "rewind", "spike_stds": 4.0}
     config = law_config(law_corpus, **settings)

@@ -1,6 +1,7 @@
-"""The law of ZeRO-3: a model larger than a rank's memory trains.
+"""ZeRO-3 trains a model that is larger than a rank's memory.
 
-A run under a limit of the address space trains, and its negative control does not.
+The address space of the ranks is limited. Under the same limit, a run fails if every rank loads the
+complete model.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from tests.models import LLAMA, LORA
 pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 RANKS = 4
-# Address space of each rank as a share of the model's size: for libraries (1.1 GB), the rank's
-# quarter of the model, files and gathered parameters.
+# Limit of each rank's address space, as a share of the model's size. It is for libraries (1.1 GB),
+# the rank's quarter of the model, files and gathered parameters.
 SHARE = 0.7
-# Few wide layers: DeepSpeed's hooks, LoRA and their states take 6 MB a layer whatever its width.
+# Few, wide layers: DeepSpeed's hooks, LoRA and their states take 6 MB per layer of any width.
 LARGE = {
     **LLAMA,
     "hidden_size": 1536,
@@ -42,8 +43,8 @@ LARGE = {
     "num_key_value_heads": 24,
     "max_position_embeddings": 64,
 }
-# By default DeepSpeed keeps up to 1e9 gathered parameters (all of this model), and 2 GB of
-# gradients that it reduces.
+# By default, DeepSpeed keeps up to 1e9 gathered parameters (this whole model) and 2 GB of
+# gradients.
 ZERO = {
     "stage": 3,
     "stage3_max_live_parameters": 2e7,
@@ -100,9 +101,9 @@ def large_run(folder: Path, base: Path, corpus: Path, fault: str | None = None) 
 def train_under_limit(
     folder: Path, case: Case, address_space: int, timeout: int
 ) -> tuple[list[int], list[str]]:
-    """Train a case on ranks whose address space is limited; return their exit codes and logs.
+    """Train a case on ranks with limited address space; return their exit codes and logs.
 
-    The ranks are started, not forked, so that the limit includes their libraries.
+    The ranks are new processes, not forks, so that the limit includes their libraries.
 
     Args:
         address_space: limit of each rank, in bytes.

@@ -1,7 +1,7 @@
-"""Laws of loading a base: partitioned while it is read (ZeRO 3) or complete (ZeRO 0).
+"""A base that is loaded in slices (ZeRO 3) trains like one that is loaded completely (ZeRO 0).
 
-Two ranks train six steps in fp32, as in test_laws.py; the laws compare losses, saved tensors, and
-the model that is loaded from them.
+Two ranks train six steps in fp32. The tests compare losses, saved tensors, and the models loaded
+from these.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ PAIRS = [
     Pair("on-enlarged", "run:enlarged-lora-zero0", "enlarged"),
     Pair("on-tied-matrix", "run:tied-matrix-zero0"),
     Pair("biases", "biased", adapter={**LORA, "bias": "all"}),
-    # the initialisation of both changes the base's weights
+    # the initialisations of these two change the base's weights
     Pair("pissa", adapter={**LORA, "init_lora_weights": "pissa"}),
     Pair("olora", adapter={**LORA, "init_lora_weights": "olora"}),
     # transformers fuses the experts when it loads them, so every rank loads the model completely at
@@ -91,7 +91,11 @@ PAIRS = [
 
 @dataclass(frozen=True)
 class Variant:
-    """Another way to train a pair, named by its id, which must equal the pair at ZeRO 0."""
+    """Other settings for a pair, which must not change its result.
+
+    Args:
+        pair: id of the pair; its run at ZeRO 0 must equal this one.
+    """
 
     id: str
     pair: str
@@ -125,7 +129,7 @@ MOE = {
 
 @dataclass(frozen=True)
 class AtStage:
-    """A base, or a planted fault, by its name, at a ZeRO stage."""
+    """A base or a planted fault, by its name, and a ZeRO stage."""
 
     name: str
     stage: int
@@ -142,7 +146,11 @@ FAULTS.append(AtStage("slice_at_wrong_offset", 3))
 
 @dataclass(frozen=True)
 class Failing:
-    """Settings with which training fails, and a part of the error."""
+    """Settings with which training fails.
+
+    Args:
+        error: part of the error message.
+    """
 
     id: str
     error: str
@@ -150,7 +158,7 @@ class Failing:
 
 
 HYBRID = {**LLAMA, "model_type": "lfm2", "layer_types": ["conv", "full_attention"]}
-# needs trained weights: with random ones the leak is smaller than rounding
+# many steps, because with random weights the leak between documents is smaller than rounding
 LEAKY = {"model": ModelConfig(from_scratch=HYBRID), "lr": 3e-2, "max_steps": 40}
 FAILING = [
     Failing("diverging", "step 1: the held-out loss is nan", {"lr": 1e38, "max_steps": 1}),

@@ -1,4 +1,4 @@
-"""The preflight on three ranks, each a node of its own, with planted faults.
+"""The preflight on three ranks, each on a node of its own, with planted faults.
 
 A failure must name the faulty node on every rank, so that all ranks end.
 """
@@ -21,7 +21,7 @@ from tests.distributed.preflight_rank import CASES, RANKS, Case
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """Return the result of each case on each rank."""
+    """Run the preflight on all ranks; return the results of each case, ordered by rank."""
     folder = tmp_path_factory.mktemp("preflight")
     ranks = []
     for rank in range(RANKS):
@@ -61,7 +61,7 @@ def test_the_faulty_node_is_named_on_every_rank(results: dict[str, list[dict[str
         ([], set()),
         ([(1, 0), (1, 2), (1, 3)], {"b"}),
         ([(0, 2), (1, 2), (3, 2), (2, 0)], {"c"}),
-        ([(0, 1), (1, 0)], set()),  # one link: either of its nodes
+        ([(0, 1), (1, 0)], set()),  # one link is broken: either of its nodes may be the cause
         ([(to, source) for to in range(4) for source in range(4) if to != source], set()),
     ],
 )
@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_written_is_a_fault_of_the_node(
 
 
 def test_a_rank_selects_its_gpu_before_it_joins_the_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NCCL sends objects from the current GPU, and fails or hangs if that is not the group's."""
+    """NCCL sends objects from the current GPU, and fails or hangs if it is another rank's."""
     import torch
 
     from finetune.distributed import World

@@ -1,6 +1,6 @@
-"""The result of a run, on real processes: the weights with the best held-out loss.
+"""The result of a run is the weights with the best held-out loss, on real processes.
 
-Any kept checkpoint can be used as a base by its step.
+Any kept checkpoint can be used as a base, as run:ID@STEP.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.models import LLAMA
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
 
-EVERY = 17  # an evaluation is due after the step that the fault usr2_on_only_rank interrupts
+EVERY = 17  # evaluations are due every 17 steps, so also at the interruption by usr2_on_only_rank
 STEPS = 51
 ONE_RANK = ClusterConfig(ranks_per_node=1)
 TWO_RANKS = ClusterConfig(ranks_per_node=2)
@@ -36,7 +36,7 @@ TWO_RANKS = ClusterConfig(ranks_per_node=2)
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write so few documents that a model overfits: the held-out loss falls, and rises again."""
+    """Write so few documents that a model overfits: its held-out loss falls and then rises."""
     folder = tmp_path_factory.mktemp("small")
     return write_corpus(folder / "few", num_documents=12, longest=60, seed=2)
 
@@ -113,7 +113,7 @@ def test_the_result_is_the_step_with_the_best_held_out_loss(runs: dict[str, RunF
 
 
 def test_the_runs_are_long_enough_to_overfit(runs: dict[str, RunFolder]) -> None:
-    """Otherwise the tests here would not test anything. The run warns that its result is poor."""
+    """The other tests here need a run that overfits. Such a run warns that its result is poor."""
     summary = summary_of(runs["uninterrupted"])
     assert summary.best.step < STEPS
     assert summary.last.loss > summary.best.loss + 0.2
@@ -123,7 +123,7 @@ def test_the_runs_are_long_enough_to_overfit(runs: dict[str, RunFolder]) -> None
 def test_an_interruption_changes_neither_the_best_step_nor_its_weights(
     runs: dict[str, RunFolder],
 ) -> None:
-    """The run is interrupted where an evaluation is due, and resumed by two ranks, which evaluate."""
+    """The run is interrupted when an evaluation is due. Two ranks resume it and evaluate first."""
     uninterrupted = summary_of(runs["uninterrupted"])
     interrupted = summary_of(runs["interrupted"])
     assert interrupted.result_step == uninterrupted.result_step

@@ -1,4 +1,4 @@
-"""Laws of stopping early: if one of two ranks is asked to, both stop after the same step or batch.
+"""Stopping early: if one of two ranks is asked to stop, both stop after the same step or batch.
 
 No finished step is lost, and the resumed run equals an uninterrupted one.
 """
@@ -19,7 +19,7 @@ from tests.distributed.laws import assert_same, law_config, make_run, runs_by_na
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
-# Steps in the checkpoint with which each fault stops its run.
+# Number of steps in the newest checkpoint after each fault has stopped its run.
 FAULTS = {
     "term_in_evaluation": 4,
     "term_in_last_evaluation": 24,
@@ -31,11 +31,11 @@ STOPPED = [*FAULTS, "deadline", "stop_file", "stop_file_and_deadline"]
 
 @pytest.fixture(scope="module")
 def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
-    """Return the runs by name, each stopped once, then resumed to its end."""
+    """Train runs that are stopped once and then resumed; return them by name."""
     folder = tmp_path_factory.mktemp("stopped")
     config = law_config(law_corpus, evaluate_every=4, checkpoint_every=50)
     cases = {name: make_run(folder, name, config) for name in ("uninterrupted", *STOPPED)}
-    # a signal lead that is shorter than any checkpoint takes
+    # every checkpoint takes longer than this signal lead
     cluster = ClusterConfig(scheduler="slurm", ranks_per_node=2, signal_lead_s=0)
     configuration.save(replace(config, cluster=cluster), cases["usr2_in_step"].run.config_file)
     first = dict(cases)

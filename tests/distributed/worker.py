@@ -1,9 +1,9 @@
-"""Launcher of the distributed tests: worker processes that train cases one after another.
+"""Worker processes for the distributed tests, which train cases one after another.
 
-Importing torch and DeepSpeed takes longer than a tiny run. Cases of a world size therefore share a
-process group, and all ranks are forked from one server, which only imports these libraries. Each
-case is an ordinary run folder given to `finetune.training.train.train`; the run's own files are the
-result.
+Importing torch and DeepSpeed takes longer than a tiny run. Cases with the same number of ranks
+therefore share a process group, and all ranks are forked from a server that has imported these
+libraries. Each case is an ordinary run folder, which is passed to finetune.training.train.train.
+The run's own files are the result.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ class Case:
 
     Args:
         path: the run's folder.
-        fault: name in FAULTS of the fault that is planted in every rank.
-        refused: training should raise a UserError, which becomes the outcome's `error`.
+        fault: name of a fault in FAULTS, which is planted in every rank; None for no fault.
+        refused: whether training should raise a UserError. Its message is then the outcome's
+            `error`.
         deadline: end of the job's time, in seconds since the epoch.
     """
 
@@ -97,7 +98,7 @@ def start(folder: Path, cases: list[Case], world_size: int) -> Launched:
 
 
 def write_cases(folder: Path, cases: list[Case]) -> None:
-    """Write the cases to the file that a rank started with `folder` reads."""
+    """Write the cases into `folder`, where the ranks read them."""
     folder.mkdir(parents=True)
     (folder / "cases.json").write_text(json.dumps([dataclasses.asdict(case) for case in cases]))
 
@@ -121,7 +122,7 @@ def _run_fork(folder: Path, rank: int, world_size: int) -> None:
 
 
 def run_rank(folder: Path) -> None:
-    """Train the cases as the rank in the environment variables; end the process if one fails."""
+    """Train the cases on this rank, whose number is in RANK; end the process if one fails."""
     try:
         _train_cases(folder)
     except BaseException:

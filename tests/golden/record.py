@@ -26,7 +26,7 @@ from tests.models import LLAMA, LORA, write_base
 GOLDEN = Path(__file__).with_name("golden.json")
 STEPS = 24
 RANKS = 2
-# threshold 0: by default ZeRO-3 does not partition parameters as small as these
+# the threshold is 0 because by default ZeRO-3 does not partition parameters as small as these
 ZERO: dict[int, dict[str, Any]] = {0: {"stage": 0}, 3: {"stage": 3, "stage3_param_persistence_threshold": 0}}
 ADAPTERS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -34,7 +34,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "dora": {**LORA, "use_dora": True},
     "sft": LORA,
 }
-# a mixture of the bundled sources: weights by written standard for one, one weight for another
+# A mixture of the bundled sources: one has weights by written standard, another a single weight.
 MIXTURE = (
     "corpus=sample",
     "corpus.name=sample_mixture",
@@ -57,7 +57,7 @@ def cpu_kind() -> str:
 
 
 def measure_losses(folder: Path) -> dict[str, list[float]]:
-    """Train every method on two ranks in fp32; return the losses by `method-zeroN`."""
+    """Train every method on two ranks in fp32; return each run's losses by its name."""
     write_base(folder / "base")
     texts = write_corpus(folder / "texts", num_documents=120, longest=512, seed=1)
     chats = write_corpus(
@@ -118,7 +118,7 @@ def _digest(path: Path) -> str:
     content = path.read_bytes()
     if path.name == "manifest.json":
         manifest = json.loads(content)
-        del manifest["digest"]  # it covers the encoder
+        del manifest["digest"]  # the digest also covers the encoder's name and version
         manifest["tokenizer"].pop("encoder", None)
         content = json.dumps(manifest, sort_keys=True).encode()
     if path.name == "README.md":

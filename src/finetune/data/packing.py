@@ -1,10 +1,10 @@
 """Packing: the assignment of pieces of documents to packs, as pure functions of lengths and seeds.
 
-Documents become segments of at most `sequence_length` tokens (rows.py decides how much of each is
-kept), packed by best fit decreasing (the bin-packing heuristic of Johnson 1973; for language models
-Ding et al. 2024, "Fewer Truncations Improve Language Modeling"). A segment is never split again.
-Packed documents do not attend to each other: each starts at position 0, which isolates them
-(models/attention.py).
+rows.py decides how much of each document is kept. This module cuts documents into segments of at
+most `sequence_length` tokens, and packs the segments by best fit decreasing (the bin-packing
+heuristic of Johnson 1973; for language models Ding et al. 2024, "Fewer Truncations Improve Language
+Modeling"). A segment is never split again. Packed documents do not attend to each other, because
+the positions of each start at 0 (models/attention.py).
 
 This module does not import torch.
 """
@@ -26,16 +26,16 @@ Segments = NDArray[np.void]
 def cut_segments(lengths: NDArray[np.int64], sequence_length: int) -> Segments:
     """Cut documents into segments of at most `sequence_length` tokens.
 
-    The next segment of a document starts at the last token of the one before. That token is context
-    in both and a target only once, so that every token but a document's first is predicted exactly
-    once, whatever the sequence length.
+    A document's next segment starts at the last token of the segment before it. In the earlier
+    segment this token is a target, in the later one only context. So every token but a document's
+    first is predicted exactly once, at any sequence length.
 
     Args:
-        lengths: [documents] tokens of each document that are trained on (see rows.py). Documents of
-            fewer than 2 tokens have nothing to predict and get no segment.
+        lengths: [documents] number of tokens to train on in each document (see rows.py). Documents
+            of fewer than 2 tokens get no segment, because they have nothing to predict.
 
     Returns:
-        [segments] of dtype SEGMENT, without packs.
+        [segments] of dtype SEGMENT, whose field `pack` is not set.
     """
     stride = sequence_length - 1
     count = np.maximum(0, -(-(lengths - 1) // stride))
@@ -51,11 +51,11 @@ def cut_segments(lengths: NDArray[np.int64], sequence_length: int) -> Segments:
 def pack(segments: Segments, sequence_length: int, seed: int, epoch: int | None) -> Segments:
     """Assign every segment to a pack; return the segments sorted by pack.
 
-    The number of packs depends on the lengths alone, so it is the same in every epoch. The segments
-    of equal length that share a pack, and the order of the packs, depend on seed and epoch.
+    The number of packs depends on the lengths alone, so it is the same in every epoch. Seed and
+    epoch change the order of the packs, and exchange segments of equal length between packs.
 
     Args:
-        epoch: None keeps segments and packs in order, for evaluation.
+        epoch: number of the epoch; None keeps segments and packs in order, for evaluation.
     """
     rng = None
     order = np.arange(len(segments))

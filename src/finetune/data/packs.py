@@ -1,6 +1,6 @@
-"""Training data: a corpus folder and a pack plan become the micro-batches of each optimizer step.
+"""Training data: the micro-batches of each optimizer step, from a corpus and a plan of its packs.
 
-The index of a batch is the position in the data, so a resumed run needs no other state.
+The index of a batch determines its data, so a resumed run needs no other state.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class MicroBatch:
         input_ids: [packs, length] token ids; padding is 0.
         position_ids: [packs, length]; they start at 0 in every document, which isolates documents.
             Padding is a document of its own.
-        labels: [packs, length] the next token where it is a target, else IGNORE: at the last token
-            of a document, before masked tokens, at padding.
-        documents: [packs, length] index of the token's document in the split, PADDING at padding.
+        labels: [packs, length] the next token if it is a target, else IGNORE: at the last token of
+            a document, before masked tokens, and in padding.
+        documents: [packs, length] index of the token's document in the split; PADDING in padding.
     """
 
     input_ids: torch.Tensor
@@ -67,9 +67,9 @@ class MicroBatch:
 
     @property
     def checksum(self) -> int:
-        """Sum over the packs of a CRC of their tokens and documents.
+        """Sum of the packs' CRCs, each of a pack's tokens and documents.
 
-        Summed over ranks and micro-batches, it is equal for equal data of a step.
+        Two steps with the same data have the same total over all ranks and micro-batches.
         """
         total = 0
         for tokens, documents in zip(self.input_ids.numpy(), self.documents, strict=True):
@@ -87,7 +87,7 @@ class MicroBatch:
         return (self.labels.flatten() != IGNORE).nonzero()[:, 0]
 
     def to(self, device: torch.device) -> PackInputs:
-        """Return the inputs of PackedModel.losses, on a device."""
+        """Return the inputs of PackedModel.losses, copied to a device."""
         positions = self.target_positions
         return PackInputs(
             input_ids=self.input_ids.to(device),
@@ -102,9 +102,9 @@ class StepData:
     """The data of one optimizer step.
 
     Attributes:
-        segments: of the global batch.
-        num_targets: supervised tokens of the global batch.
-        micro_batches: those of this rank.
+        segments: segments of the global batch.
+        num_targets: number of supervised tokens in the global batch.
+        micro_batches: micro-batches of this rank.
     """
 
     segments: Segments
@@ -115,24 +115,24 @@ class StepData:
 class PackedData:
     """A split of a corpus as packs.
 
-    Training reads epoch after epoch as one endless sequence of packs. With B packs a batch, global
-    batch b has packs b·B to (b+1)·B - 1, whatever the number of ranks, and each rank takes its
-    micro-batches from these by index. Evaluation reads one epoch in fixed order.
+    Training reads the epochs as one endless sequence of packs. With B packs per batch, global batch
+    b consists of packs b·B to (b+1)·B - 1, for any number of ranks. Each rank takes its
+    micro-batches from these. Evaluation reads one epoch in fixed order.
 
     Args:
-        sources: documents of other sources are left out.
+        sources: sources in use; documents of other sources are left out.
+        sequence_length: number of tokens in a pack.
         long_documents, long_conversations: treatment of rows longer than a pack; see rows.LongRows.
-        plan_folder: folder of the plans, one memory-mapped file an epoch; rank 0 writes each when
-            it is first needed.
-        shuffle_seed: None keeps the documents in order.
+        plan_folder: folder of the plans. Rank 0 writes one file per epoch when it is first needed.
+        shuffle_seed: seed of the order of documents; None keeps them in order.
 
     Attributes:
         counts: documents in the plan, and how many were split, cut or left out (see
             rows.count_documents).
-        account: all and lost tokens of the split, by source, written standard and reason.
+        account: used and lost tokens of the split.
 
     Raises:
-        UserError: no training text is left.
+        UserError: the training split has no text to train on.
     """
 
     def __init__(
@@ -156,8 +156,8 @@ class PackedData:
         mask_column = corpus.manifest.mask_column
         text_treatment = "split" if long_documents == "auto" else long_documents
         long_rows = LongRows(sequence_length, text_treatment, long_conversations)
-        # part of the plans' file names, so that no plan is used with another corpus or other
-        # settings
+        # The key is part of the plans' file names, so that a plan is used only with its corpus and
+        # settings.
         key = [corpus.manifest.digest, sequence_length, text_treatment, shuffle_seed, sorted(sources)]
         if mask_column:
             key.append(long_conversations)
@@ -183,18 +183,18 @@ class PackedData:
             raise UserError(self._describe_empty(corpus.folder, sources))
 
     def check_plan(self) -> None:
-        """Check that the folder holds no other plan of this split.
+        """Check that the run did not start with another plan of this split.
 
         Raises:
-            UserError: an earlier version planned long rows in another way; a resumed run would read
-                some documents twice and others never.
+            UserError: an earlier version planned long rows differently, so the resumed run would
+                read some documents twice and others never.
         """
         for path in self._plan_folder.glob(layout.pack_plan(self.split, "*", 0)):
             if self._plan_key not in path.name and not np.array_equal(_load(path), self._epoch(0)):
                 raise UserError(
-                    f"{path}: it is the plan of an earlier version, which treated rows longer than "
-                    "a pack differently; start a new run, or resume this one with the version "
-                    "that started it"
+                    f"{path}: is the plan of an earlier version, which treated rows longer than a "
+                    "pack differently; start a new run, or resume this run with the version that "
+                    "started it"
                 )
 
     def load_batch(self, index: int, global_batch_size: int, micro_batch_size: int) -> StepData:
@@ -217,7 +217,8 @@ class PackedData:
     def iter_epoch(self, micro_batch_size: int) -> Iterator[MicroBatch]:
         """Yield this rank's micro-batches of one epoch in order.
 
-        All ranks get equally many, as ZeRO-3 requires; the last ones may be padding.
+        All ranks get the same number of micro-batches, as ZeRO-3 requires. The last ones may
+        contain packs of padding.
         """
         stride = micro_batch_size * self.world.size
         offset = self.world.rank * micro_batch_size
@@ -228,7 +229,7 @@ class PackedData:
             yield self._micro_batch([self._pack(n) if n < self.num_packs else padding for n in numbers])
 
     def _pack(self, index: int) -> Segments:
-        """Return the segments of pack `index` of the endless sequence of epochs."""
+        """Return the segments of pack `index`, counted through all epochs."""
         epoch, number = divmod(index, self.num_packs)
         segments = self._epoch(epoch)
         start, stop = np.searchsorted(segments["pack"], [number, number + 1])
@@ -244,7 +245,7 @@ class PackedData:
         return self._epochs[epoch]
 
     def _plan(self, epoch: int, path: Path) -> None:
-        """Write the plan of an epoch."""
+        """Write the plan of an epoch to `path`."""
         segments = packing.cut_segments(self._rows["kept"], self.sequence_length)
         fates = self._rows["fate"][segments["document"]]
         in_one_piece = np.isin(fates, (Fate.WHOLE, Fate.CUT))
@@ -309,7 +310,7 @@ def _save(path: Path, array: NDArray[np.void]) -> None:
 
 
 def _load(path: Path) -> NDArray[np.void]:
-    """Load an array memory-mapped, or into memory if it is empty, which cannot be mapped."""
+    """Load an array memory-mapped; an empty one cannot be mapped and is read into memory."""
     try:
         array: NDArray[np.void] = np.load(path, mmap_mode="r")
     except ValueError:

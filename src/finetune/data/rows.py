@@ -1,10 +1,11 @@
 """Rows of a corpus that are longer than a pack, and the tokens that are lost with them.
 
-A row in which every token is a target is running text: it may be split anywhere. A row with masked
-tokens is a conversation (or a prompt with its completion): a piece from its middle would be an
-answer without its question, so it is cut after a complete answer or left out.
+A row whose tokens are all targets is running text, which may be split anywhere. A row with masked
+tokens is a conversation, or a prompt with its completion. A piece from its middle would be an
+answer without its question, so the row is cut after a complete answer or left out.
 
-This module does not import torch: `finetune train` counts the lost tokens before it submits a job.
+This module does not import torch, because `finetune train` counts the lost tokens before it submits
+a job.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Fate(IntEnum):
     NO_TARGET = 8
 
 
-# Reason why tokens are lost, as tables show it, and the setting that changes it.
+# Treatments that lose tokens: the reason shown in tables, and the setting that changes it.
 LOSSES = {
     Fate.TRUNCATED: ("running text truncated to one pack", "data.long_documents=split"),
     Fate.DROPPED: ("running text longer than a pack, dropped", "data.long_documents=split"),
@@ -63,9 +64,11 @@ class LongRows:
     """The settings for rows longer than a pack.
 
     Attributes:
-        sequence_length: tokens of a pack.
-        documents: of running text: "split", "truncate" to its first tokens, or "drop".
-        conversations: "cut" after the last complete answer that fits, or "drop".
+        sequence_length: number of tokens in a pack.
+        documents: treatment of running text: "split" (also "auto"), "truncate" to the first pack,
+            or "drop".
+        conversations: treatment of conversations: "cut" after the last complete answer that fits,
+            or "drop".
     """
 
     sequence_length: int
@@ -98,11 +101,11 @@ class Loss:
 
 @dataclass(frozen=True)
 class Account:
-    """The tokens of a split, from the sources in use.
+    """Used and lost tokens of a split, for the sources in use.
 
     Attributes:
-        groups: all tokens and used tokens by source and written standard.
-        losses: lost tokens by group and reason.
+        groups: all tokens and used tokens, by source and written standard.
+        losses: lost tokens, by source, written standard and reason.
     """
 
     groups: list[UsedGroup]
@@ -144,8 +147,8 @@ def decide_rows(table: pa.Table, mask_column: str | None, sources: list[str], lo
     """Decide the treatment of each row of a split.
 
     Args:
-        mask_column: marks the target tokens; None: all tokens are targets.
-        sources: rows of other sources are left out.
+        mask_column: column that marks the target tokens; None if all tokens are targets.
+        sources: sources in use; rows of other sources are left out.
 
     Returns:
         [rows] of dtype ROW, in the order of `table`.
@@ -161,7 +164,7 @@ def decide_rows(table: pa.Table, mask_column: str | None, sources: list[str], lo
     rows = np.zeros(len(lengths), ROW)
     rows["length"] = lengths
     rows["kept"] = lengths
-    rows["targets"] = num_marked - first  # nothing precedes a row's first token, so it is not predicted
+    rows["targets"] = num_marked - first  # a row's first token is not predicted
     is_long = lengths > long.sequence_length
     is_text = num_marked == lengths
     _decide_text(rows, is_long & is_text, long)
@@ -204,9 +207,12 @@ def _decide_conversations(
 
 
 def end_of_last_answer(mask: NDArray[np.integer[Any]], sequence_length: int) -> int:
-    """Return the number of tokens up to the end of the last complete answer that fits; 0 if none fits.
+    """Return the number of tokens up to the end of the last complete answer that fits.
 
-    An answer ends where the mask goes from 1 to 0, or with the row.
+    Return 0 if none fits. An answer ends where the mask changes from 1 to 0, or at the row's end.
+
+    Args:
+        mask: [tokens] 1 at tokens of answers, else 0.
     """
     head = np.append(mask, 0)[: sequence_length + 1]
     ends = np.flatnonzero((head[:-1] == 1) & (head[1:] == 0)) + 1
@@ -214,7 +220,12 @@ def end_of_last_answer(mask: NDArray[np.integer[Any]], sequence_length: int) -> 
 
 
 def build_account(rows: Rows, sources: NDArray[np.object_], languages: NDArray[np.object_]) -> Account:
-    """Add up all tokens, the used and the lost ones of the rows, by source and written standard."""
+    """Add up all, used and lost tokens of the rows, by source and written standard.
+
+    Args:
+        sources: [rows]
+        languages: [rows] written standards.
+    """
     groups = []
     losses = []
     lost = rows["length"] - rows["kept"]
@@ -256,7 +267,7 @@ def count_documents(rows: Rows) -> dict[str, int]:
 
 
 def read_account(corpus: Corpus, split: str, sources: list[str], long: LongRows) -> Account:
-    """Return the account of a split, without planning its packs."""
+    """Return the used and lost tokens of a split, without planning its packs."""
     table = corpus.table(split)
     rows = decide_rows(table, corpus.manifest.mask_column, sources, long)
     sources_of_rows, languages_of_rows = read_groups(table)
@@ -264,7 +275,7 @@ def read_account(corpus: Corpus, split: str, sources: list[str], long: LongRows)
 
 
 def read_training_account(corpus: Corpus, data: DataConfig) -> Account:
-    """Return the account of a run's training tokens, before it starts."""
+    """Return the used and lost training tokens of a run, before it starts."""
     sources = [source for source in corpus.manifest.sources if data.trains_on(source)]
     return read_account(corpus, "train", sources, LongRows.of(data))
 
@@ -273,16 +284,16 @@ def check_losses(training: Account, data: DataConfig) -> None:
     """Check that a run does not lose more of its training tokens than data.max_lost_share.
 
     Raises:
-        UserError: it does; the message names the reasons and the settings that change them.
+        UserError: it loses more. The message names the reasons and the settings that change them.
     """
     if training.lost_share <= data.max_lost_share:
         return
     reasons = "; ".join(_describe_losses(training))
     raise UserError(
-        f"data.max_lost_share is {data.max_lost_share:g}, and {training.lost_share:.0%} of the "
+        f"data.max_lost_share is {data.max_lost_share:g}, but {training.lost_share:.0%} of the "
         f"{training.tokens:,} training tokens of corpus {data.corpus} would be left out at "
-        f"data.sequence_length={data.sequence_length}: {reasons}; change that, or accept it with "
-        f"data.max_lost_share={_round_up(training.lost_share)}"
+        f"data.sequence_length={data.sequence_length}: {reasons}; change these settings, or accept "
+        f"the loss with data.max_lost_share={_round_up(training.lost_share)}"
     )
 
 
@@ -307,7 +318,7 @@ def _round_up(share: float) -> float:
 
 
 class ListColumn:
-    """A list column of a memory-mapped table, read as numpy views of its rows without copies.
+    """A list column of a memory-mapped table, whose rows are numpy views, not copies.
 
     Attributes:
         lengths: [rows] number of values in each row.
@@ -328,7 +339,7 @@ class ListColumn:
         return row
 
     def sums_and_first_values(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the sum of each row's values, and its first value (0 for an empty row)."""
+        """Return the sums of the rows' values and their first values; 0 for empty rows."""
         chunks = [_sums_and_first_values(*chunk) for chunk in zip(self._offsets, self._values, strict=True)]
         both = np.concatenate([*chunks, np.zeros((2, 0), np.int64)], axis=1)
         return both[0], both[1]

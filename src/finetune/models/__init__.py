@@ -1,1 +1,1 @@
-"""The model of a rank: building, loading, checks, partitioning, forward pass on packs, saving."""
+"""Models: building, loading, checks, partitioning, the forward pass on packs, and saving."""

@@ -1,10 +1,9 @@
-"""Attention implementations that isolate packed documents, and our own one.
+"""Attention implementations that isolate packed documents; `documents` is our own.
 
-Documents of a pack are separated by their positions, which start at 0 again. `sdpa` and
-`flex_attention` turn positions into a mask over [length × length]; `flash_attention_2` and
-`documents` (ours) take all packs as one row of documents and never compute masked scores.
-checks.choose_attention tries them on the running model and takes the first that gives correct
-results.
+In a pack, the positions of each document start at 0. `sdpa` and `flex_attention` turn the positions
+into a mask over [length × length]. `flash_attention_2` and `documents` take all packs of a batch as
+one row of documents, and never compute masked scores. checks.choose_attention tries the
+implementations on the loaded model, and takes the first that gives correct results.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 DOCUMENTS = "documents"
-ONE_ROW = (DOCUMENTS, "flash_attention_2")  # they take all packs of a batch as one row
+ONE_ROW = (DOCUMENTS, "flash_attention_2")  # these take all packs of a batch as one row
 
 
 def list_implementations(device: torch.device) -> list[str]:
-    """List the attention implementations to try on a device, the fastest first."""
+    """Return the names of the attention implementations to try on a device, fastest first."""
     if device.type == "cpu":
         return [DOCUMENTS, "sdpa", "eager"]
     on_gpu = [DOCUMENTS, "flex_attention", "sdpa", "eager"]
@@ -44,31 +43,36 @@ def attend_by_document(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Compute causal attention inside each document of one row.
+    """Compute causal attention within each document of one row.
 
-    It is an attention function of transformers, registered under the name DOCUMENTS.
+    The function is registered in transformers as the attention implementation DOCUMENTS.
 
-    A GPU uses the FlashAttention 2 that torch contains (Dao 2023), which takes 16-bit numbers only.
-    torch's CPU kernel skips scores above the diagonal but computes those that a mask blocks, so on
-    a CPU the documents are computed one by one.
+    On a GPU it uses torch's FlashAttention 2 (Dao 2023), which takes 16-bit numbers only. On a CPU
+    it computes the documents one by one: torch's CPU kernel skips scores above the diagonal, but
+    computes those that a mask blocks.
 
     Args:
         query, key, value: [1, heads, tokens, head size]; key and value may have fewer heads
             (grouped-query attention).
-        kwargs: contains `position_ids` [1, tokens], from which the documents are read.
+        attention_mask: must be None.
+        sliding_window: number of tokens that a token attends to, itself included; None for all.
+        kwargs: must contain `position_ids` [1, tokens], which are 0 where a document starts.
 
     Returns:
-        [1, tokens, heads, head size], and no attention weights.
+        The output [1, tokens, heads, head size], and None instead of attention weights.
 
     Raises:
-        NotImplementedError: the model uses an attention that this function does not support.
+        NotImplementedError: the model passes a mask, a soft cap, attention sinks, or positions that
+            are not one row.
         RuntimeError: torch's FlashAttention does not support this precision or head size.
     """
     positions = kwargs.get("position_ids")
     if positions is None or len(positions) != 1 or attention_mask is not None:
-        raise NotImplementedError("it needs one row of positions and no mask")
+        raise NotImplementedError(
+            "this attention needs position_ids of one row and no attention mask; the model passes others"
+        )
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
-        raise NotImplementedError("it supports neither a soft cap nor attention sinks")
+        raise NotImplementedError("this attention supports neither a soft cap nor attention sinks")
     lengths, bounds = _find_documents(positions)
     if query.is_cuda:
         out = _attend_on_gpu(query, key, value, lengths, bounds, dropout, scaling, sliding_window)
@@ -87,9 +91,9 @@ def _attend_on_gpu(
     scaling: float | None,
     sliding_window: int | None,
 ) -> Tensor:
-    """Compute all documents in one call of torch's FlashAttention 2."""
-    # Not torch.nn.attention.varlen: its arguments differ between releases, and torch 2.8 and 2.9
-    # lack it.
+    """Compute attention for all documents in one call of torch's FlashAttention 2."""
+    # torch.nn.attention.varlen is not used: torch 2.8 and 2.9 lack it, and its arguments differ
+    # between later releases.
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     is_causal = sliding_window is None
     window: dict[str, int] = {"window_size_left": -1, "window_size_right": -1}
@@ -123,7 +127,7 @@ def _attend_on_cpu(
     scaling: float | None,
     sliding_window: int | None,
 ) -> Tensor:
-    """Compute the documents one by one."""
+    """Compute attention for one document after the other."""
     queries_per_key = query.shape[1] // key.shape[1]
     if queries_per_key > 1:
         key = key.repeat_interleave(queries_per_key, 1)
@@ -143,11 +147,14 @@ def _attend_on_cpu(
     return torch.cat(outputs, 1)
 
 
-@functools.lru_cache(maxsize=1)  # by the tensor's identity: all layers of a model get the same one
+@functools.lru_cache(maxsize=1)  # all layers of a forward pass get the same tensor object
 def _find_documents(positions: Tensor) -> tuple[list[int], Tensor]:
-    """Return the documents' lengths and their bounds, [documents + 1], from positions [1, tokens].
+    """Return the lengths of the documents, and a tensor of their bounds, [documents + 1].
 
-    It waits for the device.
+    The host waits for the device.
+
+    Args:
+        positions: [1, tokens]; 0 where a document starts.
     """
     starts = (positions[0] == 0).nonzero()[:, 0].tolist()
     bounds = [*starts, positions.shape[1]]
@@ -156,7 +163,7 @@ def _find_documents(positions: Tensor) -> tuple[list[int], Tensor]:
 
 
 def _window_mask(length: int, sliding_window: int, device: torch.device) -> Tensor:
-    """Return [length, length]: True for a token itself and the `sliding_window - 1` before it."""
+    """Return a mask [length, length]: True for a token and the `sliding_window - 1` before it."""
     positions = torch.arange(length, device=device)
     distance = positions[:, None] - positions
     return (distance >= 0) & (distance < sliding_window)

@@ -33,17 +33,19 @@ logger = logging.getLogger(__name__)
 
 
 def build(config: TrainConfig, tokenizer: TokenizerInfo, merged_base: Path, is_main: bool) -> Model:
-    """Build the model to train: the same on every rank, on the CPU; or, under ZeRO-3, partitioned.
+    """Build the model to train.
 
-    A model from scratch is built complete on every rank at any ZeRO stage, so that it starts from
-    the same random numbers, and DeepSpeed partitions it later. Such models are small.
+    Each rank holds the same complete model on the CPU. Under ZeRO-3, a loaded model is partitioned;
+    a model from scratch is small, so DeepSpeed partitions it later. It then starts from the same
+    random numbers at every ZeRO stage.
 
     Args:
         tokenizer: from the corpus manifest; sets the vocabulary and end of sequence of a model from
             scratch.
-        merged_base: folder in which rank 0 saves the base of a new adapter if earlier adapters were
-            merged into it: an adapter's config names one base on disk, which must be the one that
-            it was trained on.
+        merged_base: folder for a merged base. If the base has earlier adapters and a new one is
+            trained, the earlier ones are merged and rank 0 saves the result here, because the new
+            adapter's config must name the base that it was trained on.
+        is_main: whether this is rank 0.
 
     Raises:
         UserError: the base, the adapter or the ZeRO settings are wrong.
@@ -65,10 +67,10 @@ def build(config: TrainConfig, tokenizer: TokenizerInfo, merged_base: Path, is_m
             enlarge_vocabulary(model, tokenizer.vocab_size, partitioner)
     _check_sizes(model, tokenizer.vocab_size, config.data.sequence_length)
     if config.activation_checkpointing:
-        # the re-entrant kind computes no gradients if the embeddings are frozen (under an adapter)
+        # re-entrant checkpointing computes no gradients if an adapter freezes the embeddings
         model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     if config.adapter:
-        # seeded again: the adapter is the same however many random numbers the base used
+        # seeded again, so that the adapter does not depend on the random numbers drawn for the base
         torch.manual_seed(config.seed)
         model = _add_adapter(model, config.adapter, partitioner)
         _check_dora_magnitudes(model)
@@ -87,7 +89,7 @@ def check(config: TrainConfig) -> None:
     No weights are read.
 
     Raises:
-        UserError: `build` would raise it in the job.
+        UserError: they do not fit; `build` would raise the same error in the job.
     """
     assert config.model.path is not None
     base = base_model.resolve(config.model.path, config.runs_dir, config.model.revision)
@@ -97,9 +99,9 @@ def check(config: TrainConfig) -> None:
         model = build_placeholder(AutoConfig.from_pretrained(base.folder))
     except (ValueError, KeyError, OSError) as fault:
         raise UserError(
-            f"model {base.name}: transformers cannot build it: {str(fault).splitlines()[0]}"
+            f"model {base.name}: transformers cannot build this model: {str(fault).splitlines()[0]}"
         ) from None
-    # `build` adds the rows that the base lacks
+    # `build` adds embedding rows to these bases
     is_enlarged = bool(num_added or base.adapters)
     _check_sizes(model, 0 if is_enlarged else vocab_size, config.data.sequence_length)
     if not config.adapter:
@@ -110,7 +112,7 @@ def check(config: TrainConfig) -> None:
     try:
         adapted = _add_adapter(model, adapter, low_cpu_mem_usage=True)
     except (RuntimeError, NotImplementedError, ImportError):
-        return  # it needs real weights or a GPU; `build` checks it in the job
+        return  # this adapter needs real weights or a GPU; `build` checks it in the job
     if num_added:
         _check_added_tokens_are_trained(adapted, num_added)
 
@@ -125,10 +127,10 @@ def _make_partitioner(config: TrainConfig) -> Partitioner | None:
 
 
 def _check_zero(zero: Mapping[str, Any]) -> None:
-    """Check settings that DeepSpeed would reject late, or after minutes of compiling.
+    """Check settings that DeepSpeed would reject only later, after minutes of loading or compiling.
 
     Raises:
-        UserError: a setting needs a GPU, or a library that is not installed.
+        UserError: a setting needs a GPU or a library that this rank lacks.
     """
     offloads = [zero.get(key) or {} for key in ("offload_optimizer", "offload_param")]
     if any(offload.get("device") == "nvme" for offload in offloads):
@@ -136,8 +138,8 @@ def _check_zero(zero: Mapping[str, Any]) -> None:
 
         if not zero3.has_async_io():
             raise UserError(
-                "zero: offload to nvme needs DeepSpeed's async_io, which needs libaio-dev; choose "
-                "zero=stage3_offload"
+                "zero: offload to nvme needs DeepSpeed's async_io, which cannot be built here; "
+                "install libaio-dev, or choose zero=stage3_offload"
             )
     if torch.cuda.is_available():
         return
@@ -155,10 +157,10 @@ def _check_zero(zero: Mapping[str, Any]) -> None:
 
 
 def _save_merged_base(model: Model, tokenizer_folder: Path, folder: Path, is_main: bool) -> None:
-    """Save a base with merged adapters, and its tokenizer, in `folder`; make that the model's name.
+    """Save a base with merged adapters and its tokenizer in `folder`; set the model's name to it.
 
-    A resumed run has the folder already. Runs with equal merged bases share the files
-    (shared_bases.py).
+    If the folder exists, an earlier attempt of the run has saved it. Runs with equal merged bases
+    share the files (shared_bases.py).
     """
     world = World()
     if not world.broadcast_object(folder.exists()):
@@ -177,7 +179,7 @@ def _save_merged_base(model: Model, tokenizer_folder: Path, folder: Path, is_mai
 
 
 def _compute_digest(model: Model, tokenizer_folder: Path, is_main: bool) -> str:
-    """Return on rank 0 a digest of a saved model's content; every rank must call it."""
+    """Return a digest of a model and its tokenizer, which is valid on rank 0; all ranks call it."""
     hasher = hashlib.sha256(model.config.to_json_string().encode())  # type: ignore[union-attr, operator]
     for name, tensor in gather_weights(model):
         if is_main:
@@ -201,7 +203,8 @@ def _build_from_scratch(
         known = set(AutoConfig.for_model(settings["model_type"]).to_dict())
         unknown = set(settings) - known - {"bos_token_id", "eos_token_id"}
         if unknown:
-            raise ValueError(f"unknown setting {', '.join(sorted(unknown))} of {settings['model_type']}")
+            quoted = ", ".join(f"'{name}'" for name in sorted(unknown))
+            raise ValueError(f"unknown setting {quoted} of {settings['model_type']}")
         model_config = AutoConfig.for_model(**settings)
     except (ValueError, TypeError, KeyError) as fault:
         raise UserError(f"model.from_scratch: {fault}") from None
@@ -214,17 +217,17 @@ def _build_from_scratch(
 
 
 def _check_sizes(model: Model, vocab_size: int, sequence_length: int) -> None:
-    """Check the vocabulary and the sequence length against the model's config.
+    """Check that the vocabulary and the sequence length fit the model.
 
     Raises:
-        UserError: the model has too few rows or positions, or its positions do not isolate
-            documents.
+        UserError: the model has too few embedding rows or positions, or a long document would
+            change the positions of the others in its pack.
     """
     num_rows = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     if vocab_size > num_rows:
         raise UserError(
             f"data.corpus: its tokenizer has {vocab_size} tokens, and the model embeds {num_rows}; "
-            "prepare the corpus with this model's own tokenizer (corpus.tokenizer.path)"
+            "prepare the corpus with the model's own tokenizer (corpus.tokenizer.path)"
         )
     text_config = model.config.get_text_config()  # type: ignore[union-attr, operator]
     rope = getattr(text_config, "rope_parameters", None) or {}
@@ -233,9 +236,9 @@ def _check_sizes(model: Model, vocab_size: int, sequence_length: int) -> None:
         limit = limit or getattr(text_config, "original_max_position_embeddings", None)
         if limit and sequence_length > limit:
             raise UserError(
-                f"data.sequence_length is {sequence_length}, and in a pack of this model "
-                f"(longrope) a document of more than {limit} tokens changes the positions of all "
-                f"others; choose at most {limit}"
+                f"data.sequence_length: {sequence_length} is too long for packs with this model "
+                f"(longrope), in which a document of more than {limit} tokens changes the "
+                f"positions of all others; choose at most {limit}"
             )
     if getattr(text_config, "output_router_logits", False):
         logger.warning(
@@ -245,7 +248,7 @@ def _check_sizes(model: Model, vocab_size: int, sequence_length: int) -> None:
     num_positions = getattr(model.config, "max_position_embeddings", None)
     if num_positions is not None and sequence_length > num_positions:
         raise UserError(
-            f"data.sequence_length is {sequence_length}, and the model has {num_positions} "
+            f"data.sequence_length: {sequence_length} is more than the model's {num_positions} "
             f"positions; choose at most {num_positions}"
         )
 
@@ -256,8 +259,9 @@ def _add_adapter(
     """Return PEFT's model with an adapter on `model`.
 
     Args:
-        settings: of the adapter (`adapter` in the config).
-        options: of peft.get_peft_model.
+        settings: the adapter's settings (`adapter` in the config).
+        partitioner: required if the model is partitioned; PEFT then gathers the weights it reads.
+        options: further arguments of peft.get_peft_model.
 
     Raises:
         UserError: PEFT rejects the settings.
@@ -270,8 +274,8 @@ def _add_adapter(
             adapter = get_peft_config({"task_type": "CAUSAL_LM", **settings})
             if str(getattr(adapter, "init_lora_weights", "")).startswith("pissa_niter"):
                 raise ValueError(
-                    "init_lora_weights=pissa_niter_… changes the base at random, and differently "
-                    "at each load; choose pissa"
+                    "init_lora_weights=pissa_niter_… changes the base by random numbers, which "
+                    "differ at each load; choose init_lora_weights=pissa"
                 )
             return get_peft_model(model, adapter, **options)  # type: ignore[no-any-return]
     except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as fault:
@@ -281,7 +285,10 @@ def _add_adapter(
 def _check_dora_magnitudes(model: Model) -> None:
     """Check that no row of a DoRA weight is all zeros.
 
-    DoRA divides each row by its norm, so that a row of zeros gives NaN in the first forward pass.
+    DoRA divides each row by its norm, so a row of zeros gives NaN in the first forward pass.
+
+    Raises:
+        UserError: a row is all zeros.
     """
     zero_rows: dict[str, int] = {}
     for name, module in model.named_modules():
@@ -299,9 +306,12 @@ def _check_dora_magnitudes(model: Model) -> None:
 
 
 def _check_added_tokens_are_trained(model: Model, num_added: int) -> None:
-    """Check that the adapter trains the rows of added tokens.
+    """Check that the adapter trains the embedding rows of added tokens.
 
-    Otherwise they stay a mean of the other rows, and the saved adapter does not contain them.
+    Otherwise these rows stay a mean of the other rows, and the saved adapter lacks them.
+
+    Raises:
+        UserError: the adapter does not train the embeddings or the LM head.
     """
     base = model.get_base_model()  # type: ignore[operator]
     embeddings = base.get_input_embeddings()
@@ -316,7 +326,7 @@ def _check_added_tokens_are_trained(model: Model, num_added: int) -> None:
     else:
         remedy = f"[{','.join(own_names)}]"
     raise UserError(
-        f"adapter: the corpus' tokenizer adds {num_added} tokens to the base's, and the adapter "
-        f"neither trains nor saves their rows in {', '.join(frozen)}; add "
+        f"adapter: the corpus' tokenizer adds {num_added} tokens to the base's tokenizer, and the "
+        f"adapter neither trains nor saves their rows in {', '.join(frozen)}; add "
         f"+adapter.modules_to_save={remedy}"
     )

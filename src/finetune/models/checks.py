@@ -32,29 +32,30 @@ logger = logging.getLogger(__name__)
 
 
 class GuardError(UserError):
-    """An error in training that would otherwise go unnoticed."""
+    """A training error that would be silent without a check."""
 
 
 class NotFiniteError(GuardError):
-    """A model's logits contain NaN or Inf whatever its attention."""
+    """The model's logits contain NaN or Inf with every attention implementation."""
 
 
 def choose_attention(packed: PackedModel, requested: str, vocab_size: int, device: torch.device = CPU) -> str:
     """Set the model's attention to the fastest correct implementation, or to the requested one.
 
-    An implementation is correct on this model and device if one document of a pack does not change
-    the logits of the others (check_isolation), and if the logits of a pack are those of its
-    documents run one by one with `eager`, which is the architecture's definition (check_packed).
+    An implementation is correct on this model and device if it passes two checks. One document of a
+    pack must not change the logits of the others (check_isolation). The logits of a pack must be
+    those of its documents run one by one with `eager`, which defines the architecture
+    (check_packed).
 
     Args:
-        requested: model.attention; "auto" tries the implementations by speed.
+        requested: the setting model.attention; "auto" tries the implementations, fastest first.
 
     Returns:
         The name of the implementation.
 
     Raises:
         NotFiniteError: the logits contain NaN or Inf with `eager`.
-        GuardError: the requested implementation, or each of them, is wrong.
+        GuardError: the requested implementation fails or, with "auto", each of them.
     """
     candidates = attention.list_implementations(device) if requested == "auto" else [requested]
     faults: list[str] = []
@@ -70,8 +71,8 @@ def choose_attention(packed: PackedModel, requested: str, vocab_size: int, devic
             check_packed(logits, reference, packed.num_layers)
             if candidate == "eager" and faults:
                 logger.warning(
-                    "attention: eager is used, whose memory grows with the square of "
-                    "data.sequence_length: %s",
+                    "model.attention: eager is used, and its memory grows with the square of "
+                    "data.sequence_length; faster implementations failed: %s",
                     "; ".join(faults),
                 )
             return candidate
@@ -82,14 +83,17 @@ def choose_attention(packed: PackedModel, requested: str, vocab_size: int, devic
             logger.info("attention %s", faults[-1])
     raise GuardError(
         "model.attention: no implementation isolates this model's packed documents "
-        f"({'; '.join(faults)}); choose another model"
+        f"({'; '.join(faults)}); choose model.attention=auto or, if it is auto, another model"
     )
 
 
 def check_logits(
     packed: PackedModel, logits: torch.Tensor, vocab_size: int, device: torch.device = CPU
 ) -> None:
-    """Check that logits are finite; if not, find out whether the adapter or the base is at fault.
+    """Check that logits are finite; if not, find out whether the adapter or the base is the cause.
+
+    Args:
+        logits: the logits of the probe's documents, run one by one.
 
     Raises:
         NotFiniteError: the logits contain NaN or Inf.
@@ -102,7 +106,7 @@ def check_logits(
         if bool(base_logits.isfinite().all()):
             method = packed.model.active_peft_config.peft_type.value
             raise NotFiniteError(
-                f"adapter: the model's logits contain NaN or Inf with the adapter ({method}) and "
+                f"adapter: the model's logits contain NaN or Inf with the adapter ({method}), but "
                 "not without it; choose other adapter.target_modules, or another adapter"
             )
     raise NotFiniteError(
@@ -116,11 +120,12 @@ def check_isolation(
 ) -> None:
     """Check that one document of a pack does not change the logits of the others.
 
-    The pack has three documents and 48 tokens; it is run twice, the second time with other tokens
-    in the first document. The check runs on the real model, device, precision and attention, in
-    evaluation mode. With a correct mask, logits of the other documents change by rounding only.
+    A pack of three documents and 48 tokens is run twice, the second time with other tokens in the
+    first document. If documents are isolated, the logits of the others change by rounding only. The
+    check uses the run's own model, device, precision and attention, in evaluation mode.
 
     Args:
+        logits: function that returns the logits for token ids and positions.
         tolerance: largest change of a logit, as a share of the largest logit.
 
     Raises:
@@ -133,28 +138,28 @@ def check_isolation(
         others = logits(ids, positions.repeat(2, 1))[:, 16:].float()
     if not bool(others.isfinite().all()):
         raise GuardError(
-            "the model's logits contain NaN or Inf: its weights or its config are damaged; "
-            "download it again, or lower lr"
+            "model: the logits contain NaN or Inf; before the first step, download the model again, "
+            "because its files are damaged; after it, lower lr"
         )
     change = float((others[0] - others[1]).abs().max() / others[0].abs().max().clamp(min=1e-6))
     if not change <= tolerance:
         raise GuardError(
-            "packed documents attend to each other: changing the tokens of one changes the logits "
-            f"of the others by {change:.1e} of their size, so this attention does not isolate "
-            "documents in this architecture; choose another model.attention"
+            "model.attention: packed documents attend to each other: other tokens in one document "
+            f"change the logits of the rest by {change:.1e} of their size; choose another "
+            "model.attention, or another model"
         )
 
 
 def check_weights(
     files: WeightFiles, parameters: dict[str, torch.nn.Parameter], gathered: Gathered, world: World
 ) -> None:
-    """Check that every loaded weight, on every rank, equals that in the base's files.
+    """Check that the loaded weights equal those in the base's files, on every rank.
 
     Args:
-        files: read by rank 0 alone, which broadcasts one tensor at a time.
-        parameters: by name in the files, in the order of the files. A parameter may have more rows
-            than its tensor (an enlarged vocabulary); only the tensor's rows are compared.
-        gathered: context manager in which partitioned parameters are complete.
+        files: the base's files. Rank 0 reads them, and broadcasts one tensor at a time.
+        parameters: parameters to compare, by their names in the files, in the order of the files.
+            Rows that an enlarged vocabulary added are not compared.
+        gathered: context manager in which partitioned parameters are complete (zero3.gathered).
 
     Raises:
         GuardError: a weight differs on some rank.
@@ -168,7 +173,7 @@ def check_weights(
                 loaded = loaded[: files.shapes[name][0]]
             expected = torch.empty(loaded.shape, dtype=loaded.dtype, device=loaded.device)
             if tensors is not None:
-                # converts to the parameter's precision, with the rounding of the load
+                # converts to the parameter's precision, and rounds as the load did
                 expected.copy_(next(tensors))
             if world.size > 1:
                 torch.distributed.broadcast(expected, 0)
@@ -184,16 +189,17 @@ def check_weights(
 
 
 def check_packed(packed: torch.Tensor, reference: torch.Tensor, num_layers: int) -> None:
-    """Check that the logits of a pack are those of its documents run one by one, up to rounding.
+    """Check that the logits of a pack equal those of its documents run one by one, up to rounding.
 
-    In bf16 (8 bits) two correct implementations differ by 0.0017 of the logits' size a layer:
-    random Llamas of 16 and 32 layers (1B and 8B) differed by 2.4% and 5.4%. In the 1B model the
-    difference was 110% if documents attended to each other, and 13% with attention scores that were
-    1.1 times too large.
+    In bf16 (8 significant bits), two correct implementations differ by 0.0017 of the logits' norm
+    per layer: random Llamas of 16 and 32 layers (1B and 8B parameters) differed by 2.4% and 5.4%.
+    With errors in attention, the 1B model differed more: by 110% if documents attended to each
+    other, and by 13% if the attention scores were 1.1 times too large.
 
     Args:
         packed: [1, tokens, vocabulary] logits of the pack.
-        reference: the logits of the documents, in the same shape.
+        reference: logits of the documents run one by one, in the same shape.
+        num_layers: number of layers of the model, with which the tolerance in bf16 grows.
 
     Raises:
         GuardError: the logits of some token differ by more than rounding.
@@ -204,19 +210,19 @@ def check_packed(packed: torch.Tensor, reference: torch.Tensor, num_layers: int)
     largest = float((distance / size.clamp(min=1e-6)).max())
     if not largest <= tolerance:
         raise GuardError(
-            f"packed documents have other logits than single ones (by {largest:.1e} of their "
-            "size); choose another model.attention"
+            "model.attention: the logits of packed documents differ from those of the documents run "
+            f"one by one (by {largest:.1e} of their size); choose another model.attention"
         )
 
 
 def check_target_losses(packed: PackedModel, vocab_size: int, device: torch.device = CPU) -> None:
-    """Check the losses of single positions against the model's full logits.
+    """Check that the losses of supervised positions are those of the model's full logits.
 
-    A model that changes its logits after the LM head (a soft cap, a scale) fails the check of the
-    chunked head, which is then switched off (`packed.head.chunked`).
+    If a model changes its logits after the LM head (by a soft cap or a scale), the losses of the
+    chunked head are wrong. The chunked head is then switched off (`packed.head.chunked`).
 
     Raises:
-        GuardError: the losses differ without the chunked head too.
+        GuardError: the losses differ even without the chunked head.
     """
     ids, positions = _make_probe(vocab_size, device)
     # all positions are supervised, so that both matrix products round alike in bf16
@@ -229,22 +235,20 @@ def check_target_losses(packed: PackedModel, vocab_size: int, device: torch.devi
         for chunked in (True, False) if packed.head.chunked else (False,):
             packed.head.chunked = chunked
             losses = packed.losses(inputs)
-            # The chunked head returns the sum of losses in the place of logits. A soft cap leaves
-            # small logits as they are, but would change that large sum, and so its gradient.
+            # The chunked head returns the sum of losses instead of logits. A soft cap hardly
+            # changes small logits, but it would change this large sum, and so its gradient.
             sums_agree = torch.allclose(losses.total, losses.per_token.sum(), rtol=1e-3)
             if sums_agree and torch.allclose(losses.per_token, expected, rtol=1e-3, atol=1e-3):
                 return
-            logger.info(
-                "the model changes its logits after the LM head: the loss uses the model's own logits"
-            )
+            logger.info("the model changes its logits after the LM head, so the loss uses its final logits")
     raise GuardError(
-        "model: the losses of single positions differ from those of its full logits: this "
+        "model: the losses of supervised positions differ from those of its full logits, so this "
         "architecture is not supported; choose another model"
     )
 
 
 def _make_probe(vocab_size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a pack [1, 48] of three documents (16, 20, 12 random tokens), and its positions."""
+    """Return a pack [1, 48] of three documents (16, 20 and 12 random tokens) and its positions."""
     ids = torch.randint(vocab_size, (1, 48), generator=torch.Generator().manual_seed(0))
     positions = torch.cat([torch.arange(16), torch.arange(20), torch.arange(12)])[None]
     return ids.to(device), positions.to(device)
@@ -252,7 +256,7 @@ def _make_probe(vocab_size: int, device: torch.device) -> tuple[torch.Tensor, to
 
 @torch.no_grad()
 def _run_one_by_one(logits: Logits, vocab_size: int, device: torch.device) -> torch.Tensor:
-    """Return the logits of the probe's documents, each run on its own: [1, 48, vocabulary]."""
+    """Return the logits of the probe's documents, run one by one: [1, 48, vocabulary]."""
     ids, positions = _make_probe(vocab_size, device)
     bounds = [(0, 16), (16, 36), (36, 48)]
     each = [logits(ids[:, a:b].contiguous(), positions[:, a:b].contiguous()) for a, b in bounds]
@@ -262,17 +266,17 @@ def _run_one_by_one(logits: Logits, vocab_size: int, device: torch.device) -> to
 def check_finite(name: str, tensor: torch.Tensor) -> None:
     """Raise GuardError if a trained tensor contains NaN or Inf; meta tensors are not checked."""
     if not tensor.is_meta and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-        raise GuardError(f"{name} contains NaN or Inf after training, and nothing is saved; lower lr")
+        raise GuardError(f"{name} contains NaN or Inf after training, so nothing is saved; lower lr")
 
 
 def check_saved(
     folder: Path, expected: dict[str, torch.Tensor], initial: dict[str, torch.Tensor] | None
 ) -> None:
-    """Check that the files in `folder` hold all trained numbers, and a changed adapter.
+    """Check that the files in `folder` contain all trained numbers, and that training changed them.
 
     Args:
-        expected: full tensors that were to be saved.
-        initial: the same tensors before the first step; None skips that comparison.
+        expected: complete tensors that should have been saved, by name.
+        initial: the same tensors before the first step; None skips the comparison with them.
 
     Raises:
         GuardError: numbers are missing, or no tensor changed.
@@ -285,25 +289,27 @@ def check_saved(
     wanted = sum(tensor.numel() for tensor in expected.values())
     if saved < wanted or wanted == 0:
         raise GuardError(
-            f"{folder}: it holds {saved} of {wanted} trained numbers, so the save lost weights; "
-            "run `finetune resume` to save again"
+            f"{folder}: contains only {saved} of {wanted} trained numbers, so weights were lost; run "
+            "`finetune resume` to save again"
         )
     if initial is not None and all(torch.equal(tensor, initial[name]) for name, tensor in expected.items()):
         raise GuardError(
-            f"{folder}: the saved weights are those from before the first step, so training "
-            "changed nothing; check lr, and that the loss depends on adapter.target_modules"
+            f"{folder}: the saved weights equal those before the first step, so training changed "
+            "nothing; check lr, and that the loss depends on adapter.target_modules"
         )
 
 
 def check_reloads(folder: Path, trained: PeftModel, state: dict[str, torch.Tensor]) -> None:
-    """Check that PEFT loads the saved adapter with the tensors and settings that were trained.
+    """Check that PEFT loads the saved adapter with the trained tensors and settings.
 
     The adapter is loaded on a placeholder of its base, so the check needs no more memory than the
-    adapter, whatever the size of the base and the ZeRO stage. An equal adapter with equal settings
-    on an equal base has equal logits.
+    adapter. The logits need not be compared: with equal tensors and settings, they are equal on the
+    same base.
 
     Args:
-        state: full trained tensors by parameter name.
+        folder: the saved adapter.
+        trained: the model with the trained adapter.
+        state: complete trained tensors by parameter name.
 
     Raises:
         GuardError: PEFT cannot load the adapter, or a tensor or a setting differs.
@@ -330,7 +336,7 @@ def check_reloads(folder: Path, trained: PeftModel, state: dict[str, torch.Tenso
     for key, value in trained.active_peft_config.to_dict().items():
         if key != "inference_mode" and _sorted_if_list(saved_settings[key]) != _sorted_if_list(value):
             raise GuardError(
-                f"{folder}/adapter_config.json: {key} is {saved_settings[key]}, and was {value} in "
+                f"{folder}/adapter_config.json: {key} is {saved_settings[key]}, but was {value} in "
                 "training; choose another adapter"
             )
 

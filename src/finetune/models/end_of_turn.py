@@ -1,9 +1,8 @@
-"""The token that ends a turn, declared as an end of sequence in saved models.
+"""The end-of-turn token, declared as an end of sequence in saved models.
 
-With it, a model trained on conversations stops after its answer. A base's own end of sequence is
-often not the token with which its chat template ends a turn (ChatML on a base model), and
-`generate` stops only at the ids in generation_config.json: a model that learned to end its answers
-with another token would continue after it.
+A model trained on conversations ends its answers with the chat template's end-of-turn token. Often
+that is not an end of sequence of the base, e.g. with ChatML on a base model. `generate` stops only
+at the ids in generation_config.json, so without the declaration it would not stop after an answer.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def find_new_stop(tokenizer: TokenizerInfo, model: Any) -> str | None:
-    """Return the corpus' end of turn if the base does not stop at it; None otherwise.
+    """Return the corpus' end-of-turn token if the base does not stop at it; None otherwise.
 
     Args:
         tokenizer: from the corpus manifest.
@@ -39,10 +38,14 @@ def find_new_stop(tokenizer: TokenizerInfo, model: Any) -> str | None:
 
 
 def declare(folder: Path, tokenizer: TokenizerInfo, model: Any) -> None:
-    """Make the end of turn an end of sequence in the configs and the tokenizer of a saved folder.
+    """Make the end of turn an end of sequence in a saved folder's configs and tokenizer.
 
-    An adapter is saved without its base's configs; its folder gets a generation config for those
-    who load it by hand.
+    The folder of an adapter lacks the base's configs. It gets a generation_config.json, for users
+    who load the adapter with their own code.
+
+    Args:
+        tokenizer: from the corpus manifest.
+        model: the trained model, or PEFT's wrapper around it.
     """
     base = _unwrap(model)
     token = find_new_stop(tokenizer, model)
@@ -62,16 +65,16 @@ def declare(folder: Path, tokenizer: TokenizerInfo, model: Any) -> None:
             text_config["eos_token_id"] = stop_ids
         _write_json(folder / CONFIG, config)
     if "eos_token" in _read_template(folder):
-        logger.info("the chat template uses eos_token, so the tokenizer's is not changed")
+        logger.info("the chat template uses eos_token, so the tokenizer's eos_token is not changed")
     else:
         for name in (TOKENIZER, SPECIAL_TOKENS):
             if (folder / name).is_file():
                 _write_json(folder / name, {**_read_json(folder / name), "eos_token": token})
-    logger.info("%s, the end of a turn, is declared as an end of sequence in %s", token, GENERATION)
+    logger.info("the end-of-turn token %s is an end of sequence in %s", token, GENERATION)
 
 
 def inherit(model: Any, adapter: Path) -> None:
-    """Add the ends of sequence of an adapter to a model that it was merged into."""
+    """Add an adapter's ends of sequence to the model that the adapter was merged into."""
     if not (adapter / GENERATION).is_file():
         return
     adapter_ids = _as_list(_read_json(adapter / GENERATION).get("eos_token_id"))
@@ -86,8 +89,8 @@ def inherit(model: Any, adapter: Path) -> None:
 def _write_generation_config(folder: Path, model: Any, stop_ids: list[int]) -> None:
     """Write the model's generation config with these ends of sequence.
 
-    If transformers rejects the model's config, as it does for some published models, the file has
-    the ends of sequence only.
+    transformers rejects the generation config of some published models. The file then contains only
+    the ends of sequence.
     """
     path = folder / GENERATION
     if not path.is_file():
@@ -96,14 +99,15 @@ def _write_generation_config(folder: Path, model: Any, stop_ids: list[int]) -> N
                 model.generation_config.save_pretrained(temporary)
                 shutil.copyfile(Path(temporary) / GENERATION, path)
             except (ValueError, AttributeError) as fault:
-                logger.warning("%s has the ends of sequence only: %s", GENERATION, str(fault).splitlines()[0])
+                reason = str(fault).splitlines()[0]
+                logger.warning("%s: only the ends of sequence are written: %s", GENERATION, reason)
                 _write_json(path, {})
     eos_token_id = stop_ids if len(stop_ids) > 1 else stop_ids[0]
     _write_json(path, {**_read_json(path), "eos_token_id": eos_token_id})
 
 
 def _stop_ids(model: Any) -> list[int]:
-    """Return the ids at which a model stops."""
+    """Return the token ids at which a model stops."""
     generation_config = getattr(model, "generation_config", None)
     stop_ids = _as_list(getattr(generation_config, "eos_token_id", None))
     return stop_ids or _as_list(getattr(model.config, "eos_token_id", None))
@@ -123,7 +127,7 @@ def _as_list(ids: int | list[int] | None) -> list[int]:
 
 
 def _read_template(folder: Path) -> str:
-    """Return the text of all chat templates in a folder; "" without any."""
+    """Return the chat templates in a folder as one string; "" if it has none."""
     if (folder / TEMPLATE).is_file():
         return (folder / TEMPLATE).read_text(encoding="utf-8")
     if not (folder / TOKENIZER).is_file():

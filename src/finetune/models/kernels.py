@@ -1,9 +1,10 @@
 """Faster kernels for parts of a model: the same mathematics in fewer passes over memory.
 
-On a GPU these are Liger's Triton kernels, if they are installed (Hsu et al. 2024). Otherwise they
-are our own in plain torch: for LoRA, RMSNorm, SwiGLU and, on CPUs, linear layers. A kernel replaces
-the `forward` of a module only if the module computes exactly the same. tests/test_kernels.py
-compares values and gradients of ours with those of the modules that they replace.
+On a GPU, Liger's Triton kernels (Hsu et al. 2024) are used if they are installed. Our own kernels,
+in plain torch, are for LoRA, for RMSNorm and SwiGLU without Liger, and for linear layers on CPUs. A
+kernel replaces the `forward` of a module only if the module computes exactly the same.
+tests/test_kernels.py compares the values and gradients of our kernels with those of the original
+modules.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ def install(model: nn.Module, choice: str, device: torch.device, partitioned: bo
     """Install kernels in `model`.
 
     Args:
-        choice: model.kernels; "auto" is liger if it can be used, and our own kernels otherwise.
-        partitioned: weights are partitioned (ZeRO-3), so a kernel must not bypass the submodules,
-            which gather their own weights.
+        choice: the setting model.kernels; "auto" uses Liger's kernels where possible.
+        partitioned: whether weights are partitioned (ZeRO-3). Kernels then must not bypass
+            submodules, because these gather their own weights.
 
     Returns:
         The names of the installed kernels, for the log.
@@ -67,9 +68,9 @@ def install(model: nn.Module, choice: str, device: torch.device, partitioned: bo
 
 
 def _install_liger(model: nn.Module) -> list[str]:
-    """Install Liger's kernels for this architecture, without its loss; return their names.
+    """Install Liger's kernels for this architecture, except its loss; return their names.
 
-    Our loss does not compute full logits either, and it sums over tokens (loss.py).
+    Our own loss does not compute full logits either, and it returns a sum over tokens (loss.py).
     """
     from liger_kernel.transformers.monkey_patch import (
         MODEL_TYPE_TO_APPLY_LIGER_FN,
@@ -159,7 +160,7 @@ class _Lora(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, a, b, low = ctx.saved_tensors
         d_out = gradients[0].flatten(0, -2)
-        # products with few columns are up to five times as fast when transposed
+        # a product with few columns is up to five times as fast if it is computed transposed
         d_low = (b.T @ d_out.T).T.mul_(ctx.scaling)
         d_x = None
         if ctx.needs_input_grad[0]:
@@ -170,9 +171,9 @@ class _Lora(torch.autograd.Function):
 
 
 class _MergedLora(torch.autograd.Function):
-    """y = x (W + s B A)ᵀ, which adds weights instead of the more numerous activations.
+    """LoRA as y = x (W + s B A)ᵀ: it adds weights, which are fewer than activations.
 
-    For float32 only: in bf16 the sum would round a small adapter away.
+    Use it for float32 only: in bf16 the sum of weights would round a small adapter to nothing.
     """
 
     @staticmethod
@@ -192,7 +193,7 @@ class _MergedLora(torch.autograd.Function):
         d_out = gradients[0].flatten(0, -2)
         d_x = None
         if ctx.needs_input_grad[0]:
-            # a transposed sum would take five times as long
+            # computing the transposed sum instead would take five times as long
             merged = torch.addmm(weight, b, a, alpha=ctx.scaling)
             d_x = linear(d_out, merged.T).view(ctx.shape)
         low = linear(rows, a)
@@ -206,7 +207,7 @@ class _MergedLora(torch.autograd.Function):
 
 
 def _linear_forward(self: nn.Linear, x: Tensor) -> Tensor:
-    if x.dtype != self.weight.dtype:  # raises torch's own error
+    if x.dtype != self.weight.dtype:  # torch then raises its own error
         return nn.functional.linear(x, self.weight, self.bias)
     return _Linear.apply(x, self.weight, self.bias)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -239,7 +240,7 @@ class _Linear(torch.autograd.Function):
 
 
 def _is_plain_rms_norm(module: nn.Module) -> bool:
-    """Return whether the module is a plain RMSNorm, by its code: Gemma's multiplies by 1 + w."""
+    """Return whether the module is a plain RMSNorm; Gemma's is not, as it multiplies by 1 + w."""
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
     return type(module).__name__.endswith("RMSNorm") and _has_same_code(type(module), LlamaRMSNorm)

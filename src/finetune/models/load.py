@@ -1,9 +1,9 @@
-"""Base models loaded from files: complete, or under ZeRO-3 partitioned tensor by tensor.
+"""Loading of base models from files; under ZeRO-3 each tensor is partitioned when it is read.
 
-Adapters that earlier runs trained on a base are merged into it.
+If a base has adapters from earlier runs, they are merged into it.
 
-DeepSpeed is imported only where a model is partitioned: its import takes seconds, and an evaluation
-does not need it.
+DeepSpeed is imported only where a model is partitioned, because the import takes seconds and an
+evaluation does not need it.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from finetune.runs.base_model import Base
 if TYPE_CHECKING:
     from finetune.models.zero3 import Partitioner
 
-# its progress bar would appear beside ours and clutter the ranks' logs
+# transformers' progress bar would clutter the logs of all ranks
 transformers_logging.disable_progress_bar()
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _DIGITS = re.compile(r"\d+")
-# inserted by PEFT into the names of the base's parameters
+# PEFT inserts these into the names of the base's parameters
 _PEFT_INFIX = re.compile(r"\.(base_layer|original_module)\.")
 
 
@@ -64,29 +64,28 @@ def load(
     """Load a base model from files, and merge its adapters.
 
     Args:
-        dtype: "auto" keeps that of the files.
-        device_map: "auto" lets accelerate spread the model over all GPUs and the CPU; None leaves
-            it on the CPU.
-        partitioner: for a run under ZeRO-3, whose ranks load together; each then holds only its
-            share.
-        quantization: "nf4" stores the linear layers in 4 bits on this rank's device; such layers
+        dtype: the parameters' dtype; "auto" keeps that of the files.
+        device_map: "auto" spreads the model over all GPUs and the CPU; None loads it on the CPU.
+        partitioner: partitions the model for ZeRO-3. All ranks then load the model together, and
+            each keeps only its share.
+        quantization: "nf4" stores the linear layers in 4 bits on this rank's device. Such layers
             cannot be trained, and no adapter can be merged into them.
 
     Raises:
-        UserError: a weight is missing, has another shape, or has no place in the model, so that a
-            part of the model would be random.
+        UserError: the files cannot be read or do not fit the model, or a base with adapters is to
+            be quantized.
     """
     if quantization and base.adapters:
         raise UserError(
             f"model.quantization: {base.name} is an adapter on a base, and an adapter cannot be "
-            "merged into 4-bit weights; leave model.quantization out"
+            "merged into 4-bit weights; remove model.quantization"
         )
     model = None
     if partitioner is not None and torch.distributed.is_initialized():
         model = _load_partitioned(base, dtype, partitioner)
     if model is None:
         model = _load_complete(base, dtype, device_map, quantization)
-    # adapters store this as the name of their base; the path of a cache folder would not identify it
+    # new adapters store this name to identify their base, which a cache folder's path would not
     model.name_or_path = base.name  # type: ignore[assignment]
     for adapter in base.adapters:
         logger.info("merging adapter %s into the base", adapter)
@@ -99,7 +98,11 @@ def load(
 
 @contextlib.contextmanager
 def _as_user_error(problem: str) -> Iterator[None]:
-    """Raise UserError if a library rejects a model's files, so that the job is not restarted."""
+    """Turn a library's ValueError into a UserError, so that the job is not restarted.
+
+    Args:
+        problem: start of the error message.
+    """
     try:
         yield
     except UserError:
@@ -110,7 +113,7 @@ def _as_user_error(problem: str) -> Iterator[None]:
 
 
 def load_for_evaluation(base: Base) -> Model:
-    """Load a base for evaluation: over all devices, in the precision of its files."""
+    """Load a base for evaluation, spread over all devices, in the precision of its files."""
     model = load(base, "auto", device_map="auto")
     model.eval()
     return model
@@ -126,7 +129,7 @@ def _load_complete(
         nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": quantization, "bnb_4bit_use_double_quant": True}
         settings = {"quantization_config": BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype)}
         settings["device_map"] = {"": World().device}
-    # weights of other sizes do not raise here: _check_loaded reports them
+    # weights of another shape raise no error here, because _check_loaded reports them
     settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with _as_user_error(f"model {base.name}: transformers cannot load it"):
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -149,21 +152,20 @@ def _check_loaded(
     misshapen: Iterable[str],
     unexpected: Iterable[str],
 ) -> None:
-    """Check that the model's weights are those of the files.
+    """Check that the files contain all tensors of the model and no others.
 
-    An unexpected tensor is ignored with a warning if it belongs to a module that the model does not
-    have (a vision tower). If it belongs to a module like one of the model's (layer 31 of 30, a
-    bias), config.json is that of another model.
+    A tensor that the model lacks is ignored with a warning if the model has no such module (a
+    vision tower). If the model has such a module (the tensor is a bias, or of layer 31 of a model
+    with 30 layers), config.json belongs to another model.
 
     Args:
         own: names of the model's tensors.
-        missing: names that the files lack.
-        misshapen: names whose tensors have another shape in the files.
-        unexpected: names in the files that the model lacks.
+        missing: names of tensors that the files lack.
+        misshapen: names of tensors that have another shape in the files.
+        unexpected: names of tensors in the files that the model lacks.
 
     Raises:
-        UserError: tensors are missing, misshapen, or unexpected in a module like one of the
-            model's.
+        UserError: tensors are missing or misshapen, or unexpected in a module that the model has.
     """
     absent = sorted({*missing, *misshapen})
     if absent:
@@ -190,24 +192,26 @@ def _check_loaded(
 
 
 def _module_kind(name: str) -> str:
-    """Return the path of a tensor's module, with numbers replaced so that layers share it."""
+    """Return the path of a tensor's module, with N for each number, so that all layers share it."""
     return _DIGITS.sub("N", name.rpartition(".")[0])
 
 
 def _load_partitioned(base: Base, dtype: torch.dtype | str, partitioner: Partitioner) -> Model | None:
-    """Load the base tensor by tensor; rank 0 reads each, and all ranks keep their slices of it.
+    """Load the base tensor by tensor: rank 0 reads a tensor, and every rank keeps its slice.
 
-    transformers' own way under ZeRO-3 holds the full model on rank 0, and some versions left
-    weights random (transformers #43257, #45313). Here every parameter must come from the files, in
+    transformers' own loading under ZeRO-3 holds the full model on rank 0, and some versions left
+    weights random (transformers #43257, #45313). Here every parameter must be in the files, with
     its shape.
 
     Returns:
-        None if the tensors in the files are not the model's parameters as they are, because
-        transformers converts those of some architectures.
+        The model; None if transformers must convert the tensors of this architecture.
+
+    Raises:
+        UserError: the files cannot be read or do not fit the model.
     """
     world = World()
     model = _build_skeleton(base, dtype)
-    # every rank reads the headers, so that all of them raise an error in the files
+    # every rank reads the headers, so that all ranks raise the error if a file is damaged
     files = WeightFiles(base.folder)
     if needs_conversion(model, files):
         logger.warning(
@@ -218,7 +222,7 @@ def _load_partitioned(base: Base, dtype: torch.dtype | str, partitioner: Partiti
         return None
     wanted = named_tensors(model)
     ties = tied_names(model)
-    # files may hold a tied parameter under any of its names
+    # files may contain a tied parameter under any of its names
     first_names = {name: first for name, first in ties.items() if first not in files.shapes}
     in_files = files.shapes.keys()
     ignored = re.compile("|".join(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ["$^"]))
@@ -254,7 +258,7 @@ def _load_partitioned(base: Base, dtype: torch.dtype | str, partitioner: Partiti
 
 
 def _build_skeleton(base: Base, dtype: torch.dtype | str) -> Model:
-    """Build the model with its parameters on the meta device; its buffers have their values."""
+    """Build the model with parameters on the meta device and with complete buffers."""
     from accelerate import init_empty_weights
 
     with (
@@ -263,34 +267,34 @@ def _build_skeleton(base: Base, dtype: torch.dtype | str) -> Model:
         _EmptyOnMeta(),
     ):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.folder), dtype=dtype)
-    model.tie_weights()  # the move to the meta device untied them
+    model.tie_weights()  # the move to the meta device untied the weights
     if (base.folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(base.folder)
     return model  # type: ignore[no-any-return]
 
 
 def build_placeholder(architecture: PretrainedConfig, writable: bool = False) -> Model:
-    """Build a model in which every matrix is one expanded zero, which takes almost no memory.
+    """Build a model whose matrices are all zeros and take almost no memory.
 
     Args:
-        writable: give each weight its own memory instead.
+        writable: whether to give each weight its own memory, so that it can be changed.
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(architecture)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             expanded = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
-            if writable or parameter.ndim < 2:  # an adapter may replace biases
+            if writable or parameter.ndim < 2:  # adapters with trained biases write into these
                 expanded = expanded.clone()
             setattr(module, name, torch.nn.Parameter(expanded, requires_grad=False))
     return model  # type: ignore[no-any-return]
 
 
 class _EmptyOnMeta(TorchFunctionMode):
-    """Mode in which torch.empty, with which modules allocate weights, allocates on the meta device.
+    """Mode in which torch.empty allocates on the meta device; modules allocate weights with it.
 
-    accelerate moves weights there right after their allocation too, but the memory that malloc
-    provided until then stays address space of the process: a quarter of the model was measured.
+    accelerate moves weights to the meta device only after their allocation. Memory from malloc then
+    stays in the process' address space: a quarter of the model's size was measured.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -301,10 +305,12 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 
 def needs_conversion(model: Model, files: WeightFiles, names: Iterable[str] | None = None) -> bool:
-    """Return whether transformers renames, merges or splits tensors of the files when it loads them.
+    """Return whether transformers renames, merges or splits the files' tensors when it loads them.
+
+    Return True for a quantized model too.
 
     Args:
-        names: the model's names for its tensors; by default those of its state dict.
+        names: names of the model's tensors; by default those in its state dict.
     """
     is_quantized = getattr(model.config, "quantization_config", None) is not None
     if is_quantized or any(buffer.is_meta for buffer in model.buffers()):
@@ -323,11 +329,15 @@ def needs_conversion(model: Model, files: WeightFiles, names: Iterable[str] | No
 def match_base_files(
     model: Model, base: Base | None
 ) -> tuple[WeightFiles, dict[str, torch.nn.Parameter]] | None:
-    """Return the files of a run's base and the parameters that must equal them, by name in the files.
+    """Return the files of a run's base, and the parameters that must equal their tensors.
+
+    Args:
+        base: the base; None for a model from scratch.
 
     Returns:
-        None if there is nothing to compare: the model is built from scratch, or the base's weights
-        were converted or have adapters merged into them.
+        The files, and the parameters by their names in the files. None if there is nothing to
+        compare: the model is built from scratch, its weights were converted, or adapters were
+        merged into them.
     """
     if base is None:
         return None
@@ -363,8 +373,8 @@ def _find_weights_changed_by_adapter(model: Model) -> set[str]:
 def _merge_adapter(model: Model, adapter: Path, partitioner: Partitioner | None) -> Model:
     """Return the model with an adapter merged into its weights.
 
-    The folder of an adapter that was trained with added tokens contains their tokenizer; the base
-    then gets as many rows as it had in that training.
+    If an adapter was trained with added tokens, its folder contains the enlarged tokenizer. The
+    base then first gets as many embedding rows as it had in that training.
     """
     if (adapter / "tokenizer.json").is_file():
         enlarge_vocabulary(model, run_inputs.tokenizer_size(adapter), partitioner)
@@ -389,9 +399,9 @@ def _merge_adapter(model: Model, adapter: Path, partitioner: Partitioner | None)
 
 
 def _untie(adapted: PeftModel, partitioner: Partitioner | None) -> None:
-    """Give each layer that the adapter changes its own weight, if it shares one with another layer.
+    """Give each layer that the adapter changes a weight of its own, if its weight is tied.
 
-    Otherwise a change of the embeddings, merged into a tied matrix, would change the LM head too.
+    Otherwise merging a change of the embeddings would also change the LM head.
     """
     num_uses = Counter(id(p) for module in adapted.modules() for p in module._parameters.values())
     for module in adapted.modules():

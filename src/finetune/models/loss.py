@@ -1,9 +1,9 @@
 """The loss: cross-entropy of the supervised positions, as a sum over tokens.
 
-The sum is divided once, by the supervised tokens of the global step (normalise_loss); a mean of the
-means of micro-batches would weight tokens differently.
+The sum is divided only once, by the number of supervised tokens of the global step
+(normalise_loss). Averaging the means of micro-batches would give tokens unequal weights.
 
-The full logits never exist: `TargetHead` gives the model's LM head only the hidden states of
+The full logits are never computed: `TargetHead` gives the model's LM head only the hidden states of
 supervised positions, and computes the loss chunk by chunk (as in Liger, Hsu et al. 2024; Wijmans et
 al. 2024, "Cut Your Losses").
 """
@@ -21,12 +21,12 @@ from finetune.models.cpu_matmul import linear
 
 # label of positions without a target, as in torch's cross_entropy
 IGNORE = -100
-# Logits of a chunk. On a CPU: as many as its last cache holds, because each chunk reads the whole
-# head (with less than half of that, the loss took a seventh longer). On a GPU: enough to keep it
-# busy.
+# Number of logits in a chunk. On a CPU, as many as its last-level cache holds: each chunk reads the
+# whole head, and with less than half as many logits the loss took a seventh longer. On a GPU,
+# enough to keep it busy.
 CHUNK_ELEMENTS = {"cpu": 5 * 2**20, "cuda": 2**27}
-# Rows of a chunk at least. With fewer rows of a large vocabulary, reading the head takes longer
-# than the product.
+# Minimum number of rows in a chunk. With fewer rows and a large vocabulary, reading the head takes
+# longer than the product.
 MIN_CHUNK_ROWS = 256
 
 
@@ -35,8 +35,8 @@ class TargetLosses:
     """Losses of supervised positions, in nats.
 
     Attributes:
-        total: their sum, a scalar with a gradient.
-        per_token: [targets] float32, detached.
+        total: sum of the losses, a scalar with a gradient.
+        per_token: [targets] loss of each position, float32, detached.
     """
 
     total: Tensor
@@ -45,24 +45,23 @@ class TargetLosses:
 
 @dataclass(frozen=True)
 class _Supervised:
-    """Supervised positions in the flattened packs and the tokens to predict there, both [targets]."""
+    """Supervised positions in the flattened packs, and their targets; both are [targets]."""
 
     positions: Tensor
     targets: Tensor
 
 
 class TargetHead:
-    """Wrapper of a causal model's LM head that returns losses instead of logits inside `losses`.
+    """Wrapper of a causal model's LM head, which returns losses instead of logits in `losses`.
 
-    It replaces the head's `forward`, inside the model and inside ZeRO-3's hooks, so that a
-    partitioned head is gathered when it is needed. If the head is more than a linear layer (LoRA,
-    offloading), or if the model changes its logits after the head (Gemma 2's soft cap), the loss is
-    computed from the model's own logits of the supervised positions: see `chunked`.
+    The wrapper replaces the head's `forward`. It thus runs inside the model and inside ZeRO-3's
+    hooks, which gather a partitioned head when it is called.
 
     Attributes:
-        chunked: compute the loss chunk by chunk in the place of the head: the head is a plain
-            linear layer and its outputs are the model's logits. checks.check_target_losses sets it
-            to False if it finds that they are not.
+        chunked: whether the head itself computes the loss, chunk by chunk. Otherwise the loss is
+            computed from the model's final logits of the supervised positions. It is False if the
+            head is not a plain linear layer (LoRA, offloading). checks.check_target_losses also
+            sets it to False if the model changes its logits after the head (Gemma 2's soft cap).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -84,7 +83,7 @@ class TargetHead:
         Args:
             forward: runs the model and returns its output.
             target_positions: [targets] supervised positions in the flattened [packs × length].
-            targets: [targets] token that each of these positions should predict.
+            targets: [targets] token to predict at each of these positions.
         """
         self._supervised = _Supervised(target_positions, targets)
         try:
@@ -95,17 +94,17 @@ class TargetHead:
             per_token = self._per_token
             self._per_token = None
             assert per_token is not None
-            # the head returned the sum of losses in the place of logits
+            # the head returned the sum of losses instead of logits
             return TargetLosses(total=output.logits, per_token=per_token)
         logits = output.logits.float().flatten(0, -2)
         per_token = nn.functional.cross_entropy(logits, targets, reduction="none")
         return TargetLosses(total=per_token.sum(), per_token=per_token.detach())
 
     def _head_output(self, hidden: Tensor, *rest: Any, **more: Any) -> Tensor:
-        """Return the head's output for the model.
+        """Return the head's output: outside `losses`, the logits.
 
-        While `losses` runs: the sum of losses if `chunked`, else the logits of the supervised
-        positions.
+        In `losses`, return the sum of the losses if `chunked` is True, and otherwise the logits of
+        the supervised positions.
         """
         if self._supervised is None:
             return self._forward(hidden, *rest, **more)
@@ -122,8 +121,8 @@ class TargetHead:
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """The sum of the cross-entropies of linear(hidden), computed chunk by chunk.
 
-    The gradients are computed in the forward pass, and backward only scales them: no chunk's logits
-    are kept or computed twice, and ZeRO-3 need not gather the head again.
+    The forward pass also computes the gradients, and the backward pass only scales them. Logits are
+    therefore neither kept nor computed twice, and ZeRO-3 need not gather the head again.
     """
 
     @staticmethod
@@ -145,13 +144,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), num_rows):
             chunk = slice(start, start + num_rows)
             target = labels[chunk, None]
-            # no name for the logits: they would stay in memory until the next chunk
+            # the logits get no name, because they would then stay in memory until the next chunk
             per_token[chunk], d_logits = _losses_and_probabilities(
                 linear(hidden[chunk], weight, bias), target
             )
             if not (needs_hidden or needs_weight or needs_bias):
                 continue
-            # the gradient of a cross-entropy is the probabilities, minus 1 at the target
+            # the gradient with respect to the logits: the probabilities, minus 1 at the target
             d_logits.scatter_add_(1, target, d_logits.new_full((1, 1), -1.0).expand_as(target))
             if d_bias is not None:
                 d_bias += d_logits.sum(0)
@@ -180,13 +179,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 def _losses_and_probabilities(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return cross-entropies [rows] and softmax [rows, vocabulary] in float32.
 
-    Each device has its own way with few passes over memory.
+    The computation differs between CPU and GPU, so that each makes few passes over memory.
 
     Args:
         logits: [rows, vocabulary]; overwritten.
         target: [rows, 1] token ids.
     """
-    if logits.device.type == "cuda":  # log_softmax is one kernel there
+    if logits.device.type == "cuda":  # on a GPU, log_softmax is a single kernel
         log_probabilities = torch.log_softmax(logits, -1, dtype=torch.float32)
         return -log_probabilities.gather(1, target)[:, 0], log_probabilities.exp_()
     logits = logits.float()
@@ -198,14 +197,15 @@ def _losses_and_probabilities(logits: Tensor, target: Tensor) -> tuple[Tensor, T
 
 
 def normalise_loss(loss_sum: Tensor, global_tokens: int, world_size: int) -> Tensor:
-    """Return the loss of a micro-batch to call backward on.
+    """Return the loss of a micro-batch for the backward pass.
 
-    DeepSpeed averages gradients over ranks. Multiplied by world_size / global_tokens, the losses of
-    all micro-batches and ranks together have the gradient of the mean over the global batch's
-    supervised tokens, however these are distributed over ranks and micro-batches.
+    DeepSpeed adds gradients over micro-batches and averages them over ranks. With the factor
+    world_size / global_tokens, the result is the gradient of the mean loss over all supervised
+    tokens of the global step, however they are distributed.
 
     Args:
         loss_sum: sum of the token losses of one micro-batch on this rank.
-        global_tokens: supervised tokens of the global step, over all ranks and micro-batches.
+        global_tokens: number of supervised tokens of the global step, over all ranks.
+        world_size: number of ranks.
     """
     return loss_sum * (world_size / global_tokens)

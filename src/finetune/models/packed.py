@@ -22,7 +22,7 @@ class PackInputs:
         input_ids: [packs, length] token ids.
         position_ids: [packs, length]; they start at 0 in every document.
         target_positions: [targets] supervised positions in the flattened packs.
-        targets: [targets] token that each of these positions should predict.
+        targets: [targets] token to predict at each of these positions.
     """
 
     input_ids: torch.Tensor
@@ -32,11 +32,13 @@ class PackInputs:
 
 
 class PackedModel:
-    """A causal model called on packed documents; a rank calls its model in no other way.
+    """A causal model that is called on packed documents.
+
+    Training and evaluation call the model only through this class.
 
     Args:
-        model: the model; its LM head is wrapped so that it can return losses (loss.py).
-        forward: called in the place of `model`: DeepSpeed's engine around it.
+        model: the model. Its LM head is wrapped, so that it can return losses (loss.py).
+        forward: function that is called instead of `model`, such as DeepSpeed's engine around it.
 
     Attributes:
         head: the wrapped LM head.
@@ -69,7 +71,7 @@ class PackedModel:
         return logits.view(*input_ids.shape, -1)
 
     def losses(self, inputs: PackInputs) -> TargetLosses:
-        """Return the losses of the supervised positions, and their sum; see TargetHead.losses."""
+        """Return the losses of the supervised positions and the sum of these losses."""
 
         def forward() -> Any:
             return self._call(inputs.input_ids, inputs.position_ids)
@@ -77,10 +79,10 @@ class PackedModel:
         return self.head.losses(forward, inputs.target_positions, inputs.targets)
 
     def _call(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> Any:
-        """Call the model in the only way that isolates documents.
+        """Call the model so that documents are isolated.
 
-        transformers masks between documents (positions that start at 0) only if it gets neither an
-        attention mask nor a cache; with either of them, documents would silently attend to each
+        transformers masks between documents, whose positions start at 0, only if it gets neither an
+        attention mask nor a cache. With one of these, documents would silently attend to each
         other.
         """
         if self.attention in ONE_ROW:

@@ -15,10 +15,13 @@ logger = logging.getLogger(__name__)
 
 
 def enlarge_vocabulary(model: Model, num_rows: int, partitioner: Partitioner | None) -> None:
-    """Give the embeddings and the LM head at least `num_rows` rows.
+    """Enlarge the embeddings and the LM head to at least `num_rows` rows.
 
-    New rows are the mean of the old ones, so that their logits stay within the range of the others
+    Each new row is the mean of the old rows, so that its logits stay within the range of the others
     (Hewitt 2021, Initializing New Word Embeddings for Pretrained Language Models).
+
+    Args:
+        partitioner: required if the model is partitioned.
     """
     embeddings = model.get_input_embeddings()  # type: ignore[operator]
     head = model.get_output_embeddings()  # type: ignore[operator]
@@ -47,10 +50,10 @@ def enlarge_vocabulary(model: Model, num_rows: int, partitioner: Partitioner | N
 
 
 def _append_mean_rows(old: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """Return `old`, [n, …], with copies of its mean row appended: [num_rows, …].
+    """Append copies of the mean row to `old`; return [num_rows, …].
 
-    The mean is summed in float64 and in pieces, so that it is the same on every device and with any
-    number of threads.
+    The mean is computed in float64 on the CPU, in pieces of fixed size. It is therefore the same on
+    every device and with any number of threads.
     """
     total = torch.zeros(old.shape[1:], dtype=torch.float64)
     for piece in torch.split(old.cpu(), 4096):
@@ -60,7 +63,7 @@ def _append_mean_rows(old: torch.Tensor, num_rows: int) -> torch.Tensor:
 
 
 def named_tensors(model: Model) -> dict[str, torch.Tensor]:
-    """Return the parameters and saved buffers, each once, by the first of its names."""
+    """Return the parameters and saved buffers by name; a tied parameter only by its first name."""
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
     buffers = dict(model.named_buffers())
     tensors.update({name: buffers[name] for name in model.state_dict() if name in buffers})
@@ -68,7 +71,7 @@ def named_tensors(model: Model) -> dict[str, torch.Tensor]:
 
 
 def tied_names(model: Model) -> dict[str, str]:
-    """Return the first name of each tied parameter by its other names."""
+    """Return a mapping from each other name of a tied parameter to the parameter's first name."""
     first_names: dict[int, str] = {}
     ties = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -79,7 +82,7 @@ def tied_names(model: Model) -> dict[str, str]:
 
 
 def replace_parameter(model: Model, old: torch.nn.Parameter, new: torch.nn.Parameter) -> None:
-    """Replace a parameter wherever the model has it; a tied one has several places."""
+    """Replace a parameter in every module that has it; a tied parameter is in several."""
     new.requires_grad_(old.requires_grad)
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -88,5 +91,5 @@ def replace_parameter(model: Model, old: torch.nn.Parameter, new: torch.nn.Param
 
 
 def is_partitioned(model: Model) -> bool:
-    """Return whether the model is partitioned (ZeRO-3), by DeepSpeed's mark (see zero3.py)."""
+    """Return whether the model is partitioned (ZeRO-3); see zero3.py for `ds_id`."""
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())

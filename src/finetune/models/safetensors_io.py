@@ -1,4 +1,7 @@
-"""Model files read and written one tensor at a time, so that no process holds or maps all of them."""
+"""Reading safetensors files tensor by tensor, and writing them shard by shard.
+
+No process then holds or maps a whole model.
+"""
 
 from __future__ import annotations
 
@@ -27,19 +30,19 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-# Rank 0 holds a shard in memory, besides its own share, while it writes. transformers reads any
-# size.
+# Maximum size of a shard. While rank 0 writes, it holds a shard in memory besides its share of the
+# model. transformers reads shards of any size.
 SHARD_BYTES = 2**30
 
 
 class WeightFiles:
     """The tensors in a model folder's safetensors files, in file order.
 
-    The files are read, not mapped: safetensors' own reader maps a file twice, and maps count as
-    address space, which a job can be limited in.
+    The files are read, not memory-mapped. safetensors' own reader maps a file twice, and maps count
+    as address space, which may be limited in a job.
 
     Attributes:
-        shapes: of every tensor, by name.
+        shapes: shape of each tensor, by name.
 
     Raises:
         UserError: the weights are incomplete or damaged.
@@ -47,7 +50,7 @@ class WeightFiles:
 
     def __init__(self, folder: Path) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
-        # file, dtype and position of the first byte, by name
+        # file, dtype and byte offset of each tensor, by name
         self._places: dict[str, tuple[Path, torch.dtype, int]] = {}
         try:
             for file in _list_files(folder):
@@ -60,8 +63,11 @@ class WeightFiles:
     def _read_header(self, path: Path) -> None:
         """Read a file's header.
 
-        The format (https://huggingface.co/docs/safetensors): the header's length in 8 bytes, the
-        header in JSON, the numbers.
+        A file consists of the header's length in 8 bytes, the header in JSON, and the numbers
+        (https://huggingface.co/docs/safetensors).
+
+        Raises:
+            ValueError: the file is truncated.
         """
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -95,7 +101,7 @@ def write(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes
     """Write tensors in the format of transformers, one shard at a time.
 
     Args:
-        shard_bytes: a shard is full before it would exceed this size.
+        shard_bytes: maximum size of a shard; only a larger single tensor exceeds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[list[str]] = []

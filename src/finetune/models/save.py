@@ -1,4 +1,4 @@
-"""Trained models and adapters written as files for transformers and PEFT."""
+"""Saving trained models and adapters as files for transformers and PEFT."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ from finetune.models.parameters import Model, named_tensors, tied_names
 
 logger = logging.getLogger(__name__)
 
-# folder in a checkpoint, written by write_description
+# folder in a checkpoint that write_description fills
 DESCRIPTION = "description"
 
 
 def gather_weights(model: Model, trainable_only: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield complete parameters and saved buffers one at a time: on rank 0's CPU, elsewhere as meta tensors.
+    """Gather a model's parameters and saved buffers one at a time; yield names and complete copies.
 
-    Every rank must iterate over all of them: under ZeRO-3 each is gathered, and a rank's own
-    tensors are empty.
+    The copies are on rank 0's CPU; the other ranks get meta tensors. Every rank must iterate to the
+    end, because under ZeRO-3 all ranks gather a tensor together.
+
+    Args:
+        trainable_only: leave out the frozen weights of an adapter's base.
     """
     from finetune.models import zero3
 
@@ -39,21 +42,21 @@ def gather_weights(model: Model, trainable_only: bool = False) -> Iterator[tuple
 
 
 def save(model: Model, state: Iterable[tuple[str, torch.Tensor]], folder: Path, is_main: bool = True) -> None:
-    """Write a trained model or adapter as safetensors; every rank calls it, rank 0 writes.
+    """Save a trained model or adapter as safetensors; every rank calls it, and rank 0 writes.
 
     Args:
-        state: complete tensors by parameter name (see gather_weights). Those of a model are written
-            as they come, so that rank 0 never holds all of them.
+        state: names and complete tensors, from gather_weights. A model's tensors are written as
+            they are gathered, so that rank 0 does not hold all of them.
 
     Raises:
         UserError: PEFT cannot save this adapter.
     """
     if isinstance(model, PeftModel):
-        # small enough to be held in memory
+        # an adapter is small enough to be held in memory
         _save_adapter(model, dict(state), folder, is_main)
         return
     if get_model_conversion_mapping(model, add_legacy=False):
-        # transformers converts the tensors back, which needs all of them together
+        # transformers converts the tensors back into those of the files, and needs all of them
         tensors = dict(state)
         if is_main:
             model.save_pretrained(str(folder), state_dict=tensors)  # type: ignore[operator]
@@ -61,7 +64,7 @@ def save(model: Model, state: Iterable[tuple[str, torch.Tensor]], folder: Path, 
     skipped = set(getattr(model, "_keys_to_ignore_on_save", None) or [])
     saved = ((name, tensor) for name, tensor in state if name not in skipped)
     if not is_main:
-        for _ in saved:  # takes part in the gathering
+        for _ in saved:  # all ranks must take part in gathering each tensor
             pass
         return
     safetensors_io.write(folder, saved)
@@ -74,7 +77,7 @@ def save(model: Model, state: Iterable[tuple[str, torch.Tensor]], folder: Path, 
 def _save_adapter(model: PeftModel, state: dict[str, torch.Tensor], folder: Path, is_main: bool) -> None:
     if not is_main:
         return
-    # PEFT looks for tied matrices that it trains under each of their names
+    # PEFT looks for a trained matrix that is tied under each of its names
     tied = {name: state[first] for name, first in tied_names(model).items() if first in state}
     try:
         # save_embedding_layers="auto" would ask the hub for the base's vocabulary, and jobs have no
@@ -83,7 +86,8 @@ def _save_adapter(model: PeftModel, state: dict[str, torch.Tensor], folder: Path
             str(folder), state_dict={**state, **tied}, safe_serialization=True, save_embedding_layers=False
         )
     except (ValueError, KeyError) as fault:
-        raise UserError(f"adapter: PEFT cannot save it: {' '.join(str(fault).split())[:300]}") from None
+        reason = " ".join(str(fault).split())[:300]
+        raise UserError(f"adapter: PEFT cannot save this adapter: {reason}") from None
 
 
 def _save_generation_config(model: Model, folder: Path) -> None:
@@ -92,14 +96,14 @@ def _save_generation_config(model: Model, folder: Path) -> None:
     try:
         model.generation_config.save_pretrained(folder)  # type: ignore[union-attr, operator]
     except ValueError as fault:
-        # the settings of some published models contradict each other; the weights are still good
+        # some published models have contradictory generation settings, but good weights
         logger.warning("generation_config.json is not written: %s", str(fault).splitlines()[0])
 
 
 def write_description(model: Model, folder: Path) -> None:
     """Write the settings of the model and its adapter into a checkpoint.
 
-    With them, checkpoint_weights.py can export the checkpoint without the run.
+    checkpoint_weights.py needs them to export the checkpoint.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     base.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
@@ -118,7 +122,7 @@ def is_adapter(model: Model) -> bool:
 def is_of_adapter(model: Model, name: str) -> bool:
     """Return whether PEFT added the parameter or buffer.
 
-    Some methods keep tensors that they do not train, such as VeRA's projections.
+    Some methods add tensors that are not trained, such as VeRA's projections.
     """
     if not isinstance(model, PeftModel):
         return False

@@ -1,8 +1,8 @@
-"""The tokenizer of a saved model: AutoTokenizer must give the token ids that training used.
+"""The tokenizer of a saved model: AutoTokenizer must return the token ids that training used.
 
-transformers chooses a tokenizer's class by tokenizer_config.json and by the model's type. A
-specific class (LlamaTokenizer, Qwen2Tokenizer) takes only the vocabulary from tokenizer.json and
-splits text in its own way.
+transformers chooses a tokenizer's class by tokenizer_config.json and by the model's type. Some
+classes, such as LlamaTokenizer and Qwen2Tokenizer, take only the vocabulary from tokenizer.json and
+ignore its rules for splitting text.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from data_prep.user_error import UserError
 from finetune.config.train import TrainConfig
 from finetune.runs import base_model
 
-# The class that uses tokenizer.json as it is; transformers ignores the choice for a few model
-# types.
+# This class uses all of tokenizer.json. For a few model types, transformers uses another class even
+# if this one is named.
 GENERIC_CLASS = "PreTrainedTokenizerFast"
 CONFIG = "tokenizer_config.json"
 FILES = (
@@ -41,19 +41,19 @@ SAMPLES = (
     "CO₂-utslepp: 12 % (2019–2023).",
     "Åtte ærlege øyfolk 👩‍⚕️ café, naïve, SÁMI: čállosat\r\nKjære alle! it's 100000 x 0.5\n",
 )
-MAX_SPECIAL_TOKENS = 8  # compared too, in texts of their own
+MAX_SPECIAL_TOKENS = 8  # so many special tokens are compared too, in a text of their own
 
 logger = logging.getLogger(__name__)
 
 
 def copy_files(tokenizer: Path, folder: Path) -> None:
-    """Copy a tokenizer's files into the folder of a model or an adapter, so that AutoTokenizer works there.
+    """Copy a tokenizer's files into the folder of a model or adapter, for AutoTokenizer.
 
-    If the class in tokenizer_config.json gives other ids than tokenizer.json, the copy names the
-    generic class.
+    If the class in tokenizer_config.json gives other token ids than tokenizer.json, the copied
+    tokenizer_config.json names GENERIC_CLASS instead.
 
     Raises:
-        UserError: transformers gives other ids in any case.
+        UserError: AutoTokenizer still gives other token ids.
     """
     for name in FILES:
         if (tokenizer / name).is_file():
@@ -68,13 +68,13 @@ def copy_files(tokenizer: Path, folder: Path) -> None:
     difference = find_difference(folder)
     if difference:
         raise UserError(
-            "data.corpus: its tokenizer would not read back from this model's folder: "
-            f"{difference}, because transformers chooses the class by the model's type; choose "
-            "another model.from_scratch.model_type, or a corpus made with that model's own "
-            "tokenizer (corpus.tokenizer.path)"
+            "data.corpus: transformers would load another tokenizer from the saved model: "
+            f"{difference}, because it chooses the class by the model's type; choose another "
+            "model.from_scratch.model_type, or a corpus made with that model's own tokenizer "
+            "(corpus.tokenizer.path)"
         )
     logger.warning(
-        "%s: tokenizer_class is %s now, as %s gives other ids than the corpus has",
+        "%s: tokenizer_class is set to %s, because %s gives other token ids than the corpus has",
         folder.name,
         GENERIC_CLASS,
         settings.get("tokenizer_class"),
@@ -82,10 +82,10 @@ def copy_files(tokenizer: Path, folder: Path) -> None:
 
 
 def check(config: TrainConfig) -> None:
-    """Check before a job starts that its result can be saved with its tokenizer.
+    """Check before a job starts that a run's result can be saved with its tokenizer.
 
     Raises:
-        UserError: copy_files would raise it at the end of the run.
+        UserError: it cannot; copy_files would raise the same error at the end of the run.
     """
     tokenizer = config.data.corpus_folder / "tokenizer"
     with tempfile.TemporaryDirectory() as name:
@@ -103,7 +103,7 @@ def find_difference(folder: Path) -> str | None:
     """Compare the token ids of AutoTokenizer with those of the folder's tokenizer.json.
 
     Returns:
-        The first difference in one of the SAMPLES or special tokens; None if there is none.
+        A description of the first difference in SAMPLES or special tokens; None if there is none.
     """
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer
@@ -131,7 +131,7 @@ def find_difference(folder: Path) -> str | None:
 
 
 def _first_difference(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return the first index at which two sequences differ; 0 if one is the start of the other."""
+    """Return the first index at which two sequences differ; 0 if one is a prefix of the other."""
     for index, pair in enumerate(zip(a, b, strict=False)):
         if pair[0] != pair[1]:
             return index

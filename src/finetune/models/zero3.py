@@ -1,7 +1,7 @@
-"""ZeRO-3's partitioned parameters, of which each rank holds a slice, and how to gather them.
+"""Partitioned parameters of ZeRO-3: making, gathering and reading them.
 
-DeepSpeed marks such a parameter with `ds_id` and `ds_shape`; its own tensor is empty until it is
-gathered.
+Each rank holds a slice of a partitioned parameter. The parameter has the attributes `ds_id` and
+`ds_shape`, and its own tensor is empty until it is gathered.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from finetune.config.train import TrainConfig
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-# engine.py imports deepspeed from this module, so that the accelerator is set before
+# engine.py imports deepspeed from this module, so that DS_ACCELERATOR is set first
 import deepspeed as deepspeed
 
 
 def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
-    """Return DeepSpeed's config of a run, for its engine and for partitioning before that."""
+    """Return DeepSpeed's config of a run, for the engine and for `Partitioner`."""
     return {
         "train_batch_size": config.global_batch_size,
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
@@ -35,7 +35,7 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
         "bf16": {"enabled": config.precision == "bf16"},
         "gradient_clipping": config.max_grad_norm,
         "zero_allow_untested_optimizer": True,
-        # offload works with torch's AdamW too; DeepSpeed's own would have to be compiled first
+        # offload also works with torch's AdamW; DeepSpeed's own would have to be compiled first
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
     }
@@ -49,8 +49,8 @@ def has_async_io() -> bool:
 def precompile_super_offload(zero: Mapping[str, Any]) -> None:
     """Compile the CPU Adam of SuperOffload, if the settings use it.
 
-    SuperOffload's worker would compile it, and DeepSpeed 0.19 gives up on that worker after a
-    minute.
+    Otherwise SuperOffload's worker would compile it, and DeepSpeed 0.19 waits only a minute for
+    that worker.
     """
     if (zero.get("offload_optimizer") or {}).get("super_offload"):
         deepspeed.ops.op_builder.CPUAdamBuilder().load(verbose=False)
@@ -70,8 +70,8 @@ def gathered(parameters: Iterable[torch.nn.Parameter], modify: bool = False) -> 
     """Gather partitioned parameters while the context is open; every rank must enter it.
 
     Args:
-        parameters: those that are not partitioned are left as they are.
-        modify: broadcast rank 0's changes to all ranks at the end.
+        parameters: parameters to gather; those that are not partitioned stay as they are.
+        modify: whether to broadcast rank 0's changes to all ranks at the end.
     """
     partitioned = [parameter for parameter in parameters if is_partitioned(parameter)]
     modifier_rank = 0 if modify else None
@@ -84,9 +84,9 @@ def gathered(parameters: Iterable[torch.nn.Parameter], modify: bool = False) -> 
 def gather_to_rank0(
     named: Iterable[tuple[str, torch.Tensor]], is_main: bool
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield copies of complete tensors, gathered one at a time: on rank 0's CPU, elsewhere on meta.
+    """Gather tensors one at a time; yield each one's name and a complete copy on rank 0's CPU.
 
-    Every rank must iterate over all of them.
+    The other ranks yield meta tensors. Every rank must iterate to the end.
     """
     device = "cpu" if is_main else "meta"
     for name, tensor in named:
@@ -97,9 +97,9 @@ def gather_to_rank0(
 
 
 def read_weights(folder: Path, stage: int) -> dict[str, torch.Tensor]:
-    """Return the trained weights and saved buffers in DeepSpeed's checkpoint files, by parameter name.
+    """Return the trained weights and saved buffers in DeepSpeed's checkpoint files by name.
 
-    The files are pickles: call it only after their manifest has verified them.
+    The files are pickles, so verify their checksums before you call this function.
 
     Args:
         folder: a checkpoint's engine/ folder.
@@ -112,7 +112,7 @@ def read_weights(folder: Path, stage: int) -> dict[str, torch.Tensor]:
         return dict(states["module"])
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    with contextlib.redirect_stdout(sys.stderr):  # it prints its progress
+    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints its progress
         weights = get_fp32_state_dict_from_zero_checkpoint(
             str(folder.parent), folder.name, exclude_frozen_parameters=True
         )
@@ -123,7 +123,7 @@ class Partitioner:
     """A factory of partitioned parameters.
 
     Args:
-        settings: DeepSpeed's config of the run (deepspeed_config).
+        settings: DeepSpeed's config of the run, from deepspeed_config.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -131,33 +131,33 @@ class Partitioner:
 
     @contextmanager
     def partition(self) -> Iterator[Callable[[torch.Tensor], torch.nn.Parameter]]:
-        """Yield a function that makes a partitioned parameter of a tensor.
+        """Yield a function that makes a partitioned parameter from a tensor.
 
-        Rank 0 calls it with the complete tensor, other ranks with any tensor of the same shape and
-        dtype.
+        Rank 0 calls the function with the complete tensor; the other ranks with any tensor of the
+        same shape and dtype.
         """
-        # tensor_overrides: by default all tensors created in the context change their dtype, also
-        # torch.arange's
+        # By default, zero.Init changes the dtype of all tensors created in the context, even those
+        # of torch.arange; an empty tensor_overrides turns that off.
         with deepspeed.zero.Init(config_dict_or_path=self._settings, tensor_overrides=frozenset()):
             yield lambda tensor: _ParameterModule(tensor).parameter
 
     @contextmanager
     def let_peft_gather(self) -> Iterator[None]:
-        """Let PEFT gather the base's weights that it reads (for DoRA's norms, PiSSA's factors).
+        """Let PEFT gather the weights of the base that it reads, e.g. for DoRA's norms.
 
-        PEFT does so only if transformers reports that ZeRO-3 is on.
+        PEFT gathers them only if transformers reports that ZeRO-3 is on.
         """
         from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-        # transformers holds a weak reference to it: ZeRO-3 is reported as on for as long as it
-        # exists
+        # transformers keeps a weak reference to this object, and reports ZeRO-3 as on while the
+        # object exists
         config = HfDeepSpeedConfig(self._settings)
         yield
         del config
 
 
 class _ParameterModule(torch.nn.Module):
-    """A module with one parameter; zero.Init partitions parameters when a module registers them."""
+    """A module with one parameter. zero.Init partitions only parameters that belong to a module."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         super().__init__()
@@ -165,10 +165,10 @@ class _ParameterModule(torch.nn.Module):
 
 
 def move_unpartitioned_to_device(model: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    """Move the parameters that are not partitioned (an adapter's), and all buffers, to the device.
+    """Move all buffers, and the parameters that are not partitioned (an adapter's), to the device.
 
-    The parameters also get `dtype`. DeepSpeed leaves that to the caller if the model is already
-    partitioned when its engine is created.
+    These parameters are also converted to `dtype` if they are floating-point. DeepSpeed does
+    neither if the model is already partitioned when the engine is created.
     """
     for parameter in model.parameters():
         if not is_partitioned(parameter):
@@ -180,9 +180,10 @@ def move_unpartitioned_to_device(model: torch.nn.Module, dtype: torch.dtype, dev
 
 
 def register_dora_weights(model: torch.nn.Module) -> None:
-    """Register the weights that PEFT's DoRA modules read from three other modules.
+    """Register the weights that PEFT's DoRA modules read from other modules.
 
-    ZeRO-3 gathers only a module's own weights and those registered for it.
+    ZeRO-3 gathers only a module's own weights and those that are registered for it. DoRA reads the
+    weights of the base layer and of LoRA's A and B.
     """
     layers: list[Any] = [module for module in model.modules() if hasattr(module, "lora_magnitude_vector")]
     for layer in layers:

@@ -1,1 +1,1 @@
-"""The training run of a rank: start reading at loop.py."""
+"""A training run, as each rank executes it. Start reading at loop.py."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, published by one rename and verified by checksums before they are loaded.
+"""Checkpoints of a run. One rename publishes them; their checksums are verified before they load.
 
     checkpoints/step-00000050/
       engine/            DeepSpeed's files: weights (or adapter) and optimizer state of every rank
@@ -10,7 +10,7 @@
 
 The learning rate and the position in the data are not saved: both are functions of the step and the
 skipped batches (schedule.py, run.py). DeepSpeed's files are pickles, so they are read only after
-the manifest has verified them.
+their checksums have been verified.
 """
 
 from __future__ import annotations
@@ -42,13 +42,15 @@ Identity = Mapping[str, str | int | None]
 
 @dataclass(kw_only=True)
 class LoopState:
-    """The state of the training loop besides the engine's; empty in checkpoints of old versions.
+    """The state of the training loop, which the engine does not save.
+
+    Checkpoints of old versions lack it; all values are then 0 or empty.
 
     Attributes:
-        tokens, targets, seconds, rank_seconds: totals; see run.Progress.
-        num_steps: total steps planned; 0: unknown.
-        losses: of the last good steps, for the detection of spikes.
-        clock: seconds by phase.
+        tokens, targets, seconds, rank_seconds: totals so far; see run.Progress.
+        num_steps: total number of steps planned; 0 if unknown.
+        losses: losses of the last good steps, for the detection of spikes.
+        clock: seconds by phase so far.
     """
 
     tokens: int = 0
@@ -65,9 +67,10 @@ class CheckpointState:
     """The content of a checkpoint's state.json.
 
     Attributes:
-        step: optimizer steps done.
-        world_size: number of ranks that saved it; 0: there is no checkpoint.
-        identity: properties that a resumed run must share, by name.
+        step: number of optimizer steps done.
+        held_out_loss: held-out loss of the weights; None if it was not measured before saving.
+        world_size: number of ranks that saved the checkpoint; 0 if there is no checkpoint.
+        identity: properties that must not change when the run resumes, by name.
     """
 
     step: int
@@ -78,7 +81,7 @@ class CheckpointState:
 
     @classmethod
     def read(cls, checkpoint: Path) -> CheckpointState:
-        """Read state.json, where the keys of `identity` are beside the others."""
+        """Read state.json. Its top level also contains the entries of `identity`."""
         body = json.loads((checkpoint / layout.STATE).read_text(encoding="utf-8"))
         loop_state = LoopState(**body.pop("seen", {}))
         known = {name: body.pop(name) for name in ("step", "held_out_loss", "world_size") if name in body}
@@ -100,9 +103,11 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        keep: number of newest checkpoints to keep; the one with the best held-out loss is kept too.
-        identity: properties that a resumed run must share, by name: zero_stage, corpus, an
-            adapter's base. The number of ranks may change.
+        folder: the folder of all checkpoints.
+        keep: number of newest checkpoints to keep. The one with the best held-out loss is kept too.
+        identity: properties that must not change when the run resumes, by name: the ZeRO stage, the
+            digest of the corpus and, for an adapter, that of its base. The number of ranks may
+            change.
     """
 
     def __init__(self, folder: Path, keep: int, identity: Identity, world: World) -> None:
@@ -121,12 +126,12 @@ class Checkpoints:
         """Save a checkpoint after `step` optimizer steps; all ranks call it.
 
         Args:
-            loop_state: rank 0's is saved.
-            held_out_loss: of the saved weights, if they were evaluated; decides which checkpoint is
-                the best.
+            loop_state: state of the training loop; only rank 0's is saved.
+            held_out_loss: held-out loss of the weights; None if they were not evaluated. It decides
+                which checkpoint is the best.
 
         Returns:
-            Seconds during which training waited.
+            The duration in seconds.
         """
         began = time.monotonic()
         final = checkpoint_files.folder_of(self.folder, step)
@@ -149,22 +154,22 @@ class Checkpoints:
             state.write(temporary)
             self.publish(temporary, final)
             for old in self._list_outdated():
-                # renamed first: a kill during the removal must not leave a partial checkpoint under
-                # its name
+                # Renamed before it is removed, so that a kill in between leaves no partial
+                # checkpoint under a valid name.
                 old.rename(old.with_name(f".old-{old.name}-{time.time_ns()}"))
             self._remove_outdated()
         self.world.barrier()
         return time.monotonic() - began
 
     def load_newest(self, engine: Engine) -> CheckpointState:
-        """Restore the newest checkpoint that verifies; all ranks call it.
+        """Load the newest intact checkpoint into the engine; all ranks call it.
 
         Returns:
             The checkpoint's state; `step` is 0 if there is no checkpoint.
 
         Raises:
-            UserError: the checkpoint has another ZeRO stage, corpus or base, or all checkpoints are
-                damaged.
+            UserError: the checkpoint was saved with another ZeRO stage, corpus or base, or all
+                checkpoints are damaged.
         """
         newest: Path | None = None
         if self.world.is_main:
@@ -178,17 +183,16 @@ class Checkpoints:
         return state
 
     def load_best(self, engine: Engine, current: int) -> int | None:
-        """Restore the weights with the best held-out loss; all ranks call it.
+        """Load the weights with the best held-out loss into the engine; all ranks call it.
 
-        Training cannot continue afterwards in this process. The newest checkpoint is kept for a
-        later resume.
+        Training cannot continue in this process afterwards. The newest checkpoint is kept, so that
+        the run can still be resumed.
 
         Args:
-            current: step of the weights in the engine; if they are the best, nothing is loaded.
+            current: step of the weights in the engine. If they are the best, nothing is loaded.
 
         Returns:
-            The step of the weights that the engine holds afterwards; None if no checkpoint was
-            evaluated.
+            The step of the best weights; None if no intact checkpoint was evaluated.
         """
         best = self._find_best(current) if self.world.is_main else None
         best = self.world.broadcast_object(best)
@@ -201,12 +205,12 @@ class Checkpoints:
         return step
 
     def is_best(self, loss: float) -> bool:
-        """Return on all ranks whether a held-out loss is below those of all checkpoints."""
+        """Return whether a held-out loss is the lowest of all checkpoints'; all ranks call it."""
         by_loss = checkpoint_files.rank_by_loss(self.folder) if self.world.is_main else []
         return bool(self.world.broadcast_object(not by_loss or loss < by_loss[0][0]))
 
     def held_out_loss(self, step: int) -> float:
-        """Return on all ranks the held-out loss of a checkpoint that was evaluated."""
+        """Return the held-out loss of an evaluated checkpoint; all ranks call it."""
         folder = checkpoint_files.folder_of(self.folder, step)
         loss = checkpoint_files.read_held_out_loss(folder) if self.world.is_main else None
         return float(self.world.broadcast_object(loss))
@@ -220,14 +224,17 @@ class Checkpoints:
         return StepLoss(step=layout.step_of(folder), loss=loss)
 
     def _find_best(self, current: int) -> Path | None:
-        """Return the best checkpoint that verifies; that of `current` need not, as it is not read."""
+        """Return the intact checkpoint with the best held-out loss; None if there is none.
+
+        The checkpoint of step `current` is not verified, because it will not be loaded.
+        """
         for _, folder in checkpoint_files.rank_by_loss(self.folder):
             if layout.step_of(folder) == current:
                 return folder
             fault = checkpoint_files.find_fault(folder)
             if fault is None:
                 return folder
-            logger.warning("skipping the best checkpoint, %s: %s", folder.name, fault)
+            logger.warning("skipping checkpoint %s, which has the best loss: %s", folder.name, fault)
         return None
 
     def _load(self, folder: Path, engine: Engine) -> CheckpointState:
@@ -236,15 +243,17 @@ class Checkpoints:
             saved = state.identity.get(key, value)  # checkpoints of old versions lack some keys
             if saved != value:
                 raise UserError(
-                    f"checkpoint {folder.name}: it was saved with {key}={saved}, and this run has "
-                    f"{value}; resume with the same, or start a new run with model=run:<run id>"
+                    f"checkpoint {folder.name}: was saved with {key}={saved}, but the run now has "
+                    f"{key}={value}; resume with the original {key}, or start a new run with "
+                    "model=run:<run id>"
                 )
         same_ranks = state.world_size == self.world.size
         engine.load(folder / "engine", same_ranks)
         if same_ranks:
             _set_rng_state(torch.load(folder / f"rng-{self.world.rank:05d}.pt", weights_only=True))
         else:
-            # no saved random state fits: each rank gets a new one for its dropout
+            # The saved random states are those of other ranks, so each rank gets a new one for its
+            # dropout.
             torch.manual_seed(zlib.crc32(f"{state.step}/{self.world.rank}".encode()))
         return state
 
@@ -253,41 +262,43 @@ class Checkpoints:
         return checkpoint_files.folder_of(self.folder, step).is_dir()
 
     def is_evaluated(self, step: int) -> bool:
-        """Return on all ranks whether the weights of this checkpoint were evaluated."""
+        """Return whether the weights of a checkpoint were evaluated; all ranks call it."""
         folder = checkpoint_files.folder_of(self.folder, step)
         evaluated = self.world.is_main and checkpoint_files.read_held_out_loss(folder) is not None
         return bool(self.world.broadcast_object(evaluated))
 
     def note_held_out_loss(self, step: int, loss: float) -> None:
-        """Add a held-out loss to a checkpoint that is published already."""
+        """Add a held-out loss to a checkpoint that was published before the evaluation."""
         if self.world.is_main:
             checkpoint_files.record_held_out_loss(checkpoint_files.folder_of(self.folder, step), loss)
 
     def find_newest(self) -> Path | None:
-        """Return the newest checkpoint that verifies; damaged newer ones are reported and renamed.
+        """Return the newest intact checkpoint; None if there are no checkpoints.
+
+        Damaged checkpoints that are newer are logged and renamed.
 
         Raises:
-            UserError: there are checkpoints, and none of them verifies.
+            UserError: all checkpoints are damaged.
         """
         damaged: list[Path] = []
         for folder in layout.list_checkpoints(self.folder):
             fault = checkpoint_files.find_fault(folder)
             if fault is None:
                 for path in damaged:
-                    # under its old name it would count among the newest, which are kept
+                    # under its old name it would be kept as one of the newest checkpoints
                     path.rename(path.with_name(f"broken-{path.name}-{time.time_ns()}"))
                 return folder
             logger.warning("skipping checkpoint %s: %s", folder.name, fault)
             damaged.append(folder)
         if damaged:
             raise UserError(
-                f"{self.folder}: every checkpoint is damaged; start a new run, or delete them to "
-                "train from the first step"
+                f"{self.folder}: every checkpoint is damaged; start a new run, or delete the "
+                "checkpoints in this folder and resume, which trains again from the first step"
             )
         return None
 
     def publish(self, temporary: Path, final: Path) -> None:
-        """Write the manifest of a finished folder, sync it to disk, and rename it to `final`."""
+        """Write the manifest into `temporary`, sync all files to disk, and rename it to `final`."""
         written = sorted(path for path in temporary.rglob("*") if path.is_file())
         manifest = {
             str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
@@ -302,8 +313,8 @@ class Checkpoints:
     def _list_outdated(self) -> list[Path]:
         """List the checkpoints to remove: all but the newest and the best.
 
-        A checkpoint without a readable state, as a cluster's purge of old files leaves it, is
-        removed too.
+        A checkpoint whose state.json cannot be read is removed too. Clusters that delete old files
+        may leave such checkpoints.
         """
         published = layout.list_checkpoints(self.folder)
         readable = [path for path in published if checkpoint_files.read_state(path)]
@@ -311,7 +322,7 @@ class Checkpoints:
         return [path for path in published if path not in kept]
 
     def _remove_outdated(self) -> None:
-        """Remove the checkpoints renamed for removal; the next call retries failed removals."""
+        """Remove the checkpoints that were renamed for removal; the next call retries failures."""
         for old in self.folder.glob(".old-*"):
             shutil.rmtree(old, ignore_errors=True)
 

@@ -1,8 +1,8 @@
-"""Export of the weights of a checkpoint (`run:ID@STEP`) as a model or adapter folder.
+"""Export of a checkpoint's weights (`run:ID@STEP`) as a model or adapter folder.
 
     python -m finetune.training.checkpoint_weights RUN_FOLDER STEP
 
-runs/base_model.py runs this module in a process of its own. It needs neither the ranks of the run
+runs/base_model.py runs this module in a separate process. The export needs neither the run's ranks
 nor its base.
 """
 
@@ -30,17 +30,17 @@ logger = logging.getLogger(__name__)
 
 
 def export(run: RunFolder, step: int) -> Path:
-    """Write the weights of a checkpoint into the run's folder of exports.
+    """Export the weights of a checkpoint into the run's folder of exports.
 
-    The written files are checked like the result of a run.
+    The files are checked like those of a run's result.
 
     Returns:
         The folder of the exported model or adapter.
 
     Raises:
-        UserError: the checkpoint is damaged, or an old version saved it without a description of
-            its model.
-        GuardError: the written files do not hold the checkpoint's weights.
+        UserError: the checkpoint is damaged, lacks weights, or was saved by an old version without
+            a description of its model.
+        GuardError: the written files differ from the checkpoint's weights.
     """
     config = run.config()
     checkpoint = checkpoint_files.folder_of(run.checkpoints, step)
@@ -50,8 +50,8 @@ def export(run: RunFolder, step: int) -> Path:
     description = checkpoint / "engine" / save.DESCRIPTION
     if not description.is_dir():
         raise UserError(
-            f"checkpoint {checkpoint}: an earlier version saved it without a description of its "
-            "model; resume the run first"
+            f"checkpoint {checkpoint}: was saved by an earlier version, without a description of "
+            "its model; resume the run, and choose a checkpoint that it then saves"
         )
     skeleton = _adapter_skeleton(description) if config.adapter else _model_skeleton(description, config)
     state = _read_state(checkpoint, skeleton, config)
@@ -69,7 +69,11 @@ def export(run: RunFolder, step: int) -> Path:
 
 
 def _read_state(checkpoint: Path, skeleton: Model, config: TrainConfig) -> dict[str, torch.Tensor]:
-    """Return the checkpoint's values for the tensors of `skeleton`, in the run's precision."""
+    """Return the checkpoint's values of the skeleton's tensors by name, in the run's precision.
+
+    Raises:
+        UserError: the checkpoint lacks weights.
+    """
     saved = zero3.read_weights(checkpoint / "engine", config.zero["stage"])
     wanted = [name for name, tensor in named_tensors(skeleton).items() if _is_saved(skeleton, name, tensor)]
     missing = sorted(set(wanted) - saved.keys())
@@ -87,12 +91,12 @@ def _read_state(checkpoint: Path, skeleton: Model, config: TrainConfig) -> dict[
 
 
 def _is_saved(skeleton: Model, name: str, tensor: torch.Tensor) -> bool:
-    """Return whether a tensor is saved; of a model with an adapter, only the adapter's are."""
+    """Return whether checkpoints contain a tensor; with an adapter, they contain only its tensors."""
     return not save.is_adapter(skeleton) or tensor.requires_grad or save.is_of_adapter(skeleton, name)
 
 
 def _model_skeleton(description: Path, config: TrainConfig) -> Model:
-    """Return the model on the meta device: only its names and settings are used."""
+    """Return the model on the meta device, because only its names and settings are used."""
     with torch.device("meta"):
         architecture = AutoConfig.from_pretrained(description)
         skeleton = AutoModelForCausalLM.from_config(architecture, dtype=load.DTYPES[config.precision])
@@ -105,8 +109,9 @@ def _model_skeleton(description: Path, config: TrainConfig) -> Model:
 def _adapter_skeleton(description: Path) -> Model:
     """Return the adapter on a placeholder of its base.
 
-    An initialisation that reads the base's weights (PiSSA and others) is not run; its name is only
-    put back into the adapter's settings.
+    Some initialisations, such as PiSSA, read the base's weights, which a placeholder lacks. The
+    adapter is then built with the default initialisation, and only its settings name the original
+    one.
     """
     base = load.build_placeholder(AutoConfig.from_pretrained(description))
     settings = PeftConfig.from_pretrained(str(description))

@@ -1,4 +1,4 @@
-"""DeepSpeed's engine behind one small class, with the same interface for ZeRO stages 0 to 3."""
+"""A wrapper of DeepSpeed's engine, with the same interface for ZeRO stages 0 to 3."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Update:
 
     Attributes:
         grad_norm: gradient norm before clipping; infinite if the update was skipped.
-        skipped: DeepSpeed left the weights unchanged because gradients contain NaN or Inf.
+        skipped: whether DeepSpeed skipped the update because gradients contain NaN or Inf.
     """
 
     grad_norm: float
@@ -44,19 +44,19 @@ class Update:
 
 
 def init_distributed(world: World, init_method: str, timeout: timedelta = timedelta(minutes=35)) -> None:
-    """Join the process group.
+    """Join the process group of all ranks.
 
     Args:
-        init_method: a URL of torch.distributed (file:// or tcp://).
-        timeout: time after which a collective fails. It must be longer than hang_timeout_min, after
-            which the watchdog writes every rank's stacks.
+        init_method: URL at which the ranks find each other, as torch.distributed takes it (file://
+            or tcp://).
+        timeout: time after which a collective fails. It must be longer than hang_timeout_min, so
+            that the watchdog dumps the stacks of every rank first.
     """
     if world.device.type == "cuda":
-        # collectives of objects send from the current GPU, which by default is the first one on
-        # every rank
+        # Collectives of objects use the current GPU, by default the first GPU on every rank.
         torch.cuda.set_device(world.device)
-    # On CPUs DeepSpeed would compile a shared-memory all-reduce (2 minutes) that only its inference
-    # engine uses.
+    # On CPUs, DeepSpeed would compile a shared-memory all-reduce for 2 minutes. Only its inference
+    # engine uses that.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if world.device.type == "cuda" else "gloo"
     deepspeed.init_distributed(
@@ -71,7 +71,7 @@ def init_distributed(world: World, init_method: str, timeout: timedelta = timede
 
 
 class Engine:
-    """One model over all ranks, with its optimizer: backward, update, resume files.
+    """DeepSpeed's engine of a run: the model and its optimizer, on all ranks.
 
     Attributes:
         model: the trained model, without DeepSpeed's wrapper.
@@ -90,7 +90,7 @@ class Engine:
             lr=config.lr,
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_eps,
-            fused=True,  # all parameters in one pass over memory
+            fused=True,  # updates all parameters in one pass over memory
         )
         if self._stage == 3:
             register_dora_weights(model)
@@ -113,7 +113,7 @@ class Engine:
     def set_learning_rate(self, lr: float) -> None:
         """Set the learning rate of the next update.
 
-        Call it before the backward pass, because SuperOffload updates during that.
+        Call it before the backward pass, because SuperOffload already updates during that pass.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
@@ -126,11 +126,11 @@ class Engine:
         """Accumulate the gradients of a micro-batch.
 
         The loss is already normalised over the global step, so DeepSpeed must not divide it by the
-        number of micro-batches (scale_wrt_gas).
+        number of micro-batches; scale_wrt_gas=False prevents that.
         """
         self._engine.backward(loss, scale_wrt_gas=False)
         if not self._engine.is_gradient_accumulation_boundary():
-            # only counts the micro-batch: DeepSpeed updates at the boundary
+            # This only counts the micro-batch. DeepSpeed updates the weights after the last one.
             self._engine.step()
 
     def step(self) -> Update:
@@ -140,23 +140,24 @@ class Engine:
         skipped_before = self._engine.skipped_steps
         self._engine.step()
         if self._engine.skipped_steps > skipped_before:
-            # after a skipped update get_global_grad_norm() returns the norm of the update before
+            # after a skipped update, get_global_grad_norm() returns the norm of the previous update
             return Update(math.inf, skipped=True)
         if norm is None:
             norm = float(self._engine.get_global_grad_norm())
         return Update(norm, skipped=False)
 
     def gather_trainable(self) -> dict[str, torch.Tensor]:
-        """Return the trainable parameters by name: on rank 0's CPU, elsewhere as meta tensors.
+        """Return the complete trainable parameters by name, on rank 0's CPU.
 
-        Meant for adapters: a whole model should not be in memory at once; see save.gather_weights.
+        Other ranks return meta tensors. Use it for adapters only: rank 0 holds all tensors in
+        memory at once. For a whole model, save.gather_weights yields one at a time.
         """
         return dict(save.gather_weights(self.model, trainable_only=True))
 
     def save(self, folder: Path) -> None:
-        """Write DeepSpeed's resume files of all ranks and the model's description into `folder`.
+        """Write DeepSpeed's checkpoint files of all ranks and the model's description.
 
-        Frozen weights under an adapter are left out.
+        If an adapter is trained, the base's frozen weights are left out.
         """
         self._engine.save_checkpoint(
             str(folder.parent),
@@ -171,9 +172,12 @@ class Engine:
         """Load the files that `save` wrote at the same ZeRO stage.
 
         Args:
-            same_ranks: the same number of ranks saved them. Otherwise, above stage 0, the
-                partitions are first joined on disk into DeepSpeed's universal checkpoint, from
-                which each rank takes its share.
+            same_ranks: whether the files were saved by the same number of ranks. If they were not,
+                and the stage is above 0, the files are first converted into DeepSpeed's universal
+                checkpoint on disk. Each rank loads its share from that.
+
+        Raises:
+            RuntimeError: DeepSpeed cannot convert the files.
         """
         universal = not same_ranks and self._stage > 0
         if universal:
@@ -197,7 +201,10 @@ class Engine:
         self._engine.destroy()
 
     def _unpartitioned_grad_norm(self) -> float | None:
-        """Return the gradient norm at stage 0 in fp32, where DeepSpeed does not report it."""
+        """Return the gradient norm at stage 0 in fp32; None in other cases.
+
+        DeepSpeed reports the norm in all other cases.
+        """
         if self._stage != 0 or self._engine.bfloat16_enabled():
             return None
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -205,10 +212,13 @@ class Engine:
 
 
 def _join_partitions(folder: Path, joined: Path) -> None:
-    """Convert the files of all ranks in `folder` into a universal checkpoint, `joined`.
+    """Convert the checkpoint files of all ranks in `folder` into a universal checkpoint, `joined`.
 
-    The converter runs in a process of its own: it starts workers, which must not inherit this
-    rank's threads and sockets.
+    The converter runs in a separate process: it starts workers, which must not inherit this rank's
+    threads and sockets.
+
+    Raises:
+        RuntimeError: the conversion failed.
     """
     shutil.rmtree(joined, ignore_errors=True)
     converter = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
@@ -216,13 +226,14 @@ def _join_partitions(folder: Path, joined: Path) -> None:
     done = subprocess.run([*converter, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(
-            f"{folder}: DeepSpeed could not convert it for another number of ranks:\n{done.stderr[-3000:]}"
+            f"{folder}: DeepSpeed cannot convert this checkpoint to another number of ranks; resume "
+            f"with the number that saved it:\n{done.stderr[-3000:]}"
         )
     (joined.parent / "latest_universal").unlink(missing_ok=True)
 
 
 def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return AdamW's groups: matrices with weight decay; biases and norms without."""
+    """Return AdamW's parameter groups: matrices with weight decay, biases and norms without it."""
     decayed: list[torch.nn.Parameter] = []
     not_decayed: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():

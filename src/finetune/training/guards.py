@@ -1,7 +1,8 @@
 """Checks that stop a run on silent training errors, at each step and at the end of the run.
 
-Each raises GuardError with a remedy; tests/test_guards.py plants a fault for each. The checks of
-the model itself are in models/checks.py.
+The functions raise GuardError with a remedy. `StepCheck` returns the fault of a step, which loop.py
+handles. tests/test_guards.py plants a fault for each check. Checks of the model are in
+models/checks.py.
 """
 
 from __future__ import annotations
@@ -13,43 +14,47 @@ from collections.abc import Iterable
 
 from finetune.models.checks import GuardError
 
-# Share of ln(vocabulary) that the first loss of a pretrained base must stay below.
+# The first loss of a pretrained base must be below this share of ln(vocabulary).
 FIRST_LOSS_SHARE = 0.9
 
 
 def check_first_loss(loss: float, vocab_size: int, name: str) -> None:
     """Check that a pretrained base predicts clearly better than chance.
 
-    Chance is ln(vocabulary) nats a token; random weights start there or above. Gemma 3 270M scored
-    0.21 to 0.47 of it on nine kinds of Norwegian and English text, and 0.66 to 0.78 on the same
-    tokens in random order.
+    Chance is a loss of ln(vocabulary) nats per token. A model with random weights starts there or
+    above. The first losses of Gemma 3 270M were 0.21 to 0.47 of chance on nine kinds of Norwegian
+    and English text, and 0.66 to 0.78 on the same tokens in random order.
+
+    Args:
+        loss: loss of the first step, in nats per token.
+        name: the base's name for the message.
 
     Raises:
-        GuardError: the first loss is above FIRST_LOSS_SHARE of chance, or NaN.
+        GuardError: the loss is NaN, or not below FIRST_LOSS_SHARE of chance.
     """
     chance = math.log(vocab_size)
     if not loss < FIRST_LOSS_SHARE * chance:
         raise GuardError(
-            f"{name}: its first loss is {loss:.2f} nats a token, and guessing among {vocab_size} "
-            f"tokens gives {chance:.2f}: the weights look random, or the text is unlike anything "
-            "that the base was trained on; check model.path and the corpus, or set "
+            f"model {name}: the first loss is {loss:.2f} nats per token, and uniform guessing among "
+            f"{vocab_size} tokens gives {chance:.2f}, so the weights look random, or the text is "
+            "unlike the base's training data; check model.path and the corpus, or set "
             "check_first_loss=false"
         )
 
 
 class StepCheck:
-    """Detector of steps that ruin the weights or do not change them.
+    """Detector of bad steps, which damage the weights or do not change them.
 
-    Such a step has a loss or a gradient norm that is NaN or Inf, a gradient that is all zeros, or a
-    loss far above those of the last steps (a spike).
+    A step is bad if DeepSpeed skipped its update, if its loss or gradient norm is NaN or Inf, if
+    its gradient is all zeros, or if its loss is far above those of the last steps (a spike).
 
     Args:
-        spike_stds: a loss is a spike if it exceeds the mean of the last steps by this many standard
-            deviations and by SPIKE_NATS; 0 turns the check for spikes off.
-        recent: losses of the last good steps before an interruption; see the attribute.
+        spike_stds: a loss is a spike if it exceeds the mean of the last losses by more than this
+            many standard deviations and by more than SPIKE_NATS; 0 turns this check off.
+        recent: losses of the last good steps, from a checkpoint.
 
     Attributes:
-        recent: losses of the last good steps, 64 at most, to be saved with a checkpoint.
+        recent: losses of the last good steps, at most 64, for the next checkpoint.
     """
 
     SPIKE_NATS = 0.5
@@ -60,28 +65,28 @@ class StepCheck:
         self.recent = deque[float](recent, maxlen=64)
 
     def find_fault(self, loss: float, grad_norm: float, skipped: bool = False) -> str | None:
-        """Return why this step is bad, or None and remember its loss.
+        """Return why this step is bad. If it is good, remember its loss and return None.
 
         Args:
-            skipped: DeepSpeed skipped the update.
+            skipped: whether DeepSpeed skipped the update.
         """
         if skipped:
-            return f"DeepSpeed skipped the update, as gradients contain NaN or Inf (loss {loss})"
+            return f"DeepSpeed skipped the update because gradients contain NaN or Inf (loss {loss})"
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            return f"loss {loss}, gradient norm {grad_norm}"
+            return f"NaN or Inf in training (loss {loss}, gradient norm {grad_norm})"
         if grad_norm == 0:
             return "the gradient is zero: the loss does not depend on any trainable parameter"
         if self._spike_stds and len(self.recent) >= self.MIN_STEPS:
             mean = statistics.fmean(self.recent)
             deviation = statistics.pstdev(self.recent)
             if loss > mean + max(self._spike_stds * deviation, self.SPIKE_NATS):
-                return f"a loss spike: {loss:.3f}, after a mean of {mean:.3f} over {len(self.recent)} steps"
+                return f"a loss spike: {loss:.3f} against a mean of {mean:.3f} over {len(self.recent)} steps"
         self.recent.append(loss)
         return None
 
 
 def check_planned_targets(planned: int, step: int) -> None:
-    """Raise GuardError if a step has no supervised tokens: its loss is divided by their number."""
+    """Raise GuardError if a step has no supervised tokens, by whose number its loss is divided."""
     if planned == 0:
         raise GuardError(
             f"step {step}: the batch has no supervised tokens; check the corpus' loss mask, or "
@@ -90,22 +95,29 @@ def check_planned_targets(planned: int, step: int) -> None:
 
 
 def check_counted_targets(counted: int, planned: int, step: int) -> None:
-    """Raise GuardError if the loss was not divided by the supervised tokens that the ranks had."""
+    """Raise GuardError if the ranks trained on more or fewer supervised tokens than planned.
+
+    The loss was divided by the planned number.
+    """
     if counted != planned:
         raise GuardError(
             f"step {step}: the ranks trained on {counted} supervised tokens, and the plan has "
-            f"{planned}: plan/ does not fit the corpus; start a new run"
+            f"{planned}, so the run's plan/ does not fit the corpus; start a new run"
         )
 
 
 def check_restored(step: int, loss: float, expected: float) -> None:
-    """Raise GuardError if restored weights have another held-out loss than when they were saved.
+    """Raise GuardError if the held-out loss of a loaded checkpoint differs from the saved one.
 
-    A difference of 1% is taken for rounding.
+    A difference of up to 1% is attributed to rounding.
+
+    Args:
+        loss: held-out loss after loading.
+        expected: held-out loss that was saved with the checkpoint.
     """
     if not abs(loss - expected) <= 0.01 * max(1.0, abs(expected)):
         raise GuardError(
-            f"checkpoint of step {step}: it was saved with a held-out loss of {expected:.4f} and "
-            f"has {loss:.4f} now, so it does not restore the weights; run `finetune resume` with "
-            "result=last to save those of the last step"
+            f"checkpoint of step {step}: the held-out loss was {expected:.4f} when it was saved and "
+            f"is {loss:.4f} after loading, so the weights were not restored; run `finetune resume` "
+            "with result=last to save the weights of the last step instead"
         )

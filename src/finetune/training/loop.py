@@ -28,10 +28,10 @@ logger = logging.getLogger(__name__)
 def train_steps(run: Run, progress: Progress) -> Progress:
     """Train from `progress.step` to the last step, or until a rank is asked to stop.
 
-    Steps are numbered from 0. Metrics and messages count the steps done, so they start at 1.
+    The code numbers steps from 0; metrics and messages number them from 1.
 
     Returns:
-        The progress at the end; after a rewind, it is another object than the argument.
+        The progress at the end. After a rewind it is a new object, not the argument.
     """
     config = run.config
     while progress.step < run.num_steps and not progress.stop_reason:
@@ -58,16 +58,16 @@ def train_steps(run: Run, progress: Progress) -> Progress:
         if is_checkpoint_due(run, progress):
             save_checkpoint(run, progress, result.seconds)
     if progress.stop_reason:
-        cause = run.stop_flag.describe() or "another rank was asked to"
+        cause = run.stop_flag.describe() or "another rank was asked to stop"
         logger.info("stopping after step %d (%s): %s", progress.step, progress.stop_reason.state, cause)
     return progress
 
 
 def train_step(run: Run, data: StepData, lr: float) -> StepResult:
-    """Run forward and backward over this rank's micro-batches, then update the weights once.
+    """Run the forward and backward passes of this rank's micro-batches, then update the weights.
 
-    One collective at the end combines the ranks' measurements and their stop reasons, so that all
-    ranks stop after the same step.
+    One collective at the end combines the measurements and the stop reasons of all ranks, so that
+    they all stop after the same step.
     """
     clock = run.clock
     device = run.world.device
@@ -75,7 +75,8 @@ def train_step(run: Run, data: StepData, lr: float) -> StepResult:
     data_seconds_before = clock.seconds["data"]
     run.engine.set_train_mode()
     run.engine.set_learning_rate(lr)
-    # a tensor, read once at the end of the step: reading a value makes the host wait for the GPU
+    # The sum stays on the device until the end of the step: reading it makes the host wait for the
+    # GPU.
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     targets = 0
     tokens = 0
@@ -117,10 +118,14 @@ def train_step(run: Run, data: StepData, lr: float) -> StepResult:
 
 
 def _combine_over_ranks(world: World, sums: dict[str, float], maxima: dict[str, float]) -> dict[str, float]:
-    """Return `sums` added over the ranks and `maxima` maximised over them, in one collective.
+    """Combine values of all ranks by name, with one collective.
 
-    float64 is exact for each of the integers: a sum of CRCs stays below 2^53 for two million packs
-    a step.
+    float64 holds the integers among them exactly. Even the sum of CRCs stays below 2^53 for up to
+    two million packs per step.
+
+    Args:
+        sums: this rank's values that are added up.
+        maxima: this rank's values of which the largest is taken.
     """
     own = torch.tensor([*sums.values(), *maxima.values()], dtype=torch.float64, device=world.device)
     by_rank = world.all_gather(own)
@@ -130,36 +135,37 @@ def _combine_over_ranks(world: World, sums: dict[str, float], maxima: dict[str, 
 
 
 def rewind(run: Run, step: int, fault: str) -> Progress:
-    """Load the last good checkpoint and skip the batch of the bad step from now on.
+    """Load the newest checkpoint, and skip the batch of a bad step from now on.
 
     Args:
         step: the bad step, counted from 0.
-        fault: the reason why it is bad.
+        fault: the reason why the step is bad.
 
     Returns:
-        The progress of the checkpoint, from which training continues.
+        The progress that the checkpoint restores.
 
     Raises:
-        GuardError: on_bad_step is "stop", or the run has been rewound max_rewinds times already.
+        GuardError: on_bad_step is "stop", or the run was already rewound max_rewinds times.
+        UserError: all checkpoints are damaged.
     """
     if run.config.on_bad_step == "stop":
         raise GuardError(
-            f"step {step + 1}: {fault}, and the last checkpoint is from before this step; lower lr, "
+            f"step {step + 1}: {fault}; the newest checkpoint is from an earlier step; lower lr, "
             "inspect the data, or set on_bad_step=rewind"
         )
     if len(run.skipped_batches) >= run.config.max_rewinds:
         raise GuardError(
-            f"step {step + 1}: {fault}, after {len(run.skipped_batches)} rewinds; lower lr, "
-            "inspect the data, or raise max_rewinds"
+            f"step {step + 1}: {fault}; the run was already rewound {len(run.skipped_batches)} times; "
+            "lower lr, inspect the data, or raise max_rewinds"
         )
     batch = run.batch_index(step)
     run.skipped_batches.append(batch)
     if run.world.is_main:
-        # before the checkpoint is loaded: a kill in between must not lose the skipped batch
+        # recorded before the checkpoint is loaded, so that a kill in between does not lose it
         run.folder.record_skipped_batches(run.skipped_batches)
     progress, _ = load_latest_checkpoint(run)
     logger.warning(
-        "step %d: %s: rewinding to step %d and skipping batch %d", step + 1, fault, progress.step, batch
+        "step %d: %s; rewinding to step %d and skipping batch %d", step + 1, fault, progress.step, batch
     )
     run.spool.log(step + 1, {names.REWINDS: len(run.skipped_batches)})
     return progress

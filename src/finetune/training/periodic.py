@@ -22,7 +22,7 @@ def log_step(run: Run, num_done: int, result: StepResult, lr: float) -> None:
     """Log the metrics of a step.
 
     Args:
-        num_done: number of steps done, this one included.
+        num_done: number of steps done, including this one.
     """
     tokens_per_second = result.tokens / result.seconds
     per_rank = tokens_per_second / run.world.size
@@ -45,16 +45,16 @@ def log_step(run: Run, num_done: int, result: StepResult, lr: float) -> None:
 
 
 def is_evaluation_due(run: Run, num_done: int) -> bool:
-    """Return whether the weights after `num_done` steps are to be evaluated."""
+    """Return whether an evaluation is due after `num_done` steps."""
     every = run.config.evaluate_every
     return num_done == run.num_steps or bool(every and num_done % every == 0)
 
 
 def evaluate_if_due(run: Run, progress: Progress) -> None:
-    """Evaluate the current weights if an evaluation is due and nobody asks to stop.
+    """Evaluate the current weights if an evaluation is due and no rank was asked to stop.
 
-    A request to stop skips or breaks off the evaluation, because the remaining time may be enough
-    for a checkpoint only. The evaluation is made up for when the run is resumed.
+    A request to stop skips or ends the evaluation, because the remaining time may be enough for a
+    checkpoint only. The evaluation then runs when the run is resumed.
     """
     if progress.stop_reason or not is_evaluation_due(run, progress.step):
         return
@@ -67,17 +67,17 @@ def evaluate_if_due(run: Run, progress: Progress) -> None:
 def log_held_out(run: Run, num_done: int) -> HeldOut | None:
     """Evaluate the current weights, log the held-out loss and check document isolation.
 
-    Isolation is checked again because untrained random weights can hide a leak between documents.
+    Isolation is checked at every evaluation, because random initial weights can hide a leak between
+    documents.
 
     Args:
         num_done: number of steps done.
 
     Returns:
-        None if the corpus has no validation documents.
+        The evaluation; None if the corpus has no validation documents.
 
     Raises:
-        StopTraining: a rank was asked to stop; all ranks broke the evaluation off after the same
-            batch.
+        StopTraining: a rank was asked to stop. All ranks end the evaluation after the same batch.
         GuardError: the loss is NaN or Inf, or packed documents attend to each other.
     """
     held_out = evaluate(run)
@@ -97,8 +97,7 @@ def evaluate(run: Run) -> HeldOut | None:
     """Return the held-out loss of the weights in the engine; None without validation documents.
 
     Raises:
-        StopTraining: a rank was asked to stop; all ranks broke the evaluation off after the same
-            batch.
+        StopTraining: a rank was asked to stop. All ranks end the evaluation after the same batch.
     """
     run.engine.set_eval_mode()
     with run.clock.host_phase("evaluation"):
@@ -113,7 +112,11 @@ def evaluate(run: Run) -> HeldOut | None:
 
 
 def is_checkpoint_due(run: Run, progress: Progress) -> bool:
-    """Return whether to save: after the last step, before a stop, by interval, at a new best loss."""
+    """Return whether to save a checkpoint now.
+
+    One is due after the last step, before a stop, every checkpoint_every steps and, with
+    result=best, at a new best held-out loss.
+    """
     if progress.step == run.num_steps or progress.stop_reason:
         return True
     every = run.config.checkpoint_every
@@ -127,11 +130,11 @@ def is_checkpoint_due(run: Run, progress: Progress) -> bool:
 
 
 def save_checkpoint(run: Run, progress: Progress, step_seconds: float = 0.0) -> None:
-    """Save a checkpoint; warn if a job that is asked to stop has too little time for that.
+    """Save a checkpoint, and warn if an interrupted job would have too little time for that.
 
     Args:
-        step_seconds: duration of the last step; a job that is asked to stop finishes its step
-            first.
+        step_seconds: duration of the last step. An interrupted job finishes its step before it
+            saves.
     """
     loop_state = LoopState(
         tokens=progress.tokens,
@@ -151,15 +154,15 @@ def save_checkpoint(run: Run, progress: Progress, step_seconds: float = 0.0) -> 
 
 
 def _check_grace_time(run: Run, num_done: int, needed: float) -> None:
-    """Warn if the scheduler's warning comes less than `needed` seconds before it kills the job."""
+    """Warn if the scheduler's signal comes less than `needed` seconds before it kills the job."""
     cluster = run.config.cluster
     grace = cluster.signal_lead_s
     if cluster.scheduler == "local" or needed <= grace:
         return
     logger.warning(
-        "cluster.signal_lead_s: a job is warned %d s before it is killed, but a step and a "
+        "cluster.signal_lead_s: a job gets a signal %d s before it is killed, but a step and a "
         "checkpoint take %.0f s, so an interruption loses the steps since the last checkpoint; "
-        "set it to %d",
+        "set cluster.signal_lead_s=%d",
         grace,
         needed,
         math.ceil(2 * needed),

@@ -1,4 +1,4 @@
-"""The end of a run: the choice of the weights that are its result, their files, and the summary."""
+"""The end of a run: choose the weights that are its result, save them, and write the summary."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Result:
     """The weights that are saved as the result of a run.
 
     Attributes:
-        step: number of optimizer steps after which the weights were taken: all steps, or those with
-            the best held-out loss.
+        step: step of these weights: the last one or, with result=best, the one with the best
+            held-out loss.
         held_out: evaluation of these weights; None without validation documents.
         last: evaluation of the weights after the last step.
     """
@@ -36,17 +36,25 @@ class Result:
 
 @dataclass(frozen=True)
 class Regression:
-    """A baseline that the result is worse than: the metric that records it, and a warning."""
+    """A baseline that is better than the result.
+
+    Attributes:
+        metric: metric that is logged as 1.
+        message: warning to log.
+    """
 
     metric: names.Metric
     message: str
 
 
 def choose_result(run: Run, progress: Progress) -> Result:
-    """Load the result's weights into the engine: the last ones, or the best with result=best.
+    """Choose the weights that are the run's result, and load them into the engine.
+
+    They are the last ones or, with result=best, those with the best held-out loss.
 
     Raises:
-        GuardError: a checkpoint does not restore the weights that were evaluated.
+        GuardError: the best checkpoint has another held-out loss after loading than when it was
+            saved.
     """
     last = progress.held_out or log_held_out(run, progress.step)
     result = Result(progress.step, last, last)
@@ -67,7 +75,7 @@ def choose_result(run: Run, progress: Progress) -> Result:
 
 
 def find_regressions(run: Run, result: Result) -> Iterator[Regression]:
-    """Yield the baselines that the result is worse than: the initial model, token frequencies."""
+    """Yield each baseline that is better than the result: the initial model, token frequencies."""
     if result.held_out is None:
         return
     loss = result.held_out.loss
@@ -75,20 +83,22 @@ def find_regressions(run: Run, result: Result) -> Iterator[Regression]:
     initial = read_initial_evaluation(run)
     measured = f"held-out loss {loss:.3f} after step {result.step}"
     if initial and loss > initial.loss:
-        message = f"the result is worse than the start: {measured}, {initial.loss:.3f} before step 1; "
+        message = f"the result is worse than the start: {measured}, but {initial.loss:.3f} before step 1; "
         yield Regression(names.WORSE_THAN_START, message + "lower lr, train less, or check the data")
     if unigram_loss is not None and loss > unigram_loss:
         message = (
-            f"the result is worse than token frequencies alone: {measured}, {unigram_loss:.3f} for them; "
+            f"the result is worse than token frequencies alone: {measured}, but {unigram_loss:.3f} "
+            "if tokens are predicted by their frequency; "
         )
         yield Regression(names.WORSE_THAN_UNIGRAM, message + "train longer, or check lr and the data")
 
 
 def save_result(run: Run) -> None:
-    """Write model/ (full fine-tuning) or adapter/, with the tokenizer, and check the written files.
+    """Save the result and its tokenizer in model/ (full fine-tuning) or adapter/; check the files.
 
     Raises:
-        GuardError: the files do not hold the trained weights.
+        GuardError: a weight contains NaN or Inf, or the files differ from the trained weights.
+        UserError: PEFT cannot save the adapter, or the tokenizer does not fit the model.
     """
     model = run.engine.model
     is_main = run.world.is_main
@@ -96,7 +106,7 @@ def save_result(run: Run) -> None:
     final = run.folder.adapter if is_adapter else run.folder.model
     temporary = layout.temporary_folder(final)
     if is_main:
-        shutil.rmtree(temporary, ignore_errors=True)  # from an attempt that was killed while it saved
+        shutil.rmtree(temporary, ignore_errors=True)  # of an attempt that was killed while saving
     written: dict[str, torch.Tensor] = {}
     state = save.gather_weights(model, trainable_only=is_adapter)
     save.save(model, _record_tensors(state, written, keep_values=is_adapter), temporary, is_main)
@@ -106,7 +116,7 @@ def save_result(run: Run) -> None:
             checks.check_reloads(temporary, model, written)
         tokenizer.copy_files(run.config.data.corpus_folder / "tokenizer", temporary)
         end_of_turn.declare(temporary, run.corpus.tokenizer, model)
-        shutil.rmtree(final, ignore_errors=True)  # from an attempt that was killed after this point
+        shutil.rmtree(final, ignore_errors=True)  # of an attempt that was killed after its rename
         temporary.rename(final)
     run.world.barrier()
 
@@ -114,7 +124,14 @@ def save_result(run: Run) -> None:
 def _record_tensors(
     state: Iterable[tuple[str, torch.Tensor]], written: dict[str, torch.Tensor], keep_values: bool
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of `state`; record them in `written`, with values or as meta tensors."""
+    """Yield the tensors of `state`, and add each to `written`.
+
+    Args:
+        keep_values: add the tensors themselves; otherwise meta tensors of their shapes.
+
+    Raises:
+        GuardError: a tensor contains NaN or Inf.
+    """
     for name, tensor in state:
         checks.check_finite(name, tensor)
         written[name] = tensor if keep_values else tensor.to("meta")
@@ -166,7 +183,10 @@ def read_initial_evaluation(run: Run) -> HeldOut | None:
 
 
 def _utilisation(run: Run, progress: Progress) -> float | None:
-    """Return the model FLOPs utilisation over all steps; None without a formula or steps."""
+    """Return the model FLOPs utilisation over all steps.
+
+    Return None if the model FLOPs are unknown or no step was trained.
+    """
     if not (progress.tokens and progress.seconds and run.flops_per_token):
         return None
     return progress.tokens / progress.rank_seconds * run.flops_per_token / run.peak.flops
@@ -175,6 +195,6 @@ def _utilisation(run: Run, progress: Progress) -> float | None:
 def _num_elements(parameter: torch.nn.Parameter) -> int:
     quantized = getattr(parameter, "quant_state", None)
     if quantized is not None:
-        return int(math.prod(quantized.shape))  # the tensor itself has one byte for two 4-bit numbers
-    # under ZeRO-3 the tensor itself is this rank's slice
+        return int(math.prod(quantized.shape))  # the tensor itself has two 4-bit numbers per byte
+    # under ZeRO-3 the tensor itself is empty
     return int(getattr(parameter, "ds_numel", parameter.numel()))

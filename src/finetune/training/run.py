@@ -29,17 +29,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Run:
-    """The parts of a run on one rank, as setup.py builds them.
+    """The parts of a run on one rank, built by setup.py.
 
     Attributes:
         corpus: manifest of the corpus.
-        initial_adapter: trainable tensors of an adapter before the first step, on rank 0; None in
-            full fine-tuning.
+        initial_adapter: trainable tensors of an adapter at set-up, complete on rank 0 and meta
+            tensors elsewhere; None in full fine-tuning.
         stop_flag: set when this rank is asked to stop.
         raise_if_stopping: raises StopTraining on all ranks if one of them was asked to stop. It is
-            a collective: all ranks call it at the same place.
-        flops_per_token: model FLOPs of a token; None where no formula holds.
-        skipped_batches: indices of the batches that are left out after a rewind.
+            a collective, so all ranks must call it at the same point.
+        flops_per_token: model FLOPs per token; None if they are unknown for this model.
+        skipped_batches: indices of the batches that rewinds skip.
     """
 
     config: TrainConfig
@@ -77,7 +77,7 @@ class Run:
             logger.warning(message)
 
     def batch_index(self, step: int) -> int:
-        """Return the index of the batch of `step`; skipped batches are left out of the order."""
+        """Return the index of the batch that `step` trains on, which is never a skipped batch."""
         index = step
         for skipped in sorted(self.skipped_batches):
             index += skipped <= index
@@ -92,13 +92,13 @@ class StepResult:
         loss: mean over the supervised tokens of the global batch, in nats.
         targets: number of supervised tokens.
         tokens: number of tokens that are not padding.
-        checksum: of the step's data; equal data have equal checksums.
+        checksum: checksum of the step's data; equal data have equal checksums.
         grad_norm: gradient norm before clipping.
-        skipped: DeepSpeed skipped the update because gradients contain NaN or Inf.
-        stop_reason: the highest StopReason of any rank.
+        skipped: whether DeepSpeed skipped the update because gradients contain NaN or Inf.
+        stop_reason: the highest StopReason of all ranks.
         seconds: duration on the slowest rank.
-        data_seconds: longest time that a rank waited for data.
-        peak_memory: largest peak memory of a rank, in bytes.
+        data_seconds: longest time that any rank waited for data.
+        peak_memory: largest peak memory of all ranks, in bytes.
     """
 
     loss: float
@@ -121,11 +121,11 @@ class Progress:
         step: number of optimizer steps done.
         step_check: detector of bad steps; holds the losses of the last steps.
         stop_reason: why training stops before the last step; NONE while it continues.
-        tokens: tokens trained on, without padding.
-        targets: supervised tokens among them.
-        seconds: duration of the training steps alone.
-        rank_seconds: the same, each step multiplied by its number of ranks.
-        num_steps: total steps planned when the checkpoint was saved; 0: unknown.
+        tokens: number of tokens trained on, without padding.
+        targets: number of supervised tokens.
+        seconds: total duration of the optimizer steps.
+        rank_seconds: total duration of the steps, each multiplied by its number of ranks.
+        num_steps: total number of steps planned when the loaded checkpoint was saved; 0 if unknown.
         held_out: evaluation of the weights after `step`; None if they were not evaluated.
     """
 
@@ -140,7 +140,7 @@ class Progress:
     held_out: HeldOut | None = None
 
     def add(self, result: StepResult, num_ranks: int) -> None:
-        """Count a step that was done by `num_ranks` ranks."""
+        """Add the result of a step that `num_ranks` ranks trained."""
         self.step += 1
         self.tokens += result.tokens
         self.targets += result.targets

@@ -1,6 +1,6 @@
 """The learning rate as a pure function of the step, so that a checkpoint needs no schedule state.
 
-This module does not import torch: `finetune train` computes learning rates before a job starts too.
+This module does not import torch, because `finetune train` uses it before a job starts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from finetune.config.train import TrainConfig
 
-# Share by which the learning rate may change at a resume without a warning.
+# Largest relative change of the learning rate at a resume that causes no warning.
 MAX_JUMP = 0.05
 
 
@@ -18,21 +18,21 @@ MAX_JUMP = 0.05
 class Schedule:
     """The learning rates of a run: a linear warm-up to `lr`, then a decay to `lr × min_lr_ratio`.
 
-    The decay by `kind`:
-        constant: none; the learning rate stays at `lr`.
+    `kind` is the shape of the decay:
+        constant: no decay; the learning rate stays at `lr`.
         linear: a straight line.
-        cosine: half a cosine (Loshchilov & Hutter 2017, SGDR, eq. 5, one period).
-        wsd: stable at `lr`, then a straight line over the last `decay_ratio` of the steps (warm-up,
-            stable, decay: Hu et al. 2024, MiniCPM, eq. 1; linear decay is among those that Hägele
-            et al. 2024 recommend).
+        cosine: half a cosine (Loshchilov & Hutter 2017, SGDR, eq. 5, without restarts).
+        wsd: warm-up, stable, decay (Hu et al. 2024, MiniCPM, eq. 1). The learning rate stays at
+            `lr` and falls in a straight line over the last `decay_ratio` of the steps. Hägele et
+            al. 2024 recommend linear decay, among others.
 
     Attributes:
         kind: constant, linear, cosine or wsd.
         lr: the peak learning rate.
-        num_steps: optimizer steps of the run.
-        warmup_ratio: share of the steps that warm up.
-        decay_ratio: share of the steps that decay, for wsd.
-        min_lr_ratio: the last learning rate as a share of the peak.
+        num_steps: number of optimizer steps of the run.
+        warmup_ratio: share of the steps in the warm-up.
+        decay_ratio: share of the steps in the decay; used by wsd only.
+        min_lr_ratio: final learning rate as a share of the peak.
     """
 
     kind: str
@@ -44,10 +44,13 @@ class Schedule:
 
     @classmethod
     def of(cls, config: TrainConfig, num_packs: int) -> Schedule:
-        """Return the schedule of a run on a corpus with `num_packs` packs an epoch.
+        """Return the schedule of a run.
 
-        Without max_steps, the run takes as many steps as cover num_epochs; the last one is filled
-        up from the next epoch.
+        If max_steps is not set, the run takes enough steps for num_epochs. Packs of the next epoch
+        complete the last batch.
+
+        Args:
+            num_packs: number of packs in an epoch.
         """
         packs_of_run = round(num_packs * config.num_epochs)
         steps_of_epochs = math.ceil(packs_of_run / config.global_batch_size)
@@ -64,8 +67,8 @@ class Schedule:
         """Return the learning rate of a step.
 
         Args:
-            step: optimizer step counted from 0, below num_steps. Step 0 is not lost: it has
-                1/warm-up steps of the peak.
+            step: optimizer step, counted from 0 and below num_steps. The warm-up does not start at
+                a learning rate of 0, so that step 0 changes the weights.
         """
         warmup_steps = math.ceil(self.num_steps * self.warmup_ratio)
         if step < warmup_steps:
@@ -85,15 +88,15 @@ class Schedule:
 
 
 def describe_lr_jump(step: int, old_num_steps: int, schedule: Schedule) -> str | None:
-    """Describe the jump of the learning rate when a run resumes with another number of steps.
+    """Describe the jump of the learning rate if a run resumes with another total number of steps.
 
     Args:
         step: number of steps done.
-        old_num_steps: number of steps planned before.
-        schedule: the schedule that the run resumes with.
+        old_num_steps: total number of steps planned before the resume.
+        schedule: the schedule after the resume.
 
     Returns:
-        None if the change is at most MAX_JUMP of the learning rate.
+        A warning; None if the learning rate changes by at most MAX_JUMP.
     """
     if not 0 < step < schedule.num_steps or old_num_steps == schedule.num_steps:
         return None

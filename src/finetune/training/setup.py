@@ -1,4 +1,4 @@
-"""Set-up of a run on a rank: building and checking its parts, and its start or resume."""
+"""Set-up of a run on one rank: build and check its parts, then start or resume it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def set_up_run(
     raise_if_stopping = partial(raise_if_any_rank_stops, watchdog, world, stop_flag)
     corpus = run_inputs.open_corpus(config.data)
     base = base_model.resolve_for_run(config)
-    # before packs are planned: the run folder must not be left with plans of another corpus
+    # checked before packs are planned, so that the run folder never holds plans of a changed corpus
     identity = _check_inputs(base, corpus, folder, world)
     if not config.adapter:
         # checkpoints of full fine-tuning hold all weights, and so do not depend on the base
@@ -69,7 +69,7 @@ def set_up_run(
     partitioned = config.zero["stage"] == 3
     kernels_in_use = kernels.install(model, config.model.kernels, world.device, partitioned=partitioned)
     engine = Engine(model, config, world)
-    # dropout differs between ranks from here on; until now all ranks drew the same random numbers
+    # Until now all ranks drew the same random numbers. From here on, dropout must differ by rank.
     torch.manual_seed(config.seed + world.rank)
 
     engine.set_eval_mode()
@@ -111,7 +111,10 @@ def set_up_run(
 
 
 def raise_if_any_rank_stops(watchdog: Watchdog, world: World, stop_flag: StopFlag) -> None:
-    """Raise StopTraining on all ranks if one was asked to stop; all ranks must call it."""
+    """Raise StopTraining on all ranks if at least one was asked to stop.
+
+    All ranks must call it. It also restarts the watchdog's timer.
+    """
     watchdog.beat()
     reason = StopReason(world.all_reduce_max(stop_flag.reason()))
     if reason:
@@ -121,8 +124,8 @@ def raise_if_any_rank_stops(watchdog: Watchdog, world: World, stop_flag: StopFla
 def _check_inputs(
     base: Base | None, corpus: Corpus, folder: RunFolder, world: World
 ) -> dict[str, str | None]:
-    """Compare base and corpus with those of the submission; return their digests."""
-    # on every rank, so that all of them raise an error in the files
+    """Check that base and corpus are unchanged since the submission; return their digests."""
+    # computed on every rank, so that all ranks raise the error if a file cannot be read
     digests = run_inputs.compute_digests(base, corpus)
     noted = run_inputs.record_inputs(folder, digests) if world.is_main else None
     return dict(world.broadcast_object(noted))
@@ -131,7 +134,11 @@ def _check_inputs(
 def _plan_packs(
     corpus: Corpus, settings: DataConfig, seed: int, folder: RunFolder, world: World
 ) -> tuple[PackedData, PackedData]:
-    """Plan the training and validation packs; if the run resumes, check its plans."""
+    """Plan the training and validation packs.
+
+    If the run resumes, check that they are the packs of its first attempt. If it starts, check that
+    not too many tokens are lost.
+    """
     plan_split = partial(
         PackedData,
         corpus,
@@ -154,21 +161,24 @@ def _plan_packs(
 
 
 def _check_model(packed: PackedModel, requested: str, vocab_size: int, world: World) -> str:
-    """Choose an attention that isolates packed documents; check the losses of the LM head."""
+    """Choose an attention implementation that isolates packed documents; return its name.
+
+    Also check the losses that the LM head returns.
+    """
     attention = checks.choose_attention(packed, requested, vocab_size, world.device)
     checks.check_target_losses(packed, vocab_size, world.device)
     return attention
 
 
 def _find_speed_limits(model: torch.nn.Module, dtype: torch.dtype, world: World) -> tuple[Peak, float | None]:
-    """Return the device's peak, and the model FLOPs of a token (None where no formula holds)."""
-    world.barrier()  # ranks that share a CPU measure at the same time
+    """Return the device's peak FLOP/s and the model FLOPs per token (None if they are unknown)."""
+    world.barrier()  # ranks that share a CPU must measure at the same time
     peak = throughput.find_peak(world.device, dtype)
-    logger.info("peak: %.2f TFLOP/s a rank (%s)", peak.flops / 1e12, peak.origin)
+    logger.info("peak: %.2f TFLOP/s per rank (%s)", peak.flops / 1e12, peak.origin)
     try:
         return peak, throughput.flops_per_token(model)
     except ValueError as fault:
-        logger.info("no model FLOPs utilisation: %s", fault)
+        logger.info("model FLOPs utilisation is not measured: %s", fault)
         return peak, None
 
 
@@ -178,7 +188,7 @@ def _find_speed_limits(model: torch.nn.Module, dtype: torch.dtype, world: World)
 def start_or_resume(run: Run) -> Progress:
     """Start the run, or resume it from its newest checkpoint; return its progress.
 
-    An evaluation that an interruption skipped is made up for.
+    If an interruption prevented the evaluation at this step, the evaluation runs now.
     """
     progress, seconds_by_phase = load_latest_checkpoint(run)
     run.clock.add_breakdown(seconds_by_phase)
@@ -199,7 +209,7 @@ def load_latest_checkpoint(run: Run) -> tuple[Progress, dict[str, float]]:
     """Load the newest checkpoint into the engine, if there is one.
 
     Returns:
-        The progress, which is 0 steps without a checkpoint, and the seconds by phase until then.
+        The progress (0 steps without a checkpoint), and the run's seconds by phase so far.
     """
     state = run.checkpoints.load_newest(run.engine)
     loop_state = state.loop_state
@@ -216,9 +226,12 @@ def load_latest_checkpoint(run: Run) -> tuple[Progress, dict[str, float]]:
 
 
 def _start(run: Run, progress: Progress) -> None:
-    """Check that the result can be saved, evaluate the initial model, save it for a rewind."""
+    """Check that the result can be saved, and evaluate the initial model.
+
+    If bad steps are to be rewound, also save the initial model as the first checkpoint.
+    """
     if run.initial_adapter is not None and run.world.is_main:
-        # an adapter that PEFT cannot restore must be found now, not at the end of the run
+        # if PEFT cannot restore the adapter, the run must fail now, not at its end
         with tempfile.TemporaryDirectory() as name:
             save.save(run.engine.model, run.initial_adapter.items(), Path(name))
             checks.check_reloads(Path(name), run.engine.model, run.initial_adapter)

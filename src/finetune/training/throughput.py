@@ -1,4 +1,4 @@
-"""Measurements of a rank: model FLOPs of a token, the device's peak, memory, and seconds by phase."""
+"""Measurements on a rank: model FLOPs per token, the device's peak, memory, seconds by phase."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from finetune.models.cpu_matmul import linear
 
 T = TypeVar("T")
 
-# Dense peak of one device in TFLOP/s on tensor cores, from the vendors' data sheets: (bf16, fp32 as
-# PyTorch multiplies it by default, without TF32). The first key that the device's name contains is
+# Peak TFLOP/s of one device, from the vendors' data sheets: (dense bf16, fp32). fp32 is without
+# TF32, which PyTorch does not use by default. The first key that is part of the device's name is
 # used.
 PEAK_TFLOPS = {
     "H200": (989.4, 66.9),
@@ -37,11 +37,11 @@ PEAK_TFLOPS = {
 
 @dataclass(frozen=True)
 class Peak:
-    """The highest FLOP/s of one rank's device.
+    """The peak FLOP/s of one rank's device.
 
     Attributes:
         flops: FLOP/s.
-        origin: "table" (PEAK_TFLOPS) or "measured".
+        origin: "table" (from PEAK_TFLOPS) or "measured".
     """
 
     flops: float
@@ -50,12 +50,12 @@ class Peak:
 
 @functools.cache
 def find_peak(device: torch.device, dtype: torch.dtype) -> Peak:
-    """Return the device's peak from its data sheet, or measure it.
+    """Return the device's peak FLOP/s from PEAK_TFLOPS, or measure it.
 
-    The peak of a CPU, and of a GPU that is not in PEAK_TFLOPS, is the best of up to six large
-    matrix products, by the library that training multiplies with. Ranks that share a CPU measure at
-    the same time, so that each gets its share. A CPU without bf16 instructions takes seconds for
-    one product: no further product starts after one second.
+    A measured peak is the best of up to six large matrix products, computed by the same library as
+    in training. Ranks that share a CPU must measure at the same time, so that each measures its
+    share. No product starts after one second, because a CPU without bf16 instructions takes seconds
+    for one product.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -84,16 +84,17 @@ def find_peak(device: torch.device, dtype: torch.dtype) -> Peak:
 def flops_per_token(model: nn.Module) -> float:
     """Return the model FLOPs of training on one token.
 
-    The matrix products of queries and keys in attention are left out, as they depend on the length.
-    Each weight of a matrix product costs 2 FLOPs forward, 2 backward towards the inputs, and 2 more
-    towards the weight if it is trained: the 6 N of Kaplan et al. 2020 (Scaling Laws, §2.1) and 4 N
-    for an adapter on frozen weights. The input embedding is a lookup and does not count. Recomputed
-    activations do not count either, so that the utilisation is one of model FLOPs (Chowdhery et al.
-    2022, PaLM, appendix B).
+    Each weight of a linear layer costs 2 FLOPs in the forward pass and 2 for the gradient of the
+    inputs. If it is trained, it costs 2 more for its own gradient. This gives 6 N FLOPs for full
+    training (Kaplan et al. 2020, Scaling Laws, §2.1), and 4 N for frozen weights under an adapter.
+
+    Not counted are the products of queries and keys, which depend on the length, and the input
+    embedding, which is a lookup. Recomputed activations are not counted either, as is usual for
+    model FLOPs utilisation (Chowdhery et al. 2022, PaLM, appendix B).
 
     Raises:
-        ValueError: the model is a mixture of experts, which uses a part of its weights for each
-            token.
+        ValueError: the model is a mixture of experts, which uses only a part of its weights for
+            each token.
     """
     if any("expert" in name for name, _ in model.named_modules()):
         raise ValueError("a mixture of experts uses only a part of its weights for each token")
@@ -106,7 +107,7 @@ def flops_per_token(model: nn.Module) -> float:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the peak memory of this rank in bytes: allocated on its GPU, or resident on a CPU."""
+    """Return this rank's peak memory in bytes: allocated on its GPU, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -116,7 +117,7 @@ class Clock:
     """Seconds by phase on this rank.
 
     Attributes:
-        seconds: by phase so far, without device phases whose events are not read yet.
+        seconds: seconds by phase so far. On a GPU, device phases are added by `read_events`.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -131,10 +132,9 @@ class Clock:
 
     @contextmanager
     def device_phase(self, name: str) -> Iterator[None]:
-        """Count the time that the device spends on the work launched inside.
+        """Add to phase `name` the time that the device needs for the work launched in the context.
 
-        On a GPU the time is read later, by `read_events`, so that the host does not wait for it
-        here.
+        On a GPU, `read_events` reads the time later, so that the host does not wait here.
         """
         if self._device.type != "cuda":
             with self.host_phase(name):
@@ -149,13 +149,13 @@ class Clock:
 
     @contextmanager
     def host_phase(self, name: str) -> Iterator[None]:
-        """Count the host's time inside, for data, evaluations and checkpoints."""
+        """Add the host's time in the context to phase `name` (data, evaluation, checkpoint)."""
         began = time.perf_counter()
         yield
         self.seconds[name] += time.perf_counter() - began
 
     def time_items(self, name: str, items: Iterable[T]) -> Iterator[T]:
-        """Yield items, and count the host's time for producing each."""
+        """Yield the items, and add the host's time for producing each to phase `name`."""
         iterator = iter(items)
         while True:
             with self.host_phase(name):
@@ -165,13 +165,13 @@ class Clock:
             yield item
 
     def read_events(self) -> None:
-        """Count the device phases of a step whose work is done."""
+        """Add the GPU times of a step's device phases; the GPU must have finished the step."""
         for name, start, stop in self._events:
             self.seconds[name] += start.elapsed_time(stop) / 1000
         self._events.clear()
 
     def add_breakdown(self, earlier: dict[str, float]) -> None:
-        """Add the `breakdown` of the earlier attempts of a run."""
+        """Add the seconds by phase of earlier attempts, as `breakdown` returned them."""
         for name, value in earlier.items():
             if name == "total":
                 self._began -= value
@@ -179,7 +179,10 @@ class Clock:
                 self.seconds[name] += value
 
     def breakdown(self) -> dict[str, float]:
-        """Return the seconds by phase, with `other` for the rest and `total`, over all attempts."""
+        """Return the seconds by phase over all attempts, with their `total`.
+
+        `other` is the part of the total that belongs to no phase.
+        """
         total = time.perf_counter() - self._began
         other = max(0.0, total - sum(self.seconds.values()))
         return {**self.seconds, "other": other, "total": total}

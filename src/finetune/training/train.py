@@ -1,4 +1,4 @@
-"""One training run on a rank, from a config to a saved result: set up, start or resume, train, save."""
+"""A training run on one rank, from a config to a saved result."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ logger = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig, folder: RunFolder, world: World, stop_flag: StopFlag) -> RunState:
-    """Train, or resume, the run in `folder`; all ranks call it.
+    """Train or resume the run in `folder`; all ranks call it.
 
     Args:
-        stop_flag: checked on every rank wherever all of them can stop together.
+        stop_flag: holds requests to stop. It is checked wherever all ranks can stop together.
 
     Returns:
-        COMPLETED; STOPPED if a person asked for it; INTERRUPTED after a signal of the scheduler or
-        at the end of the job's time. After STOPPED and INTERRUPTED, all finished steps are in a
-        checkpoint.
+        COMPLETED after the last step; STOPPED if a user stopped the run; INTERRUPTED after a signal
+        of the scheduler or at the end of the job's time. In the last two states, a checkpoint holds
+        all finished steps.
 
     Raises:
-        UserError: a mistake of the user's, or the finding of a guard, in one line.
+        UserError: a setting or file is wrong, or a guard found an error; the message has one line.
     """
     folder.jobs.mkdir(exist_ok=True)
 
@@ -53,9 +53,10 @@ def train(config: TrainConfig, folder: RunFolder, world: World, stop_flag: StopF
                 write_summary(run, progress, result)
             run.engine.close()
         except StopTraining as request:
-            # raised outside the loop: during set-up, or by an evaluation of weights that a
-            # checkpoint holds
+            # Raised during set-up, or by an evaluation before or after the loop. No checkpoint is
+            # needed: the newest one already holds all finished steps.
             state = request.reason.state
-            logger.info("stopping (%s): %s", state, stop_flag.describe() or "another rank was asked to")
+            cause = stop_flag.describe() or "another rank was asked to stop"
+            logger.info("stopping (%s): %s", state, cause)
             return state
     return progress.stop_reason.state

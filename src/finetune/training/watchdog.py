@@ -1,4 +1,4 @@
-"""A watchdog that ends a job in which a rank hangs, and dumps the stacks of every rank."""
+"""A watchdog: if a rank hangs, every rank dumps its stacks to a file and ends."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from types import TracebackType
 
 
 class Watchdog:
-    """Context manager that dumps stacks and ends this process if `beat` is not called for a while.
+    """Context manager that dumps the stacks and ends this process if `beat` is not called in time.
 
-    A hung rank blocks its peers in their next collective, so no rank makes progress and each dumps
-    its own stacks: from faulthandler's C-level timer, which needs no lock that the hung thread may
-    hold. The process exits GRACE seconds later.
+    A hung rank blocks the others in their next collective, so no rank makes progress, and each
+    dumps its own stacks. faulthandler does this from a timer in C, which needs no lock that the
+    hung thread may hold. The process exits GRACE seconds after the dump.
 
     Args:
-        file: receives this rank's stacks; removed if the rank did not hang.
-        seconds: time without `beat` that counts as a hang. Loading, evaluations and checkpoints
-            must each take less.
-        record: called with the reason, as one line for people, before the process exits; it has
-            RECORD_SECONDS.
+        file: file for this rank's stacks; removed when the context ends.
+        seconds: longest time between two calls of `beat`; a longer one counts as a hang. Loading
+            the model and saving a checkpoint must each take less.
+        record: called with the reason, in one line, before the process exits. The process exits
+            after RECORD_SECONDS even if the call has not returned.
     """
 
     GRACE = 15.0
@@ -40,7 +40,7 @@ class Watchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def beat(self) -> None:
-        """Report progress: the time without progress starts again at 0."""
+        """Report progress, which restarts the timer."""
         self._last_beat = time.monotonic()
         faulthandler.dump_traceback_later(self._seconds, file=self._file)
 
@@ -64,8 +64,8 @@ class Watchdog:
         reason = (
             f"no progress for {self._seconds:.0f} s: a rank hangs; read the stacks in {self._path.parent}"
         )
-        # In a thread of its own: recording fails or blocks on a file system that is full or hangs,
-        # and the process must end all the same.
+        # A thread, because the process must end even if recording fails or blocks on a full or hung
+        # file system.
         try:
             recorder = threading.Thread(target=self._record, args=(reason,), daemon=True)
             recorder.start()
