@@ -163,32 +163,14 @@ _SCRIPTS = {
 _OF_SCRIPT = {name: re.compile(f"[{letters}]") for name, letters in _SCRIPTS.items()}
 # py3langid's languages by their script.
 _LANGUAGES_OF = {
-    "Greek": "ell",
-    "Cyrillic": "rus ukr bel bul srp mkd kaz kir mon tgk tat bak",
-    "Armenian": "hye",
-    "Hebrew": "heb yid",
-    "Arabic": "ara fas urd pus uig ckb",
-    "Devanagari": "hin mar nep san gom",
-    "Bengali": "ben asm",
-    "Gurmukhi": "pan",
-    "Gujarati": "guj",
-    "Odia": "ori",
-    "Tamil": "tam",
-    "Telugu": "tel",
-    "Kannada": "kan",
-    "Malayalam": "mal",
-    "Sinhala": "sin",
-    "Thai": "tha",
-    "Lao": "lao",
-    "Tibetan": "dzo",
-    "Burmese": "mya",
-    "Georgian": "kat",
-    "Hangul": "kor",
-    "Ethiopic": "amh tir",
-    "Khmer": "khm",
-    "Kana": "jpn",
-    "Han": "zho",
-}
+    "Greek": "ell", "Cyrillic": "rus ukr bel bul srp mkd kaz kir mon tgk tat bak",
+    "Armenian": "hye", "Hebrew": "heb yid", "Arabic": "ara fas urd pus uig ckb",
+    "Devanagari": "hin mar nep san gom", "Bengali": "ben asm", "Gurmukhi": "pan",
+    "Gujarati": "guj", "Odia": "ori", "Tamil": "tam", "Telugu": "tel", "Kannada": "kan",
+    "Malayalam": "mal", "Sinhala": "sin", "Thai": "tha", "Lao": "lao", "Tibetan": "dzo",
+    "Burmese": "mya", "Georgian": "kat", "Hangul": "kor", "Ethiopic": "amh tir", "Khmer": "khm",
+    "Kana": "jpn", "Han": "zho",
+}  # fmt: skip
 # (script, letters, language): letters of languages that py3langid takes for other languages.
 _LETTERS_OF = (
     ("Ethiopic", re.compile("[ኣኦሕዕሓኽኹቕኾ]"), "tir"),
