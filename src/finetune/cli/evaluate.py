@@ -238,13 +238,13 @@ def check_tokenizers(subjects: Sequence[Subject], corpus: Corpus) -> None:
 
 
 def _held_out(subject: Subject, corpus: Corpus, data: DataConfig) -> HeldOut:
-    from finetune.evaluation.held_out import evaluate_base
-
-    # bitsandbytes, which PEFT imports, warns of a missing kernel for 4-bit layers on CPUs
+    # PEFT imports bitsandbytes, which warns of a missing kernel for 4-bit layers on CPUs.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         for category in rank_warnings.IGNORED:  # meant for developers of the libraries
             warnings.simplefilter("ignore", category)
+        from finetune.evaluation.held_out import evaluate_base
+
         return evaluate_base(subject.model, corpus, data)
 
 
