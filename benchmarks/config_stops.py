@@ -46,7 +46,13 @@ class Definition:
 
 @dataclass
 class Stops:
-    """Stops and call sites, as places in the source, in the order in which they were found."""
+    """Places in the source that handle the whole TrainConfig, in the order of the search.
+
+    Attributes:
+        functions: functions with a TrainConfig parameter, functions that pass a TrainConfig in a
+            call, and functions that are called with one.
+        calls: the calls that pass a TrainConfig.
+    """
 
     functions: list[str]
     calls: list[str]
@@ -113,7 +119,14 @@ class Code:
         return self.annotated(definition.module, definition.node.returns)
 
     def method(self, owner: str, name: str) -> str:
-        """Return the dotted name of a method, which a base may define, or an empty string."""
+        """Return the dotted name of a method of a class, or of the method that the class inherits.
+
+        Return an empty string if the class or the method is not found.
+
+        Args:
+            owner: dotted name of the class.
+            name: name of the method.
+        """
         definition = self.definitions.get(owner)
         if definition is None or not isinstance(definition.node, ast.ClassDef):
             return ""
@@ -150,7 +163,7 @@ class Code:
 
 
 class Scope:
-    """The names of a function with their types, by which the expressions in it are resolved."""
+    """The types of a function's local names, which are used to find the types of its expressions."""
 
     def __init__(self, code: Code, definition: Definition) -> None:
         self._code = code
@@ -243,7 +256,10 @@ class Scope:
                 yield name
 
     def passes(self, config: str) -> Iterator[ast.Call]:
-        """Yield the calls of the package's functions and classes that pass a value of class `config`."""
+        """Yield the calls in this function that pass a value of class `config`.
+
+        Only calls of functions and classes of the package are considered.
+        """
         for node in ast.walk(self._node):
             if isinstance(node, ast.Call) and self.target(node.func):
                 values = [*node.args, *(keyword.value for keyword in node.keywords)]
@@ -265,7 +281,11 @@ def receives(code: Code, definition: Definition, config: str) -> bool:
 
 
 def find_config(code: Code) -> str:
-    """Return the dotted name of the class TrainConfig."""
+    """Return the dotted name of the class TrainConfig.
+
+    Raises:
+        ValueError: there is no such class.
+    """
     for name in code.definitions:
         if name.endswith(f".{CONFIG}"):
             return name
@@ -273,7 +293,11 @@ def find_config(code: Code) -> str:
 
 
 def find_start(code: Code, config: str) -> str:
-    """Return the dotted name of the function `train` that a rank runs."""
+    """Return the dotted name of the function `train` with a parameter of class `config`.
+
+    Raises:
+        ValueError: there is no such function, or more than one.
+    """
     found = []
     for name, definition in code.definitions.items():
         if definition.node.name == START and not definition.owner and receives(code, definition, config):
@@ -284,7 +308,7 @@ def find_start(code: Code, config: str) -> str:
 
 
 def find_stops(modules: list[Module]) -> Stops:
-    """Return the stops of the config, starting at `train`.
+    """Find the functions and calls that handle the whole TrainConfig, starting at `train`.
 
     Raises:
         ValueError: there is no class TrainConfig, or not exactly one function `train`.

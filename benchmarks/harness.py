@@ -374,9 +374,10 @@ def measure_matmul_limit(
     seconds: float = 1.0,
     by: str = "torch.mm",
 ) -> float:
-    """Return the highest FLOP/s that is sustained by a matrix product of one of the model's shapes.
+    """Measure the speed of each matrix product of a model; return the highest, in FLOP/s.
 
     Args:
+        shape: shape of the model, which gives the sizes of its matrices.
         tokens: number of rows of the products.
         threads: number of torch's threads; None uses its default.
         seconds: time for each shape.

@@ -218,11 +218,12 @@ def check_packed(packed: torch.Tensor, reference: torch.Tensor, num_layers: int)
 def check_target_losses(packed: PackedModel, vocab_size: int, device: torch.device = CPU) -> None:
     """Check that the losses of supervised positions are those of the model's full logits.
 
-    If a model changes its logits after the LM head (by a soft cap or a scale), the losses of the
-    chunked head are wrong. The chunked head is then switched off (`packed.head.chunked`).
+    If `packed.head.chunked` is True, the LM head computes the losses itself, chunk by chunk. They
+    are wrong if a model changes its logits after the LM head, by a soft cap or a scale. `chunked`
+    is then set to False, and the losses are computed from the model's final logits.
 
     Raises:
-        GuardError: the losses differ even without the chunked head.
+        GuardError: the losses computed from the model's final logits differ too.
     """
     ids, positions = _make_probe(vocab_size, device)
     # all positions are supervised, so that both matrix products round alike in bf16

@@ -34,7 +34,11 @@ def can_use_onednn(x: Tensor) -> bool:
 
 
 def prefers_onednn(x: Tensor) -> bool:
-    """Return whether oneDNN is faster than MKL on this CPU for x, if x has a model's size."""
+    """Return whether oneDNN multiplies x faster than MKL on this CPU.
+
+    The answer depends on x's device and dtype, not on its shape. It is right for matrices of a
+    model's size.
+    """
     return _FAST_ONEDNN and can_use_onednn(x)
 
 

@@ -1,4 +1,7 @@
-"""Parameters of a model: their names and ties, replacements, and rows for added tokens."""
+"""Parameters of a model: list them by name, replace them, and add rows for added tokens.
+
+A tied parameter is one that several modules share. It is listed under its first name only.
+"""
 
 from __future__ import annotations
 

@@ -103,7 +103,8 @@ def find_difference(folder: Path) -> str | None:
     """Compare the token ids of AutoTokenizer with those of the folder's tokenizer.json.
 
     Returns:
-        A description of the first difference in SAMPLES or special tokens; None if there is none.
+        A description of the first difference; None if there is none. The ids are compared on the
+        texts in SAMPLES and on a text with the tokenizer's special tokens.
     """
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer

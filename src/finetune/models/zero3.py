@@ -97,9 +97,10 @@ def gather_to_rank0(
 
 
 def read_weights(folder: Path, stage: int) -> dict[str, torch.Tensor]:
-    """Return the trained weights and saved buffers in DeepSpeed's checkpoint files by name.
+    """Read the trained weights and the saved buffers, by name, from DeepSpeed's checkpoint files.
 
-    The files are pickles, so verify their checksums before you call this function.
+    Verify the checksums of the files before you call this function: they are pickles, which can
+    run code when they are read.
 
     Args:
         folder: a checkpoint's engine/ folder.
@@ -120,7 +121,7 @@ def read_weights(folder: Path, stage: int) -> dict[str, torch.Tensor]:
 
 
 class Partitioner:
-    """A factory of partitioned parameters.
+    """Make parameters that are partitioned, so that each rank holds only a slice of each (ZeRO-3).
 
     Args:
         settings: DeepSpeed's config of the run, from deepspeed_config.

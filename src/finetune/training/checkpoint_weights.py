@@ -69,7 +69,12 @@ def export(run: RunFolder, step: int) -> Path:
 
 
 def _read_state(checkpoint: Path, skeleton: Model, config: TrainConfig) -> dict[str, torch.Tensor]:
-    """Return the checkpoint's values of the skeleton's tensors by name, in the run's precision.
+    """Read the tensors of a checkpoint by name, and convert the weights to the run's precision.
+
+    Args:
+        checkpoint: folder of the checkpoint.
+        skeleton: a model without values. The tensors with the names of its tensors are read; for an
+            adapter, only those that checkpoints contain.
 
     Raises:
         UserError: the checkpoint lacks weights.

@@ -188,7 +188,8 @@ def _find_speed_limits(model: torch.nn.Module, dtype: torch.dtype, world: World)
 def start_or_resume(run: Run) -> Progress:
     """Start the run, or resume it from its newest checkpoint; return its progress.
 
-    If an interruption prevented the evaluation at this step, the evaluation runs now.
+    An evaluation that was due at the checkpoint's step, but was prevented by an interruption, runs
+    now.
     """
     progress, seconds_by_phase = load_latest_checkpoint(run)
     run.clock.add_breakdown(seconds_by_phase)
@@ -209,7 +210,8 @@ def load_latest_checkpoint(run: Run) -> tuple[Progress, dict[str, float]]:
     """Load the newest checkpoint into the engine, if there is one.
 
     Returns:
-        The progress (0 steps without a checkpoint), and the run's seconds by phase so far.
+        The progress, which has 0 steps if there is no checkpoint; and the seconds that the run has
+        spent so far in each phase, by the phase's name.
     """
     state = run.checkpoints.load_newest(run.engine)
     loop_state = state.loop_state
