@@ -184,13 +184,19 @@ class Scope:
                 self._types[target.id] = kind
 
     def of_self(self) -> Iterator[tuple[str, str]]:
-        """Yield the attributes that are assigned to `self`, with their types."""
+        """Yield the name and type of each attribute of `self` that this method assigns.
+
+        Attributes of unknown type are left out.
+        """
         for target, kind in self._assigned():
             if isinstance(target, ast.Attribute) and ast.unparse(target.value) == "self" and kind:
                 yield target.attr, kind
 
     def _assigned(self) -> Iterator[tuple[ast.expr, str]]:
-        """Yield the targets of assignments and `with` statements, with their types, in order."""
+        """Yield each target that this function assigns or binds by `with`, and its type, in order.
+
+        The type is an empty string if it is unknown.
+        """
         nodes = [node for node in ast.walk(self._node) if isinstance(node, ast.stmt | ast.NamedExpr)]
         for node in sorted(nodes, key=lambda node: (node.lineno, node.col_offset)):
             if isinstance(node, ast.AnnAssign):
@@ -245,7 +251,7 @@ class Scope:
         return self._code.method(target, "__init__") if self._code.is_class(target) else target
 
     def reached(self) -> Iterator[str]:
-        """Yield the functions of the package that this function calls or names."""
+        """Yield the dotted names of the package's functions that this function calls or mentions."""
         for node in ast.walk(self._node):
             name = ""
             if isinstance(node, ast.Call):

@@ -42,7 +42,13 @@ MAX_PLACES = 8  # maximum number of places that a row of the table names
 
 @dataclass(frozen=True)
 class Source:
-    """A reader with its settings, and the path of its files in a folder like ../shared/corpora."""
+    """A reader of data_prep with its settings, and the files that it reads.
+
+    Attributes:
+        reader: name of the reader.
+        folder: path of the files, relative to a folder laid out like ../shared/corpora.
+        settings: settings of the reader in the corpus config.
+    """
 
     reader: str
     folder: str
@@ -75,7 +81,7 @@ class Measured:
         body: letters in the text of the source's files.
         read: letters in the documents that the reader returns.
         missing: letters that the reader leaves out, by their place in the file.
-        broken: number of records that the reader quarantined.
+        broken: number of records that the reader could not read and set aside.
         stages: for each text stage, the letters after it, and the letters lost in it by reason.
     """
 

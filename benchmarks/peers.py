@@ -172,7 +172,10 @@ def _table(rows: dict[str, dict[str, Any]], matmul_limits: dict[str, list[float]
 
 
 def _runs(bench: Bench, systems: list[str]) -> dict[str, Callable[[int], Measurement]]:
-    """Return, for each system, the function that runs and measures one round of it."""
+    """Return, for each system, a function that measures one training run of it.
+
+    The function takes the number of the round.
+    """
     overrides = ["adapter=lora", f"adapter.r={LORA_R}", f"adapter.lora_alpha={2 * LORA_R}"]
     overrides += ["zero=stage1", "name=bench"]
     peers = sorted({system.split("-")[0] for system in systems} - {"finetune"})

@@ -143,7 +143,7 @@ def room_graph(modules: list[Module]) -> Graph:
 
 
 def cycles(graph: Graph) -> list[list[str]]:
-    """Return the strongly connected components of more than one node."""
+    """Return each group of two or more nodes that can all reach each other, in sorted order."""
     reach = {node: reachable(graph, node) for node in graph}
     components = {tuple(sorted(other for other in reach[node] if node in reach[other])) for node in graph}
     return [list(component) for component in sorted(components) if len(component) > 1]
@@ -238,7 +238,12 @@ def table(columns: dict[str, list[Row]]) -> str:
 
 
 def listing(title: str, rows: list[Row]) -> str:
-    """Return a list of all places that were counted, as text."""
+    """List the places in the source that were counted for each measure; return the list as text.
+
+    Args:
+        title: title of the checkout's column, which is added to each measure's name.
+        rows: the checkout's measures.
+    """
     lines = []
     for row in rows:
         lines += ["", f"{row.what} ({title}): {row}", *(f"  {place}" for place in row.places)]

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class GuardError(UserError):
-    """A training error that would be silent without a check."""
+    """An error in a training run that a check found, and that would otherwise go unnoticed."""
 
 
 class NotFiniteError(GuardError):
@@ -93,10 +93,11 @@ def check_logits(
     """Check that logits are finite; if not, find out whether the adapter or the base is the cause.
 
     Args:
-        logits: the logits of the probe's documents, run one by one.
+        logits: the model's logits for three documents of random tokens (_make_probe), which it read
+            one by one.
 
     Raises:
-        NotFiniteError: the logits contain NaN or Inf.
+        NotFiniteError: the logits contain NaN or Inf. The message names the cause.
     """
     if bool(logits.isfinite().all()):
         return
@@ -257,7 +258,7 @@ def _make_probe(vocab_size: int, device: torch.device) -> tuple[torch.Tensor, to
 
 @torch.no_grad()
 def _run_one_by_one(logits: Logits, vocab_size: int, device: torch.device) -> torch.Tensor:
-    """Return the logits of the probe's documents, run one by one: [1, 48, vocabulary]."""
+    """Return logits for the three documents of _make_probe, each run alone: [1, 48, vocabulary]."""
     ids, positions = _make_probe(vocab_size, device)
     bounds = [(0, 16), (16, 36), (36, 48)]
     each = [logits(ids[:, a:b].contiguous(), positions[:, a:b].contiguous()) for a, b in bounds]

@@ -29,7 +29,10 @@ _FAST_ONEDNN = _HAS_ONEDNN and torch.backends.cpu.get_cpu_capability() == "AVX51
 
 
 def can_use_onednn(x: Tensor) -> bool:
-    """Return whether `linear` can use oneDNN for x; if not, it calls torch.nn.functional.linear."""
+    """Return whether `linear` can multiply x with oneDNN.
+
+    If not, `linear` calls torch.nn.functional.linear.
+    """
     return _HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32
 
 

@@ -40,8 +40,9 @@ def find_new_stop(tokenizer: TokenizerInfo, model: Any) -> str | None:
 def declare(folder: Path, tokenizer: TokenizerInfo, model: Any) -> None:
     """Declare the end-of-turn token as an end of sequence in a saved model or adapter.
 
-    The declaration is written to the configs and tokenizer files in `folder`. The folder of an adapter lacks the base's configs. It gets a generation_config.json, for users
-    who load the adapter with their own code.
+    The declaration is written to the configs and tokenizer files in `folder`. The folder of an
+    adapter lacks the base's configs. It gets a generation_config.json, for users who load the
+    adapter with their own code.
 
     Args:
         tokenizer: from the corpus manifest.

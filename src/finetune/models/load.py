@@ -315,6 +315,7 @@ def needs_conversion(model: Model, files: WeightFiles, names: Iterable[str] | No
     Return True for a quantized model too.
 
     Args:
+        files: the files from which `model` is loaded.
         names: names of the model's tensors; by default those in its state dict.
     """
     is_quantized = getattr(model.config, "quantization_config", None) is not None

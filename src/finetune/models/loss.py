@@ -57,14 +57,16 @@ class _Supervised:
 class TargetHead:
     """Wrapper of a causal model's LM head, so that the head can return losses instead of logits.
 
-    The head returns losses only while the method `losses` runs the model. The wrapper replaces the head's `forward`. It thus runs inside the model and inside ZeRO-3's
-    hooks, which gather a partitioned head when it is called.
+    The head returns losses only while the method `losses` runs the model. The wrapper replaces the
+    head's `forward`, so that it runs inside ZeRO-3's hooks. These gather a partitioned head when
+    the model calls it.
 
     Attributes:
         chunked: whether the head itself computes the loss, chunk by chunk. Otherwise the loss is
-            computed from the model's final logits of the supervised positions. It is False if the
-            head is not a plain linear layer (LoRA, offloading). checks.check_target_losses also
-            sets it to False if the model changes its logits after the head (Gemma 2's soft cap).
+            computed from the model's final logits of the supervised positions. `chunked` is False
+            if the head is not a plain linear layer, e.g. with LoRA on it. It also becomes False in
+            checks.check_target_losses if the model changes its logits after the head, as Gemma 2
+            does.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -26,7 +26,7 @@ import deepspeed as deepspeed
 
 
 def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
-    """Return DeepSpeed's config of a run, for the engine and for `Partitioner`."""
+    """Translate a run's config into DeepSpeed's config, for the engine and for `Partitioner`."""
     return {
         "train_batch_size": config.global_batch_size,
         "train_micro_batch_size_per_gpu": config.micro_batch_size,

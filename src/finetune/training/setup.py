@@ -134,10 +134,13 @@ def _check_inputs(
 def _plan_packs(
     corpus: Corpus, settings: DataConfig, seed: int, folder: RunFolder, world: World
 ) -> tuple[PackedData, PackedData]:
-    """Plan the training and validation packs.
+    """Assign the training and validation documents to packs.
 
-    If the run resumes, check that they are the packs of its first attempt. If it starts, check that
-    not too many tokens are lost.
+    If the run resumes, check that the packs are those of its first attempt. If it starts, check
+    that not too many tokens are left out.
+
+    Returns:
+        The training packs and the validation packs.
     """
     plan_split = partial(
         PackedData,
