@@ -97,7 +97,10 @@ class Code:
         return ""
 
     def annotated(self, module: Module, annotation: ast.expr | None) -> str:
-        """Return the class named by an annotation `X`, `"X"` or `X | None`, or an empty string."""
+        """Return the dotted name of the class `X` in an annotation `X`, `"X"` or `X | None`.
+
+        Return an empty string if the annotation names no class of the package.
+        """
         if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
             annotation = ast.parse(annotation.value, mode="eval").body
         if isinstance(annotation, ast.BinOp):
@@ -106,7 +109,9 @@ class Code:
         return name if self.is_class(name) else ""
 
     def returned(self, name: str) -> str:
-        """Return the class of the value that a call of `name` returns, or an empty string.
+        """Return the dotted name of the class of the value that a call of `name` returns.
+
+        Return an empty string if the class is unknown or not in the package.
 
         Args:
             name: dotted name of a function or class.
@@ -138,7 +143,10 @@ class Code:
         return ""
 
     def attribute(self, owner: str, name: str) -> str:
-        """Return the type of an attribute or property of the class `owner`, or an empty string."""
+        """Return the type of an attribute or property of the class `owner`.
+
+        The type is the dotted name of a class of the package, or an empty string if it is unknown.
+        """
         if not self.is_class(owner):
             return ""
         if owner not in self._attributes:
@@ -219,7 +227,10 @@ class Scope:
             yield target, self.type_of(value)
 
     def type_of(self, node: ast.expr) -> str:
-        """Return the class of an expression, or an empty string."""
+        """Return the dotted name of the class of an expression's value.
+
+        Return an empty string if the class is unknown or not in the package.
+        """
         if isinstance(node, ast.Name):
             return self._types.get(node.id, "")
         if isinstance(node, ast.Attribute):
@@ -233,7 +244,10 @@ class Scope:
         return ""
 
     def target(self, node: ast.expr) -> str:
-        """Return the dotted name of the function or class in an expression, or an empty string."""
+        """Return the dotted name of the function or class that an expression refers to.
+
+        Return an empty string if it refers to none in the package.
+        """
         root = node
         while isinstance(root, ast.Attribute):
             root = root.value
@@ -246,7 +260,11 @@ class Scope:
         return ""
 
     def function(self, node: ast.expr) -> str:
-        """Return the dotted name of the function that a call of `node` runs, or an empty string."""
+        """Return the dotted name of the function that runs if `node` is called.
+
+        For a class, it is its `__init__`. Return an empty string if the function is not in the
+        package.
+        """
         target = self.target(node)
         return self._code.method(target, "__init__") if self._code.is_class(target) else target
 

@@ -139,8 +139,8 @@ class Sampler(threading.Thread):
 def compute_others_cpu(window: list[dict[str, float]]) -> float:
     """Return the share of the machine's CPU time that processes outside the run used.
 
-    The share is that of the time between the first and the last sample. Processes of the run that
-    ended between the two count as outside.
+    The CPU time is that between the first and the last sample. Processes of the run that ended
+    between the two count as outside.
 
     Args:
         window: samples of the CPU times, in the order in which they were taken.

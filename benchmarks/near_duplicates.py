@@ -5,8 +5,8 @@
 The documents are those with at least 30 words that the readers find in FOLDER (norwegian.py). In a
 copy, 3% of the words are replaced, left out or doubled at random. Copies are shuffled among the
 documents. Titles, first lines, numbers and names are not changed, because a document in which they
-differ is not a duplicate. In the rows "any word", they are changed too, as this benchmark did at
-first. A copy is found if the same document is kept for it and for its original.
+differ is not a duplicate. In the rows "any word", they are changed too. A copy is found if the same
+document is kept for it and for its original.
 
 Real text has duplicates of its own. A drop outside the planted pairs counts as correct if the two
 documents have the same title and a word similarity of at least 80% by difflib, which does not use

@@ -89,7 +89,8 @@ def check(config: TrainConfig) -> None:
     No weights are read.
 
     Raises:
-        UserError: they do not fit; `build` would raise the same error in the job.
+        UserError: they do not fit together. Without this check, `build` would raise the same error
+            in the job.
     """
     assert config.model.path is not None
     base = base_model.resolve(config.model.path, config.runs_dir, config.model.revision)

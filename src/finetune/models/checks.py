@@ -36,7 +36,10 @@ class GuardError(UserError):
 
 
 class NotFiniteError(GuardError):
-    """The model's logits contain NaN or Inf with every attention implementation."""
+    """The model's logits contain NaN or Inf with `eager`, the simplest attention of transformers.
+
+    The attention is then not the cause, so no other implementation is tried.
+    """
 
 
 def choose_attention(packed: PackedModel, requested: str, vocab_size: int, device: torch.device = CPU) -> str:
@@ -278,7 +281,7 @@ def check_saved(
 
     Args:
         expected: complete tensors that should have been saved, by name.
-        initial: the same tensors before the first step; None skips the comparison with them.
+        initial: the values of these tensors before the first step; None skips the comparison.
 
     Raises:
         GuardError: numbers are missing, or no tensor changed.

@@ -64,9 +64,9 @@ class TargetHead:
     Attributes:
         chunked: whether the head itself computes the loss, chunk by chunk. Otherwise the loss is
             computed from the model's final logits of the supervised positions. `chunked` is False
-            if the head is not a plain linear layer, e.g. with LoRA on it. It also becomes False in
-            checks.check_target_losses if the model changes its logits after the head, as Gemma 2
-            does.
+            if the head is not a plain linear layer (e.g. with LoRA) or if its weights are offloaded.
+            checks.check_target_losses also sets it to False if the model changes its logits after
+            the head, as Gemma 2 does.
     """
 
     def __init__(self, model: nn.Module) -> None:

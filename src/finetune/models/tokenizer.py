@@ -85,7 +85,8 @@ def check(config: TrainConfig) -> None:
     """Check before a job starts that a run's result can be saved with its tokenizer.
 
     Raises:
-        UserError: it cannot; copy_files would raise the same error at the end of the run.
+        UserError: the result could not be saved with its tokenizer. Without this check, copy_files
+            would raise the same error at the end of the run.
     """
     tokenizer = config.data.corpus_folder / "tokenizer"
     with tempfile.TemporaryDirectory() as name:
