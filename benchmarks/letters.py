@@ -81,7 +81,7 @@ class Measured:
         body: letters in the text of the source's files.
         read: letters in the documents that the reader returns.
         missing: letters that the reader leaves out, by their place in the file.
-        broken: number of records that the reader could not read and set aside.
+        broken: number of records that the reader set aside, because it could not read them.
         stages: for each text stage, the letters after it, and the letters lost in it by reason.
     """
 

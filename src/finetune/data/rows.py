@@ -113,7 +113,7 @@ class Loss:
 class Account:
     """Numbers of tokens that a run uses and loses in a split, for the sources in use.
 
-    A token is lost if its row is shortened or left out.
+    A token is lost if its row is left out, or if it is cut off from its row.
 
     Attributes:
         groups: numbers of all tokens and of used tokens, by source and language.
@@ -237,7 +237,7 @@ def build_account(rows: Rows, sources: NDArray[np.object_], languages: NDArray[n
     """Count the tokens of the rows, and those used and lost in training, by source and language.
 
     Args:
-        rows: [rows] treatment of each row, from decide_rows.
+        rows: [rows] length, kept tokens and treatment of each row, from decide_rows.
         sources: [rows] source of each row.
         languages: [rows] language of each row; Bokmål and Nynorsk are two languages.
     """
