@@ -37,7 +37,7 @@ _MARK_UP = frozenset(
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of a file's text; `name` is that of its place in the file."""
+    """A piece of a file's text; `name` describes its place in the file, e.g. an element or a key."""
 
     name: str
     text: str
@@ -63,10 +63,11 @@ def copy_unpacked(folder: Path, into: Path) -> Path:
 
 
 def _find_name(element: etree._Element) -> str:
-    """Return the name of an element's place.
+    """Return a name for the place of an element in its file.
 
-    It is the tag and class of the nearest element that has a class or is not mere mark-up, among
-    the element itself and the elements around it.
+    The name is taken from the element, or from the nearest element around it that has a class or a
+    tag other than mere mark-up such as bold. It is "tag.class", or "tag" if there is no class, or
+    "body" if there is no such element.
     """
     for above in (element, *element.iterancestors()):
         name = above.tag.rpartition("}")[2] if isinstance(above.tag, str) else "comment"
@@ -106,9 +107,10 @@ def _html(path: Path) -> Iterator[Piece]:
 
 
 def _journal(path: Path) -> Iterator[Piece]:
-    """Yield every value of a journal, named by its term.
+    """Yield every value of a journal of public records (eInnsyn), as XML or JSON-LD.
 
-    Values that are not public, which a reader must leave out, are yielded too.
+    A piece is named after the XML element or the JSON key of its value. Values that are not public
+    are yielded too, although a reader must leave them out.
     """
     if path.suffix == ".xml":
         yield from _xml(path)

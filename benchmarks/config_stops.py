@@ -46,7 +46,13 @@ class Definition:
 
 @dataclass
 class Stops:
-    """Stops and call sites, as places in the source, in the order in which they were found."""
+    """Places in the source that handle the whole TrainConfig, in the order of the search.
+
+    Attributes:
+        functions: functions with a TrainConfig parameter, functions that pass a TrainConfig in a
+            call, and functions that are called with one.
+        calls: the calls that pass a TrainConfig.
+    """
 
     functions: list[str]
     calls: list[str]
@@ -91,7 +97,10 @@ class Code:
         return ""
 
     def annotated(self, module: Module, annotation: ast.expr | None) -> str:
-        """Return the class named by an annotation `X`, `"X"` or `X | None`, or an empty string."""
+        """Return the dotted name of the class `X` in an annotation `X`, `"X"` or `X | None`.
+
+        Return an empty string if the annotation names no class of the package.
+        """
         if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
             annotation = ast.parse(annotation.value, mode="eval").body
         if isinstance(annotation, ast.BinOp):
@@ -100,7 +109,9 @@ class Code:
         return name if self.is_class(name) else ""
 
     def returned(self, name: str) -> str:
-        """Return the class of the value that a call of `name` returns, or an empty string.
+        """Return the dotted name of the class of the value that a call of `name` returns.
+
+        Return an empty string if the class is unknown or not in the package.
 
         Args:
             name: dotted name of a function or class.
@@ -113,7 +124,14 @@ class Code:
         return self.annotated(definition.module, definition.node.returns)
 
     def method(self, owner: str, name: str) -> str:
-        """Return the dotted name of a method, which a base may define, or an empty string."""
+        """Return the dotted name of a method of a class, or of the method that the class inherits.
+
+        Return an empty string if the class or the method is not found.
+
+        Args:
+            owner: dotted name of the class.
+            name: name of the method.
+        """
         definition = self.definitions.get(owner)
         if definition is None or not isinstance(definition.node, ast.ClassDef):
             return ""
@@ -125,7 +143,10 @@ class Code:
         return ""
 
     def attribute(self, owner: str, name: str) -> str:
-        """Return the type of an attribute or property of the class `owner`, or an empty string."""
+        """Return the type of an attribute or property of the class `owner`.
+
+        The type is the dotted name of a class of the package, or an empty string if it is unknown.
+        """
         if not self.is_class(owner):
             return ""
         if owner not in self._attributes:
@@ -150,7 +171,7 @@ class Code:
 
 
 class Scope:
-    """The names of a function with their types, by which the expressions in it are resolved."""
+    """The types of a function's local names, which are used to find the types of its expressions."""
 
     def __init__(self, code: Code, definition: Definition) -> None:
         self._code = code
@@ -171,13 +192,19 @@ class Scope:
                 self._types[target.id] = kind
 
     def of_self(self) -> Iterator[tuple[str, str]]:
-        """Yield the attributes that are assigned to `self`, with their types."""
+        """Yield the name and type of each attribute of `self` that this method assigns.
+
+        Attributes of unknown type are left out.
+        """
         for target, kind in self._assigned():
             if isinstance(target, ast.Attribute) and ast.unparse(target.value) == "self" and kind:
                 yield target.attr, kind
 
     def _assigned(self) -> Iterator[tuple[ast.expr, str]]:
-        """Yield the targets of assignments and `with` statements, with their types, in order."""
+        """Yield each target that this function assigns or binds by `with`, and its type, in order.
+
+        The type is an empty string if it is unknown.
+        """
         nodes = [node for node in ast.walk(self._node) if isinstance(node, ast.stmt | ast.NamedExpr)]
         for node in sorted(nodes, key=lambda node: (node.lineno, node.col_offset)):
             if isinstance(node, ast.AnnAssign):
@@ -200,7 +227,10 @@ class Scope:
             yield target, self.type_of(value)
 
     def type_of(self, node: ast.expr) -> str:
-        """Return the class of an expression, or an empty string."""
+        """Return the dotted name of the class of an expression's value.
+
+        Return an empty string if the class is unknown or not in the package.
+        """
         if isinstance(node, ast.Name):
             return self._types.get(node.id, "")
         if isinstance(node, ast.Attribute):
@@ -214,7 +244,10 @@ class Scope:
         return ""
 
     def target(self, node: ast.expr) -> str:
-        """Return the dotted name of the function or class in an expression, or an empty string."""
+        """Return the dotted name of the function or class that an expression refers to.
+
+        Return an empty string if it refers to none in the package.
+        """
         root = node
         while isinstance(root, ast.Attribute):
             root = root.value
@@ -227,12 +260,16 @@ class Scope:
         return ""
 
     def function(self, node: ast.expr) -> str:
-        """Return the dotted name of the function that a call of `node` runs, or an empty string."""
+        """Return the dotted name of the function that runs if `node` is called.
+
+        For a class, it is its `__init__`. Return an empty string if the function is not in the
+        package.
+        """
         target = self.target(node)
         return self._code.method(target, "__init__") if self._code.is_class(target) else target
 
     def reached(self) -> Iterator[str]:
-        """Yield the functions of the package that this function calls or names."""
+        """Yield the dotted names of the package's functions that this function calls or mentions."""
         for node in ast.walk(self._node):
             name = ""
             if isinstance(node, ast.Call):
@@ -243,7 +280,10 @@ class Scope:
                 yield name
 
     def passes(self, config: str) -> Iterator[ast.Call]:
-        """Yield the calls of the package's functions and classes that pass a value of class `config`."""
+        """Yield the calls in this function that pass a value of class `config`.
+
+        Only calls of functions and classes of the package are considered.
+        """
         for node in ast.walk(self._node):
             if isinstance(node, ast.Call) and self.target(node.func):
                 values = [*node.args, *(keyword.value for keyword in node.keywords)]
@@ -265,7 +305,11 @@ def receives(code: Code, definition: Definition, config: str) -> bool:
 
 
 def find_config(code: Code) -> str:
-    """Return the dotted name of the class TrainConfig."""
+    """Return the dotted name of the class TrainConfig.
+
+    Raises:
+        ValueError: there is no such class.
+    """
     for name in code.definitions:
         if name.endswith(f".{CONFIG}"):
             return name
@@ -273,7 +317,11 @@ def find_config(code: Code) -> str:
 
 
 def find_start(code: Code, config: str) -> str:
-    """Return the dotted name of the function `train` that a rank runs."""
+    """Return the dotted name of the function `train` with a parameter of class `config`.
+
+    Raises:
+        ValueError: there is no such function, or more than one.
+    """
     found = []
     for name, definition in code.definitions.items():
         if definition.node.name == START and not definition.owner and receives(code, definition, config):
@@ -284,7 +332,7 @@ def find_start(code: Code, config: str) -> str:
 
 
 def find_stops(modules: list[Module]) -> Stops:
-    """Return the stops of the config, starting at `train`.
+    """Find the functions and calls that handle the whole TrainConfig, starting at `train`.
 
     Raises:
         ValueError: there is no class TrainConfig, or not exactly one function `train`.

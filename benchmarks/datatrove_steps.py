@@ -1,7 +1,7 @@
 """Script that prepares a folder of JSON lines with datatrove.
 
-It prints, as JSON, the seconds of each step and each block, and the size of the result. prepare.py
-runs it in datatrove's own environment.
+It prints, as JSON, the seconds of each step, the seconds of each of datatrove's pipeline blocks, and
+the size of the result. prepare.py runs it in datatrove's own environment.
 
 Its steps are those of `finetune prepare`, as far as datatrove has them: ftfy, language
 identification by py3langid (datatrove's own identifiers would have to be downloaded), Gopher's

@@ -127,9 +127,9 @@ def _prepare(cache: Path, name: str, texts: list[str]) -> None:
 
 
 def _write_documents(corpus: Path, path: Path) -> None:
-    """Write the texts of the training split, decoded from its tokens.
+    """Write the texts of the training split as JSON lines, decoded from the corpus' tokens.
 
-    So the other systems tokenise exactly the text that the shards hold.
+    The other systems then tokenise exactly the text that finetune trains on.
     """
     from tokenizers import Tokenizer
 

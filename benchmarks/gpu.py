@@ -153,7 +153,14 @@ def _make_bench(
 
 
 def _runs(bench: Bench, python: Path, systems: list[str]) -> dict[str, Callable[[int], Measurement]]:
-    """Return, for each system, the function that runs and measures one round of it."""
+    """Return, for each system, a function that measures one training run of it.
+
+    The function takes the number of the round.
+
+    Args:
+        python: the Python interpreter of TRL's environment.
+        systems: names of the systems.
+    """
     adapter = LORA if bench.settings["lora_r"] else ["adapter=none"]
     overrides = [*adapter, "zero=stage1", "name=bench"]
     trl: dict[str, Any] = {"peer": "trl", "packing": "bfd"}

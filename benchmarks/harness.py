@@ -139,8 +139,11 @@ class Sampler(threading.Thread):
 def compute_others_cpu(window: list[dict[str, float]]) -> float:
     """Return the share of the machine's CPU time that processes outside the run used.
 
-    It is measured between the first and the last sample. Processes of the run that ended in between
-    count as outside.
+    The CPU time is that between the first and the last sample. Processes of the run that ended
+    between the two count as outside.
+
+    Args:
+        window: samples of the CPU times, in the order in which they were taken.
     """
     first = window[0]
     last = window[-1]
@@ -178,7 +181,7 @@ class Bench:
     def environment(self, mark: str) -> dict[str, str]:
         """Return the environment variables of a run's processes.
 
-        The variable MARK is set to `mark`, by which the sampler recognises the processes.
+        The variable MARK is set to `mark`. The sampler recognises the run's processes by it.
         """
         dropped = ("LD_PRELOAD", "PYTHONPATH", "OMP_NUM_THREADS")
         variables = {key: value for key, value in os.environ.items() if key not in dropped}
@@ -374,9 +377,10 @@ def measure_matmul_limit(
     seconds: float = 1.0,
     by: str = "torch.mm",
 ) -> float:
-    """Return the highest FLOP/s that is sustained by a matrix product of one of the model's shapes.
+    """Measure the speed of each matrix product of a model; return the highest, in FLOP/s.
 
     Args:
+        shape: shape of the model, which gives the sizes of its matrices.
         tokens: number of rows of the products.
         threads: number of torch's threads; None uses its default.
         seconds: time for each shape.

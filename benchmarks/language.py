@@ -107,9 +107,13 @@ def read_ud_sentences(folder: Path) -> list[tuple[str, str]]:
 
 
 def read_nav_pairs(file: Path) -> list[tuple[str, str]]:
-    """Return (standard, text) for both texts of each parallel pair in the test letters.
+    """Return the two texts, in Bokmål and Nynorsk, of each parallel pair in NAV's test letters.
 
-    Pairs of two equal texts are left out.
+    Test letters are those that the training of the classifier does not use. Pairs of two equal
+    texts are left out.
+
+    Returns:
+        (language code, text) for each text; the code is "nob" or "nno".
     """
     pairs = []
     for record in read_nav_records(file):
@@ -120,10 +124,10 @@ def read_nav_pairs(file: Path) -> list[tuple[str, str]]:
 
 
 def read_unambiguous_nav(file: Path) -> list[tuple[str, str]]:
-    """Return the texts of read_nav_pairs whose standard is unambiguous.
+    """Return the texts of read_nav_pairs that are only Bokmål or only Nynorsk.
 
-    A text is left out if NAV has a text with the same words in the other standard, because both
-    predictions would be correct.
+    A text is left out if NAV's letters contain the same words in Bokmål and in Nynorsk. Both
+    predictions would be correct for it.
     """
     used: dict[str, set[tuple[str, ...]]] = {code: set() for code in ("nob", "nno")}
     for record in read_nav_records(file):
@@ -165,7 +169,7 @@ def describe_languages(
     Args:
         ud: sentences of Universal Dependencies.
         nav: NAV's texts, as `read_nav_pairs` returns them.
-        unambiguous: those of NAV's texts whose standard is unambiguous.
+        unambiguous: NAV's texts that are only Bokmål or only Nynorsk (read_unambiguous_nav).
     """
     selections = {}
     for name, texts in (("UD", ud), ("NAV", nav)):
@@ -227,7 +231,11 @@ def read_declarations(folder: Path) -> list[tuple[str, str]]:
 
 
 def describe_other_languages(texts: list[tuple[str, str]]) -> str:
-    """Return the Markdown table for texts in languages far from Norwegian and near it."""
+    """Identify the languages of texts, and return a Markdown table of the results by language.
+
+    Args:
+        texts: (language code, text) for each text; the languages may be near Norwegian or far.
+    """
     lines = [
         "## Languages far from Norwegian, and near it",
         "",

@@ -42,7 +42,13 @@ MAX_PLACES = 8  # maximum number of places that a row of the table names
 
 @dataclass(frozen=True)
 class Source:
-    """A reader with its settings, and the path of its files in a folder like ../shared/corpora."""
+    """A reader of data_prep with its settings, and the files that it reads.
+
+    Attributes:
+        reader: name of the reader.
+        folder: path of the files, relative to a folder laid out like ../shared/corpora.
+        settings: settings of the reader in the corpus config.
+    """
 
     reader: str
     folder: str
@@ -75,7 +81,7 @@ class Measured:
         body: letters in the text of the source's files.
         read: letters in the documents that the reader returns.
         missing: letters that the reader leaves out, by their place in the file.
-        broken: number of records that the reader quarantined.
+        broken: number of records that the reader set aside, because it could not read them.
         stages: for each text stage, the letters after it, and the letters lost in it by reason.
     """
 
@@ -94,9 +100,9 @@ def count_letters(text: str) -> int:
 
 
 def count_missing(pieces: list[bodies.Piece], text: str) -> Counter[str]:
-    """Return, by name of the pieces, the number of their letters that are missing in a text.
+    """Count the letters of the pieces that are missing in a text; return the numbers by piece name.
 
-    Each letter of the text matches one piece only.
+    A letter of the text can match one piece only.
     """
     left = bytearray(f" {' '.join(_WORD.findall(text))} ".encode())
     position = 0
@@ -118,13 +124,13 @@ def count_missing(pieces: list[bodies.Piece], text: str) -> Counter[str]:
 
 
 def _count_missing_words(pieces: list[tuple[str, list[str]]], left: str) -> Counter[str]:
-    """Return, by name of the pieces, the number of letters of their words that are missing.
+    """Count the letters of the words that are missing in `left`; return the numbers by piece name.
 
-    Words that the text joins or splits are not missing.
+    A word that is joined to another word in `left`, or split in two, is not missing.
 
     Args:
         pieces: name and words of each piece.
-        left: the part of the text that no other piece has matched.
+        left: the parts of the text that match no other piece.
     """
     words = Counter(left.split())
     joined = left.replace(" ", "")
@@ -174,7 +180,12 @@ def measure(source: Source, folder: Path, work: Path) -> Measured:
 
 
 def run_stages(source: SourceConfig, work: Path) -> dict[str, tuple[int, Counter[str]]]:
-    """Run the text stages; return for each the letters after it, and those lost in it by reason."""
+    """Run the pipeline's text stages on a source.
+
+    Returns:
+        For each stage, by its name: the number of letters after it, and the numbers of letters lost
+        in it, by reason.
+    """
     corpus = CorpusConfig(name="letters", sources={"s": source})
     shutil.rmtree(work, ignore_errors=True)
     steps = pipeline.plan(PrepareConfig(corpus=corpus, corpora_dir=str(work), workers=1))
@@ -211,7 +222,12 @@ def _total(counts: dict[str, list[int]]) -> int:
 
 
 def _list(counts: Counter[str], number: int = MAX_PLACES) -> str:
-    """Return, as text, the most frequent names with their counts, and the sum of the others."""
+    """Return a line with the most frequent names, their counts, and the sum of the other counts.
+
+    Args:
+        counts: counts by name.
+        number: how many names are listed.
+    """
     common = [(name, count) for name, count in counts.most_common() if count]
     shown = [f"{name} {count:,}" for name, count in common[:number]]
     rest = sum(count for _, count in common[number:])
@@ -221,7 +237,7 @@ def _list(counts: Counter[str], number: int = MAX_PLACES) -> str:
 
 
 def table(results: list[Measured]) -> Iterator[str]:
-    """Yield the lines of both tables in Markdown."""
+    """Yield the lines of two Markdown tables: letters lost by the readers, and by later stages."""
     yield (
         "| reader | source | files | documents | letters in the files | after the reader | missing "
         "| place in the file |"

@@ -83,7 +83,7 @@ def table_ends(module: Module) -> Iterator[str]:
 
 
 def is_data(value: ast.expr) -> bool:
-    """Return True for a container or call without operator, condition, loop or function in it."""
+    """Return True for a container or call built only from constants, names, containers and calls."""
     return isinstance(value, CONTAINERS) and all(isinstance(node, DATA) for node in ast.walk(value))
 
 

@@ -34,6 +34,12 @@ def counted(key: str, what: str, places: Iterable[str]) -> Row:
 
 
 def rate(key: str, what: str, places: Iterable[str], total: int, per: int) -> Row:
-    """Return a measure whose value is the number of `places`, per `per` units of `total`."""
+    """Return a measure whose value is a frequency, such as the number of places per 1,000 lines.
+
+    Args:
+        key, what, places: see Row.
+        total: number of units that were searched, e.g. lines.
+        per: number of units for which the frequency is given, e.g. 1,000.
+    """
     found = list(places)
     return Row(key, what, round(per * len(found) / max(total, 1), 2), places=found)

@@ -5,8 +5,8 @@
 The documents are those with at least 30 words that the readers find in FOLDER (norwegian.py). In a
 copy, 3% of the words are replaced, left out or doubled at random. Copies are shuffled among the
 documents. Titles, first lines, numbers and names are not changed, because a document in which they
-differ is not a duplicate. In the rows "any word", they are changed too, as this benchmark did at
-first. A copy is found if the same document is kept for it and for its original.
+differ is not a duplicate. In the rows "any word", they are changed too. A copy is found if the same
+document is kept for it and for its original.
 
 Real text has duplicates of its own. A drop outside the planted pairs counts as correct if the two
 documents have the same title and a word similarity of at least 80% by difflib, which does not use
@@ -44,7 +44,18 @@ PLAIN_WORD = re.compile(r"[a-zæøåáčđŋšŧž]+[.,;:)]?")  # neither a numb
 def plant_copies(
     originals: list[Document], copies: int, any_word: bool = False, seed: int = 0
 ) -> list[Document]:
-    """Return the documents and edited copies of some, shuffled; a copy's id begins with "copy-"."""
+    """Add edited copies of randomly chosen documents, and shuffle; a copy's id begins with "copy-".
+
+    Args:
+        originals: the documents to copy.
+        copies: number of documents that are copied, each once.
+        any_word: True to edit all kinds of words. By default, first lines, numbers and names stay
+            unchanged.
+        seed: seed of the random choices.
+
+    Returns:
+        The originals and the copies.
+    """
     rng = random.Random(seed)
     words = {word for document in originals for word in document.text.split()}
     vocabulary = sorted(words if any_word else filter(PLAIN_WORD.fullmatch, words))
@@ -79,8 +90,9 @@ def find_duplicates(everything: list[Document], bands: int) -> tuple[dict[int, i
     """Run the deduplicate stage.
 
     Returns:
-        For each dropped document the one that is kept instead, as indices into `everything`; the
-        indices of the documents dropped as near duplicates; and the seconds.
+        Three values. The first maps the index of each dropped document in `everything` to the index
+        of the document that it duplicates, which may be dropped too. The second lists the indices
+        of the documents dropped as near duplicates. The third is the duration in seconds.
     """
     source = SourceConfig(reader="jsonl", path="-", license="-")
     config = CorpusConfig(name="bench", sources={"s": source}, deduplicate=DeduplicateConfig(bands=bands))
@@ -108,7 +120,14 @@ def find_duplicates(everything: list[Document], bands: int) -> tuple[dict[int, i
 
 
 def find_kept(lost: dict[int, int], place: int) -> int:
-    """Return the index of the document that is kept in place of the one at `place`."""
+    """Return the index of the kept document that stands for the one at index `place`.
+
+    It is `place` itself if that document was not dropped.
+
+    Args:
+        lost: for each dropped document, the index of the document that it duplicates.
+        place: index of a document.
+    """
     while place in lost:
         place = lost[place]
     return place

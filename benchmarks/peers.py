@@ -172,7 +172,10 @@ def _table(rows: dict[str, dict[str, Any]], matmul_limits: dict[str, list[float]
 
 
 def _runs(bench: Bench, systems: list[str]) -> dict[str, Callable[[int], Measurement]]:
-    """Return, for each system, the function that runs and measures one round of it."""
+    """Return, for each system, a function that measures one training run of it.
+
+    The function takes the number of the round.
+    """
     overrides = ["adapter=lora", f"adapter.r={LORA_R}", f"adapter.lora_alpha={2 * LORA_R}"]
     overrides += ["zero=stage1", "name=bench"]
     peers = sorted({system.split("-")[0] for system in systems} - {"finetune"})
@@ -208,7 +211,11 @@ def _settings(model: Path) -> dict[str, Any]:
 
 
 def _check(measurement: Measurement, options: argparse.Namespace) -> None:
-    """Exit if a system trained other parameters, used a wrong allocator, or was disturbed."""
+    """Exit with a message if a measurement cannot be compared with the others.
+
+    This is so if the system trained a wrong number of parameters or used a wrong allocator, or if
+    other processes used more than 10% of the CPU and --busy is not given.
+    """
     if measurement.trainable_parameters != SHAPE.lora_parameters(LORA_R):
         sys.exit(
             f"{measurement.system}: trains {measurement.trainable_parameters:,} parameters instead of "
@@ -226,9 +233,9 @@ def _check(measurement: Measurement, options: argparse.Namespace) -> None:
 
 
 def _products() -> list[str]:
-    """Return the matrix products whose limits apply on this machine.
+    """Return the names of the matrix products whose highest speed is measured on this machine.
 
-    They are torch.mm, which torch's linear layer runs, and oneDNN's, if finetune uses it here.
+    They are torch.mm, which torch's linear layer runs, and oneDNN if finetune uses it on this CPU.
     """
     import torch
 

@@ -160,7 +160,9 @@ class Bench:
         return done, steps, found
 
     def write_tokenised_documents(self, name: str = "bench") -> tuple[Path, int]:
-        """Write the documents that finetune's tokenise step reads as JSON lines.
+        """Write a file of JSON lines with the documents that finetune's tokenise step reads.
+
+        Call it after `run_finetune`, which prepares these documents.
 
         Returns:
             Their folder, and their number of characters.

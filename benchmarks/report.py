@@ -42,7 +42,10 @@ def machine() -> dict[str, Any]:
 
 
 def command(module: str) -> str:
-    """Return the command line of this benchmark for a report; FOLDER replaces each path."""
+    """Return the command line of this benchmark for a report.
+
+    FOLDER stands in place of each argument that contains a slash.
+    """
     given = ["FOLDER" if "/" in argument else argument for argument in sys.argv[1:]]
     return shlex.join(["python", "-m", module, *given])
 
@@ -64,7 +67,13 @@ def origin(module: str) -> str:
 
 
 def write_section(name: str, body: str) -> None:
-    """Replace the section of RESULTS.md between the comments with this name, or append it."""
+    """Write a section of RESULTS.md: replace the section with this name, or append a new one.
+
+    A section lies between the HTML comments "begin NAME" and "end NAME".
+
+    Args:
+        body: the text of the section, in Markdown.
+    """
     path = HERE / "RESULTS.md"
     begin = f"<!-- begin {name} -->"
     end = f"<!-- end {name} -->"

@@ -52,7 +52,7 @@ class Module:
         return self.name.partition(".")[0]
 
     def at(self, node: ast.expr | ast.stmt, what: str) -> str:
-        """Return a place in the source as `path:line what`."""
+        """Return the place of `node` in the source as text: `path:line what`."""
         return f"{self.path}:{node.lineno} {what}"
 
     def imports(self, type_checking: bool) -> Iterator[Import]:

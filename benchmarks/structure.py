@@ -7,10 +7,10 @@ revision or folder given as --beside. --verbose lists all places that were count
 
 A room is a folder of src/finetune, or a module directly in src/finetune. An arrow leads
 from a room to a room that it imports. Imports inside functions count, but not those for type
-checking only. Floors are the number of rooms in the longest chain in which each room imports the
-next; a cycle counts as one room. An arrow runs upward if its two rooms are in one cycle, because no
-order of the rooms makes all arrows of a cycle run down. benchmarks/config_stops.py defines a stop of
-the config, and benchmarks/line_style.py the measures of style.
+checking only. The number of floors is the number of rooms in the longest chain in which each room
+imports the next; a cycle counts as one room. An arrow counts as upward if its two rooms are in one
+cycle. benchmarks/config_stops.py defines a stop of the config, and benchmarks/line_style.py defines
+the measures of style.
 """
 
 from __future__ import annotations
@@ -116,7 +116,10 @@ def stop_rows(finetune: list[Module]) -> Iterator[Row]:
 
 
 def import_graph(modules: Iterable[Module]) -> Graph:
-    """Return, for each of `modules`, those of them that it imports."""
+    """Return, for the name of each module, the names of the other `modules` that it imports.
+
+    Imports for type checking only are not counted.
+    """
     by_name = {module.name: module for module in modules}
     graph: Graph = {name: set() for name in by_name}
     for module in by_name.values():
@@ -127,7 +130,10 @@ def import_graph(modules: Iterable[Module]) -> Graph:
 
 
 def room_graph(modules: list[Module]) -> Graph:
-    """Return, for each room of a package, the rooms that it imports."""
+    """Return, for each room of a package, the other rooms that it imports.
+
+    A room is a folder of the package, or a module directly in the package.
+    """
     rooms = {module.name: module.name.split(".")[1] for module in modules if "." in module.name}
     graph: Graph = {room: set() for room in sorted(rooms.values())}
     for name, targets in import_graph(modules).items():
@@ -137,7 +143,7 @@ def room_graph(modules: list[Module]) -> Graph:
 
 
 def cycles(graph: Graph) -> list[list[str]]:
-    """Return the strongly connected components of more than one node."""
+    """Return each group of two or more nodes that can all reach each other, in sorted order."""
     reach = {node: reachable(graph, node) for node in graph}
     components = {tuple(sorted(other for other in reach[node] if node in reach[other])) for node in graph}
     return [list(component) for component in sorted(components) if len(component) > 1]
@@ -154,7 +160,10 @@ def reachable(graph: Graph, node: str) -> set[str]:
 
 
 def longest_chain(graph: Graph) -> list[str]:
-    """Return a longest chain of nodes in `graph`; of each cycle, it has at most one node."""
+    """Return the longest path along the edges of `graph`, with at most one node of each cycle.
+
+    If several paths are longest, return one of them.
+    """
     cycle_of = {node: cycle for cycle in cycles(graph) for node in cycle}
 
     @cache
@@ -229,7 +238,12 @@ def table(columns: dict[str, list[Row]]) -> str:
 
 
 def listing(title: str, rows: list[Row]) -> str:
-    """Return a list of all places that were counted, as text."""
+    """List the places in the source that were counted for each measure; return the list as text.
+
+    Args:
+        title: title of the checkout's column, which is added to each measure's name.
+        rows: the checkout's measures.
+    """
     lines = []
     for row in rows:
         lines += ["", f"{row.what} ({title}): {row}", *(f"  {place}" for place in row.places)]
@@ -237,10 +251,13 @@ def listing(title: str, rows: list[Row]) -> str:
 
 
 def measure_columns(root: Path, beside: str | None) -> dict[str, list[Row]]:
-    """Return the measures by title of their column: of `beside`, if it is given, and of `root`.
+    """Measure one or two checkouts; return a column of measures for each, by column title.
+
+    The title for `root` is "value", or "after" if `beside` is given. The title for `beside` is
+    "before".
 
     Args:
-        beside: a folder, or a revision of `root`.
+        beside: another checkout to measure: a folder, or a git revision of `root`.
     """
     if beside is None:
         return {"value": measure(root)}

@@ -67,9 +67,9 @@ class MicroBatch:
 
     @property
     def checksum(self) -> int:
-        """Sum of the packs' CRCs, each of a pack's tokens and documents.
+        """Checksum of the data: the sum over the packs of the CRC of a pack's tokens and documents.
 
-        Two steps with the same data have the same total over all ranks and micro-batches.
+        Added up over all ranks and micro-batches, it is equal for two steps with equal data.
         """
         total = 0
         for tokens, documents in zip(self.input_ids.numpy(), self.documents, strict=True):
@@ -185,9 +185,12 @@ class PackedData:
     def check_plan(self) -> None:
         """Check that the run did not start with another plan of this split.
 
+        A plan assigns the documents to packs. With another plan, a resumed run would read some
+        documents twice and others never.
+
         Raises:
-            UserError: an earlier version planned long rows differently, so the resumed run would
-                read some documents twice and others never.
+            UserError: an earlier version of this program started the run and planned rows longer
+                than a pack differently.
         """
         for path in self._plan_folder.glob(layout.pack_plan(self.split, "*", 0)):
             if self._plan_key not in path.name and not np.array_equal(_load(path), self._epoch(0)):
@@ -229,7 +232,11 @@ class PackedData:
             yield self._micro_batch([self._pack(n) if n < self.num_packs else padding for n in numbers])
 
     def _pack(self, index: int) -> Segments:
-        """Return the segments of pack `index`, counted through all epochs."""
+        """Return the segments of a pack.
+
+        Args:
+            index: number of the pack from 0, continued from one epoch to the next.
+        """
         epoch, number = divmod(index, self.num_packs)
         segments = self._epoch(epoch)
         start, stop = np.searchsorted(segments["pack"], [number, number + 1])
@@ -245,7 +252,7 @@ class PackedData:
         return self._epochs[epoch]
 
     def _plan(self, epoch: int, path: Path) -> None:
-        """Write the plan of an epoch to `path`."""
+        """Assign the segments of all documents to the packs of an epoch; write the result to `path`."""
         segments = packing.cut_segments(self._rows["kept"], self.sequence_length)
         fates = self._rows["fate"][segments["document"]]
         in_one_piece = np.isin(fates, (Fate.WHOLE, Fate.CUT))

@@ -32,7 +32,10 @@ MaskOf = Callable[[int], NDArray[np.int32]]
 
 
 class Fate(IntEnum):
-    """The treatment of a row; the values are written to plan files."""
+    """The treatment of a row: kept whole, split, shortened or left out.
+
+    The numbers are stored in a run's files, so they must not change.
+    """
 
     WHOLE = 0
     SPLIT = 1
@@ -82,7 +85,14 @@ class LongRows:
 
 @dataclass(frozen=True)
 class Loss:
-    """The tokens of one source and written standard that are lost for one reason."""
+    """The tokens that training leaves out for one reason, in one source and language.
+
+    Attributes:
+        language: code of the language; Bokmål and Nynorsk are two languages.
+        fate: the treatment that loses the tokens.
+        documents: number of rows with this treatment.
+        tokens: number of tokens lost in these rows.
+    """
 
     source: str
     language: str
@@ -101,11 +111,13 @@ class Loss:
 
 @dataclass(frozen=True)
 class Account:
-    """Used and lost tokens of a split, for the sources in use.
+    """Numbers of tokens that a run uses and loses in a split, for the sources in use.
+
+    A token is lost if its row is left out, or if it is cut off from its row.
 
     Attributes:
-        groups: all tokens and used tokens, by source and written standard.
-        losses: lost tokens, by source, written standard and reason.
+        groups: numbers of all tokens and of used tokens, by source and language.
+        losses: numbers of lost tokens, by source, language and reason.
     """
 
     groups: list[UsedGroup]
@@ -207,12 +219,14 @@ def _decide_conversations(
 
 
 def end_of_last_answer(mask: NDArray[np.integer[Any]], sequence_length: int) -> int:
-    """Return the number of tokens up to the end of the last complete answer that fits.
+    """Return the number of tokens that are kept if a row is cut after a complete answer.
 
-    Return 0 if none fits. An answer ends where the mask changes from 1 to 0, or at the row's end.
+    The cut is after the last answer that ends within the first `sequence_length` tokens. Return 0
+    if there is none. An answer ends where the mask changes from 1 to 0, or at the row's end.
 
     Args:
         mask: [tokens] 1 at tokens of answers, else 0.
+        sequence_length: number of tokens in a pack.
     """
     head = np.append(mask, 0)[: sequence_length + 1]
     ends = np.flatnonzero((head[:-1] == 1) & (head[1:] == 0)) + 1
@@ -220,11 +234,12 @@ def end_of_last_answer(mask: NDArray[np.integer[Any]], sequence_length: int) -> 
 
 
 def build_account(rows: Rows, sources: NDArray[np.object_], languages: NDArray[np.object_]) -> Account:
-    """Add up all, used and lost tokens of the rows, by source and written standard.
+    """Count the tokens of the rows, and those used and lost in training, by source and language.
 
     Args:
-        sources: [rows]
-        languages: [rows] written standards.
+        rows: [rows] length, kept tokens and treatment of each row, from decide_rows.
+        sources: [rows] source of each row.
+        languages: [rows] language of each row; Bokmål and Nynorsk are two languages.
     """
     groups = []
     losses = []
@@ -251,7 +266,7 @@ def build_account(rows: Rows, sources: NDArray[np.object_], languages: NDArray[n
 
 
 def count_documents(rows: Rows) -> dict[str, int]:
-    """Count the documents of a plan by treatment, and the lost tokens."""
+    """Return the numbers of documents by treatment, and the number of lost tokens, by name."""
     number = {fate: int((rows["fate"] == fate).sum()) for fate in Fate}
     num_dropped = number[Fate.DROPPED] + number[Fate.CONVERSATION_DROPPED] + number[Fate.NO_ANSWER_FITS]
     in_use = rows["fate"] != Fate.EXCLUDED
@@ -267,7 +282,13 @@ def count_documents(rows: Rows) -> dict[str, int]:
 
 
 def read_account(corpus: Corpus, split: str, sources: list[str], long: LongRows) -> Account:
-    """Return the used and lost tokens of a split, without planning its packs."""
+    """Return how many tokens of a split are used and lost, without planning its packs.
+
+    Args:
+        split: name of the split, such as "train".
+        sources: sources in use; rows of other sources are not counted.
+        long: treatment of rows longer than a pack.
+    """
     table = corpus.table(split)
     rows = decide_rows(table, corpus.manifest.mask_column, sources, long)
     sources_of_rows, languages_of_rows = read_groups(table)
@@ -275,7 +296,7 @@ def read_account(corpus: Corpus, split: str, sources: list[str], long: LongRows)
 
 
 def read_training_account(corpus: Corpus, data: DataConfig) -> Account:
-    """Return the used and lost training tokens of a run, before it starts."""
+    """Return how many training tokens a run with these settings would use and lose."""
     sources = [source for source in corpus.manifest.sources if data.trains_on(source)]
     return read_account(corpus, "train", sources, LongRows.of(data))
 
@@ -298,7 +319,7 @@ def check_losses(training: Account, data: DataConfig) -> None:
 
 
 def read_groups(table: pa.Table) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
-    """Return the source and the written standard of each row."""
+    """Return the source and the language of each row; Bokmål and Nynorsk are two languages."""
     sources = np.asarray(table["source"].to_pylist(), dtype=object)
     languages = np.asarray(table["language"].to_pylist(), dtype=object)
     return sources, languages
@@ -346,7 +367,15 @@ class ListColumn:
 
 
 def _sums_and_first_values(offsets: NDArray[np.int32], values: NDArray[Any]) -> NDArray[np.int64]:
-    """Return the sums and the first values of one chunk's rows: [2, rows]."""
+    """Return the sum and the first value of each row in one chunk of an Arrow list column.
+
+    Args:
+        offsets: [rows + 1] index in `values` at which each row starts, and the end of the last row.
+        values: the values of all rows, one after the other.
+
+    Returns:
+        [2, rows] sums and first values; 0 for empty rows.
+    """
     result = np.zeros((2, len(offsets) - 1), np.int64)
     filled = np.flatnonzero(np.diff(offsets))
     if len(filled):

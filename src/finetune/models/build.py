@@ -42,9 +42,9 @@ def build(config: TrainConfig, tokenizer: TokenizerInfo, merged_base: Path, is_m
     Args:
         tokenizer: from the corpus manifest; sets the vocabulary and end of sequence of a model from
             scratch.
-        merged_base: folder for a merged base. If the base has earlier adapters and a new one is
-            trained, the earlier ones are merged and rank 0 saves the result here, because the new
-            adapter's config must name the base that it was trained on.
+        merged_base: folder for a merged base. It is used if the base has earlier adapters and a new
+            one is trained. Rank 0 then saves the base with the merged earlier adapters here. The
+            config of the new adapter must name this folder as its base.
         is_main: whether this is rank 0.
 
     Raises:
@@ -89,7 +89,8 @@ def check(config: TrainConfig) -> None:
     No weights are read.
 
     Raises:
-        UserError: they do not fit; `build` would raise the same error in the job.
+        UserError: they do not fit together. Without this check, `build` would raise the same error
+            in the job.
     """
     assert config.model.path is not None
     base = base_model.resolve(config.model.path, config.runs_dir, config.model.revision)

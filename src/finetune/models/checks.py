@@ -32,11 +32,14 @@ logger = logging.getLogger(__name__)
 
 
 class GuardError(UserError):
-    """A training error that would be silent without a check."""
+    """An error in a training run that a check found, and that would otherwise go unnoticed."""
 
 
 class NotFiniteError(GuardError):
-    """The model's logits contain NaN or Inf with every attention implementation."""
+    """The model's logits contain NaN or Inf with `eager`, the simplest attention of transformers.
+
+    The attention is then not the cause, so no other implementation is tried.
+    """
 
 
 def choose_attention(packed: PackedModel, requested: str, vocab_size: int, device: torch.device = CPU) -> str:
@@ -93,10 +96,11 @@ def check_logits(
     """Check that logits are finite; if not, find out whether the adapter or the base is the cause.
 
     Args:
-        logits: the logits of the probe's documents, run one by one.
+        logits: the model's logits for three documents of random tokens (_make_probe), which it read
+            one by one.
 
     Raises:
-        NotFiniteError: the logits contain NaN or Inf.
+        NotFiniteError: the logits contain NaN or Inf. The message names the cause.
     """
     if bool(logits.isfinite().all()):
         return
@@ -218,11 +222,12 @@ def check_packed(packed: torch.Tensor, reference: torch.Tensor, num_layers: int)
 def check_target_losses(packed: PackedModel, vocab_size: int, device: torch.device = CPU) -> None:
     """Check that the losses of supervised positions are those of the model's full logits.
 
-    If a model changes its logits after the LM head (by a soft cap or a scale), the losses of the
-    chunked head are wrong. The chunked head is then switched off (`packed.head.chunked`).
+    If `packed.head.chunked` is True, the LM head computes the losses itself, chunk by chunk. They
+    are wrong if a model changes its logits after the LM head, by a soft cap or a scale. `chunked`
+    is then set to False, and the losses are computed from the model's final logits.
 
     Raises:
-        GuardError: the losses differ even without the chunked head.
+        GuardError: the losses computed from the model's final logits differ too.
     """
     ids, positions = _make_probe(vocab_size, device)
     # all positions are supervised, so that both matrix products round alike in bf16
@@ -256,7 +261,7 @@ def _make_probe(vocab_size: int, device: torch.device) -> tuple[torch.Tensor, to
 
 @torch.no_grad()
 def _run_one_by_one(logits: Logits, vocab_size: int, device: torch.device) -> torch.Tensor:
-    """Return the logits of the probe's documents, run one by one: [1, 48, vocabulary]."""
+    """Return logits for the three documents of _make_probe, each run alone: [1, 48, vocabulary]."""
     ids, positions = _make_probe(vocab_size, device)
     bounds = [(0, 16), (16, 36), (36, 48)]
     each = [logits(ids[:, a:b].contiguous(), positions[:, a:b].contiguous()) for a, b in bounds]
@@ -276,7 +281,7 @@ def check_saved(
 
     Args:
         expected: complete tensors that should have been saved, by name.
-        initial: the same tensors before the first step; None skips the comparison with them.
+        initial: the values of these tensors before the first step; None skips the comparison.
 
     Raises:
         GuardError: numbers are missing, or no tensor changed.

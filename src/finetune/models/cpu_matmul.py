@@ -29,12 +29,19 @@ _FAST_ONEDNN = _HAS_ONEDNN and torch.backends.cpu.get_cpu_capability() == "AVX51
 
 
 def can_use_onednn(x: Tensor) -> bool:
-    """Return whether `linear` can use oneDNN for x; if not, it calls torch.nn.functional.linear."""
+    """Return whether `linear` can multiply x with oneDNN.
+
+    If not, `linear` calls torch.nn.functional.linear.
+    """
     return _HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 def prefers_onednn(x: Tensor) -> bool:
-    """Return whether oneDNN is faster than MKL on this CPU for x, if x has a model's size."""
+    """Return whether oneDNN multiplies x faster than MKL on this CPU.
+
+    The answer depends on x's device and dtype, not on its shape. It is right for matrices of a
+    model's size.
+    """
     return _FAST_ONEDNN and can_use_onednn(x)
 
 

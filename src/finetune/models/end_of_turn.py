@@ -38,10 +38,11 @@ def find_new_stop(tokenizer: TokenizerInfo, model: Any) -> str | None:
 
 
 def declare(folder: Path, tokenizer: TokenizerInfo, model: Any) -> None:
-    """Make the end of turn an end of sequence in a saved folder's configs and tokenizer.
+    """Declare the end-of-turn token as an end of sequence in a saved model or adapter.
 
-    The folder of an adapter lacks the base's configs. It gets a generation_config.json, for users
-    who load the adapter with their own code.
+    The declaration is written to the configs and tokenizer files in `folder`. The folder of an
+    adapter lacks the base's configs. It gets a generation_config.json, for users who load the
+    adapter with their own code.
 
     Args:
         tokenizer: from the corpus manifest.
@@ -74,7 +75,11 @@ def declare(folder: Path, tokenizer: TokenizerInfo, model: Any) -> None:
 
 
 def inherit(model: Any, adapter: Path) -> None:
-    """Add an adapter's ends of sequence to the model that the adapter was merged into."""
+    """Make a model stop also at the end-of-sequence tokens of an adapter merged into it.
+
+    Args:
+        adapter: folder of the adapter.
+    """
     if not (adapter / GENERATION).is_file():
         return
     adapter_ids = _as_list(_read_json(adapter / GENERATION).get("eos_token_id"))
@@ -87,10 +92,10 @@ def inherit(model: Any, adapter: Path) -> None:
 
 
 def _write_generation_config(folder: Path, model: Any, stop_ids: list[int]) -> None:
-    """Write the model's generation config with these ends of sequence.
+    """Write the model's generation_config.json with these end-of-sequence tokens.
 
     transformers rejects the generation config of some published models. The file then contains only
-    the ends of sequence.
+    the end-of-sequence tokens.
     """
     path = folder / GENERATION
     if not path.is_file():

@@ -171,9 +171,10 @@ class _Lora(torch.autograd.Function):
 
 
 class _MergedLora(torch.autograd.Function):
-    """LoRA as y = x (W + s B A)ᵀ: it adds weights, which are fewer than activations.
+    """LoRA as y = x (W + s B A)ᵀ: it adds the weights of base and adapter, not their outputs.
 
-    Use it for float32 only: in bf16 the sum of weights would round a small adapter to nothing.
+    The outputs of a micro-batch are usually more numbers than the weights of a layer. Use it for
+    float32 only: in bf16 the sum of weights would round a small adapter to nothing.
     """
 
     @staticmethod

@@ -154,9 +154,10 @@ def _check_loaded(
 ) -> None:
     """Check that the files contain all tensors of the model and no others.
 
-    A tensor that the model lacks is ignored with a warning if the model has no such module (a
-    vision tower). If the model has such a module (the tensor is a bias, or of layer 31 of a model
-    with 30 layers), config.json belongs to another model.
+    Some tensors in the files may have no counterpart in the model. If the model also lacks their
+    module, such as a vision tower, they are ignored with a warning. If the model has their module,
+    config.json belongs to another model. Examples are a bias that the model's layers lack, and
+    layer 31 for a model with 30 layers.
 
     Args:
         own: names of the model's tensors.
@@ -192,7 +193,10 @@ def _check_loaded(
 
 
 def _module_kind(name: str) -> str:
-    """Return the path of a tensor's module, with N for each number, so that all layers share it."""
+    """Return the path of a tensor's module with N in place of each number.
+
+    The path is then equal for the same module of all layers.
+    """
     return _DIGITS.sub("N", name.rpartition(".")[0])
 
 
@@ -291,10 +295,11 @@ def build_placeholder(architecture: PretrainedConfig, writable: bool = False) ->
 
 
 class _EmptyOnMeta(TorchFunctionMode):
-    """Mode in which torch.empty allocates on the meta device; modules allocate weights with it.
+    """Mode in which torch.empty allocates on the meta device.
 
-    accelerate moves weights to the meta device only after their allocation. Memory from malloc then
-    stays in the process' address space: a quarter of the model's size was measured.
+    torch's modules allocate their weights with torch.empty. accelerate moves weights to the meta
+    device only after they are allocated. Memory from malloc then stays in the process' address
+    space: a quarter of the model's size was measured.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -310,6 +315,7 @@ def needs_conversion(model: Model, files: WeightFiles, names: Iterable[str] | No
     Return True for a quantized model too.
 
     Args:
+        files: the files from which `model` is loaded.
         names: names of the model's tensors; by default those in its state dict.
     """
     is_quantized = getattr(model.config, "quantization_config", None) is not None
@@ -399,7 +405,7 @@ def _merge_adapter(model: Model, adapter: Path, partitioner: Partitioner | None)
 
 
 def _untie(adapted: PeftModel, partitioner: Partitioner | None) -> None:
-    """Give each layer that the adapter changes a weight of its own, if its weight is tied.
+    """Give each layer that the adapter changes its own copy of a tied weight.
 
     Otherwise merging a change of the embeddings would also change the LM head.
     """

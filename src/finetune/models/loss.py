@@ -45,23 +45,28 @@ class TargetLosses:
 
 @dataclass(frozen=True)
 class _Supervised:
-    """Supervised positions in the flattened packs, and their targets; both are [targets]."""
+    """Supervised positions in the flattened packs, and the token to predict at each of them.
+
+    Both tensors have the shape [targets].
+    """
 
     positions: Tensor
     targets: Tensor
 
 
 class TargetHead:
-    """Wrapper of a causal model's LM head, which returns losses instead of logits in `losses`.
+    """Wrapper of a causal model's LM head, so that the head can return losses instead of logits.
 
-    The wrapper replaces the head's `forward`. It thus runs inside the model and inside ZeRO-3's
-    hooks, which gather a partitioned head when it is called.
+    The head returns losses only while the method `losses` runs the model. The wrapper replaces the
+    head's `forward`, so that it runs inside ZeRO-3's hooks. These gather a partitioned head when
+    the model calls it.
 
     Attributes:
         chunked: whether the head itself computes the loss, chunk by chunk. Otherwise the loss is
-            computed from the model's final logits of the supervised positions. It is False if the
-            head is not a plain linear layer (LoRA, offloading). checks.check_target_losses also
-            sets it to False if the model changes its logits after the head (Gemma 2's soft cap).
+            computed from the model's final logits of the supervised positions. `chunked` is False
+            if the head is not a plain linear layer (e.g. with LoRA) or if its weights are offloaded.
+            checks.check_target_losses also sets it to False if the model changes its logits after
+            the head, as Gemma 2 does.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -101,10 +106,10 @@ class TargetHead:
         return TargetLosses(total=per_token.sum(), per_token=per_token.detach())
 
     def _head_output(self, hidden: Tensor, *rest: Any, **more: Any) -> Tensor:
-        """Return the head's output: outside `losses`, the logits.
+        """Compute the output of the LM head, in place of the head's own `forward`.
 
-        In `losses`, return the sum of the losses if `chunked` is True, and otherwise the logits of
-        the supervised positions.
+        While `losses` runs the model, return the sum of the losses if `chunked` is True, and
+        otherwise the logits of the supervised positions. At other times, return all logits.
         """
         if self._supervised is None:
             return self._forward(hidden, *rest, **more)

@@ -1,4 +1,7 @@
-"""Parameters of a model: their names and ties, replacements, and rows for added tokens."""
+"""Parameters of a model: list them by name, replace them, and add rows for added tokens.
+
+A tied parameter is one that several modules share. It is listed under its first name only.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,10 @@ def _append_mean_rows(old: torch.Tensor, num_rows: int) -> torch.Tensor:
 
 
 def named_tensors(model: Model) -> dict[str, torch.Tensor]:
-    """Return the parameters and saved buffers by name; a tied parameter only by its first name."""
+    """Return the parameters and saved buffers by name.
+
+    A parameter that several modules share is returned once, under its first name.
+    """
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
     buffers = dict(model.named_buffers())
     tensors.update({name: buffers[name] for name in model.state_dict() if name in buffers})
@@ -71,7 +77,10 @@ def named_tensors(model: Model) -> dict[str, torch.Tensor]:
 
 
 def tied_names(model: Model) -> dict[str, str]:
-    """Return a mapping from each other name of a tied parameter to the parameter's first name."""
+    """Map the further names of each tied parameter to its first name.
+
+    A tied parameter is one that several modules share, so that it has several names.
+    """
     first_names: dict[int, str] = {}
     ties = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -85,7 +85,8 @@ def check(config: TrainConfig) -> None:
     """Check before a job starts that a run's result can be saved with its tokenizer.
 
     Raises:
-        UserError: it cannot; copy_files would raise the same error at the end of the run.
+        UserError: the result could not be saved with its tokenizer. Without this check, copy_files
+            would raise the same error at the end of the run.
     """
     tokenizer = config.data.corpus_folder / "tokenizer"
     with tempfile.TemporaryDirectory() as name:
@@ -103,7 +104,8 @@ def find_difference(folder: Path) -> str | None:
     """Compare the token ids of AutoTokenizer with those of the folder's tokenizer.json.
 
     Returns:
-        A description of the first difference in SAMPLES or special tokens; None if there is none.
+        A description of the first difference; None if there is none. The ids are compared on the
+        texts in SAMPLES and on a text with the tokenizer's special tokens.
     """
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer

@@ -26,7 +26,7 @@ import deepspeed as deepspeed
 
 
 def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
-    """Return DeepSpeed's config of a run, for the engine and for `Partitioner`."""
+    """Translate a run's config into DeepSpeed's config, for the engine and for `Partitioner`."""
     return {
         "train_batch_size": config.global_batch_size,
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
@@ -97,9 +97,10 @@ def gather_to_rank0(
 
 
 def read_weights(folder: Path, stage: int) -> dict[str, torch.Tensor]:
-    """Return the trained weights and saved buffers in DeepSpeed's checkpoint files by name.
+    """Read the trained weights and the saved buffers, by name, from DeepSpeed's checkpoint files.
 
-    The files are pickles, so verify their checksums before you call this function.
+    Verify the checksums of the files before you call this function: they are pickles, which can
+    run code when they are read.
 
     Args:
         folder: a checkpoint's engine/ folder.
@@ -120,7 +121,7 @@ def read_weights(folder: Path, stage: int) -> dict[str, torch.Tensor]:
 
 
 class Partitioner:
-    """A factory of partitioned parameters.
+    """Make parameters that are partitioned, so that each rank holds only a slice of each (ZeRO-3).
 
     Args:
         settings: DeepSpeed's config of the run, from deepspeed_config.

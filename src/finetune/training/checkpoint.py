@@ -49,8 +49,9 @@ class LoopState:
     Attributes:
         tokens, targets, seconds, rank_seconds: totals so far; see run.Progress.
         num_steps: total number of steps planned; 0 if unknown.
-        losses: losses of the last good steps, for the detection of spikes.
-        clock: seconds by phase so far.
+        losses: losses of the last steps that guards.StepCheck did not find bad. StepCheck needs
+            them to detect spikes of the loss.
+        clock: seconds spent so far in each phase of training (see throughput.Clock).
     """
 
     tokens: int = 0

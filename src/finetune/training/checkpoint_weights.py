@@ -69,7 +69,12 @@ def export(run: RunFolder, step: int) -> Path:
 
 
 def _read_state(checkpoint: Path, skeleton: Model, config: TrainConfig) -> dict[str, torch.Tensor]:
-    """Return the checkpoint's values of the skeleton's tensors by name, in the run's precision.
+    """Read the tensors of a checkpoint by name, and convert the weights to the run's precision.
+
+    Args:
+        checkpoint: folder of the checkpoint.
+        skeleton: a model without values. The tensors with the names of its tensors are read; for an
+            adapter, only those that checkpoints contain.
 
     Raises:
         UserError: the checkpoint lacks weights.
@@ -91,12 +96,19 @@ def _read_state(checkpoint: Path, skeleton: Model, config: TrainConfig) -> dict[
 
 
 def _is_saved(skeleton: Model, name: str, tensor: torch.Tensor) -> bool:
-    """Return whether checkpoints contain a tensor; with an adapter, they contain only its tensors."""
+    """Return whether checkpoints of this model contain a tensor.
+
+    If the model is an adapter, its checkpoints lack the frozen tensors of the base.
+    """
     return not save.is_adapter(skeleton) or tensor.requires_grad or save.is_of_adapter(skeleton, name)
 
 
 def _model_skeleton(description: Path, config: TrainConfig) -> Model:
-    """Return the model on the meta device, because only its names and settings are used."""
+    """Build the checkpoint's model without values (on the meta device), for its names and settings.
+
+    Args:
+        description: folder with the model's settings, which save.write_description wrote.
+    """
     with torch.device("meta"):
         architecture = AutoConfig.from_pretrained(description)
         skeleton = AutoModelForCausalLM.from_config(architecture, dtype=load.DTYPES[config.precision])
@@ -107,11 +119,10 @@ def _model_skeleton(description: Path, config: TrainConfig) -> Model:
 
 
 def _adapter_skeleton(description: Path) -> Model:
-    """Return the adapter on a placeholder of its base.
+    """Build the checkpoint's adapter on a placeholder of its base, whose matrices are all zeros.
 
-    Some initialisations, such as PiSSA, read the base's weights, which a placeholder lacks. The
-    adapter is then built with the default initialisation, and only its settings name the original
-    one.
+    Some initialisations, such as PiSSA, read the base's weights. The adapter is then built with the
+    default initialisation. Its settings still name the original one.
     """
     base = load.build_placeholder(AutoConfig.from_pretrained(description))
     settings = PeftConfig.from_pretrained(str(description))

@@ -201,9 +201,9 @@ class Engine:
         self._engine.destroy()
 
     def _unpartitioned_grad_norm(self) -> float | None:
-        """Return the gradient norm at stage 0 in fp32; None in other cases.
+        """Return the gradient norm at ZeRO stage 0 in fp32, where DeepSpeed does not report it.
 
-        DeepSpeed reports the norm in all other cases.
+        Return None at other stages and in bf16, where DeepSpeed reports it.
         """
         if self._stage != 0 or self._engine.bfloat16_enabled():
             return None

@@ -21,16 +21,17 @@ FIRST_LOSS_SHARE = 0.9
 def check_first_loss(loss: float, vocab_size: int, name: str) -> None:
     """Check that a pretrained base predicts clearly better than chance.
 
-    Chance is a loss of ln(vocabulary) nats per token. A model with random weights starts there or
-    above. The first losses of Gemma 3 270M were 0.21 to 0.47 of chance on nine kinds of Norwegian
-    and English text, and 0.66 to 0.78 on the same tokens in random order.
+    A prediction by chance has a loss of ln(vocabulary) nats per token. A model with random weights
+    starts at this loss or above it. The first losses of Gemma 3 270M were 0.21 to 0.47 times this
+    loss on nine kinds of Norwegian and English text. On the same tokens in random order, they were
+    0.66 to 0.78 times this loss.
 
     Args:
         loss: loss of the first step, in nats per token.
         name: the base's name for the message.
 
     Raises:
-        GuardError: the loss is NaN, or not below FIRST_LOSS_SHARE of chance.
+        GuardError: the loss is NaN, or not below FIRST_LOSS_SHARE times the loss of chance.
     """
     chance = math.log(vocab_size)
     if not loss < FIRST_LOSS_SHARE * chance:
@@ -86,7 +87,7 @@ class StepCheck:
 
 
 def check_planned_targets(planned: int, step: int) -> None:
-    """Raise GuardError if a step has no supervised tokens, by whose number its loss is divided."""
+    """Raise GuardError if a step has no supervised tokens: its loss is divided by their number."""
     if planned == 0:
         raise GuardError(
             f"step {step}: the batch has no supervised tokens; check the corpus' loss mask, or "

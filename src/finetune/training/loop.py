@@ -120,8 +120,8 @@ def train_step(run: Run, data: StepData, lr: float) -> StepResult:
 def _combine_over_ranks(world: World, sums: dict[str, float], maxima: dict[str, float]) -> dict[str, float]:
     """Combine values of all ranks by name, with one collective.
 
-    float64 holds the integers among them exactly. Even the sum of CRCs stays below 2^53 for up to
-    two million packs per step.
+    The values are sent as float64, which holds integers below 2^53 exactly. The sum of the packs'
+    checksums (CRC-32) stays below this bound for up to two million packs per step.
 
     Args:
         sums: this rank's values that are added up.

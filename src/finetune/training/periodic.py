@@ -114,8 +114,8 @@ def evaluate(run: Run) -> HeldOut | None:
 def is_checkpoint_due(run: Run, progress: Progress) -> bool:
     """Return whether to save a checkpoint now.
 
-    One is due after the last step, before a stop, every checkpoint_every steps and, with
-    result=best, at a new best held-out loss.
+    A checkpoint is saved after the last step, when the run is about to stop, and every
+    checkpoint_every steps. With result=best, it is also saved at a new best held-out loss.
     """
     if progress.step == run.num_steps or progress.stop_reason:
         return True

@@ -39,7 +39,7 @@ class Regression:
     """A baseline that is better than the result.
 
     Attributes:
-        metric: metric that is logged as 1.
+        metric: metric of this baseline; choose_result logs it with the value 1.
         message: warning to log.
     """
 
@@ -75,7 +75,10 @@ def choose_result(run: Run, progress: Progress) -> Result:
 
 
 def find_regressions(run: Run, result: Result) -> Iterator[Regression]:
-    """Yield each baseline that is better than the result: the initial model, token frequencies."""
+    """Yield each baseline whose held-out loss is lower than the result's.
+
+    The baselines are the initial model, and a prediction of tokens by their frequency.
+    """
     if result.held_out is None:
         return
     loss = result.held_out.loss

@@ -77,7 +77,10 @@ class Run:
             logger.warning(message)
 
     def batch_index(self, step: int) -> int:
-        """Return the index of the batch that `step` trains on, which is never a skipped batch."""
+        """Return the index of the batch that `step` trains on.
+
+        The batches that rewinds skip are not counted, so it is never one of them.
+        """
         index = step
         for skipped in sorted(self.skipped_batches):
             index += skipped <= index

@@ -134,10 +134,13 @@ def _check_inputs(
 def _plan_packs(
     corpus: Corpus, settings: DataConfig, seed: int, folder: RunFolder, world: World
 ) -> tuple[PackedData, PackedData]:
-    """Plan the training and validation packs.
+    """Assign the training and validation documents to packs.
 
-    If the run resumes, check that they are the packs of its first attempt. If it starts, check that
-    not too many tokens are lost.
+    If the run resumes, check that the packs are those of its first attempt. If it starts, check
+    that not too many tokens are left out.
+
+    Returns:
+        The training packs and the validation packs.
     """
     plan_split = partial(
         PackedData,
@@ -188,7 +191,8 @@ def _find_speed_limits(model: torch.nn.Module, dtype: torch.dtype, world: World)
 def start_or_resume(run: Run) -> Progress:
     """Start the run, or resume it from its newest checkpoint; return its progress.
 
-    If an interruption prevented the evaluation at this step, the evaluation runs now.
+    An evaluation that was due at the checkpoint's step, but was prevented by an interruption, runs
+    now.
     """
     progress, seconds_by_phase = load_latest_checkpoint(run)
     run.clock.add_breakdown(seconds_by_phase)
@@ -209,7 +213,8 @@ def load_latest_checkpoint(run: Run) -> tuple[Progress, dict[str, float]]:
     """Load the newest checkpoint into the engine, if there is one.
 
     Returns:
-        The progress (0 steps without a checkpoint), and the run's seconds by phase so far.
+        The progress, which has 0 steps if there is no checkpoint; and the seconds that the run has
+        spent so far in each phase, by the phase's name.
     """
     state = run.checkpoints.load_newest(run.engine)
     loop_state = state.loop_state

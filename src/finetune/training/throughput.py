@@ -114,10 +114,11 @@ def peak_memory(device: torch.device) -> int:
 
 
 class Clock:
-    """Seconds by phase on this rank.
+    """Timer of the phases of training on this rank, such as the wait for data or an evaluation.
 
     Attributes:
-        seconds: seconds by phase so far. On a GPU, device phases are added by `read_events`.
+        seconds: seconds spent so far in each phase, by its name. On a GPU, the times of
+            `device_phase` are added only when `read_events` is called.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -171,7 +172,7 @@ class Clock:
         self._events.clear()
 
     def add_breakdown(self, earlier: dict[str, float]) -> None:
-        """Add the seconds by phase of earlier attempts, as `breakdown` returned them."""
+        """Add the seconds by phase that `breakdown` returned in earlier attempts of the run."""
         for name, value in earlier.items():
             if name == "total":
                 self._began -= value
