@@ -211,9 +211,10 @@ class _Container:
                         yield from self._iter_member(cast(BinaryIO, limited), place, info.filename, depth)
 
     def _iter_zip_without_directory(self, raw: BinaryIO, place: Place, depth: int) -> Iterator[Member]:
-        """Yield the members of a zip archive without a readable directory, up to a truncation.
+        """Yield the members of a zip archive whose central directory is missing or broken.
 
-        Members are found by their local headers, one after another.
+        The members are found by their local headers, one after another. Reading stops at the first
+        member that is truncated or encrypted, or whose end is unknown.
         """
         offset = 0
         while True:

@@ -104,7 +104,10 @@ class ListFinder:
         return None
 
     def choose(self, paths: list[tuple[str, ...]]) -> tuple[str, ...]:
-        """Return the path of the only list of records, and count it by name in the report.
+        """Return the path of the only list of records, and count its name in the report.
+
+        Args:
+            paths: the paths of all lists of records found, at least one.
 
         Raises:
             NotJson: there are several lists.

@@ -103,7 +103,7 @@ def record_form(source: SourceConfig, keys: Sequence[str]) -> Form:
 
 
 def describe(record: Mapping[str, object], place: Place, source: SourceConfig) -> Description:
-    """Return a record's metadata; the id of a record without one is its place.
+    """Return a record's metadata. If the record has no id, its place is used as the id.
 
     Raises:
         Unreadable: a value is a list or an object.

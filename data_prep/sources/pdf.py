@@ -6,8 +6,8 @@ The lines of a paragraph are joined; headings are recognized by their font. Word
 hyphenated at a line break are rejoined. PDFium writes U+FFFE for each hyphen at a line end, also
 for a hyphen that must stay, as in "risiko- og" and "ID-porten"; rules decide which one stays.
 
-Line numbers in margins, running titles, page numbers and tables of contents are removed, and
-counted. If less than `min_kept` of the pages' letters is then left, all lines are used instead, and
+Line numbers in margins, running titles (repeated headers and footers), page numbers and tables of
+contents are removed, and counted. If less than `min_kept` of the pages' letters is then left, all lines are used instead, and
 the document is counted. A file without text, such as a scan, is dropped. In other files, pages with
 pictures but without text are counted.
 """
@@ -116,7 +116,8 @@ class RunningText:
     """The running text of a document.
 
     Attributes:
-        num_titles: number of running titles and page numbers left out.
+        num_titles: number of page numbers and running titles (repeated headers and footers) left
+            out.
         num_contents: number of lines of tables of contents left out.
     """
 
@@ -126,9 +127,9 @@ class RunningText:
 
 
 def extract_running_text(pages: list[Page]) -> RunningText:
-    """Return the text without running titles, page numbers and tables of contents.
+    """Return the text without page headers and footers, page numbers and tables of contents.
 
-    They are also removed from `pages`.
+    The lines left out are also removed from `pages`.
     """
     num_titles = remove_running_titles(pages)
     num_contents = _remove_contents(pages)
@@ -225,9 +226,11 @@ class _Shape:
         return above.y - line.y > PARAGRAPH_DISTANCE * max(self.pitch, line.size)
 
     def continues_heading(self, above: Line, line: Line) -> bool:
-        """Return whether a line continues the heading of the line above.
+        """Return whether a line continues the heading that is in the line above.
 
-        Both lines must look like headings. In addition, both must be large, or the line above full.
+        Both lines must look like headings, and the line must not begin a new section or paragraph.
+        In addition, the letters of both must be much larger than the body text, or the line above
+        must be full.
         """
         if not self.is_heading(above) or not self.is_heading(line):
             return False
@@ -245,9 +248,10 @@ def _is_below(above: Line, line: Line) -> bool:
 def _join_lines(pages: list[Page]) -> str:
     """Join the lines of all pages to paragraphs, and return them as one text.
 
-    A line continues a paragraph if the line above ends within a word, or if the line does not begin
-    a list item and the line above is full. A line that begins in lower case may continue one too.
-    If positions are known, font and distance separate paragraphs, and join the lines of a heading.
+    A line always continues the paragraph if the line above ends within a word. Otherwise, the line
+    above must not end a sentence, and must be full, or the line must begin in lower case or with
+    punctuation. A list item begins a paragraph. If positions are known, a change of font or a
+    larger distance also begins a paragraph, and the lines of a heading are joined.
     """
     shape = _Shape.measure(pages)
     paragraphs: list[list[str]] = []  # the pieces of each paragraph
