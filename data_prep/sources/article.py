@@ -62,7 +62,7 @@ class Block:
 
 
 def read_blocks(root: html.HtmlElement, skips: Callable[[html.HtmlElement], bool]) -> list[Block]:
-    """Return the blocks of text of an element (paragraphs, headings, list items …) in document order.
+    """Return the text blocks of an element (paragraphs, headings, list items …) in document order.
 
     Elements for which `skips` is true are left out.
     """

@@ -138,7 +138,7 @@ class Options(ConversationOptions, jsonl.Options):
 
 
 class Malformed(UserError):
-    """Error for a record that has none of the forms, or has unsupported content.
+    """Error for a record whose keys fit no supported form, or whose content is not supported.
 
     Attributes:
         reason: reason code under which the report counts the record.
@@ -241,7 +241,7 @@ class ConversationReader:
 
         A form is a set of fields that a record may have, such as prompt and completion. Its name is
         its first field. If the record has several forms, one without null values is preferred. If
-        all have null values, a form is accepted in which only the answer is null.
+        there is none, the answer may be null.
 
         Raises:
             Malformed: the record has none of the forms.
@@ -330,7 +330,7 @@ class ConversationReader:
         return turns
 
     def _apply_prompt_template(self, turns: list[Turn], system: str) -> list[Turn]:
-        """Return two turns of plain text: options.prompt_template with the question, and the answer.
+        """Return two turns of plain text: the question in options.prompt_template, and the answer.
 
         Args:
             turns: the turns of the record; only a question and an answer are supported.
@@ -390,7 +390,7 @@ def strip_html(text: str) -> str:
 
 
 def _prepend_system(turns: list[Turn], system: str) -> list[Turn]:
-    """Insert a record's system text as the first turn, unless it is empty or already the first turn.
+    """Insert a record's system text as the first turn, unless it is empty or the turns begin with it.
 
     Raises:
         Malformed: the turns have a different system text.

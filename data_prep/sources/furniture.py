@@ -205,7 +205,10 @@ def drop_labels(lines: list[str]) -> list[int]:
 
 
 def find_main_element(body: html.HtmlElement) -> html.HtmlElement | None:
-    """Return the page's element <main>, or with role "main"; None if it is missing or nearly empty."""
+    """Return the page's main element: <main>, or one with the role "main".
+
+    Return None if it is missing or nearly empty.
+    """
     count = Furniture(body, by_class=False).count_letters
     marked = [
         e for e in body.iter(etree.Element) if local_name(e).lower() == "main" or e.get("role") == "main"
@@ -427,7 +430,7 @@ def _iter_controlled_ids(root: html.HtmlElement) -> Iterator[str]:
 
 
 def _class_words(element: html.HtmlElement) -> set[str]:
-    """Return the words of an element's class, id and label, and each two adjacent words joined.
+    """Return the words of an element's class, id and label, and each pair of adjacent words joined.
 
     For example, the class "no-print" gives "no", "print" and "noprint".
     """

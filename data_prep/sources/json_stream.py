@@ -58,7 +58,7 @@ def parse(text: str) -> Any:
 def iter_values(member: Member, form: Form, report: Report) -> Iterator[tuple[Place, Any]]:
     """Yield the records of a file with their places.
 
-    A value of another type that stands where a record is expected is yielded too.
+    A value in the place of a record is yielded even if it is not an object.
 
     Args:
         form: description of a record.
@@ -147,7 +147,7 @@ def _number_elements(elements: list[Any], place: Place) -> Iterator[tuple[Place,
 
 
 def _parse_adjacent_objects(text: str) -> list[Any]:
-    """Return the objects of a line that consists of JSON objects; an empty list for any other line."""
+    """Return the objects of a line that consists of JSON objects; [] for any other line."""
     found = []
     at = len(text) - len(text.lstrip())
     while at < len(text):
@@ -362,10 +362,11 @@ class _SequenceReader:
         return True
 
     def _skip_list(self, path: tuple[str, ...]) -> None:
-        """Skip a list other than the one to read; quarantine it if it contains records.
+        """Skip a list other than the one to read.
 
-        If it contains records, it was not found when the list to read was chosen, because only the
-        beginning of the object is searched for lists.
+        If the list contains records and options.records is not set, the list is quarantined. The
+        search for the list to read did not find it, because only the beginning of the object is
+        searched.
 
         Args:
             path: keys that lead to the list to skip.
@@ -386,7 +387,9 @@ class _SequenceReader:
 
 
 class _Outline:
-    """Search of a JSON object's beginning for the list of records that the object may contain.
+    """Search for the list of records that a JSON object may contain.
+
+    Only the beginning of the object is searched.
 
     Attributes:
         is_record: true if the object is a record.
@@ -473,9 +476,10 @@ class _Outline:
 
 
 def _begins_like_record(text: JsonText, form: Form) -> bool:
-    """Return whether the first line of the broken element at the position has a key of a record.
+    """Return whether the broken element at the current position has one of the keys of a record.
 
-    If the first line is only the opening bracket, the first 2,000 characters are searched instead.
+    Only the first line of the element is searched. If this line is only the opening bracket, the
+    first 2,000 characters are searched.
     """
     beginning = text.peek(2000)
     if not beginning.startswith("{\n"):

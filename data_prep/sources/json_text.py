@@ -249,7 +249,7 @@ class JsonText:
                 start = match.end()
 
     def _skip_to_similar(self, shape: Shape, form: Form) -> Next:
-        """Skip to the next object that resembles the elements read so far; return what was found."""
+        """Skip to the next object that resembles the elements read so far; return what is found."""
         start = self.at + 1
         tries = 0
         while tries < MAX_TRIES:

@@ -13,7 +13,8 @@ are removed, and counted.
 
 Provisions not yet in force and their titles (`futureLegalArticle`, `futuretitle`) are removed from
 consolidated texts. Sentences that only introduce such provisions are removed too ("§ 5 skal lyde:",
-"I lov … gjøres følgende endringer:"). In Lovtidend, such provisions are the amendment's text, and are kept.
+"I lov … gjøres følgende endringer:"). In Lovtidend, such provisions are the amendment's text, and
+are kept.
 """
 
 from __future__ import annotations
@@ -118,8 +119,8 @@ def _remove_future_provisions(body: html.HtmlElement, report: Report) -> None:
 class _Remover:
     """Remover of elements, their lead-ins, and parents that become empty.
 
-    A lead-in is a text that introduces the element after it, such as "§ 5 skal lyde:". It is removed
-    if it introduces only removed elements. Elements are dropped from the tree at the end, because
+    A lead-in is a text that introduces the element after it, such as "§ 5 skal lyde:". A block that
+    also introduces other elements is kept. Elements are dropped from the tree at the end, because
     their positions are needed to find the lead-ins.
     """
 
@@ -137,9 +138,10 @@ class _Remover:
                 element.drop_tree()
 
     def _remove_lead_in(self, element: html.HtmlElement) -> None:
-        """Remove the text that introduces a removed element, if it introduces only removed elements.
+        """Remove the lead-in of a removed element: the text before it that introduces it.
 
-        The parent of the removed element is also removed if it has no other text.
+        A block that also introduces other elements is kept. The parent of the removed element is
+        removed too if it has no other text.
         """
         parent = element.getparent()
         before = element.getprevious()
@@ -278,7 +280,10 @@ def _walk(element: html.HtmlElement, skipped: set[str], lines: list[str], inline
 
 
 def _continues_mark(element: html.HtmlElement, inline: list[str]) -> bool:
-    """Return whether a block continues the line of its marker (the number of a list item or point)."""
+    """Return whether a block continues the line that begins with the marker of its list item.
+
+    The marker may also be the number of a point in an annex.
+    """
     before = element.getprevious()
     if before is not None and MARK_CLASS in _classes(before):
         return True

@@ -3,8 +3,8 @@
 Each file is one document. The files of a folder form a group, which a split keeps together.
 
 Headings, lists, tables, footnotes and code are kept as Markdown. Code is not changed. Links and
-pictures are reduced to their text. The line of hyphens below a table's header is shortened to three
-hyphens per column. A paragraph becomes one line.
+pictures are reduced to their text. The line of hyphens below a table's header is shortened to at
+most three hyphens per column. A paragraph becomes one line.
 
 Front matter, comments, HTML tags and tables of contents are removed. If the text does not begin
 with a heading, the front matter's title becomes its heading. Template tags are reduced to the

@@ -1,7 +1,8 @@
 """Reader of parallel texts: JSON lines with a key for each language: {"id", "nob", "nno", "eng"}.
 
 A letter is a text in several languages. It may be split into several records. All records of a
-letter, in all languages, form a group, which a split of the data keeps together. The letter's name is under the key that `fields: {group: …}` names, or under `group` or `path`.
+letter, in all languages, form a group, which a split of the data keeps together. The letter's name
+is under the key that `fields: {group: …}` names, or under `group` or `path`.
 
 A pair of texts is left out and counted if one of them is empty, if both are equal, or if they
 differ in the number of merge fields such as {felt}. From such a pair, a model would learn to drop

@@ -7,9 +7,9 @@ hyphenated at a line break are rejoined. PDFium writes U+FFFE for each hyphen at
 for a hyphen that must stay, as in "risiko- og" and "ID-porten"; rules decide which one stays.
 
 Line numbers in margins, running titles (repeated headers and footers), page numbers and tables of
-contents are removed, and counted. If less than `min_kept` of the pages' letters is then left, all lines are used instead, and
-the document is counted. A file without text, such as a scan, is dropped. In other files, pages with
-pictures but without text are counted.
+contents are removed, and counted. If less than `min_kept` of the pages' letters is then left, all
+lines are used instead, and the document is counted. A file without text, such as a scan, is
+dropped. In other files, pages with pictures but without text are counted.
 """
 
 from __future__ import annotations
@@ -193,8 +193,8 @@ class _Shape:
     def is_full(self, above: Line, line: Line) -> bool:
         """Return whether the line above is full.
 
-        It has at least `full` characters and, if positions are known, no room for the first word of
-        the next line.
+        A full line has at least `self.full` characters. If positions are known, there must also be
+        no room on it for the first word of the next line.
         """
         if len(above.text) < self.full or not (above.placed and line.placed and self.width):
             return len(above.text) >= self.full
@@ -248,10 +248,14 @@ def _is_below(above: Line, line: Line) -> bool:
 def _join_lines(pages: list[Page]) -> str:
     """Join the lines of all pages to paragraphs, and return them as one text.
 
-    A line always continues the paragraph if the line above ends within a word. Otherwise, the line
-    above must not end a sentence, and must be full, or the line must begin in lower case or with
-    punctuation. A list item begins a paragraph. If positions are known, a change of font or a
-    larger distance also begins a paragraph, and the lines of a heading are joined.
+    A line continues the paragraph of the line above in these cases:
+    - the line above ends within a word;
+    - the line above is full and does not end a sentence, and the line does not begin a list item;
+    - the line begins in lower case or with punctuation, and the line above does not end a sentence;
+    - both lines are parts of one heading.
+
+    In the second and third case, the font and the distance of the lines, if known, must not show
+    that a new paragraph begins.
     """
     shape = _Shape.measure(pages)
     paragraphs: list[list[str]] = []  # the pieces of each paragraph

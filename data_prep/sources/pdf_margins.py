@@ -217,9 +217,9 @@ def _remove_numbers(page: Page, numbers: list[_Number]) -> int:
 def _find_titles(pages: list[Page]) -> set[int]:
     """Return the ids of lines that may be running titles or page numbers.
 
-    A running title is a line that is repeated at the top or foot of pages. The ids are of lines in
-    these places that occur at least three times, apart from the numbers in them, or that are only a
-    number.
+    Only lines at the top and foot of a page are considered. A line may be a running title if it
+    occurs there at least three times, where different numbers in it do not count. It may be a page
+    number if it is a number with marks around it, such as "- 3 -", or a Roman numeral.
     """
     edges: list[Line] = []
     for page in pages:
@@ -316,8 +316,8 @@ def _are_in_one_place(group: list[_Edge]) -> bool:
 def _has_page_numbers(group: list[_Edge], body: float) -> bool:
     """Return whether the numbers in a line that is repeated on several pages may be page numbers.
 
-    Each number must be the same on all these pages, or increase with the pages. A line whose numbers
-    increase must not have larger letters than the body text.
+    Each number must be the same on all these pages, or increase with the pages. If a number
+    increases, the line must not have larger letters than the body text.
 
     Args:
         group: the occurrences of the line.
@@ -368,9 +368,10 @@ def _iter_page_numbers(edges: dict[str, list[_Edge]], pages: list[Page], body: f
 
 
 def _is_apart(line: Line, lines: list[Line]) -> bool:
-    """Return whether a line of at most 3 characters is at a distance above or below all other lines.
+    """Return whether a line of at most 3 characters is at a distance from all other lines.
 
-    If positions are unknown, it must be the first or last line of the page.
+    It must be above or below all of them. If positions are unknown, it must be the first or last
+    line of the page.
     """
     others = [other.y for other in lines if other is not line]
     if not others or len(line.text) > 3:

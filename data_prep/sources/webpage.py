@@ -152,7 +152,7 @@ def _read_by_tags(root: html.HtmlElement) -> list[Block]:
 
 
 def _find_main(body: html.HtmlElement, extracted: str) -> html.HtmlElement | None:
-    """Return the page's main element, or else its longest article element; None if it has neither.
+    """Return the page's main element, or else its longest article element; None if neither fits.
 
     The article element must contain at least half of the letters of all article elements, and half
     of the text extracted by trafilatura, because some pages have an article element for each
