@@ -11,8 +11,8 @@ Withheld information and names of persons (correspondents, officers, participant
 only the terms listed in this module are. Titles need care, because a full title may name a person:
 
     JSON-LD           `offentligTittel`, and `tittel` of a document, are public. The full titles are
-                      in terms named `*_SENSITIV` and in `*_LIST`, which is derived from them; these
-                      terms are skipped.
+                      in terms named `*_SENSITIV`. Terms named `*_LIST` are derived from these. Both
+                      are skipped.
     Noark 5           `offentligTittel` is public, `tittel` is the full title. A document within an
                       entry has only `tittel`. It is read only if neither the document nor its
                       entry and folders are withheld, and the entry's two titles are equal.

@@ -65,12 +65,12 @@ class Shape:
             self.keys.update(value)
 
     def has_beginning(self, text: str, at: int) -> bool:
-        """Return whether the text at position `at` begins with the same keys as an element."""
+        """Return whether the text at position `at` begins with the first keys of an element read."""
         match = _FIRST_KEYS.match(text, at)
         return match is not None and (match[1], match[2] or "") in self.beginnings - self.within
 
     def is_like(self, value: Any, form: Form) -> bool:
-        """Return whether a value is a record, or has more than half of the keys in `keys`."""
+        """Return whether a value is a record, or has more than half of the keys in `self.keys`."""
         if not isinstance(value, dict):
             return False
         common = len(self.keys & set(value))

@@ -4,7 +4,7 @@ Each file is XML-flavoured HTML with one act or regulation: a header with its id
 (`dl.data-document-key-info`), and `main.documentBody`. Each file is one document. Its group is the
 act's `refid`, such as lov/2005-06-17-101, so that an act's announcement in Lovtidend and its
 consolidated text are always in the same part of a split. Its date is the day on which the act was
-passed, which is part of the `refid`.
+passed. This day is contained in the `refid`.
 
 These parts are kept: titles of chapters, numbers and titles of sections (paragrafer), subsections,
 list items with their markers, numbered points of annexes (`marginIdArticle`), and table rows. The

@@ -165,6 +165,7 @@ def _build_turns(text: str, target: str, a: str, b: str, form: str) -> list[Turn
     Args:
         text: the text to translate, in language `a`.
         target: the translation, in language `b`.
+        form: "messages" for turns of a user and an assistant; otherwise, the turns are plain text.
     """
     instructions = REWRITE if a in REWRITE and b in REWRITE else TRANSLATE
     prompt = f"{instructions[b]}\n\n{text}"

@@ -218,8 +218,9 @@ def _find_titles(pages: list[Page]) -> set[int]:
     """Return the ids of lines that may be running titles or page numbers.
 
     Only lines at the top and foot of a page are considered. A line may be a running title if it
-    occurs there at least three times, where different numbers in it do not count. It may be a page
-    number if it is a number with marks around it, such as "- 3 -", or a Roman numeral.
+    occurs there at least three times; different numbers in it do not matter. It may be a page
+    number if it is a Roman numeral. Lines of digits only are never returned, because they may be
+    line numbers.
     """
     edges: list[Line] = []
     for page in pages:
@@ -347,9 +348,9 @@ def _is_large(group: list[_Edge], body: float) -> bool:
 def _iter_page_numbers(edges: dict[str, list[_Edge]], pages: list[Page], body: float) -> Iterator[int]:
     """Yield the ids of lines that consist of a page number.
 
-    These are lines with a label and a number, such as "Side 3", and lines with only a number that
-    increases with the pages. In a document of one or two pages, a line with only a number is enough
-    if it is at a distance from the text.
+    These are numbers with a label or marks, such as "Side 3" and "- 3 -", and lines with only a
+    number that increases with the pages. In a document of one or two pages, a line with only a
+    number is enough if it is at a distance from the text.
     """
     with_numbers = [edge for group in edges.values() for edge in group if edge.numbers]
     bare = [edge for edge in with_numbers if _BARE_NUMBER.fullmatch(edge.line.text)]
