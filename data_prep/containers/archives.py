@@ -215,7 +215,8 @@ class _Container:
         """Yield the members of a zip archive whose central directory is missing or broken.
 
         The members are found by their local headers, one after another. Reading stops at the first
-        member that is truncated, encrypted, compressed by an unsupported method, or of unknown size.
+        member that is truncated, encrypted, compressed by an unsupported method, or of unknown
+        size.
         """
         offset = 0
         while True:

@@ -390,7 +390,9 @@ def strip_html(text: str) -> str:
 
 
 def _prepend_system(turns: list[Turn], system: str) -> list[Turn]:
-    """Insert a record's system text as the first turn, unless it is empty or the turns begin with it.
+    """Insert a record's system text as the first turn.
+
+    It is not inserted if it is empty, or if the turns begin with it.
 
     Raises:
         Malformed: the turns have a different system text.

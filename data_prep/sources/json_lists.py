@@ -72,8 +72,8 @@ class ListFinder:
         """Return the records of an object that contains a list of them; None for any other value.
 
         Args:
-            is_element: true if the value is an element of an array. Such a value need not contain the
-                list that options.records names.
+            is_element: true if the value is an element of an array. Such a value need not contain
+                the list that options.records names.
 
         Raises:
             Unreadable: the list that options.records names is missing; or options.records is not

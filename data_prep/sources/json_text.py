@@ -65,7 +65,7 @@ class Shape:
             self.keys.update(value)
 
     def has_beginning(self, text: str, at: int) -> bool:
-        """Return whether the text at position `at` begins with the first keys of an element read."""
+        """Return whether the text at `at` begins with the first keys of an element read so far."""
         match = _FIRST_KEYS.match(text, at)
         return match is not None and (match[1], match[2] or "") in self.beginnings - self.within
 
