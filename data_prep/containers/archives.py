@@ -3,9 +3,10 @@
 A file's kind is recognized by its first bytes, not by its name. No file is written under a name
 taken from an archive, and at most one record is held in memory.
 
-A file or member that cannot be read is quarantined in the report, and reading continues with the
-next one. Members before a truncation are kept. Links, devices and names that point outside the
-archive are refused. A file that unpacks to more than the limits allow is read up to the limit.
+A file or member that cannot be read is quarantined: it is left out, and listed in the report.
+Reading continues with the next one. Members before a truncation are kept. Links, devices and names
+that point outside the archive are refused. A file that unpacks to more than the limits allow is
+read up to the limit.
 """
 
 from __future__ import annotations
@@ -211,9 +212,11 @@ class _Container:
                         yield from self._iter_member(cast(BinaryIO, limited), place, info.filename, depth)
 
     def _iter_zip_without_directory(self, raw: BinaryIO, place: Place, depth: int) -> Iterator[Member]:
-        """Yield the members of a zip archive without a readable directory, up to a truncation.
+        """Yield the members of a zip archive whose central directory is missing or broken.
 
-        Members are found by their local headers, one after another.
+        The members are found by their local headers, one after another. Reading stops at the first
+        member that is truncated, encrypted, compressed by an unsupported method, or of unknown
+        size.
         """
         offset = 0
         while True:

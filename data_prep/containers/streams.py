@@ -166,8 +166,9 @@ class LimitedStream(io.RawIOBase):
     Args:
         inner: the unpacked bytes.
         budget: limits of the source file, shared by all its streams.
-        packed: the compressed size, for limits.max_ratio; a CountingReader if it is only counted
-            while reading; None if the data is not compressed.
+        packed: the compressed size, to which limits.max_ratio applies. If the size is not known
+            before reading, it is the CountingReader of the compressed data. None if the data is not
+            compressed.
         kind: name of the format, for messages.
     """
 

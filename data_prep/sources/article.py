@@ -28,7 +28,10 @@ _PERMALINKS = {"¶", "#", "🔗", "§"}
 
 
 class Kind(StrEnum):
-    """Kind of a block. For kinds in _CLOSE, consecutive blocks are joined without a blank line."""
+    """Kind of a block of text, such as a heading or a list item.
+
+    Consecutive blocks of a kind in _CLOSE are joined without a blank line.
+    """
 
     TEXT = "text"
     HEADING = "heading"
@@ -59,7 +62,10 @@ class Block:
 
 
 def read_blocks(root: html.HtmlElement, skips: Callable[[html.HtmlElement], bool]) -> list[Block]:
-    """Return the blocks of an element in document order, without elements for which `skips` is true."""
+    """Return the text blocks of an element (paragraphs, headings, list items …) in document order.
+
+    Elements for which `skips` is true are left out.
+    """
     writer = _Writer(skips)
     writer.walk(root, root)
     writer.flush(root)

@@ -138,7 +138,7 @@ class Options(ConversationOptions, jsonl.Options):
 
 
 class Malformed(UserError):
-    """Error for a record that has none of the forms, or has unsupported content.
+    """Error for a record whose keys fit no supported form, or whose content is not supported.
 
     Attributes:
         reason: reason code under which the report counts the record.
@@ -201,10 +201,10 @@ class ConversationReader:
         return jsonl.describe(record, place, self._source).build_document(turns=turns, mask=mask)
 
     def _parse_conversation(self, record: dict[str, object]) -> tuple[list[Turn], str]:
-        """Return the turns of a record, and the name of the mask for the tokens to train on.
+        """Return the turns of a record, and the name of the mask that marks the tokens to train on.
 
         Raises:
-            Malformed: the record has none of the forms, or is not supported.
+            Malformed: the record has none of the forms in FORMS, or has unsupported content.
         """
         _refuse({name: value for name, value in record.items() if name not in self._allowed})
         form, keys = self._find_form(record)
@@ -239,8 +239,9 @@ class ConversationReader:
     def _find_form(self, record: dict[str, object]) -> tuple[str, list[str]]:
         """Return the name of a record's form, and the keys of the record that belong to it.
 
-        A form is named by its first field. Forms without null values are preferred; else, the
-        answer may be null.
+        A form is a set of fields that a record may have, such as prompt and completion. Its name is
+        its first field. If the record has several forms, one without null values is preferred. If
+        there is none, the answer may be null.
 
         Raises:
             Malformed: the record has none of the forms.
@@ -329,7 +330,11 @@ class ConversationReader:
         return turns
 
     def _apply_prompt_template(self, turns: list[Turn], system: str) -> list[Turn]:
-        """Insert a question into options.prompt_template; return it and the answer as plain text.
+        """Return two turns of plain text: the question in options.prompt_template, and the answer.
+
+        Args:
+            turns: the turns of the record; only a question and an answer are supported.
+            system: the record's system text.
 
         Raises:
             Malformed: the record has a system text or history, which the template cannot include.
@@ -374,8 +379,8 @@ class ConversationReader:
 def strip_html(text: str) -> str:
     """Remove HTML tags from a text, and replace entities by characters.
 
-    Block elements become lines, list items lines that begin with "- ". Tags that HTML does not
-    define, such as <think>, are kept.
+    Each block element becomes a line; the line of a list item begins with "- ". Tags that HTML does
+    not define, such as <think>, are kept.
     """
     lines = _LINE.sub("\n", _PARAGRAPH.sub("\n\n", _NO_TEXT.sub("", text)))
     plain = html.unescape(_TAG.sub("", _CELL.sub("\t", _ITEM.sub("\n- ", lines))))
@@ -385,7 +390,9 @@ def strip_html(text: str) -> str:
 
 
 def _prepend_system(turns: list[Turn], system: str) -> list[Turn]:
-    """Insert the record's `system` text as the first turn, unless the turns begin with it.
+    """Insert a record's system text as the first turn.
+
+    It is not inserted if it is empty, or if the turns begin with it.
 
     Raises:
         Malformed: the turns have a different system text.

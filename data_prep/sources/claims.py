@@ -41,10 +41,11 @@ def _code(name: str) -> str:
 
 
 def parse_date(claim: object) -> str:
-    """Return the date in a text as YYYY-MM-DD, or its first year if it has no date, or "".
+    """Return the date in a text as YYYY-MM-DD.
 
-    Dates may be written as 2014-02-13T10:00, 13. februar 2014 or 13.2.2014. If a text has dates in
-    several of these formats, the format listed first is used.
+    If the text has no date, its first year is returned; if it has no year, "". Dates may be written
+    as 2014-02-13T10:00, 13. februar 2014 or 13.2.2014. If a text has dates in several of these
+    formats, the format listed first is used.
     """
     text = str(claim or "")
     iso = _ISO.search(text)

@@ -75,8 +75,8 @@ class _Sentence:
 def _iter_sentences(member: Member, report: Report) -> Iterator[_Sentence]:
     """Yield the sentences of a file; a sentence without a `# text` comment is quarantined.
 
-    The id of a document without one is its line number. If a document's first sentence is
-    quarantined, the document begins with the next sentence.
+    If a document has no id, the number of its first line is used as its id. If a document's first
+    sentence is quarantined, the document begins with the next sentence.
     """
     comments: dict[str, str] = {}
     start = member.place

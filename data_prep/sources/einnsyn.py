@@ -1,18 +1,18 @@
 """Reader of journals and meetings of public agencies (eInnsyn), as Noark 5 XML or JSON-LD.
 
 The two journals of a Noark 5 archive, `offentligJournal.xml` and `loependeJournal.xml`, are read
-too. Each of their rows contains a case and an entry.
+too. Each of their rows contains an entry, such as a letter, and the case of that entry.
 
 A document is a case (saksmappe) or meeting (moetemappe) with its entries: titles, dates, kinds of
 documents, and the legal basis if something is withheld. An entry whose case is in another file is a
-document of its own, in the group of that case.
+document of its own. It is in the group of that case, so that a split keeps the two together.
 
 Withheld information and names of persons (correspondents, officers, participants) are never read:
 only the terms listed in this module are. Titles need care, because a full title may name a person:
 
     JSON-LD           `offentligTittel`, and `tittel` of a document, are public. The full titles are
-                      in terms named `*_SENSITIV` and in `*_LIST`, which is derived from them; these
-                      terms are skipped.
+                      in terms named `*_SENSITIV`. Terms named `*_LIST` are derived from these. Both
+                      are skipped.
     Noark 5           `offentligTittel` is public, `tittel` is the full title. A document within an
                       entry has only `tittel`. It is read only if neither the document nor its
                       entry and folders are withheld, and the entry's two titles are equal.
@@ -64,11 +64,11 @@ _SPELLINGS = str.maketrans({"ø": "oe", "å": "aa"})
 
 @dataclass
 class Node:
-    """A folder (a case or meeting), or an entry.
+    """A folder (a case or meeting), or an entry in a folder, such as a letter.
 
     Attributes:
         kind: its name in Noark 5, in lower case: a key of FOLDERS or ENTRIES.
-        parent: id of the folder that contains it, or "".
+        parent: id of the folder that contains it; "" if there is none.
         terms: values of its public terms.
         documents: number, role and title of each document of an entry.
         is_withheld: true if a part of it is not public.
@@ -177,7 +177,8 @@ def _with_title(name: str, terms: Mapping[str, str]) -> str:
 def _read_journal(root: etree._Element) -> Iterator[Node]:
     """Yield the entries of a journal, then its cases.
 
-    Each row repeats the terms of its case. If rows differ, the first value of a term is used.
+    Each row of a journal contains an entry, and repeats the terms of the entry's case. If the rows
+    of a case differ, the first value of a term is used.
     """
     creator = next((squeeze(element.itertext()) for element in root.iter("{*}arkivskaperID")), "")
     cases: dict[str, Node] = {}
@@ -197,7 +198,10 @@ def _read_journal(root: etree._Element) -> Iterator[Node]:
 
 
 def _leaf_values(element: etree._Element | None) -> dict[str, str]:
-    """Return the text of each child element without children, by name; the first if names repeat."""
+    """Return the texts of the child elements that have no children themselves, by element name.
+
+    If a name occurs several times, the first text is returned. For None, the dict is empty.
+    """
     values: dict[str, str] = {}
     if element is None:
         return values
@@ -343,10 +347,10 @@ def _term(name: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """Convert a term's value to text; of a list, its first value.
+    """Return a term's value as text; for a list, the text of its first value.
 
-    A value is a string, a number, {"@value": …}, or {"@id": …}, which refers to a value that the
-    Noark 5 standard defines. Any other value becomes "".
+    A value is a string, a number, {"@value": …} or {"@id": …}. An @id refers to a value that the
+    Noark 5 standard defines. For any other value, "" is returned.
     """
     if isinstance(value, list):
         value = value[0] if value else ""

@@ -158,17 +158,23 @@ _WORD = re.compile(r"[A-ZÆØÅ]?[a-zæøå]+|[A-ZÆØÅ]+(?![a-zæøå])|\d+")
 
 
 def count_letters(text: str | None) -> int:
-    """Return the number of letters and digits in a text. Shares of a page's text are based on it."""
+    """Return the number of letters and digits in a text; 0 for None.
+
+    Shares of a page's text are computed from these numbers.
+    """
     return sum(map(str.isalnum, text or ""))
 
 
 def is_running(text: str) -> bool:
-    """Return whether a block is running text: at least 60 letters, or a sentence of at least 25."""
+    """Return whether a text is running text.
+
+    It has at least 60 letters and digits, or ends like a sentence and has at least 25.
+    """
     return count_letters(text) >= 60 or (count_letters(text) >= 25 and _SENTENCE.search(text) is not None)
 
 
 def is_label(text: str) -> bool:
-    """Return whether a line is a usual label of a page, such as "Skriv ut", and not text."""
+    """Return whether a line is a label that is common on web pages, such as "Skriv ut"."""
     letters = count_letters(text)
     is_sentence = letters > 45 and _SENTENCE.search(text) is not None
     return letters <= 100 and not is_sentence and _LABEL.match(text.lstrip("#-*•– ")) is not None
@@ -199,7 +205,10 @@ def drop_labels(lines: list[str]) -> list[int]:
 
 
 def find_main_element(body: html.HtmlElement) -> html.HtmlElement | None:
-    """Return the page's main element; None if it is missing or nearly empty."""
+    """Return the page's main element: <main>, or one with the role "main".
+
+    Return None if it is missing or nearly empty.
+    """
     count = Furniture(body, by_class=False).count_letters
     marked = [
         e for e in body.iter(etree.Element) if local_name(e).lower() == "main" or e.get("role") == "main"
@@ -215,7 +224,9 @@ class _Size:
     """Numbers of an element's letters and links.
 
     Attributes:
+        letters: number of all letters.
         linked: number of letters in links.
+        links: number of all links.
         share: number of links that print the page or share it on a social network.
         social: number of other links to a social network.
         anchors: number of links to a place in the same page.
@@ -363,7 +374,7 @@ class Furniture:
         return element.get("id") not in self._controlled and not _is_inside(element, ("details",))
 
     def _opens_text(self, button: html.HtmlElement) -> bool:
-        """Return whether a button is the heading of a text, or opens a panel with text."""
+        """Return whether a button is a text's heading, or opens a panel that contains text."""
         line = _line(button)
         if not line or _TOGGLE.fullmatch(line):
             return False
@@ -419,7 +430,7 @@ def _iter_controlled_ids(root: html.HtmlElement) -> Iterator[str]:
 
 
 def _class_words(element: html.HtmlElement) -> set[str]:
-    """Return the words of an element's class, id and label, and all adjacent words joined in pairs.
+    """Return the words of an element's class, id and label, and each pair of adjacent words joined.
 
     For example, the class "no-print" gives "no", "print" and "noprint".
     """

@@ -1,9 +1,9 @@
 """Reader of Hugging Face data sets: a folder that `save_to_disk` wrote, or a name on the Hub.
 
 A data set on the Hub is read from the cache; if it is not there, it is downloaded first. A row with
-a text is a document; `fields: {text: …}` names its column. Rows with messages, prompt and
-completion, or instruction and output are read as by reader `chat`, with its options except
-`records`.
+a text is a document; `fields: {text: …}` names the column of the text. Rows with messages, with
+prompt and completion, or with instruction and output are read like the records of reader `chat`.
+The options of reader `chat` apply to them, except `records`.
 """
 
 from __future__ import annotations

@@ -72,8 +72,8 @@ class ListFinder:
         """Return the records of an object that contains a list of them; None for any other value.
 
         Args:
-            is_element: true if the value is an element of an array. It may then be without the list
-                that options.records names.
+            is_element: true if the value is an element of an array. Such a value need not contain
+                the list that options.records names.
 
         Raises:
             Unreadable: the list that options.records names is missing; or options.records is not
@@ -104,7 +104,10 @@ class ListFinder:
         return None
 
     def choose(self, paths: list[tuple[str, ...]]) -> tuple[str, ...]:
-        """Return the path of the only list of records, and count it by name in the report.
+        """Return the path of the only list of records, and count its name in the report.
+
+        Args:
+            paths: the paths of all lists of records found, at least one.
 
         Raises:
             NotJson: there are several lists.

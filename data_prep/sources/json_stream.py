@@ -58,7 +58,7 @@ def parse(text: str) -> Any:
 def iter_values(member: Member, form: Form, report: Report) -> Iterator[tuple[Place, Any]]:
     """Yield the records of a file with their places.
 
-    A value of another type that stands where a record is expected is yielded too.
+    A value in the place of a record is yielded even if it is not an object.
 
     Args:
         form: description of a record.
@@ -114,7 +114,8 @@ def _values_of_line(
 ) -> Iterator[tuple[Place, Any]]:
     """Yield the values of a line with their places.
 
-    A line is mostly one record. It may also be several objects, or contain a list of records.
+    Usually, a line is one record. It may also be several objects, or an object that contains a list
+    of records.
 
     Raises:
         NotJson: the line is not JSON.
@@ -146,7 +147,7 @@ def _number_elements(elements: list[Any], place: Place) -> Iterator[tuple[Place,
 
 
 def _parse_adjacent_objects(text: str) -> list[Any]:
-    """Return the objects of a line with nothing but objects; an empty list for any other line."""
+    """Return the objects of a line that consists of JSON objects; [] for any other line."""
     found = []
     at = len(text) - len(text.lstrip())
     while at < len(text):
@@ -188,10 +189,10 @@ class _SequenceReader:
         return replace(self._place, at=f"record {self._number}")
 
     def _quarantine_rest(self, fault: Unreadable, report: Report) -> None:
-        """Quarantine the rest of the file. The reason is the stream's fault if it has one.
+        """Quarantine the rest of the file; the reason is the error of the stream if it had one.
 
         Args:
-            fault: reason if the stream has no fault.
+            fault: the reason if the stream had no error.
             report: the reader's report, or a different one that is discarded.
         """
         self._has_ended_early = self._has_ended_early or report is self._report
@@ -361,9 +362,14 @@ class _SequenceReader:
         return True
 
     def _skip_list(self, path: tuple[str, ...]) -> None:
-        """Skip a list that is not read; quarantine it if it contains records.
+        """Skip a list other than the one to read.
 
-        Such a list lies after the part of the object in which the list to read was searched for.
+        If the list contains records and options.records is not set, the list is quarantined. The
+        search for the list to read did not find it, because only the beginning of the object is
+        searched.
+
+        Args:
+            path: keys that lead to the list to skip.
         """
         number = self._number
         place = self._current_place()
@@ -381,7 +387,9 @@ class _SequenceReader:
 
 
 class _Outline:
-    """Search for the list of records at the beginning of an object.
+    """Search for the list of records that a JSON object may contain.
+
+    Only the beginning of the object is searched.
 
     Attributes:
         is_record: true if the object is a record.
@@ -468,9 +476,10 @@ class _Outline:
 
 
 def _begins_like_record(text: JsonText, form: Form) -> bool:
-    """Return whether a broken element contains one of a record's keys in its first line.
+    """Return whether the broken element at the current position has one of the keys of a record.
 
-    If the first line contains only the opening bracket, 2,000 characters are searched.
+    Only the first line of the element is searched. If this line is only the opening bracket, the
+    first 2,000 characters are searched.
     """
     beginning = text.peek(2000)
     if not beginning.startswith("{\n"):

@@ -42,9 +42,10 @@ class Shape:
     """Features of the elements of one list, by which the next element is recognized.
 
     Attributes:
-        beginnings: the first key of each element, with its second key if the first value is short.
-        within: the same for each object nested in an element.
-        keys: the elements' keys.
+        beginnings: the first two keys of elements. The second is "" if the first value is a list or
+            an object, or there is only one key.
+        within: the first two keys, in the same form, of the objects nested in the elements.
+        keys: all keys of the elements.
         column: column of the last element if it began a line, else None.
         seen: number of elements read.
     """
@@ -64,12 +65,12 @@ class Shape:
             self.keys.update(value)
 
     def has_beginning(self, text: str, at: int) -> bool:
-        """Return whether the text at position `at` begins with the same keys as an element."""
+        """Return whether the text at `at` begins with the first keys of an element read so far."""
         match = _FIRST_KEYS.match(text, at)
         return match is not None and (match[1], match[2] or "") in self.beginnings - self.within
 
     def is_like(self, value: Any, form: Form) -> bool:
-        """Return whether a value is a record, or has more than half of the elements' keys."""
+        """Return whether a value is a record, or has more than half of the keys in `self.keys`."""
         if not isinstance(value, dict):
             return False
         common = len(self.keys & set(value))
@@ -248,7 +249,7 @@ class JsonText:
                 start = match.end()
 
     def _skip_to_similar(self, shape: Shape, form: Form) -> Next:
-        """Skip to an object that resembles the elements read so far."""
+        """Skip to the next object that resembles the elements read so far; return what is found."""
         start = self.at + 1
         tries = 0
         while tries < MAX_TRIES:
@@ -268,7 +269,10 @@ class JsonText:
         return Next.NOTHING
 
     def _is_value_similar(self, shape: Shape, form: Form) -> bool:
-        """Return whether the value at the position resembles the elements; keep the position."""
+        """Return whether the value at the position resembles the list's elements.
+
+        The position does not change.
+        """
         outer_mark = self._mark
         if self._mark is None:
             self._mark = self.at

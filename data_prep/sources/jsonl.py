@@ -84,7 +84,7 @@ def iter_records(
         report: receives counts and quarantined values.
         paths: the files to read.
         keys: an object with at least one of these keys is a record. Any other object may contain
-            the list of records. If empty, the keys in RECORD_KEYS are used.
+            the list of records. If `keys` is empty, the keys in RECORD_KEYS are used.
     """
     usual = RECORD_KEYS.get(source.reader, ("text",))
     form = record_form(source, keys or [source.fields.get(key, key) for key in usual])
@@ -103,7 +103,7 @@ def record_form(source: SourceConfig, keys: Sequence[str]) -> Form:
 
 
 def describe(record: Mapping[str, object], place: Place, source: SourceConfig) -> Description:
-    """Return a record's metadata; the id of a record without one is its place.
+    """Return a record's metadata. If the record has no id, its place is used as the id.
 
     Raises:
         Unreadable: a value is a list or an object.

@@ -4,16 +4,17 @@ Each file is XML-flavoured HTML with one act or regulation: a header with its id
 (`dl.data-document-key-info`), and `main.documentBody`. Each file is one document. Its group is the
 act's `refid`, such as lov/2005-06-17-101, so that an act's announcement in Lovtidend and its
 consolidated text are always in the same part of a split. Its date is the day on which the act was
-passed, which is part of the `refid`.
+passed. This day is contained in the `refid`.
 
-Chapter titles, numbers and titles of paragraphs, subsections, list items with their markers,
-numbered points of annexes (`marginIdArticle`) and table rows are kept. The table of contents is
-removed. Footnotes with their markers and notes on amendments (`changesToParent`) are removed, and
-counted.
+These parts are kept: titles of chapters, numbers and titles of sections (paragrafer), subsections,
+list items with their markers, numbered points of annexes (`marginIdArticle`), and table rows. The
+table of contents is removed. Footnotes, their markers, and notes on amendments (`changesToParent`)
+are removed, and counted.
 
-From consolidated texts, provisions not yet in force and their titles (`futureLegalArticle`,
-`futuretitle`) are removed too, with sentences that only introduce them ("§ 5 skal lyde:", "I lov …
-gjøres følgende endringer:"). In Lovtidend, such provisions are the amendment's text, and are kept.
+Provisions not yet in force and their titles (`futureLegalArticle`, `futuretitle`) are removed from
+consolidated texts. Sentences that only introduce such provisions are removed too ("§ 5 skal lyde:",
+"I lov … gjøres følgende endringer:"). In Lovtidend, such provisions are the amendment's text, and
+are kept.
 """
 
 from __future__ import annotations
@@ -109,17 +110,18 @@ def _classes(element: html.HtmlElement) -> set[str]:
 
 
 def _remove_future_provisions(body: html.HtmlElement, report: Report) -> None:
-    """Remove provisions that are not yet in force, and the lead-ins that introduce only them."""
+    """Remove provisions that are not yet in force, and the sentences that introduce only these."""
     future = list(_outermost(body, FUTURE_CLASSES))
     _Remover(body, future, report).remove()
     report.counts["provisions_not_in_force"] += len(future)
 
 
 class _Remover:
-    """Remover of elements, of lead-ins that introduce only these, and of parents that become empty.
+    """Remover of elements, their lead-ins, and parents that become empty.
 
-    A lead-in is the text before an element that introduces it, such as "§ 5 skal lyde:". Elements
-    are dropped from the tree at the end, because their positions are needed to find the lead-ins.
+    A lead-in is a text that introduces the element after it, such as "§ 5 skal lyde:". A block that
+    also introduces other elements is kept. Elements are dropped from the tree at the end, because
+    their positions are needed to find the lead-ins.
     """
 
     def __init__(self, body: html.HtmlElement, elements: list[html.HtmlElement], report: Report) -> None:
@@ -136,7 +138,11 @@ class _Remover:
                 element.drop_tree()
 
     def _remove_lead_in(self, element: html.HtmlElement) -> None:
-        """Remove the lead-in to a removed element, and the element's parent if it has no other text."""
+        """Remove the lead-in of a removed element: the text before it that introduces it.
+
+        A block that also introduces other elements is kept. The parent of the removed element is
+        removed too if it has no other text.
+        """
         parent = element.getparent()
         before = element.getprevious()
         while before is not None and not _has_tail(before) and not self._has_text(before):
@@ -160,7 +166,11 @@ class _Remover:
             self._remove_lead_in(parent)
 
     def _introduces_nothing(self, block: html.HtmlElement) -> bool:
-        """Return whether a block before a removed element introduces only removed elements."""
+        """Return whether a block, such as "§ 5 skal lyde:", introduces only removed elements.
+
+        Args:
+            block: the block before a removed element.
+        """
         text = self._text_of(block)
         if block.tag in HEADING_TAGS or not LEAD_IN.search(text):
             return False
@@ -270,7 +280,10 @@ def _walk(element: html.HtmlElement, skipped: set[str], lines: list[str], inline
 
 
 def _continues_mark(element: html.HtmlElement, inline: list[str]) -> bool:
-    """Return whether a block is the text of a list item or point, on the same line as its marker."""
+    """Return whether a block continues the line that begins with the marker of its list item.
+
+    The marker may also be the number of a point in an annex.
+    """
     before = element.getprevious()
     if before is not None and MARK_CLASS in _classes(before):
         return True

@@ -2,7 +2,7 @@
 
 A record has `lang` and `url`. Its full text is under `fulltext`, `text` or `content`, depending on
 the year; `fields: {text: …}` can name a different key. Pages in the same first folder of a site
-form a group, because they share text.
+form a group, which a split keeps together, because these pages have text in common.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
 """Reader of Markdown documentation, including sources of Jekyll and Hugo sites.
 
-Each file is one document; the files of a folder form a group.
+Each file is one document. The files of a folder form a group, which a split keeps together.
 
-Headings, lists, tables, footnotes and code are kept as Markdown, code without any change. Links and
-pictures are reduced to their text, and the rule below a table's header to its shortest form. A
-paragraph becomes one line.
+Headings, lists, tables, footnotes and code are kept as Markdown. Code is not changed. Links and
+pictures are reduced to their text. The line of hyphens below a table's header is shortened to at
+most three hyphens per column. A paragraph becomes one line.
 
 Front matter, comments, HTML tags and tables of contents are removed. If the text does not begin
 with a heading, the front matter's title becomes its heading. Template tags are reduced to the
-titles, captions and other texts that they show. A value that a template would insert is taken from
-the front matter; if it is not there, it is removed, and counted.
+titles, captions and other texts that they show. A tag that would insert a value is replaced by that
+value from the front matter. If the front matter does not have the value, the tag is removed, and
+the report counts it.
 """
 
 from __future__ import annotations
@@ -195,8 +196,9 @@ def _replace_line_breaks(line: str) -> str:
 def _replace_template_tags(text: str, front: dict[str, str], report: Report) -> str:
     """Replace tags such as {{ page.title }} by the front matter's values; return the text.
 
-    Unknown values are removed. The report counts them, unless they are in an address. Of other
-    template tags, only the attributes that a page shows (title, caption, text …) are kept.
+    If the front matter does not have the value, the tag is removed. The report counts these tags,
+    unless they are in an address. All other template tags are reduced to the attributes that a page
+    shows (title, caption, text …).
     """
 
     def replace_value(match: re.Match[str]) -> str:

@@ -1,7 +1,8 @@
 """Reader of parallel texts: JSON lines with a key for each language: {"id", "nob", "nno", "eng"}.
 
-A letter may be split into several records. All records of a letter, in all languages, form a group.
-The letter's name is under the key that `fields: {group: …}` names, or under `group` or `path`.
+A letter is a text in several languages. It may be split into several records. All records of a
+letter, in all languages, form a group, which a split of the data keeps together. The letter's name
+is under the key that `fields: {group: …}` names, or under `group` or `path`.
 
 A pair of texts is left out and counted if one of them is empty, if both are equal, or if they
 differ in the number of merge fields such as {felt}. From such a pair, a model would learn to drop
@@ -128,7 +129,11 @@ def _iter_pieces(
 
 
 def _letters(pieces: list[Piece]) -> Iterator[Document]:
-    """Yield one document for each language of a letter, with the text of all its records."""
+    """Yield one document for each language of a letter. Each has the text of all the records.
+
+    Args:
+        pieces: the records of the letter.
+    """
     first = pieces[0].description
     for language in LANGUAGES:
         texts = [piece.texts[language] for piece in pieces if piece.texts.get(language)]
@@ -160,6 +165,7 @@ def _build_turns(text: str, target: str, a: str, b: str, form: str) -> list[Turn
     Args:
         text: the text to translate, in language `a`.
         target: the translation, in language `b`.
+        form: "messages" for turns of a user and an assistant; otherwise, the turns are plain text.
     """
     instructions = REWRITE if a in REWRITE and b in REWRITE else TRANSLATE
     prompt = f"{instructions[b]}\n\n{text}"

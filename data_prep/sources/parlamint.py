@@ -1,7 +1,7 @@
 """Reader of ParlaMint corpora (TEI), plain or linguistically annotated; tested with ParlaMint-NO.
 
 A file contains the debates of one day. A document is a section of a debate; with `unit: speech`, it
-is a speech. All documents of a day form a group.
+is a speech. All documents of a day form a group, which a split keeps together.
 
 Headings, the speaker's name from the note before a speech, the paragraphs of speeches, and remarks
 in the minutes are kept. The corpus's own annotations (gaps, descriptions of noise) are left out.

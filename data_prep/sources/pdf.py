@@ -6,10 +6,10 @@ The lines of a paragraph are joined; headings are recognized by their font. Word
 hyphenated at a line break are rejoined. PDFium writes U+FFFE for each hyphen at a line end, also
 for a hyphen that must stay, as in "risiko- og" and "ID-porten"; rules decide which one stays.
 
-Line numbers in margins, running titles, page numbers and tables of contents are removed, and
-counted. If less than `min_kept` of the pages' letters is then left, all lines are used instead, and
-the document is counted. A file without text, such as a scan, is dropped. In other files, pages with
-pictures but without text are counted.
+Line numbers in margins, running titles (repeated headers and footers), page numbers and tables of
+contents are removed, and counted. If less than `min_kept` of the pages' letters is then left, all
+lines are used instead, and the document is counted. A file without text, such as a scan, is
+dropped. In other files, pages with pictures but without text are counted.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ class RunningText:
     """The running text of a document.
 
     Attributes:
-        num_titles: number of running titles and page numbers left out.
+        num_titles: number of page numbers and running titles (repeated headers and footers) left
+            out.
         num_contents: number of lines of tables of contents left out.
     """
 
@@ -126,9 +127,9 @@ class RunningText:
 
 
 def extract_running_text(pages: list[Page]) -> RunningText:
-    """Return the text without running titles, page numbers and tables of contents.
+    """Return the text without page headers and footers, page numbers and tables of contents.
 
-    They are also removed from `pages`.
+    The lines left out are also removed from `pages`.
     """
     num_titles = remove_running_titles(pages)
     num_contents = _remove_contents(pages)
@@ -192,8 +193,8 @@ class _Shape:
     def is_full(self, above: Line, line: Line) -> bool:
         """Return whether the line above is full.
 
-        It has at least `full` characters and, if positions are known, no room for the first word of
-        the next line.
+        A full line has at least `self.full` characters. If positions are known, there must also be
+        no room on it for the first word of the next line.
         """
         if len(above.text) < self.full or not (above.placed and line.placed and self.width):
             return len(above.text) >= self.full
@@ -225,9 +226,11 @@ class _Shape:
         return above.y - line.y > PARAGRAPH_DISTANCE * max(self.pitch, line.size)
 
     def continues_heading(self, above: Line, line: Line) -> bool:
-        """Return whether a line continues the heading of the line above.
+        """Return whether a line continues the heading that is in the line above.
 
-        Both lines must look like headings. In addition, both must be large, or the line above full.
+        Both lines must look like headings, and the line must not begin a new section or paragraph.
+        In addition, the letters of both must be much larger than the body text, or the line above
+        must be full.
         """
         if not self.is_heading(above) or not self.is_heading(line):
             return False
@@ -245,9 +248,14 @@ def _is_below(above: Line, line: Line) -> bool:
 def _join_lines(pages: list[Page]) -> str:
     """Join the lines of all pages to paragraphs, and return them as one text.
 
-    A line continues a paragraph if the line above ends within a word, or if the line does not begin
-    a list item and the line above is full. A line that begins in lower case may continue one too.
-    If positions are known, font and distance separate paragraphs, and join the lines of a heading.
+    A line continues the paragraph of the line above in these cases:
+    - the line above ends within a word;
+    - the line above is full and does not end a sentence, and the line does not begin a list item;
+    - the line begins in lower case or with punctuation, and the line above does not end a sentence;
+    - both lines are parts of one heading.
+
+    In the second and third case, the font and the distance of the lines, if known, must not show
+    that a new paragraph begins.
     """
     shape = _Shape.measure(pages)
     paragraphs: list[list[str]] = []  # the pieces of each paragraph

@@ -1,4 +1,7 @@
-"""Removal of a PDF's line numbers, running titles and page numbers. Used by reader pdf."""
+"""Removal of line numbers, running titles and page numbers from a PDF's text. Used by reader pdf.
+
+A running title is a line that is repeated at the top or foot of pages.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ _LABELLED_NUMBER = re.compile(
 
 @dataclass(slots=True)
 class _Number:
-    """A number at the beginning or end of a line, which may be a line number.
+    """A number at the beginning or end of a line. The number may be a line number.
 
     Attributes:
         left, right: the number's edges, in points.
@@ -130,7 +133,9 @@ def _find_column(numbers: list[_Number]) -> _Column | None:
 def _are_line_numbers(
     pages: list[Page], columns: list[list[_Number]], at_end: bool, titles: set[int]
 ) -> bool:
-    """Return whether numbers are line numbers: outside the text, and increasing with the lines.
+    """Return whether numbers are line numbers.
+
+    Line numbers are outside the text, and increase in equal steps from line to line.
 
     Args:
         columns: the numbers of each page.
@@ -212,8 +217,10 @@ def _remove_numbers(page: Page, numbers: list[_Number]) -> int:
 def _find_titles(pages: list[Page]) -> set[int]:
     """Return the ids of lines that may be running titles or page numbers.
 
-    These lines are at the top or foot of a page. They recur at least three times, with the same or
-    different numbers, or consist of a number.
+    Only lines at the top and foot of a page are considered. A line may be a running title if it
+    occurs there at least three times; different numbers in it do not matter. It may be a page
+    number if it is a Roman numeral. Lines of digits only are never returned, because they may be
+    line numbers.
     """
     edges: list[Line] = []
     for page in pages:
@@ -243,8 +250,9 @@ class _Edge:
 def remove_running_titles(pages: list[Page]) -> int:
     """Remove page numbers and running titles from pages; return the number of lines removed.
 
-    A repeated line is kept as text if its numbers change, but do not increase with the pages, as in
-    "Sak 12/2020" and "Sak 3/2021".
+    A running title is a line that is repeated at the top or foot of pages. A repeated line is kept
+    as text if its numbers change, but do not increase with the pages, for example "Sak 12/2020" and
+    "Sak 3/2021".
     """
     edges: dict[str, list[_Edge]] = defaultdict(list)
     for number, page in enumerate(pages):
@@ -265,7 +273,11 @@ def remove_running_titles(pages: list[Page]) -> int:
 
 
 def _edge_lines(lines: list[Line]) -> list[Line]:
-    """Return the lines at the top and foot of a page, both in the order of its text and by position."""
+    """Return the lines at the top and foot of a page.
+
+    These are the first and last lines in the order of the page's text. If positions are known, the
+    highest and lowest lines are added.
+    """
     edge = lines[:EDGE_LINES] + lines[max(EDGE_LINES, len(lines) - EDGE_LINES) :]
     if all(line.placed for line in lines):
         placed = sorted(lines, key=lambda line: -line.y)
@@ -274,11 +286,14 @@ def _edge_lines(lines: list[Line]) -> list[Line]:
 
 
 def _is_repeated(group: list[_Edge], num_pages: int) -> bool:
-    """Return whether lines recur at the same position on at least three pages, and often enough.
+    """Return whether a line recurs on at least three pages, often enough and in the same position.
 
-    They must be on more than half of the document's pages, or on more than 80 % of the pages from
-    the first of them to the last. If all are on left pages, or all on right pages, the 80 % refer
-    to these pages only.
+    It must be on more than half of the document's pages, or on more than 80 % of the pages from its
+    first page to its last. If it is only on left pages, or only on right pages, the 80 % refer to
+    these pages. If positions are unknown, the line must be on more than half of the pages.
+
+    Args:
+        group: the occurrences of the line.
     """
     numbers = sorted({edge.page for edge in group})
     count = len(numbers)
@@ -300,10 +315,14 @@ def _are_in_one_place(group: list[_Edge]) -> bool:
 
 
 def _has_page_numbers(group: list[_Edge], body: float) -> bool:
-    """Return whether each number in repeated lines is the same, or increases with the pages.
+    """Return whether the numbers in a line that is repeated on several pages may be page numbers.
+
+    Each number must be the same on all these pages, or increase with the pages. If a number
+    increases, the line must not have larger letters than the body text.
 
     Args:
-        body: height of the letters of the document's text.
+        group: the occurrences of the line.
+        body: height of the letters of the body text.
     """
     for index in range(len(group[0].numbers)):
         values = [edge.numbers[index] for edge in group]
@@ -316,15 +335,22 @@ def _has_page_numbers(group: list[_Edge], body: float) -> bool:
 
 
 def _is_large(group: list[_Edge], body: float) -> bool:
-    """Return whether a line has larger letters than the text, as a chapter's heading has."""
+    """Return whether a line of the group has larger letters than the body text.
+
+    Such lines are headings, for example of chapters.
+
+    Args:
+        body: height of the letters of the body text.
+    """
     return any(edge.line.placed and edge.line.size > LARGER * body for edge in group)
 
 
 def _iter_page_numbers(edges: dict[str, list[_Edge]], pages: list[Page], body: float) -> Iterator[int]:
     """Yield the ids of lines that consist of a page number.
 
-    These are numbers with a label, such as "Side 3", and numbers alone that increase with the
-    pages. In a document of one or two pages, a number alone suffices if it is away from the text.
+    These are numbers with a label or marks, such as "Side 3" and "- 3 -", and lines with only a
+    number that increases with the pages. In a document of one or two pages, a line with only a
+    number is enough if it is at a distance from the text.
     """
     with_numbers = [edge for group in edges.values() for edge in group if edge.numbers]
     bare = [edge for edge in with_numbers if _BARE_NUMBER.fullmatch(edge.line.text)]
@@ -343,9 +369,10 @@ def _iter_page_numbers(edges: dict[str, list[_Edge]], pages: list[Page], body: f
 
 
 def _is_apart(line: Line, lines: list[Line]) -> bool:
-    """Return whether a number is above or below all other lines, at a distance from them.
+    """Return whether a line of at most 3 characters is at a distance from all other lines.
 
-    If positions are unknown, it must be the first or last line of the page.
+    It must be above or below all of them. If positions are unknown, it must be the first or last
+    line of the page.
     """
     others = [other.y for other in lines if other is not line]
     if not others or len(line.text) > 3:

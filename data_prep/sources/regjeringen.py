@@ -1,7 +1,8 @@
 """Reader of publications of regjeringen.no (NOU, Meld. St. …) as XHTML, and of pages of the site.
 
-Each file is one document, and by default a group. If the files of a publication are in one folder,
-set `group_by: folder`: each folder is then a group.
+Each file is one document. A split keeps the documents of a group together. By default, each file is
+a group. If the files of a publication are in one folder, set `group_by: folder`. Each folder is
+then a group.
 
 Headings, paragraphs, lists and table rows are kept. Reference lists, notes and the navigation at
 the top are left out by their classes. Page boilerplate, such as share buttons, editors' names and

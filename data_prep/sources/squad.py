@@ -2,7 +2,8 @@
 
 A JSON file is {"data": [{"title", "paragraphs": [{"context", "qas": [{"question", "answers"}]}]}]}.
 JSON lines, the format of data sets on the Hub, have one question each:
-{"context", "question", "answers": {"text": […]}}. All questions about one text form a group.
+{"context", "question", "answers": {"text": […]}}. All questions about one text form a group, which
+a split keeps together.
 """
 
 from __future__ import annotations

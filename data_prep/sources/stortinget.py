@@ -6,7 +6,8 @@ The first format was used until 2015-16, the second since then:
     <Forhandlinger><Mote><Hovedseksjon><Saker><Sak><Hovedinnlegg><A><Navn>…</Navn> …</A>
 
 A document is an item of the agenda; the text of a meeting outside all items is another document.
-With `unit: speech`, each speech is a document. All documents of a file form a group.
+With `unit: speech`, each speech is a document. All documents of a file form a group, which a split
+keeps together.
 
 Each item keeps its number and title, and its speeches, remarks and votes in order. A speech begins
 with the speaker, party and time as written in the minutes, and with its kind: main speech

@@ -1,8 +1,8 @@
 """Reader of tables with named columns (CSV, TSV and Parquet). Each row is a document.
 
-`fields` maps a document's fields, above all `text`, to columns. The separator of CSV columns
-(comma, semicolon, tab or pipe, or the one in Excel's first line, such as `sep=;`) is detected, and
-counted.
+`fields` maps a document's fields, above all `text`, to columns. The separator of CSV columns is
+detected: a comma, semicolon, tab or pipe, or the one that Excel states in the first line, such as
+`sep=;`. The report counts the files by separator.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Reader of Talk of Norway: speeches in Stortinget 1998-2016 as CSV, and labelled sentences.
 
 A speech begins with the speaker's name and party, if the row has them. All speeches of a transcript
-form a group; if no transcript is named, all speeches of a day do.
+form a group, which a split keeps together. If the row names no transcript, all speeches of its day
+form a group.
 
-The sentences, which have no context, are CSV rows or lines of text files. A text file's name ends
+The sentences have no context. They are CSV rows or lines of text files. A text file's name ends
 with the code of its written standard, as in …_nob.txt.
 """
 

@@ -5,9 +5,10 @@ article element. If the page has neither, it is taken from the smallest part of 
 contains the text extracted by trafilatura. Page boilerplate in it is left out (see furniture.py).
 
 If less than `min_kept` of the page's letters is kept, less selective methods are tried. The last
-one keeps everything that is not boilerplate by its tags. The report counts the pages by method.
-Pages in one folder form a group, by their address, or by their path if they do not state an
-address.
+method leaves out only the boilerplate that tags mark. The report counts the pages by method.
+
+A split keeps the pages of a group together. A group is the first folder of a site, taken from the
+pages' addresses. Pages that do not state an address are grouped by the folder of their files.
 """
 
 from __future__ import annotations
@@ -100,11 +101,12 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 
 
 def read_page(root: html.HtmlElement, spare: html.HtmlElement, min_kept: float) -> Reading:
-    """Return a page's text by the first extraction method that keeps `min_kept` of its letters.
+    """Return a page's text, extracted by the first method that keeps enough of the page's letters.
 
-    If no method keeps as many, the one that keeps the most is used.
+    If no method keeps enough, the method that keeps the most is used.
 
     Args:
+        min_kept: minimum share of the letters to keep.
         spare: the same page, parsed a second time, because trafilatura modifies its input.
     """
     best = Reading("", "", 0)
@@ -150,7 +152,7 @@ def _read_by_tags(root: html.HtmlElement) -> list[Block]:
 
 
 def _find_main(body: html.HtmlElement, extracted: str) -> html.HtmlElement | None:
-    """Return the page's main element, or else its longest article element; None if it has neither.
+    """Return the page's main element, or else its longest article element; None if neither fits.
 
     The article element must contain at least half of the letters of all article elements, and half
     of the text extracted by trafilatura, because some pages have an article element for each

@@ -1,9 +1,10 @@
 """Words that are Danish and not Norwegian; a text needs one of them to be identified as Danish.
 
-Most words of a Danish sentence are Bokmål too, so a sum over all words sometimes takes plain Bokmål
-for Danish. This module lists common Danish words, and patterns of spellings that only Danish has
-(`-hed`, `-skab`, `æg`, `øj`, `ud-`, `ind-`, `af-`). The Norwegian texts of parliament and NAV have
-25,000 different words. Apart from names, none of these is in the list or matches a pattern.
+Most words of a Danish sentence are Bokmål too. The sum of the words' weights is therefore sometimes
+in favour of Danish for a text that is plain Bokmål. This module lists common Danish words, and
+patterns of spellings that only Danish has (`-hed`, `-skab`, `æg`, `øj`, `ud-`, `ind-`, `af-`). The
+Norwegian texts of parliament and NAV have 25,000 different words. Apart from names, none of these
+is in the list or matches a pattern.
 """
 
 from __future__ import annotations

@@ -31,9 +31,9 @@ def remove_names(text: str) -> str:
 
 
 def remove_codes(text: str) -> str:
-    """Return a text without addresses, and without words that contain digits or characters of code.
+    """Return a text without the words that contain digits or characters of program code, such as _.
 
-    Line ends are kept.
+    Web and e-mail addresses are removed too. Line ends are kept.
     """
     lines = []
     for line in text.split("\n"):

@@ -1,4 +1,4 @@
-"""Compute the tables:
+"""Compute the tables of weights by which the language of a text is identified:
 
     python -m data_prep.written_standard.train --ton FOLDER --nav FILE [--messages FOLDER] [--out FOLDER]
 
@@ -60,11 +60,11 @@ def count_features(texts: Iterable[str], times: int = 1) -> Counter[str]:
 def compute_log_odds(of: Counter[str], against: Sequence[Counter[str]]) -> dict[str, float]:
     """Return the log-odds of each feature in one language against others.
 
-    They compare the feature's relative frequency in `of` with the mean of its relative frequencies
-    in the corpora of `against`. All these corpora have the same weight, so that the subject of a
-    large corpus does not dominate. The log-odds are rounded to hundredths and sorted by feature.
-    Features that occur fewer than MIN_COUNT times in all, or whose log-odds are below MIN_WEIGHT in
-    size, are left out.
+    The log-odds compare the feature's relative frequency in `of` with the mean of its relative
+    frequencies in the corpora of `against`. All these corpora have the same weight, so that the
+    subject of a large corpus does not dominate. The log-odds are rounded to hundredths and sorted
+    by feature. Features are left out if they occur fewer than MIN_COUNT times in all, or if the
+    absolute value of their log-odds is below MIN_WEIGHT.
     """
     corpora = (of, *against)
     all_features = set[str]().union(*corpora)
