@@ -1,6 +1,6 @@
 """Rules of the training benchmarks: token counts, measured time, FLOP per token, and tables.
 
-The other systems of the benchmarks need not be installed.
+The other systems that the benchmarks measure need not be installed.
 """
 
 from __future__ import annotations

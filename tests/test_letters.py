@@ -1,4 +1,7 @@
-"""The benchmark of kept letters, on invented texts: counted letters, and names of missing pieces."""
+"""The benchmark of kept letters, on invented texts.
+
+Missing letters are counted by file and stage. Pieces that are missing are named by their kind.
+"""
 
 from __future__ import annotations
 

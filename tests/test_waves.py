@@ -232,7 +232,7 @@ def test_after_the_corpus_has_failed_no_point_starts_until_a_retry(slurm: Slurm,
 def test_jobs_that_end_together_neither_strand_the_sweep_nor_submit_a_point_twice(
     slurm: Slurm, tmp_path: Path
 ) -> None:
-    """Job 8, which is not of the sweep, takes the free place.
+    """Job 8, which does not belong to the sweep, takes the free place in the queue.
 
     A job that ends can then submit no point until another job of the sweep has left the queue.
     """
@@ -343,7 +343,14 @@ QUEUE = [
 
 @dataclass(frozen=True)
 class Count:
-    """Limits, and the number of points of sweep `name` that may be submitted on top of QUEUE."""
+    """Limits of Slurm, and the number of points that a sweep may submit while QUEUE is queued.
+
+    Attributes:
+        expected: the number of points.
+        parallel: number of the sweep's points that may be queued or run at once.
+        ending: id of the job that submits the points before it ends; empty for none.
+        name: name of the sweep's jobs.
+    """
 
     limits: list[Limit]
     expected: int
@@ -410,7 +417,7 @@ def test_limits_come_from_the_profile_and_from_slurms_accounting(
 
 
 def test_a_job_is_submitted_with_the_environment_in_which_the_script_started() -> None:
-    """Otherwise each wave would add the batch script's changes to PYTHONPATH once more."""
+    """Otherwise each job that submits others would add the script's changes to PYTHONPATH again."""
     program = (
         "from finetune.job.slurm_queue import submission_environment as e; "
         "print(e()['ADDED'], [k for k in e() if 'SLURM' in k])"
