@@ -1,4 +1,7 @@
-"""File names of a run folder and run states are spelled in one module each; old records load."""
+"""One module spells the file names of a run folder, and one spells the run states.
+
+Records of earlier versions can be read.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The benchmark of kept letters, on invented texts.
 
-Missing letters are counted by file and stage. Pieces that are missing are named by their kind.
+Letters are counted in the files of a source and after each stage. Missing pieces are named by
+their kind.
 """
 
 from __future__ import annotations

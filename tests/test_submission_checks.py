@@ -45,7 +45,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
 
 
 def saga() -> ClusterConfig:
-    """Return Saga's A100 profile for a job in a container, whose torch cannot be checked."""
+    """Return Saga's A100 profile for a job in a container. The container's torch cannot be checked."""
     return replace(
         profiles()["saga_a100"], python=CONTAINER, host_python="true", modules=[], clean_modules=None
     )

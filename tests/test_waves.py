@@ -37,7 +37,7 @@ class Killed(BaseException):
 
 
 class Slurm:
-    """A queue that takes `limit` jobs, and records the run of each job that starts."""
+    """A simulated queue that takes `limit` jobs, and records the run of each job that starts."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -91,7 +91,7 @@ class Slurm:
         return ""
 
     def run_released(self, sweep: Sweep) -> list[str]:
-        """Start all released jobs of the sweep; return the ids of the sweep's running jobs."""
+        """Start all jobs of the sweep that are not held; return the ids of its running jobs."""
         for task in [job.id for job in self.jobs.values() if job.name == "sweep" and job.priority != "0"]:
             if self.jobs[task].state == "RUNNING":
                 continue
@@ -108,7 +108,7 @@ class Slurm:
 
 
 class Sweep:
-    """A runs folder with one submission of a sweep, whose points all wait."""
+    """A folder of runs with one submitted sweep. None of its points is a job yet; all wait."""
 
     def __init__(
         self, runs_dir: Path, num_points: int, limit: int, parallel: int = 99, after: str = ""

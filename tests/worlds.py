@@ -8,8 +8,8 @@ from finetune.distributed import World
 class IsolatedWorld(World):
     """One rank of several, without a process group; `barrier` does nothing.
 
-    A rank that waits for others would hang in a single process. These ranks can run one after
-    another, even if they share the folder with the plan of packed rows.
+    Such ranks can therefore run one after another, even if they share the folder with the plan of
+    packed rows.
     """
 
     def barrier(self) -> None:

@@ -1,7 +1,6 @@
 """Text that preparation drops or cuts is summed by stage, source and reason.
 
-The sums are in the manifest, the corpus card and the console output. The console output also has
-warnings.
+The manifest, the corpus card and the console show the sums, and warnings about sources.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Preparations as jobs on a real Slurm: killed tasks are requeued, small queues are respected."""
+"""Preparations as jobs on a real Slurm.
+
+Killed tasks are requeued, and no more jobs are submitted than Slurm takes.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,7 @@ def process_of(share: int, work: Path) -> psutil.Process | None:
 
 
 def kill_midway(work: Path) -> None:
-    """Send SIGKILL to the process of SHARE when the first of its shards is done."""
+    """Send SIGKILL to the process of task SHARE of STEP when it has finished its first shard."""
     wait_for(lambda: process_of(SHARE, work), seconds=120)
     process = process_of(SHARE, work)
     assert process is not None
