@@ -38,7 +38,8 @@ def digests_of(config: TrainConfig) -> dict[str, str | None]:
 def folder(tmp_path: Path) -> Path:
     """Return a folder with a corpus and a base.
 
-    The base's embeddings are larger than WINDOW, the bytes of a tensor that a digest covers.
+    The base's embeddings are larger than WINDOW, the number of bytes of a tensor that a
+    digest covers.
     """
     write_corpus(tmp_path / "corpus", num_documents=8, longest=20, seed=0)
     write_base(tmp_path / "base")

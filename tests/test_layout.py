@@ -1,4 +1,4 @@
-"""One module spells the file names of a run folder, and one spells the run states.
+"""Only one module contains the file names of a run folder, and only one the run states.
 
 Records of earlier versions can be read.
 """

@@ -1,7 +1,7 @@
-"""Sweep points that wait for places in Slurm's queue: their number, and that each starts only once.
+"""Sweep points that wait for places in Slurm's queue.
 
-This holds even if any process is killed at any moment. Slurm is an object in memory here;
-tests/slurm/test_waves.py uses the real one.
+As many are submitted as the queue takes, and each starts only once, even if a process is killed at
+any moment. Slurm is an object in memory here; tests/slurm/test_waves.py uses the real one.
 """
 
 from __future__ import annotations
@@ -417,7 +417,7 @@ def test_limits_come_from_the_profile_and_from_slurms_accounting(
 
 
 def test_a_job_is_submitted_with_the_environment_in_which_the_script_started() -> None:
-    """Otherwise each job that submits others would add the script's changes to PYTHONPATH again."""
+    """Otherwise the script's changes to PYTHONPATH would be added again by each job that submits."""
     program = (
         "from finetune.job.slurm_queue import submission_environment as e; "
         "print(e()['ADDED'], [k for k in e() if 'SLURM' in k])"

@@ -1,4 +1,4 @@
-"""A rank that runs the preflight with each planted fault.
+"""A rank that runs the preflight, the checks before training, with each planted fault.
 
 python -m tests.distributed.preflight_rank FOLDER
 """

@@ -119,7 +119,10 @@ def test_a_node_that_fails_its_preflight_is_avoided_and_a_run_with_a_killed_rank
 
 
 def test_a_cancelled_job_does_not_restart(box: Sandbox) -> None:
-    """A cancelled job's rank gets the same signal as that of a requeued job. It must not restart."""
+    """The rank of a cancelled job gets the same signal as that of a requeued job.
+
+    The cancelled job must not restart.
+    """
     run = box.submit("cluster.nodes=1")
     wait_for(lambda: steps_done(run.path) >= 2, 600, "step 2")
     box.cluster.slurm("scancel", box.job(run))

@@ -29,10 +29,11 @@ def limited(shell: Shell) -> Iterator[Shell]:
 
 
 def test_a_sweep_over_the_limits_completes_in_waves_after_its_shell_was_killed(limited: Shell) -> None:
-    """Run a sweep of seven points. Slurm takes three jobs per user, and arrays of at most three.
+    """Run a sweep of seven points.
 
-    The last array therefore has one point. One point fails, and one is cancelled while it waits; a
-    retry submits these two together.
+    Slurm takes three jobs per user, and arrays of up to three tasks. The last array therefore has
+    one point. One point fails, and one is cancelled while it waits; a retry submits these two
+    together.
     """
     shell = limited
     settings = training(
