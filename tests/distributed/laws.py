@@ -115,7 +115,7 @@ def make_run(
     Args:
         folder: folder of `runs`.
         fault: name of a fault to plant; None for no fault.
-        refused: whether training should raise a UserError.
+        refused: True if training should raise a UserError.
     """
     run = RunFolder(folder / "runs" / name)
     run.path.mkdir(parents=True)

@@ -25,7 +25,7 @@ class Case:
 
     Attributes:
         blamed: nodes that the error must name; empty if no single node is to blame.
-        passes: whether the preflight must pass.
+        passes: True if the preflight must pass.
     """
 
     id: str
