@@ -78,7 +78,7 @@ def make(tmp_path: Path) -> Callable[..., RunFolder]:
 
 @pytest.fixture(scope="session")
 def real_corpora() -> Path:
-    """Return the folder of real Norwegian text beside the checkout; skip the test without it."""
+    """Return the folder of real Norwegian text beside the checkout; skip the test if it is missing."""
     folder = Path(__file__).parents[2] / "shared" / "corpora"
     if not folder.is_dir():
         pytest.skip("there are no real corpora in ../shared/corpora")

@@ -1,4 +1,7 @@
-"""A run folder, and calls of its batch script's helper with a simulated Slurm on PATH."""
+"""A run folder, and calls of the batch script's helper with a simulated Slurm on PATH.
+
+The helper is finetune.job.batch_script.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ elif "refuses" in answers:
 
 
 class Batch:
-    """A run folder, and calls of its batch script's helper as in a Slurm job."""
+    """A run folder. The methods call the batch script's helper as a Slurm job does."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.run = folder / "run"

@@ -1,6 +1,6 @@
 """Rules of the training benchmarks: token counts, measured time, FLOP per token, and tables.
 
-The other systems of the benchmarks need not be installed.
+The other systems that the benchmarks measure need not be installed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def test_padding_is_not_counted() -> None:
 
 
 def test_tokens_of_finetune_and_of_other_systems_are_counted_alike() -> None:
-    """The count by document (finetune) equals the count by padding token (other systems)."""
+    """finetune counts tokens of documents; for other systems, all tokens but padding are counted."""
     documents = np.array([[0, 0, 0, 1, 1, PADDING], [2, 2, PADDING, PADDING, PADDING, PADDING]])
     ids = torch.where(torch.from_numpy(documents) == PADDING, 3, 50)
     batch = MicroBatch(ids, torch.zeros_like(ids), torch.zeros_like(ids), documents)

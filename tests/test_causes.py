@@ -333,9 +333,9 @@ def test_a_log_is_read_from_the_start_of_the_newest_attempt(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("message", [causes.TIME_LIMIT_MESSAGE, "the time limit strikes"])
 def test_the_message_of_the_time_limit_does_not_begin_an_attempt(tmp_path: Path, message: str) -> None:
-    """The message is logged during an attempt, so the lines before it belong to the same attempt.
+    """The message is logged during an attempt. The lines before it belong to the same attempt.
 
-    An earlier version wrote the second message.
+    The second of the tested messages is that of an earlier version.
     """
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "7_0_log.out").write_text(

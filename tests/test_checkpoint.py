@@ -146,7 +146,10 @@ def test_a_kill_while_an_old_checkpoint_is_removed_loses_only_that_one(
 
 @pytest.mark.parametrize("content", [None, "", "{"])
 def test_an_old_checkpoint_without_its_state_is_removed(tmp_path: Path, content: str | None) -> None:
-    """Clusters purge old files one by one. Such a checkpoint must not count among the newest."""
+    """Clusters purge old files one by one, so a checkpoint can lose its state file.
+
+    It must then not count among the newest checkpoints.
+    """
     save(tmp_path, 10, 20)
     state = tmp_path / "step-00000010" / "state.json"
     state.unlink()

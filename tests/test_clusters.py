@@ -131,7 +131,7 @@ def test_modules_for_the_host_are_valid_python_3_8(module: ModuleType) -> None:
 
 
 def test_modules_for_the_host_need_no_package() -> None:
-    """Import the helper with `python -S`, which ignores installed packages."""
+    """Import the batch script's helper with `python -S`, which ignores installed packages."""
     source = Path(str(batch_script.__file__)).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(source)}
     done = subprocess.run(
@@ -275,7 +275,12 @@ def test_profiles_contain_no_account() -> None:
 
 @dataclass(frozen=True)
 class Request:
-    """A job's settings on a profile, and a part of the expected error; None if there is none."""
+    """A job's settings on a cluster profile, and the expected error.
+
+    Attributes:
+        id: the profile's name, a colon and a description.
+        error: part of the error message; None if the settings are accepted.
+    """
 
     id: str
     settings: dict[str, Any]
@@ -394,7 +399,11 @@ def test_a_container_on_several_nodes_of_olivia_gets_the_hosts_network_library()
 
 @dataclass(frozen=True)
 class Cost:
-    """A job's settings on a profile, and the start of the printed line on three such jobs' cost."""
+    """A job's settings on a cluster profile, and the cost that is printed for three such jobs.
+
+    Attributes:
+        line: start of the printed line.
+    """
 
     id: str
     settings: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Completion in bash and zsh, with keys typed into an interactive shell."""
+"""Completion of commands in bash and zsh, with keys typed into an interactive shell."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ def test_a_masked_corpus_without_validation_documents_can_be_opened(corpus: Path
 
 
 def test_a_run_that_loses_a_tenth_of_its_tokens_is_rejected_unless_that_is_accepted(corpus: Path) -> None:
-    """The error names the reason and the settings that avoid it."""
+    """The error names the reason for the loss, and the settings that avoid or accept it."""
     settings = {"corpus": str(corpus), "sequence_length": 64, "long_documents": "truncate"}
     lost = read_training_account(Corpus(corpus), DataConfig(**settings))
     assert 0.1 < lost.lost_share < 1

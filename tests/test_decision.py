@@ -18,7 +18,7 @@ def ending(cause: EndingCause, last: int = 0, saved: int = 0, start: int = 0, de
 
 @dataclass(frozen=True)
 class Case:
-    """The ending of an attempt, the endings before it, and the expected decision."""
+    """How an attempt and those before it ended, and the expected decision on a restart."""
 
     id: str
     how: Ending

@@ -223,7 +223,7 @@ WALKTHROUGHS = {
 
 
 def site_page(built: Path, name: str) -> PageContent:
-    """Return the page of a profile, with its text on one line."""
+    """Return the page of the cluster profile `name`, with the page's text on one line."""
     page = parse_page(built / "sites" / "profiles" / f"{name}.html")
     return dataclasses.replace(page, text=" ".join(page.text.split()))
 

@@ -1,4 +1,7 @@
-"""`finetune evaluate` of several models: on the same rows, with differences to the first model."""
+"""`finetune evaluate` measures several models on the same rows.
+
+It prints their differences to the first model.
+"""
 
 from __future__ import annotations
 

@@ -36,7 +36,11 @@ def digests_of(config: TrainConfig) -> dict[str, str | None]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Return a folder with a corpus and a base; the base's embeddings are larger than WINDOW."""
+    """Return a folder with a corpus and a base.
+
+    The base's embeddings are larger than WINDOW, the number of bytes of a tensor that a
+    digest covers.
+    """
     write_corpus(tmp_path / "corpus", num_documents=8, longest=20, seed=0)
     write_base(tmp_path / "base")
     return tmp_path

@@ -1,4 +1,7 @@
-"""File names of a run folder and run states are spelled in one module each; old records load."""
+"""Only one module contains the file names of a run folder, and only one the run states.
+
+Records of earlier versions can be read.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,12 @@ class Literal:
 
 
 def literals(source: str, file: str) -> Iterator[Literal]:
-    """Yield the string literals of a module except docstrings."""
+    """Yield the string literals of a module except docstrings.
+
+    Args:
+        source: the module's code.
+        file: the module's path, which is copied into each literal.
+    """
     tree = ast.parse(source)
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     for node in ast.walk(tree):
@@ -151,7 +159,7 @@ def test_other_strings_are_not_taken_for_file_names(line: str) -> None:
 def test_the_submission_of_an_earlier_version_is_read_until_the_run_is_submitted_again(
     tmp_path: Path,
 ) -> None:
-    """Versions before November 2026 named the file attempt.json."""
+    """Versions before November 2026 named the submission's file attempt.json."""
     run = RunFolder(tmp_path)
     (tmp_path / "attempt.json").write_text(
         '{"job_id": "7", "host": "login1", "scheduler": "slurm", "code": "ab"}'

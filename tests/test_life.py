@@ -101,7 +101,11 @@ def test_srun_gets_sigterm_before_it_is_killed(
 
 
 def prune(run: RunFolder, failed: bool = True) -> list[str]:
-    """Remove the paths that `prune --yes` removes; return them relative to the runs folder."""
+    """Remove the paths that `prune --yes` removes; return them relative to the runs folder.
+
+    Args:
+        failed: also remove the folders of runs that failed, died or were cancelled.
+    """
     runs_dir = run.path.parent
     removed = []
     for path, _ in end.find_prunable([run], runs_dir, failed):
@@ -194,7 +198,8 @@ class Prepared:
     """A preparation, and the job that a training on its corpus must wait for.
 
     Attributes:
-        state: Slurm's state of the last step; empty if Slurm no longer has the job.
+        state: Slurm's state of the job that does the preparation's last step; empty if Slurm no
+            longer has the job.
         age: seconds from the preparation's submission to the writing of the corpus. Negative:
             an earlier preparation wrote the corpus. None: there is no corpus.
         waits_for: id of the job that the training waits for; None if it does not wait.

@@ -1,4 +1,7 @@
-"""Measures of benchmarks/line_style.py: counts on made-up modules, bounds for this repository."""
+"""The measures of benchmarks/line_style.py count correctly in made-up modules.
+
+Each is within its bound for this repository.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from benchmarks.measures import Row
 
 @dataclass(frozen=True)
 class Case:
-    """A module, and the number of places that a measure counts in it."""
+    """The source of a module, and the number of places that the measure `key` counts in it."""
 
     id: str
     key: str

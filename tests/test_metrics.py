@@ -70,7 +70,11 @@ def test_the_peak_of_a_cpu_is_measured_and_plausible() -> None:
 def test_the_peak_of_a_cpu_is_that_of_the_products_that_training_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On some CPUs, torch.mm runs at less than half that speed, so the MFU would be above 100%."""
+    """The peak is measured with `linear`, as in training.
+
+    On some CPUs, torch.mm is less than half as fast. Its speed as the peak would give an MFU above
+    100%.
+    """
     monkeypatch.setattr(
         "finetune.training.throughput.linear",
         lambda x, weight: time.sleep(0.02) or torch.nn.functional.linear(x, weight),

@@ -169,7 +169,12 @@ def test_a_wrong_value_is_reported_in_one_line(mistake: ErrorOf, typed: list[str
 
 @dataclass(frozen=True)
 class BadRecipe:
-    """A recipe's content after its first line, and a part of the error."""
+    """A faulty recipe (a config file of training settings).
+
+    Attributes:
+        content: the file's content after its first line.
+        error: part of the error message.
+    """
 
     id: str
     content: str | bytes

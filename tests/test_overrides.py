@@ -27,7 +27,7 @@ def read(setting: str) -> Any:
 
 
 def points(setting: str) -> list[str]:
-    """Return the values of a setting's sweep, without quotes."""
+    """Return the values of a sweep such as `lr=1,2`, without quotes."""
     override = OverridesParser.create().parse_override(quote_setting(setting))
     assert override.is_sweep_override()
     found = [

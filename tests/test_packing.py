@@ -1,4 +1,8 @@
-"""Laws of the plan that packs documents into rows."""
+"""The plan that packs documents into rows.
+
+Every token but a document's first is a target once. The plan depends on seed and epoch alone, and
+rows are nearly full.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,11 @@ ONE_TASK = Share("read", 1, 1)
 
 
 def render(cluster: ClusterConfig, share: Share = ONE_TASK) -> str:
-    """Return the batch script of a preparation's step."""
+    """Return the batch script of a preparation's step.
+
+    Args:
+        share: the step, its number of tasks, and how many of them run in one job.
+    """
     folder = Path("/projects/letters/corpora/.l.stages/slurm/prepare-l")
     code = folder.parent / ".code" / "ab"
     return prepare_jobs._script(folder, folder.parents[1], [share], code, cluster, ["7"])

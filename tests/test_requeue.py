@@ -1,6 +1,7 @@
-"""Calls of the batch script's helper: how they change the run folder, and their requests to Slurm.
+"""Calls of the batch script's helper (finetune.job.batch_script).
 
-Slurm's commands are stand-ins on PATH; tests/slurm uses the real ones.
+The tests check the run folder and the helper's requests to Slurm. Slurm's commands are stand-ins on
+PATH; tests/slurm uses the real ones.
 """
 
 from __future__ import annotations
@@ -395,7 +396,10 @@ def test_a_new_submission_grants_new_restarts(batch: Batch) -> None:
 
 
 def test_a_requeue_by_slurm_before_our_own_is_not_a_failure(batch: Batch) -> None:
-    """Slurm requeues the job after our query of its state, and therefore refuses our request."""
+    """Slurm requeues the job after the helper has queried the job's state.
+
+    Slurm therefore refuses the helper's own request to requeue it.
+    """
     batch.begin()
     batch.write("outcome.json", state="interrupted")
     batch.set_answers(job_first="RUNNING", job="COMPLETING", refuses="Job is pending execution for job 7")

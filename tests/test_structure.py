@@ -1,4 +1,7 @@
-"""Measures of benchmarks/structure.py: values on a made-up package, bounds for this repository."""
+"""The measures of benchmarks/structure.py have the right values on a made-up package.
+
+Each is within its bound for this repository.
+"""
 
 from __future__ import annotations
 

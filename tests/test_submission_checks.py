@@ -1,4 +1,7 @@
-"""Checks before a submission: a failed one refuses it; one that cannot be made is reported."""
+"""Checks before a submission.
+
+If a check fails, the submission is refused. If a check cannot be made, this is reported.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
 
 
 def saga() -> ClusterConfig:
-    """Return Saga's A100 profile for a job in a container, whose torch cannot be checked."""
+    """Return Saga's A100 profile for a job in a container. The container's torch cannot be checked."""
     return replace(
         profiles()["saga_a100"], python=CONTAINER, host_python="true", modules=[], clean_modules=None
     )
@@ -144,7 +147,10 @@ def test_an_old_python_on_the_host_is_refused_with_the_remedy(
 
 
 def test_the_login_nodes_python_is_not_tried_for_another_architecture(stub: Stub, tmp_path: Path) -> None:
-    """A virtual environment is first on an x86 login node's PATH. In an Arm job it is last."""
+    """The x86 login node cannot show which Python an Arm job finds.
+
+    A virtual environment is first on the login node's PATH, but last in an Arm job.
+    """
     stub("sh", f"touch {tmp_path}/from-the-shell")
     cluster = replace(profiles()["olivia"], host_python="sh", modules=[], clean_modules=None)
     checks.check(cluster, 1)
@@ -255,7 +261,14 @@ def test_the_installed_torch_is_found_without_importing_it() -> None:
 
 @dataclass(frozen=True)
 class Build:
-    """A build of torch on a profile, and the expected error or the checks that cannot be made."""
+    """A build of torch, a cluster profile, and the expected result of the check.
+
+    Attributes:
+        version: version of torch, with its CUDA version.
+        error: part of the error message; empty if the build is accepted.
+        unchecked: checks that are reported as impossible.
+        settings: settings that replace those of the profile.
+    """
 
     id: str
     profile: str

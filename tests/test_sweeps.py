@@ -1,4 +1,7 @@
-"""Local sweeps: cancel, Ctrl-C, kill and retry; ids, values of points, tables and dry runs."""
+"""Sweeps without Slurm: how they are ended and retried, and the ids and values of their points.
+
+Tables of sweeps and dry runs are tested, too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""AutoTokenizer loads a saved tokenizer with the ids of training; otherwise saving fails."""
+"""AutoTokenizer must load a saved tokenizer with the ids used in training.
+
+If it does not, saving fails.
+"""
 
 from __future__ import annotations
 

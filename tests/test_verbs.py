@@ -1,4 +1,7 @@
-"""A verb is added by a table row and a module, and no verb imports torch unless it needs it."""
+"""A row in a table and a module add a verb, that is, a subcommand of `finetune`.
+
+No verb imports torch unless it needs it.
+"""
 
 from __future__ import annotations
 

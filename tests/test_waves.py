@@ -1,7 +1,7 @@
-"""Sweep points that wait for places in Slurm's queue: their number, and that each starts only once.
+"""Sweep points that wait for places in Slurm's queue.
 
-This holds even if any process is killed at any moment. Slurm is an object in memory here;
-tests/slurm/test_waves.py uses the real one.
+As many are submitted as the queue takes, and each starts only once, even if a process is killed at
+any moment. Slurm is an object in memory here; tests/slurm/test_waves.py uses the real one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Killed(BaseException):
 
 
 class Slurm:
-    """A queue that takes `limit` jobs, and records the run of each job that starts."""
+    """A simulated queue that takes `limit` jobs, and records the run of each job that starts."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -91,7 +91,7 @@ class Slurm:
         return ""
 
     def run_released(self, sweep: Sweep) -> list[str]:
-        """Start all released jobs of the sweep; return the ids of the sweep's running jobs."""
+        """Start all jobs of the sweep that are not held; return the ids of its running jobs."""
         for task in [job.id for job in self.jobs.values() if job.name == "sweep" and job.priority != "0"]:
             if self.jobs[task].state == "RUNNING":
                 continue
@@ -108,7 +108,7 @@ class Slurm:
 
 
 class Sweep:
-    """A runs folder with one submission of a sweep, whose points all wait."""
+    """A folder of runs with one submitted sweep. None of its points is a job yet; all wait."""
 
     def __init__(
         self, runs_dir: Path, num_points: int, limit: int, parallel: int = 99, after: str = ""
@@ -232,7 +232,7 @@ def test_after_the_corpus_has_failed_no_point_starts_until_a_retry(slurm: Slurm,
 def test_jobs_that_end_together_neither_strand_the_sweep_nor_submit_a_point_twice(
     slurm: Slurm, tmp_path: Path
 ) -> None:
-    """Job 8, which is not of the sweep, takes the free place.
+    """Job 8, which does not belong to the sweep, takes the free place in the queue.
 
     A job that ends can then submit no point until another job of the sweep has left the queue.
     """
@@ -343,7 +343,14 @@ QUEUE = [
 
 @dataclass(frozen=True)
 class Count:
-    """Limits, and the number of points of sweep `name` that may be submitted on top of QUEUE."""
+    """Limits of Slurm, and the number of points that a sweep may submit while QUEUE is queued.
+
+    Attributes:
+        expected: the number of points.
+        parallel: number of the sweep's points that may be queued or run at once.
+        ending: id of the job that submits the points before it ends; empty for none.
+        name: name of the sweep's jobs.
+    """
 
     limits: list[Limit]
     expected: int
@@ -410,7 +417,7 @@ def test_limits_come_from_the_profile_and_from_slurms_accounting(
 
 
 def test_a_job_is_submitted_with_the_environment_in_which_the_script_started() -> None:
-    """Otherwise each wave would add the batch script's changes to PYTHONPATH once more."""
+    """Otherwise the script's changes to PYTHONPATH would be added again by each job that submits."""
     program = (
         "from finetune.job.slurm_queue import submission_environment as e; "
         "print(e()['ADDED'], [k for k in e() if 'SLURM' in k])"

@@ -8,7 +8,8 @@ from finetune.distributed import World
 class IsolatedWorld(World):
     """One rank of several, without a process group; `barrier` does nothing.
 
-    Ranks that share a plan folder can therefore run one after another.
+    Such ranks can therefore run one after another, even if they share the folder with the plan of
+    packed rows.
     """
 
     def barrier(self) -> None:

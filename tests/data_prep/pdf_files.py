@@ -25,7 +25,13 @@ class Piece:
 
 
 def column(lines: list[str], x: float = 72, top: float = 760, size: float = 11) -> list[Piece]:
-    """Return a piece for each line of a column. Lines are LEADING points apart."""
+    """Return a piece for each line of a column. Lines are LEADING points apart.
+
+    Args:
+        x: left edge of the column.
+        top: baseline of the first line.
+        size: font size.
+    """
     return [Piece(x, top - LEADING * number, line, size) for number, line in enumerate(lines)]
 
 

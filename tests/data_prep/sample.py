@@ -42,7 +42,7 @@ def sharded_sample_config(corpora_dir: Path, **changes: object) -> PrepareConfig
     """Return settings that prepare the sample in many shards and with one process.
 
     Args:
-        changes: settings of the preparation that replace these.
+        changes: settings of the preparation that replace those of the returned config.
     """
     config = sample_config(corpora_dir)
     for name, value in {"workers": 1, "shard_characters": SHARD, **changes}.items():

@@ -223,7 +223,7 @@ JOURNAL_ROW = """<journalregistrering><klasse><klasseID>010190 00000</klasseID>\
 def make_journal(kind: str, version: str = "5") -> str:
     """Return a Noark 5 journal of three entries on two cases.
 
-    A public journal (`offentligJournal`) has no `tittel` elements except those of classes.
+    In a public journal (`offentligJournal`), only archive classes have `tittel` elements.
 
     Args:
         kind: name of its root element.

@@ -1,4 +1,8 @@
-"""Function that runs a stage over shards as the pipeline does: collect, decide, run."""
+"""Function that runs a stage on the shards of a corpus, as the pipeline does.
+
+The stage collects facts from each shard, decides on all of them together, and then runs on each
+shard.
+"""
 
 from __future__ import annotations
 

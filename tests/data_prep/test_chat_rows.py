@@ -1,4 +1,4 @@
-"""Conversations after reading: the stages, and the tokens and targets of a corpus's rows."""
+"""Conversations pass through all stages, and become rows of tokens with targets."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def make_plain_document(prompt: str, completion: str) -> Document:
 
 
 def test_plain_prompts_are_tokenised_as_at_inference(folder: Path, tmp_path: Path) -> None:
-    """BOS occurs once, as the tokenizer adds it, and no token spans prompt and completion."""
+    """The tokenizer adds BOS; it occurs once. No token spans prompt and completion."""
     tokeniser = make_tokeniser(make_config(folder), tmp_path)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     for prompt, completion in (

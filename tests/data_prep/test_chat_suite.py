@@ -182,7 +182,12 @@ class Expected:
 
 
 class Oracle:
-    """The expected targets of a template, derived from prompts at inference."""
+    """Finds the expected targets with a chat template, as the module's docstring describes.
+
+    Args:
+        folder: folder of the tokenizer.
+        form: name of the chat template.
+    """
 
     def __init__(self, folder: Path, form: str) -> None:
         self.tokenizer = PreTrainedTokenizerFast(
@@ -198,8 +203,8 @@ class Oracle:
     def expected(self, conversation: Conversation) -> list[Expected] | None:
         """Return the turns that are targets.
 
-        Return None if the template rejects the conversation, or if its prompt opens thoughts that
-        an answer does not have.
+        Return None if the template rejects the conversation. Also return None if the prompt opens a
+        thought with <think>, but the answer does not.
         """
         try:
             return [self._turn(conversation.messages, i) for i in conversation.targets]

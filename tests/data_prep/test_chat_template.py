@@ -174,7 +174,7 @@ def test_control_tokens_spelled_in_content_are_text(folder: Path, family: str, t
 
 
 def test_masks_and_sanitised_content_equal_those_of_transformers(folder: Path) -> None:
-    """transformers has code of its own that masks by generation markers and sanitises content."""
+    """transformers has its own code for masking by generation markers and for sanitising content."""
     from transformers import PreTrainedTokenizerFast
 
     theirs = PreTrainedTokenizerFast.from_pretrained(folder)

@@ -1,4 +1,7 @@
-"""Deduplication: copies are found, the best one is kept, and shared text is counted."""
+"""Deduplication: copies are found, and the best one is kept.
+
+Paragraphs that several documents share are kept and counted.
+"""
 
 from __future__ import annotations
 
@@ -233,7 +236,10 @@ def test_dates_are_compared_in_every_notation() -> None:
 
 
 def test_ngrams_equal_plain_python_sets() -> None:
-    """Compare texts of many lengths, some of which cross the borders of batches and chunks."""
+    """Compare `shingles.ngrams` with sets of n-grams that plain Python makes.
+
+    Texts have many lengths; some are longer than the CHUNK bytes that are hashed at a time.
+    """
     rng = random.Random(7)
     texts = [" ".join(draw_words(rng, n)) for n in [*range(12), 300, 5000]]
     texts += [

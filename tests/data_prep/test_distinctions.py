@@ -155,7 +155,9 @@ def fill_form(text: str, *fillings: dict[str, str], title: bool = False) -> list
     """Return one document per filling of a form.
 
     Args:
-        title: set each document's title to its filling's title.
+        text: the form, with the keys of a filling in braces.
+        fillings: values by key.
+        title: set each document's title to the value of the key `title`.
     """
     documents = []
     for number, filling in enumerate(fillings):

@@ -1,4 +1,6 @@
-"""Running text is encoded by gigatoken only if its tokens equal those of tokenizers."""
+"""The library gigatoken encodes running text only if its tokens equal those of Hugging Face's
+tokenizers.
+"""
 
 from __future__ import annotations
 

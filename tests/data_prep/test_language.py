@@ -242,7 +242,10 @@ def test_a_few_words_are_norwegian_unless_the_evidence_is_clear(text: str, code:
 
 
 def test_accuracy_on_unseen_nav_files_and_gold_sentences(real_corpora: Path) -> None:
-    """The table was not trained on these NAV files. No limit was tuned on the gold sentences."""
+    """The word table for Bokmål and Nynorsk was not trained on these NAV files.
+
+    No limit of the detection was tuned on the gold sentences, which are from treebanks.
+    """
     file = real_corpora / "nav-pensjonsbrev" / "nav-pensjonsbrev-parallell.jsonl"
     assert accuracy(count_confusion(read_nav_pairs(file), detect_by_table)) >= 0.985
     assert accuracy(count_confusion(read_unambiguous_nav(file), language.detect)) >= 0.985

@@ -1,4 +1,7 @@
-"""Losses by stage, source and reason, and warnings: in the manifest, the card and the console."""
+"""Text that preparation drops or cuts is summed by stage, source and reason.
+
+The manifest, the corpus card and the console show the sums, and warnings about sources.
+"""
 
 from __future__ import annotations
 
@@ -42,10 +45,10 @@ def write_source(folder: Path, name: str, records: list[dict[str, Any]]) -> Sour
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Prepared:
-    """Return a corpus of three sources with different losses.
+    """Return a corpus of three sources that lose different shares of their text.
 
-    The letters contain repeated ids, a copy and a short document. All notes have one group. All
-    minutes are kept.
+    The letters contain repeated ids, a copy and a short document. All notes belong to one group, so
+    they are in the same split. No minutes are dropped.
     """
     folder = tmp_path_factory.mktemp("raw")
     letters = [

@@ -1,4 +1,7 @@
-"""The mixture: selection depends on the document and the seed alone; targets are upper bounds."""
+"""The mixture of a corpus, that is, how often each document is used.
+
+The selection depends on the document and the seed alone. A target number of tokens is not exceeded.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Languages unlike Norwegian, pages in several languages, names, and Danish-looking Bokmål."""
+"""Hard cases of language detection.
+
+They are languages unlike Norwegian, pages in several languages, names, and Bokmål that resembles
+Danish.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules of quality: each drops its document; laws and guidance pass all rules."""
+"""Each quality rule drops the document that was made to break it; laws and guidance pass all rules."""
 
 from __future__ import annotations
 

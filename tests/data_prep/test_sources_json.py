@@ -101,7 +101,7 @@ def test_only_the_list_named_by_options_records_is_read(tmp_path: Path, indent: 
 
 @dataclass(frozen=True)
 class NoList:
-    """A JSON object without a unique list of records, and the start of its error."""
+    """A JSON object without a unique list of records, and the start of the expected error."""
 
     id: str
     body: dict[str, Any]
@@ -219,7 +219,11 @@ def test_every_json_reader_finds_the_list_of_records_in_an_object(
 
 
 def test_a_long_object_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """max_record_bytes limits each record. A second list beyond the search window is reported."""
+    """max_record_bytes limits each record, not the object.
+
+    Only the first WINDOW characters are searched for lists of records. A second list after them is
+    reported, too.
+    """
     monkeypatch.setattr(json_text, "WINDOW", 2**17)
     records = [{"id": n, "text": f"{n}: " + "å" * 5000} for n in range(100)]
     for name, indent in (("a.json", None), ("b.json", 2)):

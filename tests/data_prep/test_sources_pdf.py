@@ -51,6 +51,7 @@ def make_numbers(values: list[int], x: float, flush_right: bool = False, step: i
 
     Args:
         values: number of each line.
+        flush_right: `x` is the right edge of the numbers instead of the left.
         step: only numbers divisible by it are drawn.
     """
     size = 8
@@ -86,7 +87,7 @@ def test_line_numbers_are_left_out_and_counted(
 
 
 def test_line_numbers_within_a_hyphenated_word_are_left_out(tmp_path: Path) -> None:
-    """PDFium joins a hyphenated line to the next line, which begins with its line number."""
+    """PDFium joins the two halves of a hyphenated word. The number of the second line is then in it."""
     lines = []
     for line in range(0, 20, 2):
         lines.append(f"{make_sentence(0, line)} og i hver kom-")

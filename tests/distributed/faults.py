@@ -55,7 +55,7 @@ class Fault:
 
     Args:
         breaks: description of the fault.
-        target: import path of the function, one of those above.
+        target: import path of the function; a constant of this module.
         broken: the replacement, which is called with a Call and the function's arguments.
     """
 

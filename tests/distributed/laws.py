@@ -1,8 +1,9 @@
 """Trainings whose results must be equal, and their comparison.
 
-Every case trains 24 steps over more than one epoch on documents of 3 to 512 tokens in packs of 128,
-so that some are split. It uses gradient accumulation, a warm-up and a cosine schedule, weight
-decay, clipping that takes effect, and unequal numbers of targets on the ranks; fp32, no dropout.
+Every case trains 24 steps over more than one epoch. Documents have 3 to 512 tokens and packs have
+128, so some documents are split. All cases use gradient accumulation, a warm-up and a cosine
+schedule, weight decay, and clipping that takes effect. The ranks have unequal numbers of targets.
+Numbers are fp32, and there is no dropout.
 """
 
 from __future__ import annotations
@@ -66,7 +67,12 @@ MATRIX = [Training(method, stage) for method in ADAPTERS for stage in range(3 if
 
 
 def law_config(corpus: Path, quantized: bool = False, **changes: Any) -> TrainConfig:
-    """Return the config that all trainings share, with `changes`; it is for two ranks."""
+    """Return the config that all trainings share. It is for two ranks.
+
+    Args:
+        quantized: use the base in the folder `wide`, quantized to 4 bits (NF4).
+        changes: settings that replace those of the shared config.
+    """
     settings: dict[str, Any] = {
         "data": DataConfig(corpus=str(corpus), sequence_length=128),
         "model": ModelConfig(from_scratch=LLAMA),
@@ -104,7 +110,13 @@ def make_run(
     fault: str | None = None,
     refused: bool = False,
 ) -> Case:
-    """Make the run folder `runs/<name>`; return the case that trains it."""
+    """Make the run folder `runs/<name>`; return the case that trains it.
+
+    Args:
+        folder: folder of `runs`.
+        fault: name of a fault to plant; None for no fault.
+        refused: True if training should raise a UserError.
+    """
     run = RunFolder(folder / "runs" / name)
     run.path.mkdir(parents=True)
     configuration.save(config, run.config_file)

@@ -1,4 +1,4 @@
-"""A rank that runs the preflight with each planted fault.
+"""A rank that runs the preflight, the checks before training, with each planted fault.
 
 python -m tests.distributed.preflight_rank FOLDER
 """
@@ -25,7 +25,7 @@ class Case:
 
     Attributes:
         blamed: nodes that the error must name; empty if no single node is to blame.
-        passes: whether the preflight must pass.
+        passes: True if the preflight must pass.
     """
 
     id: str
@@ -74,7 +74,7 @@ def plant_fault(name: str, rank: int) -> Iterator[None]:
     """Corrupt data that this rank receives from other ranks, as a broken network would.
 
     Args:
-        name: id of a case; only those of wrong transfers plant a fault here.
+        name: id of a case. A case without wrong transfers plants no fault here.
     """
     from finetune.distributed import World
 

@@ -1,4 +1,8 @@
-"""A run over several attempts rewinds equally, rejects changed inputs, and has one summary."""
+"""Runs in several attempts, each of which resumes the one before.
+
+Such a run goes back to a checkpoint at the same loss spike as an uninterrupted run. It rejects a
+changed base or corpus. Its summary covers all attempts.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
     """Train runs of one rank in several attempts; return them by name.
 
-    The outcomes of earlier attempts are in first.json and second.json.
+    If a test needs the outcome of an earlier attempt, it is in the run's first.json or second.json.
     """
     folder = tmp_path_factory.mktemp("attempts")
     settings: dict[str, Any] = {
@@ -74,7 +78,10 @@ def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 def make_older(run: RunFolder) -> None:
-    """Remove totals and digests, which old versions did not write, from a run's newest files."""
+    """Make a run look like one of an old version, which wrote neither totals nor digests.
+
+    They are removed from the run's newest files.
+    """
     (run.path / "inputs.json").unlink()
     checkpoint = max(run.checkpoints.glob("step-*"))
     state_file = checkpoint / "state.json"
@@ -101,7 +108,10 @@ def test_a_run_that_stopped_at_a_spike_stops_there_again(runs: dict[str, RunFold
 
 @pytest.mark.parametrize("name", ["uninterrupted", "interrupted"])
 def test_the_summary_is_that_of_all_attempts(runs: dict[str, RunFolder], name: str) -> None:
-    """The summary counts the steps behind the weights, not those that a rewind or a kill undid."""
+    """The summary counts only steps that contributed to the final weights.
+
+    Steps that a kill or a return to a checkpoint undid are not counted.
+    """
     summary = runs[name].summary()
     done = steps(runs[name])
     assert summary is not None
@@ -130,7 +140,7 @@ def test_a_checkpoint_of_a_version_without_totals_resumes(runs: dict[str, RunFol
 
 
 def test_a_base_that_changed_between_attempts_is_rejected(runs: dict[str, RunFolder]) -> None:
-    """An adapter's checkpoint lacks the base, so on a changed base it would be another model."""
+    """An adapter's checkpoint does not contain the base. On a changed base, the model would differ."""
     run = runs["base-changed"]
     assert run.read_json("first.json") == {"state": "interrupted"}
     error = run.read_json("outcome.json")["error"]  # type: ignore[index]

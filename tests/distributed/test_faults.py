@@ -28,7 +28,10 @@ def double(number: int) -> int:
 
 
 def test_each_planting_counts_its_own_calls() -> None:
-    """Calls are counted anew for each case that a rank trains, so a fault acts at the same call."""
+    """Calls are counted anew for each case that a rank trains.
+
+    A fault therefore acts at the same call in all cases.
+    """
     numbers: list[int] = []
 
     def record_number(call: Call, *args: object) -> object:

@@ -183,7 +183,7 @@ KILLED = {"full": Training("full", 2), "lora": Training("lora", 3)}
 def resumed(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
     """Return runs that were killed in their second epoch and resumed on 1, 2 and 4 ranks.
 
-    New processes resume them from their folders, as when a user does it.
+    New processes resume them from their folders, as when a user resumes a run.
     """
     folder = tmp_path_factory.mktemp("resumed")
     uninterrupted = [
@@ -247,7 +247,7 @@ def test_a_schedule_that_starts_over_breaks_the_law_of_resuming(resumed: dict[st
 
 @pytest.fixture(scope="module")
 def hung(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Launched]:
-    """Start a run in which one rank hangs; return it with its ranks, which end by themselves."""
+    """Start a run in which one rank hangs. Return the run and its ranks, which end by themselves."""
     folder = tmp_path_factory.mktemp("hung")
     case = make_run(folder, "hung", law_config(law_corpus, hang_timeout_min=0.2), fault="rank_1_hangs")
     return case.run, worker.start(folder / "all", [case], 2)
@@ -255,7 +255,10 @@ def hung(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ru
 
 @pytest.fixture(scope="module")
 def rewound(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory, hung: object) -> dict[str, RunFolder]:
-    """Train runs that rewind at a poisoned batch, and one that skips this batch from the start."""
+    """Train runs that go back to a checkpoint at a bad batch, and one that skips it from the start.
+
+    The bad batch is number POISONED: its loss is NaN or a spike.
+    """
     folder = tmp_path_factory.mktemp("rewound")
     settings: dict[str, Any] = {"on_bad_step": "rewind", "spike_stds": 4.0}
     config = law_config(law_corpus, **settings)

@@ -47,7 +47,7 @@ EMBEDDINGS = ["embed_tokens", "lm_head"]
 
 @dataclass(frozen=True)
 class Pair:
-    """Settings that are trained at ZeRO 0 and at ZeRO 3.
+    """Settings of two trainings, one at ZeRO 0 and one at ZeRO 3. Their results must be equal.
 
     Args:
         base: name of a base that the fixture writes, or `run:<name>`.
@@ -91,10 +91,12 @@ PAIRS = [
 
 @dataclass(frozen=True)
 class Variant:
-    """Other settings for a pair, which must not change its result.
+    """A pair's training with other settings, which must not change its result.
 
     Args:
-        pair: id of the pair; its run at ZeRO 0 must equal this one.
+        pair: id of the pair. Its run at ZeRO 0 must have the same result.
+        zero: ZeRO settings of this training.
+        settings: other settings that this training adds to those of the pair.
     """
 
     id: str
@@ -348,7 +350,7 @@ def test_rows_of_added_tokens_start_as_the_mean_and_are_trained(runs: dict[str, 
 
 
 def load_base_tensor(run: RunFolder, name: str) -> torch.Tensor:
-    """Return a tensor in the files of the run's base."""
+    """Return the tensor `name` from the files of the run's base."""
     path = run.config().model.path
     assert path is not None
     folder = base_model.resolve(path, run.path.parent).folder

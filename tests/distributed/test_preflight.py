@@ -94,7 +94,10 @@ def test_a_folder_that_cannot_be_written_is_a_fault_of_the_node(
 
 
 def test_a_rank_selects_its_gpu_before_it_joins_the_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NCCL sends objects from the current GPU, and fails or hangs if it is another rank's."""
+    """NCCL sends objects from the process's current GPU.
+
+    It fails or hangs if that is the GPU of another rank.
+    """
     import torch
 
     from finetune.distributed import World

@@ -1,4 +1,4 @@
-"""The result of a run is the weights with the best held-out loss, on real processes.
+"""The result of a run is the weights with the lowest held-out loss; the tests use real processes.
 
 Any kept checkpoint can be used as a base, as run:ID@STEP.
 """
@@ -123,7 +123,10 @@ def test_the_runs_are_long_enough_to_overfit(runs: dict[str, RunFolder]) -> None
 def test_an_interruption_changes_neither_the_best_step_nor_its_weights(
     runs: dict[str, RunFolder],
 ) -> None:
-    """The run is interrupted when an evaluation is due. Two ranks resume it and evaluate first."""
+    """The run is interrupted when an evaluation is due. Two ranks resume it.
+
+    They make this evaluation before they train.
+    """
     uninterrupted = summary_of(runs["uninterrupted"])
     interrupted = summary_of(runs["interrupted"])
     assert interrupted.result_step == uninterrupted.result_step

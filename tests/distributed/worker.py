@@ -42,7 +42,7 @@ class Case:
     Args:
         path: the run's folder.
         fault: name of a fault in FAULTS, which is planted in every rank; None for no fault.
-        refused: whether training should raise a UserError. Its message is then the outcome's
+        refused: True if training should raise a UserError. Its message is then the outcome's
             `error`.
         deadline: end of the job's time, in seconds since the epoch.
     """

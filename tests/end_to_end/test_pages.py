@@ -71,7 +71,7 @@ def test_make_run_prints_what_the_readme_shows(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_tutorials_print_what_they_show(tmp_path: Path) -> None:
-    """Run all tutorials in one shell and folder, in the order of the index, as a reader would."""
+    """Run all tutorials in one shell and folder, in the order of the tutorials' index."""
     names = re.findall(r"\]\(([\w-]+)\.md\)", (TUTORIAL / "index.md").read_text("utf-8"))
     assert sorted(names) == sorted(path.stem for path in TUTORIAL.glob("*.md") if path.stem != "index")
     if reason := unavailable_reason():

@@ -57,7 +57,7 @@ def cpu_kind() -> str:
 
 
 def measure_losses(folder: Path) -> dict[str, list[float]]:
-    """Train every method on two ranks in fp32; return each run's losses by its name."""
+    """Train every method on two ranks in fp32; return the losses of each run by the run's id."""
     write_base(folder / "base")
     texts = write_corpus(folder / "texts", num_documents=120, longest=512, seed=1)
     chats = write_corpus(
@@ -100,7 +100,7 @@ def _losses(run: RunFolder) -> list[float]:
 
 
 def measure_corpora(folder: Path) -> dict[str, dict[str, str]]:
-    """Prepare the bundled corpora; return the SHA-256 of each of their files by name.
+    """Prepare the bundled corpora; return for each the SHA-256 of its files, by relative path.
 
     Manifest and card are hashed without the name and version of the library that encoded running
     text.

@@ -1,4 +1,7 @@
-"""Runs managed from a new shell without accounting; submissions refused by Slurm or a full disk."""
+"""Runs are managed from a new shell while Slurm's accounting is stopped.
+
+Submissions that cannot run are refused, and so are those for which the disk is full.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Submission from login nodes whose Python cannot be seen by jobs, or lacks torch."""
+"""Submission from login nodes whose Python runs only in a wrapper, or lacks torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Preparations as jobs on a real Slurm: killed tasks are requeued, small queues are respected."""
+"""Preparations as jobs on a real Slurm.
+
+Killed tasks are requeued, and no more jobs are submitted than Slurm takes.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,10 @@ LIMIT = 20  # jobs of a user in the queue; the preparation below has 22 steps
 
 
 def process_of(share: int, work: Path) -> psutil.Process | None:
-    """Return the Python process of a share of STEP. This machine sees the nodes' processes."""
+    """Return the Python process of task `share` of STEP, or None if there is none.
+
+    This machine sees the processes of the test cluster's nodes.
+    """
     arguments = ["data_prep.pipeline", str(work), STEP, "--task", str(share)]
     for process in psutil.process_iter(["cmdline"]):
         if all(argument in (process.info["cmdline"] or []) for argument in arguments):
@@ -57,7 +63,7 @@ def process_of(share: int, work: Path) -> psutil.Process | None:
 
 
 def kill_midway(work: Path) -> None:
-    """Send SIGKILL to the process of SHARE when the first of its shards is done."""
+    """Send SIGKILL to the process of task SHARE of STEP when it has finished its first shard."""
     wait_for(lambda: process_of(SHARE, work), seconds=120)
     process = process_of(SHARE, work)
     assert process is not None

@@ -55,7 +55,13 @@ class Login:
     def train(
         self, *settings: str, code: int = 0, program: tuple[str, ...] = ("finetune",), **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """Submit a run of a small model on the CPU with one rank, or a sweep (-m) of such runs."""
+        """Submit a run of a small model on the CPU with one rank, or a sweep (-m) of such runs.
+
+        Args:
+            code: expected exit code.
+            program: command that is run instead of `finetune`.
+            environment: environment variables of the command.
+        """
         model = [
             "model=llama_tiny",
             "model.from_scratch.hidden_size=64",
@@ -104,7 +110,10 @@ def login_to(site: Site, project: str) -> Iterator[Login]:
 
 
 def test_slurm_accepts_the_golden_batch_scripts_of_each_profile() -> None:
-    """One cluster has all sites' queues, accounts and GPU types. Limits are set site by site."""
+    """The cluster has the queues, accounts and GPU types of all sites.
+
+    The limits of a site are set before its scripts are tried.
+    """
     reason = unavailable_reason()
     if reason:
         pytest.skip(reason)
@@ -186,8 +195,8 @@ def test_a_sweep_on_lumi_completes_though_a_job_is_requeued_from_outside(lumi: L
 def test_an_old_python_on_the_nodes_and_a_wrong_account_are_refused_in_one_line(lumi: Login) -> None:
     """Both are refused before a job is queued.
 
-    A Python in a container cannot try the nodes' Python at submission. The job then reports the
-    error.
+    If `finetune` itself runs in a container, it cannot try the nodes' Python at submission. The job
+    then reports the error.
     """
     path = f"PYTHONPATH={':'.join(sys.path)}"
     old = [*MINE, "cluster.modules=[]", "max_steps=2"]
@@ -206,7 +215,7 @@ def test_an_old_python_on_the_nodes_and_a_wrong_account_are_refused_in_one_line(
 
 @pytest.mark.slow
 def test_a_sweep_larger_than_the_queue_for_trials_completes(lumi: Login) -> None:
-    """LUMI's partition dev-g takes two jobs of a user and runs one; each point is a job."""
+    """LUMI's partition dev-g accepts two jobs per user and runs one at a time. Each point is a job."""
     trial = ["cluster.partition=dev-g", "cluster.timeout_min=30", "max_steps=2", "lr=1e-3,2e-3,3e-3"]
     runs = lumi.runs(lumi.train("-m", *MINE, *trial).stdout)
     wait_for(lambda: all(run.state() == "completed" for run in runs))

@@ -230,7 +230,10 @@ def test_two_sweeps_submitted_in_the_same_second_do_not_collide(shell: Shell) ->
 def test_a_submitter_that_is_killed_leaves_no_job_that_runs(
     shell: Shell, tmp_path: Path, moment: str
 ) -> None:
-    """It is killed before it reads the id of the accepted array, or before it releases it."""
+    """The job array is submitted as held, and released later.
+
+    The submitter is killed before it reads the id of the array, or before it releases the array.
+    """
     shell.empty_queue()
     name = {"sbatch": "sbatch", "release": "scontrol"}[moment]
     fake = tmp_path / name

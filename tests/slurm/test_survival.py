@@ -49,7 +49,7 @@ def endings(run: RunFolder) -> list[str]:
 
 
 def step_in_attempt(run: RunFolder, number: int) -> int:
-    """Wait until attempt `number` has started; return a step soon after its first."""
+    """Wait until attempt `number` has started; return the number of a step soon after its first."""
     wait_for(lambda: len(attempts.read(run.path)) == number, 600, f"attempt {number}")
     return attempts.read(run.path)[-1].from_step + 2
 
@@ -119,7 +119,10 @@ def test_a_node_that_fails_its_preflight_is_avoided_and_a_run_with_a_killed_rank
 
 
 def test_a_cancelled_job_does_not_restart(box: Sandbox) -> None:
-    """A cancellation sends its rank the same signal as a requeue, but must not restart the job."""
+    """The rank of a cancelled job gets the same signal as that of a requeued job.
+
+    The cancelled job must not restart.
+    """
     run = box.submit("cluster.nodes=1")
     wait_for(lambda: steps_done(run.path) >= 2, 600, "step 2")
     box.cluster.slurm("scancel", box.job(run))

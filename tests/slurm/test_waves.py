@@ -1,6 +1,7 @@
 """A sweep larger than Slurm's submit limit, on the test cluster.
 
-`python -m slurm.testcluster.waves` runs a larger one.
+It is submitted in waves: when a job ends, it submits points that wait.
+`python -m slurm.testcluster.waves` runs a larger sweep.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 @pytest.fixture
 def limited(shell: Shell) -> Iterator[Shell]:
-    """Limit a user to three jobs in the queue. A sweep leaves one of these places free."""
+    """Limit a user to three jobs in the queue. A sweep leaves one of the three places free."""
     shell.empty_queue()
     waves.limit_submissions(shell.cluster, 3)
     yield shell
@@ -28,10 +29,11 @@ def limited(shell: Shell) -> Iterator[Shell]:
 
 
 def test_a_sweep_over_the_limits_completes_in_waves_after_its_shell_was_killed(limited: Shell) -> None:
-    """A sweep of seven points, where Slurm takes three jobs of a user and arrays of three tasks.
+    """Run a sweep of seven points.
 
-    The last array therefore has one point. One point fails, and one is cancelled while it waits; a
-    retry submits these two as another wave.
+    Slurm takes three jobs per user, and arrays of up to three tasks. The last array therefore has
+    one point. One point fails, and one is cancelled while it waits; a retry submits these two
+    together.
     """
     shell = limited
     settings = training(
