@@ -57,9 +57,9 @@ class GridSweeper(BasicSweeper):
 class Composer:
     """Composes the configs of a sweep's points.
 
-    Hydra takes 0.1 s to compose a config from all its files. Points that select the same files differ
-    only in values. Their files are composed once; the values are then set in copies, which is also
-    Hydra's own last step.
+    Hydra takes 0.1 s to compose a config from all its files. Points that select the same files
+    differ only in values. Their files are therefore composed once, and the values are set in
+    copies. Hydra, too, sets values last.
     """
 
     def __init__(self, context: HydraContext, config: DictConfig) -> None:
@@ -112,9 +112,10 @@ class Composer:
 
 
 class FinetuneLauncher(Launcher):
-    """Launcher that checks all points of a batch, then starts them; on Slurm, as one job array.
+    """Launcher for the points of a sweep; each point is a run.
 
-    If the sweeper learns from results, as Optuna's does, `launch` waits until the batch has ended.
+    It checks all points of a batch, then starts them; on Slurm, as one job array. If the sweeper
+    learns from results, as Optuna's does, `launch` waits until the batch has ended.
     """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -181,7 +182,10 @@ class FinetuneLauncher(Launcher):
         return point
 
     def remove_if_unused(self) -> None:
-        """Remove the folder of a sweep that was rejected, or that was a dry run."""
+        """Remove the folder of a sweep from which no run was submitted.
+
+        Its points were rejected, or only checked (dry run).
+        """
         if self.folder.parent.name != SWEEPS:
             shutil.rmtree(self.folder.parent, ignore_errors=True)
         elif not (self.folder / POINTS_TABLE).exists():

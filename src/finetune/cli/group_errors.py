@@ -83,7 +83,12 @@ def describe_composition(fault: BaseException, call: Call) -> str:
 
 
 def _describe_unknown_override(override: str, file: Path, call: Call) -> str:
-    """Describe an `override` in a file's defaults list that does not name a group."""
+    """Return the error for an `override` entry whose name is not a group of config files.
+
+    Args:
+        override: the entry, as Hydra's message quotes it.
+        file: the config file whose defaults list contains the entry.
+    """
     group = override.partition("@")[0].rpartition("/")[2]
     meant = group
     if group not in call.files.groups():
@@ -93,7 +98,10 @@ def _describe_unknown_override(override: str, file: Path, call: Call) -> str:
 
 
 def _describe_bad_name(call: Call) -> str:
-    """Describe the selection of a file by a number, a list or null, as in zero=3."""
+    """Return the error for a group that is set to a number, a list or null, as in zero=3.
+
+    Config files are selected by name.
+    """
     for argument in call.arguments:
         group, _, value = argument.partition("=")
         if group not in call.files.groups():

@@ -353,7 +353,11 @@ def _outside_quotes(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _find_closing_quote(text: str, begin: int) -> int | None:
-    """Return the position of the quote that closes the one at `begin` and ends its element."""
+    """Return the position of the quote that closes the one at `begin`; None if there is none.
+
+    A closing quote is the same character without a backslash before it. Only spaces may separate it
+    from the end of the text, a comma, a colon or a closing bracket.
+    """
     for found in re.finditer(re.escape(text[begin]), text[begin + 1 :]):
         index = begin + 1 + found.start()
         backslashes = len(text[:index]) - len(text[:index].rstrip("\\"))

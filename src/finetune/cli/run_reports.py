@@ -1,4 +1,4 @@
-"""Reports on submitted and resumed runs: which were started, and how runs ended."""
+"""Reports on submitted and resumed runs: which runs were started, and how they ended."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def report_runs(runs: list[RunFolder]) -> int:
 
 
 def report_dry_run(points: list[TrainConfig], sweep: Sweep | None) -> None:
-    """Print the checked points, and the cost of submitting them."""
+    """Print the points that were checked, and the cost of submitting them."""
     from finetune.cli.run_tables import print_points
 
     print(file=sys.stderr)

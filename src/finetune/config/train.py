@@ -317,7 +317,8 @@ class TrainConfig:
         directory.
 
         Raises:
-            UserError: runs_dir contains a pattern that is replaced in the paths of logs.
+            UserError: runs_dir contains a pattern, such as %j, that Slurm or submitit would replace
+                in the path of a log.
         """
         model = self.model
         if model.path:

@@ -1,9 +1,10 @@
-"""The attempts of a run, one for each start of its job, and the rule (`decide`) for restarting it
-after a time limit, a preemption, a crash or a dead node.
+"""The attempts of a run, one for each start of its job, and the rule for restarting the job.
 
-`attempts.jsonl` in the run folder holds two lines per attempt, `begin` and `end`. An attempt whose
-batch script was killed too, as by a power cut, has no `end` line: the next attempt writes it. If an
-attempt has two `end` lines, the second replaces the first: a dead node was found later.
+`decide` applies the rule after a time limit, a preemption, a crash or a dead node.
+
+`attempts.jsonl` in the run folder holds two lines per attempt, `begin` and `end`. If a power cut,
+for example, killed the batch script too, the next attempt writes the `end` line. A second `end`
+line of an attempt replaces the first; it is written when a dead node is found later.
 
 Standard library only, Python 3.8 or newer: the batch script runs this outside of a container
 (job/batch_script.py).
@@ -50,10 +51,10 @@ class Ending:
 
     @property
     def uses_a_restart(self) -> bool:
-        """True if the next start counts towards cluster.max_restarts.
+        """True if a restart after this end counts towards cluster.max_restarts.
 
-        It does after a fault, and after an attempt that saved no new step: a run without progress
-        could otherwise restart for ever.
+        A restart counts after a fault, and after an attempt that saved no new step. Otherwise a run
+        without progress could restart for ever.
         """
         if self.cause in (EndingCause.DIED, EndingCause.PREFLIGHT, EndingCause.DEAD_NODE):
             return True
@@ -78,6 +79,7 @@ def decide(ending: Ending, earlier: list[Ending], max_restarts: int) -> Decision
     """Decide whether to restart a run, given how its attempts ended.
 
     Args:
+        ending: end of the newest attempt.
         earlier: ends of the earlier attempts of the same submission, oldest first; a new submission
             starts with the full number of restarts.
         max_restarts: largest number of restarts after a fault or an attempt without progress.

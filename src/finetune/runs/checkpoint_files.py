@@ -36,7 +36,10 @@ def read_held_out_loss(checkpoint: Path) -> float | None:
 
 
 def record_held_out_loss(checkpoint: Path, loss: float) -> None:
-    """Write the held-out loss of a published checkpoint to a file that is not in its manifest."""
+    """Write the held-out loss of a complete checkpoint.
+
+    It goes into a file that the checkpoint's manifest does not list.
+    """
     layout.write_text(checkpoint / layout.HELD_OUT, json.dumps({"loss": loss}))
 
 

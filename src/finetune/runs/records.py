@@ -158,9 +158,12 @@ class Diagnosis(Record):
 
 @dataclass(frozen=True)
 class Turn(Record):
-    """turn.json: the process that follows the run, or waits to start it after other runs.
+    """turn.json: the process that started the run on this machine and watches it until it ends.
+
+    The process writes the file before it starts the run, while it waits for other runs to end.
 
     Attributes:
+        host: the machine of the process.
         started: start time of the process, in seconds since the epoch.
     """
 
@@ -171,7 +174,7 @@ class Turn(Record):
 
 @dataclass(frozen=True)
 class Staged(Record):
-    """staged.json: the folder on the nodes' own disks with copies of the corpus."""
+    """staged.json: the folder, on the nodes' own disks, into which the corpus was copied."""
 
     folder: str
 
@@ -206,9 +209,10 @@ class Exits(Record):
     """exits.json: the exit statuses of a local run's ranks.
 
     Attributes:
-        ranks: status by rank, in the order in which they ended; as in subprocess, -9 is SIGKILL.
+        ranks: exit status by rank, in the order in which the ranks ended. A negative status is a
+            signal, as in subprocess: -9 is SIGKILL.
         oom_kills: number of processes in the run's memory cgroup that the kernel killed during the
-            run.
+            run, because memory ran out.
     """
 
     ranks: Mapping[int, int] = field(default_factory=dict)
@@ -217,7 +221,11 @@ class Exits(Record):
 
 @dataclass(frozen=True)
 class Metrics(Record):
-    """A line of metrics.jsonl: values after an optimizer step, and a time in ms since the epoch."""
+    """A line of metrics.jsonl: the values after an optimizer step.
+
+    Attributes:
+        time_ms: milliseconds since the epoch.
+    """
 
     step: int
     time_ms: int
@@ -227,8 +235,9 @@ class Metrics(Record):
 def read_submission(run: Path) -> Submission | None:
     """Return the job that executes a run; None before its submission.
 
-    An earlier version gave the file another name. A job queued with the code of that version still
-    writes a file of that name when it resubmits itself, so the job id is read from the newer file.
+    An earlier version of finetune wrote this record to a file of another name. A queued job of that
+    version still writes the old file when it resubmits itself. The job id is therefore read from
+    whichever of the two files is newer.
 
     Raises:
         ValueError: a file is not valid JSON, or lacks a key.
@@ -243,7 +252,11 @@ def read_submission(run: Path) -> Submission | None:
 
 
 def move_submission(run: Path, job: str, host: str) -> None:
-    """Record that the Slurm job `job` now executes the run."""
+    """Record that the Slurm job `job` now executes the run.
+
+    Args:
+        host: the machine that submitted the run; used only if no earlier record can be read.
+    """
     known = None
     with suppress(ValueError):  # an invalid file is replaced
         known = read_submission(run)
@@ -268,6 +281,7 @@ def read_exits(path: Path) -> Exits:
 
 
 def read_failures(run: Path) -> list[Failure]:
-    """Return the recorded failures of all ranks in all starts of the job, without invalid files."""
+    """Return the recorded failures of all ranks in all starts of the job; invalid files are
+    ignored."""
     found = (Failure.read_or_none(path) for path in sorted(run.glob(layout.failure_of("*"))))
     return [failure for failure in found if failure is not None]
