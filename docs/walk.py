@@ -159,7 +159,10 @@ def _read_line(line: str, number: int, found: list[Command | File]) -> None:
 
 
 def missing_line(expected: list[str], printed: str) -> str | None:
-    """Return the first expected line that was not printed in its place; None if all were."""
+    """Return the first expected line that was not printed, or not in the expected order.
+
+    Return None if all were printed.
+    """
     lines = [_normalize(line) for line in printed.splitlines()]
     position = 0
     for line in expected:

@@ -100,7 +100,7 @@ class Composer:
         return node
 
     def _sets_value(self, override: Override) -> bool:
-        """Return whether an override sets an existing setting, rather than select a config file."""
+        """Return whether an override sets an existing setting; False if it selects a config file."""
         key = override.key_or_group
         if override.type != OverrideType.CHANGE or override.is_hydra_override():
             return False

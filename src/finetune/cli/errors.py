@@ -90,7 +90,7 @@ def _find_omegaconf_fault(fault: BaseException) -> OmegaConfBaseException | None
 
 
 def _describe_missing_corpus(folder: Path, call: Call) -> str:
-    """Describe a corpus that is not prepared, with the names of prepared corpora."""
+    """Return the error for a corpus that is not prepared, with the names of prepared corpora."""
     name = folder.name
     if name in call.files.names("corpus"):
         option = ""

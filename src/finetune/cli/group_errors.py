@@ -15,7 +15,7 @@ from finetune.config.suggestions import did_you_mean
 
 
 def describe_missing_file(fault: MissingConfigException, call: Call) -> str:
-    """Describe the selection of a config file that does not exist, as in adapter=lroa."""
+    """Return the error for selecting a config file that does not exist, as in adapter=lroa."""
     name = str(fault.missing_cfg_file or "")
     group, _, wanted = name.rpartition("/")
     if not group:
@@ -53,7 +53,10 @@ def _locate_selection(group: str, name: str, call: Call) -> str | None:
 
 
 def describe_composition(fault: BaseException, call: Call) -> str:
-    """Describe Hydra's error on the composition of the settings, or on a file's defaults list."""
+    """Return the error for a failure of Hydra to compose the settings.
+
+    The mistake is in an argument, or in the defaults list of a config file.
+    """
     text = one_line(fault)
     file_name = next(iter(re.findall(r"[Ii]n '([^']+)'", text)), None)
     file = call.files.file(file_name)

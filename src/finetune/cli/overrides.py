@@ -119,7 +119,8 @@ def quote_setting(setting: str, before: Sequence[str] = ()) -> str:
 
     Args:
         before: the arguments to the left of the setting. If the shell has split a setting at a
-            space, the last of them is its first part; the error then proposes to join the two.
+            space, its first part is the last of these arguments; the error then proposes to join
+            the two.
 
     Raises:
         UserError: it is not key=value, or its key or value cannot be parsed even in quotes.
@@ -321,7 +322,11 @@ def _split_pair(text: str) -> tuple[str, str]:
 
 
 def _is_enclosed(text: str, opening: str) -> bool:
-    """Return whether a single pair of these brackets encloses the whole text."""
+    """Return whether a single pair of brackets encloses the whole text.
+
+    Args:
+        opening: the opening bracket of the pair.
+    """
     if not (text.startswith(opening) and text.endswith(_OPENING[opening])):
         return False
     depth = 0

@@ -185,7 +185,12 @@ def _print_ended(status: Observed) -> None:
 
 
 def _report_sweep(sweep: str, ended: list[Observed], is_over: bool) -> None:
-    """Print the failures, warnings, best result and table of points of a sweep."""
+    """Print the failures, warnings, best result and table of points of a sweep.
+
+    Args:
+        ended: the points that have ended.
+        is_over: True if all points have ended; the retry command is then printed if one failed.
+    """
     from finetune.cli import result_tables
     from finetune.cli.run_tables import print_sweep
     from finetune.launch.sweep_files import best_of, read_point

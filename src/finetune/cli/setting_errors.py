@@ -36,9 +36,10 @@ KINDS = {
 
 
 def describe_setting(fault: OmegaConfBaseException, above: BaseException, call: Call) -> str:
-    """Describe OmegaConf's error on a setting.
+    """Return the error for a setting that OmegaConf refuses.
 
     Args:
+        fault: the exception of OmegaConf.
         above: the exception of Hydra that wraps `fault` and names the file, if there is one.
     """
     file_name = next(iter(re.findall(r"^In '([^']+)'", str(above))), None)
@@ -79,7 +80,7 @@ def _describe_misplaced(file: Path, file_name: str, key: str) -> str | None:
 
 
 def _describe_value(key: str, text: str, fault: OmegaConfBaseException, argument: str) -> str:
-    """Describe a value of the wrong type, or with a reference to something that does not exist.
+    """Return the error for a value that is missing, has the wrong type or cannot be resolved.
 
     Args:
         text: OmegaConf's message.
@@ -153,7 +154,7 @@ def _describe_interpolation(key: str, text: str) -> str:
 
 
 def describe_unknown_key(key: str, call: Call, parent: Any = None) -> str:
-    """Describe an unknown key, with the setting that was probably meant.
+    """Return the error for an unknown key, with the setting that was probably meant.
 
     Args:
         parent: the config node in which OmegaConf did not find the key.

@@ -266,7 +266,8 @@ class ClusterConfig:
     def queue_limits(self) -> QueueLimits:
         """Return the limits for this partition and quality of service.
 
-        The quality of service takes precedence over the partition, and the partition over the site.
+        If several define a limit, the quality of service takes precedence over the partition, and
+        the partition over the site.
         """
         site = self.site
         found = [QueueLimits(max_timeout_min=site.max_timeout_min, max_nodes=site.max_nodes)]

@@ -209,7 +209,7 @@ def _describe_neighbours(folder: Path) -> str:
 def pin_revision(config: TrainConfig) -> TrainConfig:
     """Return the config with a hub model's revision set to the one in the cache.
 
-    The run thereby keeps its base if a later download moves the branch.
+    The run thereby keeps its base, even if a later download updates the model.
     """
     path = config.model.path
     if path is None or path.startswith(RUN_PREFIX) or Path(path).is_dir():

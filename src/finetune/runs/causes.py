@@ -1,8 +1,8 @@
 """The cause of a rank's death, found from its exit status, the end of its log, Slurm's messages and
 the job state.
 
-`explain` returns one sentence, `rank N on NODE: <cause>; <remedy>`. known_causes.py holds the
-messages that it recognises; if none matches, the sentence quotes the last line of the log.
+`explain` returns one sentence, `rank N on NODE: <cause>; <remedy>`. The known messages are in
+known_causes.py. If none of them matches, the sentence quotes the last line of the log.
 
 Standard library only, Python 3.8 or newer: the batch script runs this outside of a container
 (job/batch_script.py).
@@ -248,8 +248,8 @@ def _explain_job(evidence: Evidence) -> str | None:
 def _find_first_death(evidence: Evidence) -> Death | None:
     """Return the rank that was the first to end without recording a failure; None if there is none.
 
-    It is found by srun's messages, by exit statuses, by a missing failure file, or by a crash in a
-    log.
+    The evidence is a message of srun, an exit status, the lack of a failure file that other ranks
+    have, or a crash in a log.
     """
     recorded = {failure.rank for failure in evidence.failures}
     reported = list(_parse_srun_errors(evidence.logs.get(0, "")))
@@ -302,7 +302,7 @@ def _expand(tasks: str) -> Iterator[int]:
 def _signal_of(death: Death, log: str) -> int | None:
     """Return the signal that ended a rank; None if no signal did.
 
-    It is found by the exit status (negative, or 128 + signal), or else in the log.
+    It is taken from the exit status (negative, or 128 + signal), or else from the log.
     """
     if death.status is not None and death.status < 0:
         return -death.status

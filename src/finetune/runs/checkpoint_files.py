@@ -1,4 +1,7 @@
-"""Checkpoints on disk: their state, held-out losses and integrity. No torch, for commands."""
+"""Checkpoints on disk: their state, held-out losses and integrity.
+
+This module does not import torch, so that commands can use it.
+"""
 
 from __future__ import annotations
 

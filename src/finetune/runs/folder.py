@@ -267,7 +267,7 @@ class RunFolder:
         failure.write(self.path / layout.failure_of(rank))
 
     def failure(self) -> str | None:
-        """Return why the run failed; None if no rank failed.
+        """Return why the run failed; None if no failure is recorded.
 
         This is the batch script's diagnosis, or else the cause of the ranks' failures (causes.py).
         """

@@ -147,11 +147,11 @@ def check_inputs(config: TrainConfig, has_corpus: bool = True) -> None:
 
 
 def check_tokenizer(base: Base, corpus: Corpus, may_extend: bool = False) -> None:
-    """Raise UserError unless a corpus was tokenised with the tokenizer of a base model.
+    """Check that a corpus was tokenised with the tokenizer of a base model.
 
     Args:
-        may_extend: accept a corpus whose tokenizer has added tokens; training enlarges the model
-            for them.
+        may_extend: also accept a corpus whose tokenizer has tokens that the base's lacks; training
+            enlarges the model for them.
 
     Raises:
         UserError: the tokenizers differ.
@@ -206,8 +206,8 @@ def open_corpus(data: DataConfig) -> Corpus:
 
     Raises:
         NotFoundError: there is no such corpus.
-        UserError: the corpus is damaged, or include_sources or exclude_sources name unknown sources
-            or leave none.
+        UserError: the corpus is damaged; or include_sources and exclude_sources contain an unknown
+            source, or leave no source to train on.
     """
     corpus = Corpus(data.corpus_folder)
     sources = corpus.manifest.sources

@@ -29,7 +29,8 @@ class Record:
 
     @classmethod
     def from_json(cls: type[R], body: Mapping[str, object]) -> R:
-        """Return the record in a JSON object. Unknown keys, as of another version, are dropped.
+        """Return the record in a JSON object. Unknown keys, such as those of another version, are
+        dropped.
 
         Raises:
             ValueError: `body` is not a JSON object, or lacks a key.
@@ -81,11 +82,11 @@ class Submission(Record):
     """submission.json: the job that executes the run.
 
     Attributes:
-        job_id: Slurm's job id; for a local run, the process id of submitit's controller.
+        job_id: Slurm's job id; for a local run, the id of the process that starts its ranks.
         host: the machine on which the job was submitted.
         scheduler: local or slurm.
-        code: digest of the code snapshot that the job imports (launch/freeze.py); None: the
-            installed code.
+        code: digest of the code snapshot that the job imports (launch/freeze.py); None if it
+            imports the installed code.
     """
 
     job_id: str
@@ -221,10 +222,11 @@ class Exits(Record):
 
 @dataclass(frozen=True)
 class Metrics(Record):
-    """A line of metrics.jsonl: the values after an optimizer step.
+    """A line of metrics.jsonl: the values of metrics after an optimizer step.
 
     Attributes:
         time_ms: milliseconds since the epoch.
+        values: values by metric name.
     """
 
     step: int
