@@ -131,7 +131,10 @@ def settings_of(schema: Any, prefix: str = "") -> Iterator[Group]:
 
 
 def _own_fields(schema: Any) -> list[dataclasses.Field[Any]]:
-    """Return the fields of a dataclass that are settings or required sections."""
+    """Return the fields of a dataclass that have an entry of their own in its help text.
+
+    These are its settings, and the nested dataclasses that have no default.
+    """
     kinds = get_type_hints(schema)
     return [
         item

@@ -189,7 +189,8 @@ def _report_sweep(sweep: str, ended: list[Observed], is_over: bool) -> None:
 
     Args:
         ended: the points that have ended.
-        is_over: True if all points have ended; the retry command is then printed if one failed.
+        is_over: True if all points have ended; the retry command is then printed unless all are
+            completed.
     """
     from finetune.cli import result_tables
     from finetune.cli.run_tables import print_sweep

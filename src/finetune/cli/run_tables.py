@@ -82,7 +82,10 @@ def status_group(statuses: list[Observed]) -> Group:
 
 
 def print_status(statuses: list[Observed], stderr: bool = False) -> None:
-    """Print the tables and, below them, each run's reason, advice, last restart and warnings."""
+    """Print the tables and, below them, each run's reason, advice, last restart and warnings.
+
+    For more than FEW_RUNS runs, advice is left out, and only the number of warnings is printed.
+    """
     out = console(stderr=stderr)
     for table in status_tables(statuses):
         out.print(table, soft_wrap=isinstance(table, Text))
@@ -95,7 +98,14 @@ def print_status(statuses: list[Observed], stderr: bool = False) -> None:
 
 
 def _print_details(out: Console, status: Observed, with_advice: bool) -> None:
-    """Print the reason for a run's state, advice if it has no result, and its last restart."""
+    """Print a run's reason for its state, advice, and last restart.
+
+    The reason is printed if the run is neither completed nor cancelled and the table does not show
+    it. The last restart is printed while the run is queued or running.
+
+    Args:
+        with_advice: print advice if the run ended without being completed.
+    """
     run = status.run
     has_no_result = status.state not in (RunState.COMPLETED, RunState.CANCELLED)
     if status.reason and has_no_result and not _is_reason_in_table(status):
@@ -229,8 +239,8 @@ def _width(columns: list[Column]) -> int:
 def _select_points(points: list[Point], most: int) -> list[Point]:
     """Return at most `most` of the sorted points, those with a result first.
 
-    If there are more points, those without a result get half of the rows. Rows that one of the two
-    kinds does not need go to the other. The best results are kept.
+    If there are more points than rows, half of the rows go to points without a result. Rows that
+    one kind does not need go to the other. The best results are kept.
     """
     if len(points) <= most:
         return points

@@ -382,7 +382,7 @@ class ClusterConfig:
         return f"profile {self.name} was not tried there yet ({'; '.join(described)}){pages}"
 
     def source_periods(self) -> dict[str, str]:
-        """Return, by confidence, the first and last date of the profile's sources.
+        """Return the first and last date of the profile's sources, for each level of confidence.
 
         The level of confidence of the profile itself comes first.
         """

@@ -8,7 +8,7 @@ write these files.
       submission.json   the job that executes the run
       attempts.jsonl    each start of the job, and its end
       outcome.json      the state in which the run ended
-      plan/             the pack plan, one file per epoch
+      plan/             the packs (training sequences), one file per epoch
       checkpoints/      see training/checkpoint.py
       metrics.jsonl     every metric of every step, append-only
       summary.json      the result in figures: see summary.py

@@ -159,9 +159,9 @@ class Diagnosis(Record):
 
 @dataclass(frozen=True)
 class Turn(Record):
-    """turn.json: the process that started the run on this machine and watches it until it ends.
+    """turn.json: the process that starts a local run, and watches it until it ends.
 
-    The process writes the file before it starts the run, while it waits for other runs to end.
+    It writes the file before the start. It may then have to wait until other runs have ended.
 
     Attributes:
         host: the machine of the process.
