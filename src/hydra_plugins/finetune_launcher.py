@@ -1,8 +1,8 @@
 """Hydra's sweeper and launcher for `finetune train -m`.
 
-Hydra looks for plugins only in this namespace package. `from __future__ import annotations` does not
-work here: Hydra executes this file without registering it in sys.modules, where a dataclass would
-look up its annotations.
+Hydra looks for plugins only in this namespace package. `from __future__ import annotations` does
+not work here. It makes a dataclass look up its module in sys.modules, and Hydra executes this file
+without registering it there.
 """
 
 import contextlib

@@ -62,8 +62,7 @@ def _describe_drop(drop: Any) -> str:
 
 
 def print_tokens(views: list[Any], name: tuple[str, str], characters: int) -> None:
-    """Print the tokens of a document, separated by bars. Training targets are green, between « and
-    ».
+    """Print a document's tokens, separated by bars. Training targets are green, in « and ».
 
     Args:
         views: the rows of the corpus that hold the document; none if it has no tokens.
@@ -213,7 +212,7 @@ def print_found(found: Found, text: str, characters: int) -> None:
 
 
 def _describe_fate(hit: Hit) -> str:
-    """Return the stages whose output contains the text, and the stage that removed it."""
+    """Return the stages whose output contains the text, and the stage that removed it or `kept`."""
     first = hit.stages[0]
     last = hit.stages[-1]
     stages = first if first == last else f"{first} to {last}"

@@ -1,4 +1,4 @@
-"""Descriptions of mistakes in the selection of config files, and of sweeps without -m."""
+"""Errors for mistakes in the selection of config files, and for sweeps that lack -m."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def with_remedy(problem: str, suggestion: str, remedy: str) -> str:
 
 
 def _locate_selection(group: str, name: str, call: Call) -> str | None:
-    """Return the config file and line that select a file of a group; None if there is none."""
+    """Return the config file and line that select the file `name` of a group; None if none does."""
     for argument in call.arguments:
         key, _, value = argument.partition("=")
         file = call.files.file(f"{key}/{value}")

@@ -257,7 +257,10 @@ def _quote_mapping(element: str) -> str:
 
 
 def _to_json_text(value: Any) -> str:
-    """Return a value as a quoted `${json:'…'}`; the resolver of register_json_resolver reads it."""
+    """Return a value as a quoted `${json:'…'}`.
+
+    OmegaConf reads it with the resolver of register_json_resolver.
+    """
     from hydra.core.override_parser.types import Quote, QuotedString
 
     inner = QuotedString(json.dumps(value, ensure_ascii=False), Quote.single).with_quotes()

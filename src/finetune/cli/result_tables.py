@@ -67,7 +67,7 @@ def _print_speed(out: Console, summary: Summary) -> None:
 def _describe_new_stop(token: str, is_adapter: bool) -> str:
     """Return a note that a token now also ends generation.
 
-    For an adapter, the note adds that its generation_config.json must be passed to generate().
+    For an adapter, the note adds how to pass the adapter's generation_config.json to generate().
     """
     line = f"{token} ends a turn and is now an end-of-sequence token in generation_config.json"
     if is_adapter:

@@ -1,5 +1,7 @@
-"""Tables of runs, and of sweeps. A row of a sweep is a run with its swept values; the best comes
-first."""
+"""Tables of runs, and of sweeps.
+
+A row of a sweep's table is a run with its swept values; the best run comes first.
+"""
 
 from __future__ import annotations
 

@@ -313,8 +313,7 @@ class TrainConfig:
         return self.global_batch_size // (self.micro_batch_size * self.cluster.world_size)
 
     def with_absolute_paths(self) -> TrainConfig:
-        """Return a copy whose relative paths are absolute, so that it is valid in any working
-        directory.
+        """Return a copy with absolute paths, which is valid in any working directory.
 
         Raises:
             UserError: runs_dir contains a pattern, such as %j, that Slurm or submitit would replace

@@ -182,8 +182,7 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
     def record_turn(self) -> None:
-        """Record this process as the one that will start the run, when the runs before it have
-        ended."""
+        """Record that this process will start the run when the runs before it have ended."""
         this_process = psutil.Process()
         turn = Turn(socket.gethostname(), this_process.pid, this_process.create_time())
         turn.write(self.path / layout.TURN)
@@ -211,8 +210,7 @@ class RunFolder:
         return None
 
     def has_lost_its_shell(self) -> bool:
-        """Return True if the process that started and watched the run was killed before the run
-        ended."""
+        """Return True if the process that watched the run was killed before the run ended."""
         return (self.path / layout.TURN).exists() and self.turn_holder() is None
 
     def record_submission(self, job_id: str, scheduler: str = "local", code: str | None = None) -> None:
@@ -368,11 +366,9 @@ class RunFolder:
         return None if submission is None else submission.scheduler
 
     def planned_scheduler(self) -> str:
-        """Return the scheduler that the run was submitted to or is still to be submitted to: local
-        or slurm.
+        """Return the scheduler that executes the run, or will execute it: local or slurm.
 
-        The config is read only if the provenance does not name the scheduler, because that is
-        slower.
+        The config is read only if the provenance does not name the scheduler; reading it is slower.
         """
         return self.provenance().scheduler or self.config().cluster.scheduler
 
@@ -389,8 +385,7 @@ class RunFolder:
         return self.find_controller() is not None
 
     def find_other_host(self) -> str | None:
-        """Return the other machine on which this local run may still be running; None if there is
-        none.
+        """Return the other machine on which this local run may still be running; None without one.
 
         It is the machine that started the run, if that is not this one and no end is recorded. The
         run may be alive even if it has written nothing for a long time.

@@ -283,7 +283,6 @@ def read_exits(path: Path) -> Exits:
 
 
 def read_failures(run: Path) -> list[Failure]:
-    """Return the recorded failures of all ranks in all starts of the job; invalid files are
-    ignored."""
+    """Return the recorded failures of all ranks in all starts of the job, except invalid files."""
     found = (Failure.read_or_none(path) for path in sorted(run.glob(layout.failure_of("*"))))
     return [failure for failure in found if failure is not None]
