@@ -71,7 +71,14 @@ def move_links(text: str, folder: str, page_folder: str) -> str:
 
 
 def _move_link(folder: str, page_folder: str, found: re.Match[str]) -> str:
-    """Return a link to a page, or to a file outside docs/, which Sphinx copies to build/docs."""
+    """Return a link with a new path, for the page that shows it.
+
+    The link leads to a page, or to a file outside docs/. Sphinx copies such a file to build/docs.
+
+    Args:
+        folder, page_folder: as in `move_links`.
+        found: match of the link.
+    """
     place = os.path.normpath(f"{folder}/{found[1]}").removeprefix("../docs/")
     place = PAGES_ABOVE.get(place, place)
     link = os.path.relpath(place, page_folder) + (found[2] or "")

@@ -39,7 +39,7 @@ class Command:
     """A command of a page.
 
     Attributes:
-        first: index of the page's first line of expected output.
+        first: index in the page of the line after the command, where its expected output begins.
         expected: the lines of expected output.
     """
 
@@ -142,7 +142,12 @@ def read_page(text: str) -> list[Command | File]:
 
 
 def _read_line(line: str, number: int, found: list[Command | File]) -> None:
-    """Add a line of a console block to `found`: a command, its continuation, or expected output."""
+    """Add a line of a console block to `found`: a command, its continuation, or expected output.
+
+    Args:
+        number: index of the line in the page.
+        found: the commands and files read so far.
+    """
     last = found[-1] if found else None
     if line.startswith("$ "):
         found.append(Command(line[2:], number + 1))
@@ -154,7 +159,10 @@ def _read_line(line: str, number: int, found: list[Command | File]) -> None:
 
 
 def missing_line(expected: list[str], printed: str) -> str | None:
-    """Return the first expected line that was not printed in its place; None if all were."""
+    """Return the first expected line that was not printed, or not in the expected order.
+
+    Return None if all were printed.
+    """
     lines = [_normalize(line) for line in printed.splitlines()]
     position = 0
     for line in expected:
@@ -170,7 +178,10 @@ def missing_line(expected: list[str], printed: str) -> str | None:
 
 
 def _normalize(line: str) -> str:
-    """Replace ids and numbers in a line, because they differ between runs, and repeated spaces."""
+    """Return a line with ids, numbers and repeated spaces replaced.
+
+    Two lines that differ only in these become equal.
+    """
     line = re.sub(r"-\d{8}-\d{6}-\w+", "-ID", line)
     line = re.sub(r"\d[\d.,:]*", "0", line)
     return " ".join(line.split())
@@ -267,7 +278,7 @@ def main() -> None:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment variables of the shell.
+    """Return the environment variables of the shell in which the commands of a page run.
 
     The commands of this Python come first in PATH, GPUs are hidden, and output is 100 columns wide.
     """

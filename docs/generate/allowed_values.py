@@ -30,7 +30,7 @@ def allowed_values(schema: type[Any]) -> dict[str, str]:
 def _calls(
     node: ast.AST, loop_names: dict[str, list[str]]
 ) -> Iterator[tuple[ast.Call, dict[str, list[str]]]]:
-    """Yield each call of a check, with the values that loop variables around it take.
+    """Yield each call of a function in CHECKS, with the values of the loop variables around it.
 
     Args:
         loop_names: for each loop variable around `node`, the strings that it takes.
@@ -45,7 +45,12 @@ def _calls(
 
 
 def _keys(argument: ast.expr, loop_names: dict[str, list[str]]) -> list[str]:
-    """Return the names of the settings in the first argument of a check."""
+    """Return the names of the settings in the first argument of a check.
+
+    Args:
+        argument: a string, a loop variable, or an f-string that ends with either.
+        loop_names: for each loop variable around the check, the strings that it takes.
+    """
     if isinstance(argument, ast.Constant):
         return [str(argument.value)]
     if isinstance(argument, ast.Name):
@@ -60,7 +65,11 @@ def _keys(argument: ast.expr, loop_names: dict[str, list[str]]) -> list[str]:
 
 
 def _describe(call: ast.Call, namespace: dict[str, Any]) -> str:
-    """Return a description of the values that a check allows, for readers of the page."""
+    """Return a description, for readers of the page, of the values that a check allows.
+
+    Args:
+        namespace: the names that the arguments of the check may use, with their values.
+    """
     assert isinstance(call.func, ast.Name)
     kind = call.func.id
     if kind == "at_least":

@@ -13,7 +13,10 @@ Rank 0 appends one JSON line a step to `metrics.jsonl` of the run: `step` (optim
 
 
 def body() -> str:
-    """Return a table of single metrics, and one of metrics such as `<prefix><name>`, one per name."""
+    """Return two tables: of the single metrics, and of the families of metrics.
+
+    A family, `<prefix><name>`, has a metric for each source, language or other name.
+    """
     single = [(code(metric), metric.unit, escape(metric.meaning)) for metric in METRICS]
     named = [(code(f"{family.prefix}<name>"), family.unit, escape(family.meaning)) for family in FAMILIES]
     header = ("metric", "unit", "meaning")

@@ -71,7 +71,7 @@ PAGES = (
 
 
 def write_pages(docs: Path) -> None:
-    """Write the reference pages and the pages of sites."""
+    """Write the reference pages and the pages of sites into the folder `docs`."""
     reference = {"index.md": _index()}
     for page in PAGES:
         reference[f"{page.name}.md"] = f"# {page.title}\n\n{page.summary}\n\n{page.body()}"

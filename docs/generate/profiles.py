@@ -58,7 +58,7 @@ class Profile:
         return found[0] if found else self.name
 
     def sources_of(self, setting: str) -> list[tuple[int, Source]]:
-        """Return the numbers and sources of a setting and of the settings below it.
+        """Return the sources of a setting and of the settings below it, each with its number.
 
         A source that names a setting also documents all settings below it, unless another source
         names a more specific one.
@@ -116,7 +116,7 @@ def _anchor(title: str) -> str:
 
 
 def prose(text: str) -> str:
-    """Return a text of a profile as Markdown: addresses become links, settings code."""
+    """Return a text of a profile as Markdown, with links for addresses, and settings as code."""
     parts = []
     end = 0
     for found in TOKEN.finditer(text):

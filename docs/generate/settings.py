@@ -51,7 +51,12 @@ def _settings(schema: Any, prefix: str = "") -> str:
 
 
 def _place(title: str, declared: dict[str, Any]) -> str:
-    """Return the key prefix of the dataclass that a group of the help text describes."""
+    """Return the key prefix of the settings that a group of the help text describes.
+
+    Args:
+        title: title of the group, which begins with the key of its section; no key: "" is returned.
+        declared: dataclass of settings by key prefix.
+    """
     key, separator, _ = title.partition(": ")
     if separator:
         return next(place for place in (f"{key}.", key) if place in declared)
@@ -59,7 +64,7 @@ def _place(title: str, declared: dict[str, Any]) -> str:
 
 
 def _heading(title: str) -> str:
-    """Return a title, with the key that it begins with marked as code."""
+    """Return a title. If it begins with a key, the key is marked as code."""
     key, comma, rest = title.partition(",")
     if " " in key:
         return title

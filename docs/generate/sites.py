@@ -188,7 +188,7 @@ def _limits(profile: Profile) -> str:
 def _limit(site: SiteConfig, name: str) -> str | None:
     """Return the site's limit `name`, which applies to queues without their own limit.
 
-    Return "by partition" if only queues have such a limit, and None if nothing has.
+    If only queues have such a limit, return "by partition". If there is none at all, return None.
     """
     value = getattr(site, name)
     if value is not None and name == "max_timeout_min":
@@ -272,7 +272,12 @@ def _prepare_jobs(profile: Profile) -> str:
 
 
 def _settings(profile: Profile, prefix: str, settings: dict[str, Any], meaning: dict[str, str]) -> str:
-    """Return settings as a definition list, each with its sources and its meaning."""
+    """Return settings as a definition list, each with its sources and its meaning.
+
+    Args:
+        prefix: prefix of the keys of `settings`, such as `prepare.`.
+        meaning: help text of each setting.
+    """
     parts = []
     for key, value in settings.items():
         name = prefix + key
@@ -365,7 +370,10 @@ def _sources(profile: Profile) -> str:
 
 
 def _file(profile: Profile) -> str:
-    """Return the text of the profile, folded, and a link to a batch script made with it."""
+    """Return the text of the profile in a collapsed section, and a link to a batch script.
+
+    The batch script was made with this profile.
+    """
     name = profile.name
     return (
         f"The comments give the reasons for single values. [tests/sbatch/{name}.sh]"

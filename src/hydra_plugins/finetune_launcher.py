@@ -1,8 +1,8 @@
 """Hydra's sweeper and launcher for `finetune train -m`.
 
-Hydra looks for plugins only in this namespace package. `from __future__ import annotations` does not
-work here: Hydra executes this file without registering it in sys.modules, where a dataclass would
-look up its annotations.
+Hydra looks for plugins only in this namespace package. `from __future__ import annotations` does
+not work here. It makes a dataclass look up its module in sys.modules, and Hydra executes this file
+without registering it there.
 """
 
 import contextlib
@@ -57,9 +57,9 @@ class GridSweeper(BasicSweeper):
 class Composer:
     """Composes the configs of a sweep's points.
 
-    Hydra takes 0.1 s to compose a config from all its files. Points that select the same files differ
-    only in values. Their files are composed once; the values are then set in copies, which is also
-    Hydra's own last step.
+    Hydra takes 0.1 s to compose a config from all its files. Points that select the same files
+    differ only in values. Their files are therefore composed once, and the values are set in
+    copies. Hydra, too, sets values last.
     """
 
     def __init__(self, context: HydraContext, config: DictConfig) -> None:
@@ -100,7 +100,7 @@ class Composer:
         return node
 
     def _sets_value(self, override: Override) -> bool:
-        """Return whether an override sets an existing setting, rather than select a config file."""
+        """Return whether an override sets an existing setting; False if it selects a config file."""
         key = override.key_or_group
         if override.type != OverrideType.CHANGE or override.is_hydra_override():
             return False
@@ -112,9 +112,10 @@ class Composer:
 
 
 class FinetuneLauncher(Launcher):
-    """Launcher that checks all points of a batch, then starts them; on Slurm, as one job array.
+    """Launcher for the points of a sweep; each point is a run.
 
-    If the sweeper learns from results, as Optuna's does, `launch` waits until the batch has ended.
+    It checks all points of a batch, then starts them; on Slurm, as one job array. If the sweeper
+    learns from results, as Optuna's does, `launch` waits until the batch has ended.
     """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -181,7 +182,10 @@ class FinetuneLauncher(Launcher):
         return point
 
     def remove_if_unused(self) -> None:
-        """Remove the folder of a sweep that was rejected, or that was a dry run."""
+        """Remove the folder of a sweep from which no run was submitted.
+
+        Its points were rejected, or only checked (dry run).
+        """
         if self.folder.parent.name != SWEEPS:
             shutil.rmtree(self.folder.parent, ignore_errors=True)
         elif not (self.folder / POINTS_TABLE).exists():

@@ -51,7 +51,7 @@ compdef _finetune finetune
 
 
 def completion(arguments: list[str]) -> int:
-    """Print the completion script of a shell, or completions if that script is the caller."""
+    """Print the completion script of a shell. If that script is the caller, print completions."""
     mode = arguments[:1]
     if mode == ["words"]:  # called by the script of zsh
         print("\n".join(complete(arguments[1:])))
@@ -125,7 +125,12 @@ def complete(typed: list[str]) -> list[str]:
 
 
 def _list_arguments(verb: Verb, before: list[str], last: str) -> list[str]:
-    """Return the possible arguments of a verb, or the values of an option that precedes `last`."""
+    """Return the possible arguments of a verb, or the possible values of an option before `last`.
+
+    Args:
+        before: the arguments before the last one, the verb first.
+        last: the last argument, as far as it has been typed.
+    """
     if verb.completes is Completes.SHELL:
         return list(SHELLS)
     if verb.completes is Completes.SETTINGS and verb.schema is not None:
@@ -147,7 +152,11 @@ def _list_options(verb: Verb) -> list[str]:
 
 
 def _iter_settings(verb: str, schema: Any, before: list[str], last: str) -> Iterator[str]:
-    """Yield completions of the last argument: keys or, after `key=`, values of the key."""
+    """Yield completions of the last argument: keys or, after `key=`, values of the key.
+
+    Args:
+        before: the arguments between the verb and the last one.
+    """
     from finetune.cli.config_files import ConfigFiles
 
     if before and before[-1] in ("--config-dir", "-cd", "--after"):
@@ -166,7 +175,12 @@ def _iter_settings(verb: str, schema: Any, before: list[str], last: str) -> Iter
 
 
 def _iter_keys(schema: Any, files: ConfigFiles, before: list[str], typed: str) -> Iterator[str]:
-    """Yield the keys in the section of the typed key; sections end in a dot, other keys in =."""
+    """Yield the keys in the section of the typed key; sections end in a dot, other keys in =.
+
+    Args:
+        before: the arguments before the typed key. They may select the config file of a section.
+        typed: the key, as far as it has been typed.
+    """
     section, dot, _ = typed.rpartition(".")
     if section in ("adapter", "zero"):
         selected = option_value(before, section) or {"adapter": "lora", "zero": "stage2"}[section]
@@ -201,7 +215,11 @@ def _schema_of(schema: Any, section: str) -> Any:
 
 
 def _list_values(schema: Any, key: str, files: ConfigFiles, before: list[str]) -> list[str]:
-    """Return the possible values of a key; none if they cannot be listed."""
+    """Return the possible values of a key; none if they cannot be listed.
+
+    Args:
+        before: the arguments before the last one. They may set the folder of runs or corpora.
+    """
     if key in ("corpus", "data.corpus") and files.verb == "train":
         return _list_corpora(before)
     if key == "model":
@@ -240,7 +258,11 @@ def _list_choices() -> dict[str, tuple[str, ...]]:
 
 
 def _list_corpora(before: list[str]) -> list[str]:
-    """Return the names of the prepared corpora."""
+    """Return the names of the prepared corpora.
+
+    Args:
+        before: the arguments before the last one. They may set the folder of corpora.
+    """
     folder = Path(option_value(before, "--corpora-dir", "data.corpora_dir") or "corpora")
     names = [path.parent.name for path in folder.glob("*/manifest.json")]
     return sorted(name for name in names if not name.startswith("."))

@@ -12,10 +12,12 @@ PREPARE_GROUPS = ("cluster", "corpus")  # `train` has all other groups, and not 
 
 @dataclass(frozen=True)
 class ConfigFiles:
-    """The groups of config files of `finetune train` or `finetune prepare`.
+    """The config files of `finetune train` or `finetune prepare`, in groups.
+
+    A group is a folder of alternative files, such as adapter/, from which a setting selects one.
 
     Attributes:
-        config_dir: the user's --config-dir.
+        config_dir: the user's --config-dir; None without one.
     """
 
     verb: str

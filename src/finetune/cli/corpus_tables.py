@@ -77,7 +77,7 @@ def _print_sources(out: Console, manifest: Any) -> None:
 
 
 def _loss_table(manifest: Any) -> Table:
-    """Return a table of the share of each source's text that was removed, by reason."""
+    """Return a table with the share of text that was removed, for each source and reason."""
     table = Table("source", "characters read", "text removed, by reason", box=None)
     for name, source in manifest.sources.items():
         shares: Counter[str] = Counter()
@@ -110,9 +110,9 @@ def _split_line(folder: Any, manifest: Any) -> Text:
 
 
 def _format_tokens(source: Any, key: str) -> str:
-    """Return a source's number of tokens and, unless it is the usual number, of training targets.
+    """Return a source's number of tokens, followed by its number of training targets.
 
-    Usually all tokens are targets but the first of each document.
+    The number of targets is left out if only the first token of each document is not a target.
 
     Args:
         key: split and written standard.

@@ -1,4 +1,4 @@
-"""Views of documents: their changes by stage, their tokens, and cut, dropped or found text."""
+"""Prints documents: their changes by stage, their tokens, and cut, dropped or found text."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def print_trace(views: list[Any], name: tuple[str, str], characters: int) -> Non
     """Print how each stage changed a document.
 
     Args:
+        views: the change that each stage made, up to the stage that dropped the document.
         name: source and id of the document.
         characters: largest number of characters of a text to print; 0 for all.
     """
@@ -61,7 +62,13 @@ def _describe_drop(drop: Any) -> str:
 
 
 def print_tokens(views: list[Any], name: tuple[str, str], characters: int) -> None:
-    """Print the tokens of a document, separated by bars; targets are green, between « and »."""
+    """Print a document's tokens, separated by bars. Training targets are green, in « and ».
+
+    Args:
+        views: the rows of the corpus that hold the document; none if it has no tokens.
+        name: source and id of the document.
+        characters: each text ends after the token that exceeds this number; 0 for all tokens.
+    """
     out = console(stderr=False)
     if not views:
         message = f"{'/'.join(name)} has no tokens: it was dropped, or its id was masked"
@@ -74,10 +81,11 @@ def print_tokens(views: list[Any], name: tuple[str, str], characters: int) -> No
 
 
 def _render_tokens(pieces: list[tuple[str, Any, bool]], characters: int) -> Text:
-    """Return a document's tokens with separators, and « » around targets.
+    """Return a document's tokens, separated by bars, with training targets between « and ».
 
     Args:
-        characters: the text ends after the token that exceeds this number; 0 for all tokens.
+        pieces: for each piece its text, its token ids, and whether it is a training target.
+        characters: the text ends after the piece that exceeds this number; 0 for all.
     """
     line = Text()
     shown = 0
@@ -99,11 +107,14 @@ def _render_tokens(pieces: list[tuple[str, Any, bool]], characters: int) -> Text
 
 
 def print_cuts(cuts: list[tuple[str, Any]], number: int, characters: int) -> None:
-    """Print lines that stages cut from documents, with the number of documents and one's id.
+    """Print lines and paragraphs that stages cut from documents.
+
+    Each is printed with the number of documents that lost it, and the id of one of them.
 
     Args:
-        cuts: pairs of a stage's name and a line that it cut.
-        number: lines to print for each stage, source and reason; 0 for all.
+        cuts: pairs of a stage's name and a text that it cut.
+        number: texts to print for each stage, source and reason; 0 for all.
+        characters: largest number of characters of a text to print; 0 for all.
     """
     out = console(stderr=False)
     if not cuts:
@@ -133,6 +144,7 @@ def print_dropped(
             `quarantined`; None prints both.
         number: the number of examples of each kind.
         seed: seed of the random selection of examples.
+        characters: largest number of characters of a text to print; 0 for all.
     """
     out = console(stderr=False)
     counts: dict[str, int] = {}
@@ -169,8 +181,14 @@ def _print_quarantined(out: Console, quarantined: Quarantined, characters: int) 
 def print_found(found: Found, text: str, characters: int) -> None:
     """Print the documents that contain a text, with the text around it and whether they were kept.
 
+    Unreadable records that contain it are printed too.
+
+    Args:
+        text: the text that was searched for.
+        characters: largest number of characters of a record to print; 0 for all.
+
     Raises:
-        UserError: no document or quarantined record contains the text.
+        UserError: no document or unreadable record contains the text.
     """
     if not found.documents and not found.quarantined:
         raise UserError(f"--find: no document contains '{text}' at any stage")
@@ -194,7 +212,7 @@ def print_found(found: Found, text: str, characters: int) -> None:
 
 
 def _describe_fate(hit: Hit) -> str:
-    """Return the stages whose output contains the text, and the stage that removed it."""
+    """Return the stages whose output contains the text, and the stage that removed it or `kept`."""
     first = hit.stages[0]
     last = hit.stages[-1]
     stages = first if first == last else f"{first} to {last}"

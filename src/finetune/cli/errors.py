@@ -28,7 +28,10 @@ COMPOSERS = ("hydra", "omegaconf", "optuna", "hydra_plugins.hydra_optuna_sweeper
 
 
 def is_mistake(fault: BaseException) -> bool:
-    """Return whether the user's input or the machine caused a fault, so a traceback would not help."""
+    """Return whether a fault is due to the user's input or the machine, not to a bug in the code.
+
+    A traceback does not help against such a fault.
+    """
     if isinstance(fault, (UserError, *FOREIGN)) or is_refused_config(fault):
         return True
     composers = tuple(f"{name}." for name in COMPOSERS)
@@ -87,7 +90,7 @@ def _find_omegaconf_fault(fault: BaseException) -> OmegaConfBaseException | None
 
 
 def _describe_missing_corpus(folder: Path, call: Call) -> str:
-    """Describe a corpus that is not prepared, with the names of prepared corpora."""
+    """Return the error for a corpus that is not prepared, with the names of prepared corpora."""
     name = folder.name
     if name in call.files.names("corpus"):
         option = ""

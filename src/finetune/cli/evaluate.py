@@ -114,8 +114,9 @@ def evaluate_models(options: argparse.Namespace) -> str | None:
     """Evaluate the models and print their losses; with --json, return the losses as JSON.
 
     Raises:
-        NotFoundError, UserError: a model or the corpus does not exist, or a model's tokenizer is not
-            that of the corpus.
+        NotFoundError: a model or the corpus does not exist.
+        UserError: a model cannot be evaluated, its tokenizer is not that of the corpus, the corpus
+            is damaged, or torch is not installed.
     """
     extras.check("torch", "evaluating a model")
     from data_prep.shards import Corpus
@@ -144,7 +145,11 @@ def evaluate_models(options: argparse.Namespace) -> str | None:
 
 
 def resolve_subjects(names: Sequence[str], against: str | None, runs_dir: str) -> list[Subject]:
-    """Return the models to evaluate. The others are compared with the first.
+    """Return the models to evaluate. The first is the one with which the others are compared.
+
+    Args:
+        against: the model that becomes the first; "base" for the base of the run `names[0]`; None
+            for `names[0]` itself.
 
     Raises:
         NotFoundError: a model does not exist.
@@ -172,7 +177,7 @@ def resolve_subjects(names: Sequence[str], against: str | None, runs_dir: str) -
 
 
 def resolve(name: str, runs_dir: str) -> Subject:
-    """Return the model of a name: run id, run id@step, model folder or hub id.
+    """Return the model that a name denotes: a run id, run id@step, model folder or hub id.
 
     Raises:
         NotFoundError: there is no such model.
@@ -199,10 +204,13 @@ def resolve(name: str, runs_dir: str) -> Subject:
 
 
 def choose_data(subjects: Sequence[Subject], options: argparse.Namespace) -> DataConfig:
-    """Return the corpus and sequence length of the options, by default those of the first run.
+    """Return the corpus and sequence length for the evaluation.
+
+    They are those of the options, or else those of the first model that a run trained. If there is
+    no such model, the sequence length has its default.
 
     Raises:
-        UserError: the options name no corpus, and none of the models is of a run.
+        UserError: the options name no corpus, and no model was trained by a run.
     """
     settings = DataConfig(corpus="")
     run = next((subject.run for subject in subjects if subject.run is not None), None)
@@ -277,7 +285,7 @@ def _cells(losses: Sequence[float]) -> list[str]:
 
 
 def _to_json(subjects: Sequence[Subject], results: Sequence[HeldOut], data: DataConfig) -> str:
-    """Return all results, and their differences to the first model, as JSON."""
+    """Return all results, and the difference of each to the first model's result, as JSON."""
     models = []
     for subject, result in zip(subjects, results, strict=True):
         difference = asdict(Difference.between(result, results[0]))
@@ -287,7 +295,7 @@ def _to_json(subjects: Sequence[Subject], results: Sequence[HeldOut], data: Data
 
 
 def _label(path: str) -> str:
-    """Return a short label for a model: the name of its folder, or else what was typed."""
+    """Return a short label for a model: the name of its folder, or else the name as typed."""
     if path.startswith(RUN_PREFIX) or not Path(path).is_dir():
         return path
     return Path(path).resolve().name

@@ -1,4 +1,4 @@
-"""Descriptions of mistakes in the selection of config files, and of sweeps without -m."""
+"""Errors for mistakes in the selection of config files, and for sweeps that lack -m."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from finetune.config.suggestions import did_you_mean
 
 
 def describe_missing_file(fault: MissingConfigException, call: Call) -> str:
-    """Describe the selection of a config file that does not exist, as in adapter=lroa."""
+    """Return the error for selecting a config file that does not exist, as in adapter=lroa."""
     name = str(fault.missing_cfg_file or "")
     group, _, wanted = name.rpartition("/")
     if not group:
@@ -40,7 +40,7 @@ def with_remedy(problem: str, suggestion: str, remedy: str) -> str:
 
 
 def _locate_selection(group: str, name: str, call: Call) -> str | None:
-    """Return the config file and line that select a file of a group; None if there is none."""
+    """Return the config file and line that select the file `name` of a group; None if none does."""
     for argument in call.arguments:
         key, _, value = argument.partition("=")
         file = call.files.file(f"{key}/{value}")
@@ -53,7 +53,10 @@ def _locate_selection(group: str, name: str, call: Call) -> str | None:
 
 
 def describe_composition(fault: BaseException, call: Call) -> str:
-    """Describe Hydra's error on the composition of the settings, or on a file's defaults list."""
+    """Return the error for a failure of Hydra to compose the settings.
+
+    The mistake is in an argument, or in the defaults list of a config file.
+    """
     text = one_line(fault)
     file_name = next(iter(re.findall(r"[Ii]n '([^']+)'", text)), None)
     file = call.files.file(file_name)
@@ -83,7 +86,12 @@ def describe_composition(fault: BaseException, call: Call) -> str:
 
 
 def _describe_unknown_override(override: str, file: Path, call: Call) -> str:
-    """Describe an `override` in a file's defaults list that does not name a group."""
+    """Return the error for an `override` entry whose name is not a group of config files.
+
+    Args:
+        override: the entry, as Hydra's message quotes it.
+        file: the config file whose defaults list contains the entry.
+    """
     group = override.partition("@")[0].rpartition("/")[2]
     meant = group
     if group not in call.files.groups():
@@ -93,7 +101,10 @@ def _describe_unknown_override(override: str, file: Path, call: Call) -> str:
 
 
 def _describe_bad_name(call: Call) -> str:
-    """Describe the selection of a file by a number, a list or null, as in zero=3."""
+    """Return the error for a group that is set to a number, a list or null, as in zero=3.
+
+    Config files are selected by name.
+    """
     for argument in call.arguments:
         group, _, value = argument.partition("=")
         if group not in call.files.groups():

@@ -131,7 +131,10 @@ def settings_of(schema: Any, prefix: str = "") -> Iterator[Group]:
 
 
 def _own_fields(schema: Any) -> list[dataclasses.Field[Any]]:
-    """Return the fields of a dataclass that are settings or required sections."""
+    """Return the fields of a dataclass that have an entry of their own in its help text.
+
+    These are its settings, and the nested dataclasses that have no default.
+    """
     kinds = get_type_hints(schema)
     return [
         item
@@ -202,7 +205,10 @@ def _list_file_groups() -> list[Entry]:
 
 
 def _list_reader_fields() -> list[Entry]:
-    """Return the field names of each reader; readers with the same fields share an entry."""
+    """Return the names of the fields that each reader finds in the files of a source.
+
+    Readers with the same fields share an entry. Readers without fields have none.
+    """
     readers_of: dict[tuple[str, ...], list[str]] = {}
     for reader in READERS:
         readers_of.setdefault(fields_of(reader), []).append(reader)
@@ -210,9 +216,10 @@ def _list_reader_fields() -> list[Entry]:
 
 
 def _list_reader_options() -> Iterator[Group]:
-    """Yield the options of readers. Options that the same readers have form a group.
+    """Yield the options of readers, the functions that read the files of a source.
 
-    The last group names the readers without options.
+    Options that the same readers have form a group. The last group names the readers without
+    options.
     """
     readers_of: dict[Entry, list[str]] = {}
     without = []

@@ -55,7 +55,11 @@ def usage() -> str:
 
 
 def _run_verb(verb: Verb, arguments: list[str]) -> int:
-    """Run a verb; print a user's mistake as one line, or its traceback with FINETUNE_TRACEBACK=1."""
+    """Run a verb and return its exit code.
+
+    A user's mistake is printed as one line. If FINETUNE_TRACEBACK is set, its exception is raised
+    instead.
+    """
     if os.environ.get("FINETUNE_TRACEBACK"):
         return verb.run(arguments)
     try:

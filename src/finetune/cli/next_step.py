@@ -63,7 +63,10 @@ def _advise_after_mistake(run: RunFolder, reason: str) -> str:
 
 
 def _advise_less_memory(run: RunFolder) -> str:
-    """Return advice on a run that ran out of memory, and would again with the same settings."""
+    """Return advice on a run that ran out of memory and would do so again with the same settings.
+
+    The advice is to resume it, or to start a new run, with settings that need less memory.
+    """
     size = run.config().micro_batch_size
     if size > 1:
         return f"resume with less memory: {run.command('resume')} micro_batch_size={max(1, size // 2)}"

@@ -119,7 +119,8 @@ def quote_setting(setting: str, before: Sequence[str] = ()) -> str:
 
     Args:
         before: the arguments to the left of the setting. If the shell has split a setting at a
-            space, the last of them is its first part; the error then proposes to join the two.
+            space, its first part is the last of these arguments; the error then proposes to join
+            the two.
 
     Raises:
         UserError: it is not key=value, or its key or value cannot be parsed even in quotes.
@@ -256,7 +257,10 @@ def _quote_mapping(element: str) -> str:
 
 
 def _to_json_text(value: Any) -> str:
-    """Return a value as a quoted `${json:'…'}`; the resolver of register_json_resolver reads it."""
+    """Return a value as a quoted `${json:'…'}`.
+
+    OmegaConf reads it with the resolver of register_json_resolver.
+    """
     from hydra.core.override_parser.types import Quote, QuotedString
 
     inner = QuotedString(json.dumps(value, ensure_ascii=False), Quote.single).with_quotes()
@@ -321,7 +325,11 @@ def _split_pair(text: str) -> tuple[str, str]:
 
 
 def _is_enclosed(text: str, opening: str) -> bool:
-    """Return whether a single pair of these brackets encloses the whole text."""
+    """Return whether a single pair of brackets encloses the whole text.
+
+    Args:
+        opening: the opening bracket of the pair.
+    """
     if not (text.startswith(opening) and text.endswith(_OPENING[opening])):
         return False
     depth = 0
@@ -353,7 +361,11 @@ def _outside_quotes(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _find_closing_quote(text: str, begin: int) -> int | None:
-    """Return the position of the quote that closes the one at `begin` and ends its element."""
+    """Return the position of the quote that closes the one at `begin`; None if there is none.
+
+    A closing quote is the same character without a backslash before it. Only spaces may separate it
+    from the end of the text, a comma, a colon or a closing bracket.
+    """
     for found in re.finditer(re.escape(text[begin]), text[begin + 1 :]):
         index = begin + 1 + found.start()
         backslashes = len(text[:index]) - len(text[:index].rstrip("\\"))

@@ -38,7 +38,7 @@ def print_summary(run: RunFolder) -> None:
 
 
 def _describe_training(config: TrainConfig) -> str:
-    """Return the kind of training and the origin of the model, as `LORA adapter, from FOLDER`."""
+    """Return the kind of training and the model's origin, such as `LORA adapter, from FOLDER`."""
     kind = "full fine-tuning"
     if config.adapter:
         kind = f"{config.adapter['peft_type']} adapter"
@@ -65,7 +65,10 @@ def _print_speed(out: Console, summary: Summary) -> None:
 
 
 def _describe_new_stop(token: str, is_adapter: bool) -> str:
-    """Return a note on a token that now also ends generation, with the extra step for adapters."""
+    """Return a note that a token now also ends generation.
+
+    For an adapter, the note adds how to pass the adapter's generation_config.json to generate().
+    """
     line = f"{token} ends a turn and is now an end-of-sequence token in generation_config.json"
     if is_adapter:
         return (
@@ -108,7 +111,10 @@ def print_held_out(before: HeldOut | None, after: HeldOut | None, data: DataConf
 
 
 def print_losses(token_use: dict[str, TokenUse]) -> None:
-    """Print the unused documents and tokens by split and reason; nothing if all are used."""
+    """Print the documents and tokens that are not used, by split and reason.
+
+    Nothing is printed if all are used.
+    """
     table = Table(
         "  not used", "source", "written standard", "documents", "tokens", "share", "changed by", box=None
     )
@@ -121,7 +127,7 @@ def print_losses(token_use: dict[str, TokenUse]) -> None:
 
 
 def _describe_saved_step(summary: Summary) -> str:
-    """Return a note on the step that was saved; "" if the best step is the last one."""
+    """Return a note on the step whose weights were saved; "" if the best step is the last one."""
     best = summary.best
     last = summary.last
     step = summary.result_step

@@ -1,4 +1,4 @@
-"""Reports on submitted and resumed runs: which were started, and how runs ended."""
+"""Reports on submitted and resumed runs: which runs were started, and how they ended."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def report_runs(runs: list[RunFolder]) -> int:
 
 
 def report_dry_run(points: list[TrainConfig], sweep: Sweep | None) -> None:
-    """Print the checked points, and the cost of submitting them."""
+    """Print the points that were checked, and the cost of submitting them."""
     from finetune.cli.run_tables import print_points
 
     print(file=sys.stderr)
@@ -185,7 +185,13 @@ def _print_ended(status: Observed) -> None:
 
 
 def _report_sweep(sweep: str, ended: list[Observed], is_over: bool) -> None:
-    """Print the failures, warnings, best result and table of points of a sweep."""
+    """Print the failures, warnings, best result and table of points of a sweep.
+
+    Args:
+        ended: the points that have ended.
+        is_over: True if all points have ended; the retry command is then printed unless all are
+            completed.
+    """
     from finetune.cli import result_tables
     from finetune.cli.run_tables import print_sweep
     from finetune.launch.sweep_files import best_of, read_point

@@ -1,4 +1,7 @@
-"""Tables of runs, and of the points of a sweep, best first, with their swept values as columns."""
+"""Tables of runs, and of sweeps.
+
+A row of a sweep's table is a run with its swept values; the best run comes first.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +84,10 @@ def status_group(statuses: list[Observed]) -> Group:
 
 
 def print_status(statuses: list[Observed], stderr: bool = False) -> None:
-    """Print the tables and, below them, each run's reason, advice, last restart and warnings."""
+    """Print the tables and, below them, each run's reason, advice, last restart and warnings.
+
+    For more than FEW_RUNS runs, advice is left out, and only the number of warnings is printed.
+    """
     out = console(stderr=stderr)
     for table in status_tables(statuses):
         out.print(table, soft_wrap=isinstance(table, Text))
@@ -94,7 +100,14 @@ def print_status(statuses: list[Observed], stderr: bool = False) -> None:
 
 
 def _print_details(out: Console, status: Observed, with_advice: bool) -> None:
-    """Print the reason for a run's state, advice if it has no result, and its last restart."""
+    """Print a run's reason for its state, advice, and last restart.
+
+    The reason is printed if the run is neither completed nor cancelled and the table does not show
+    it. The last restart is printed while the run is queued or running.
+
+    Args:
+        with_advice: print advice if the run ended without being completed.
+    """
     run = status.run
     has_no_result = status.state not in (RunState.COMPLETED, RunState.CANCELLED)
     if status.reason and has_no_result and not _is_reason_in_table(status):
@@ -109,7 +122,7 @@ def _print_details(out: Console, status: Observed, with_advice: bool) -> None:
 
 
 def print_warnings(out: Console, run: RunFolder, most: int) -> None:
-    """Print the first warnings of a run's ranks, and the number of the others."""
+    """Print the first `most` warnings of a run's ranks, and the number of the others."""
     warnings = run.warnings()
     for warning in warnings[:most]:
         out.print(Text(f"{run.id}: warning: {warning}", style="yellow"), soft_wrap=True)
@@ -178,7 +191,14 @@ def _render(columns: list[Column], num_rows: int, bold: int | None = None) -> Ta
 def _make_columns(
     sweep: str, points: list[Point], shown: list[Point], by_id: dict[str, Observed], best: Point | None
 ) -> list[Column]:
-    """Return the columns of a sweep's table, without those that are empty in all rows shown."""
+    """Return the columns of a sweep's table, without those that are empty in all rows shown.
+
+    Args:
+        points: all points of the sweep; only the settings in which they differ get a column.
+        shown: the points that have a row, in order.
+        by_id: the state of each point, by run id.
+        best: the point whose held-out loss is marked as the best; None if there is none.
+    """
     ids = [point.id for point in shown]
     columns = [Column("run", ids, narrow=[run_id.removeprefix(f"{sweep}-") for run_id in ids])]
     for key, name in short_names(find_varying_keys([point.values for point in points])).items():
@@ -219,9 +239,10 @@ def _width(columns: list[Column]) -> int:
 
 
 def _select_points(points: list[Point], most: int) -> list[Point]:
-    """Return up to `most` of the sorted points: the best, and some without a result.
+    """Return at most `most` of the sorted points, those with a result first.
 
-    Points without a result take up to half of the rows, and the rows that the others leave free.
+    If there are more points than rows, half of the rows go to points without a result. Rows that
+    one kind does not need go to the other. The best results are kept.
     """
     if len(points) <= most:
         return points
@@ -257,7 +278,7 @@ def _make_progress_columns(rows: list[Progress]) -> list[Column]:
 
 @dataclass(frozen=True)
 class Progress:
-    """The cells of a run that show its progress."""
+    """The cells that show a run's progress in the table of runs."""
 
     step: str = ""
     loss: str = ""
@@ -288,7 +309,10 @@ def _state_cell(status: Observed) -> str:
 
 
 def _is_reason_in_table(status: Observed) -> bool:
-    """Return whether the table shows the reason: that of a queued run, if it is short."""
+    """Return whether the table of runs shows the reason for this run's state.
+
+    It shows a reason only if the run is queued and the reason is short.
+    """
     return status.state == RunState.QUEUED and 0 < len(status.reason) < 60
 
 

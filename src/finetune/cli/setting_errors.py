@@ -36,9 +36,10 @@ KINDS = {
 
 
 def describe_setting(fault: OmegaConfBaseException, above: BaseException, call: Call) -> str:
-    """Describe OmegaConf's error on a setting.
+    """Return the error for a setting that OmegaConf refuses.
 
     Args:
+        fault: the exception of OmegaConf.
         above: the exception of Hydra that wraps `fault` and names the file, if there is one.
     """
     file_name = next(iter(re.findall(r"^In '([^']+)'", str(above))), None)
@@ -59,7 +60,14 @@ def describe_setting(fault: OmegaConfBaseException, above: BaseException, call: 
 
 
 def _describe_misplaced(file: Path, file_name: str, key: str) -> str | None:
-    """Describe keys of a file that Hydra has put in the wrong place; None if they are in place."""
+    """Return the error for settings of a config file that Hydra has put below the wrong key.
+
+    Return None if they are in the right place.
+
+    Args:
+        file_name: the file's name below its config folder, such as recipe/mine.
+        key: the unknown key that OmegaConf reports.
+    """
     group = file_name.split("/")[0]
     text = file.read_text(encoding="utf-8")
     if key == group and GLOBAL_HEADER[2:] not in text:
@@ -72,7 +80,7 @@ def _describe_misplaced(file: Path, file_name: str, key: str) -> str | None:
 
 
 def _describe_value(key: str, text: str, fault: OmegaConfBaseException, argument: str) -> str:
-    """Describe a value of the wrong type, or with a reference to something that does not exist.
+    """Return the error for a value that is missing, has the wrong type or cannot be resolved.
 
     Args:
         text: OmegaConf's message.
@@ -146,7 +154,7 @@ def _describe_interpolation(key: str, text: str) -> str:
 
 
 def describe_unknown_key(key: str, call: Call, parent: Any = None) -> str:
-    """Describe an unknown key, with the setting that was probably meant.
+    """Return the error for an unknown key, with the setting that was probably meant.
 
     Args:
         parent: the config node in which OmegaConf did not find the key.
@@ -205,7 +213,12 @@ def _suggest_by_synonym(key: str, name: str) -> str | None:
 
 
 def _describe_library_key(key: str, parent: Any, argument: str) -> str:
-    """Describe an unknown key in the settings of PEFT, DeepSpeed or transformers."""
+    """Return the error for an unknown key in the settings of PEFT, DeepSpeed or transformers.
+
+    Args:
+        parent: the config node in which OmegaConf did not find the key.
+        argument: the argument that set the key; `key=…` if none did.
+    """
     section, _, name = key.rpartition(".")
     node = parent if isinstance(parent, DictConfig) else {}
     owner = ""

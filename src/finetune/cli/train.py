@@ -37,6 +37,7 @@ def run_points(
     """Submit the points, report each of them, and return their held-out losses.
 
     Args:
+        points: the config of each run: of one run, or of the points of a sweep.
         sweep: the sweep that the points belong to; None for a single run.
         ignore_failures: return None for a failed run instead of exiting; a sweeper handles it.
 

@@ -17,7 +17,10 @@ from finetune.cli.schemas import prepare_schema, train_schema
 
 
 class Completes(StrEnum):
-    """The kind of argument that completion offers for a verb; options complete for every verb."""
+    """The kind of argument that shell completion offers for a verb.
+
+    Options of the verb are offered in any case.
+    """
 
     NOTHING = auto()
     SETTINGS = auto()  # keys of the verb's schema, and values of those keys

@@ -306,8 +306,10 @@ class ClusterConfig:
         return any(mask in option for option in bindings for mask in CORE_MASKS)
 
     def describe_submission(self, num_points: int) -> list[str]:
-        """Return lines to print at the submission of a number of runs: their cost, and the limits
-        and notes of the site."""
+        """Return the lines that are printed when `num_points` runs are submitted.
+
+        They give the cost of the runs, and the limits and notes of the site.
+        """
         site = self.site
         lines = []
         if self.gpu_request != "none":
@@ -384,8 +386,10 @@ class ClusterConfig:
         return f"profile {self.name} was not tried there yet ({'; '.join(described)}){pages}"
 
     def source_periods(self) -> dict[str, str]:
-        """Return the first and last date of the profile's sources by confidence, the profile's own
-        confidence first."""
+        """Return the first and last date of the profile's sources, for each level of confidence.
+
+        The level of confidence of the profile itself comes first.
+        """
         site = self.site
         dates: dict[str, list[str]] = {site.confidence: [site.verified] if site.verified else []}
         for source in site.sources:
@@ -397,8 +401,14 @@ class ClusterConfig:
 
 
 def check_log_folder(name: str, folder: str, scheduler: str) -> None:
-    """Raise UserError if the path of a folder for logs contains a pattern that Slurm or submitit
-    would replace."""
+    """Raise UserError if Slurm or submitit would replace a part of a log folder's path.
+
+    Slurm replaces patterns such as %j in the paths of logs.
+
+    Args:
+        name: the setting that names the folder, for the message.
+        scheduler: local or slurm; only "slurm" forbids Slurm's own patterns.
+    """
     pattern = f"{SLURM_PATTERN}|{SUBMITIT_PATTERN}" if scheduler == "slurm" else SUBMITIT_PATTERN
     found = re.search(pattern, folder)
     if found:
@@ -409,7 +419,12 @@ def check_log_folder(name: str, folder: str, scheduler: str) -> None:
 
 
 def _check_sbatch_options(key: str, options: Iterable[str], own_options: Mapping[str, str]) -> None:
-    """Raise UserError if an option of sbatch has a setting of its own."""
+    """Raise UserError if `options` contains an option of sbatch that another setting controls.
+
+    Args:
+        key: the setting with the options, for the message.
+        own_options: option of sbatch, and the setting that controls it.
+    """
     for option in options:
         owner = own_options.get(option.replace("_", "-"))
         if owner:

@@ -1,4 +1,7 @@
-"""The points of a sweep, and short texts for their swept settings, such as `lr=2e-4 r=16`."""
+"""The points of a sweep: runs that differ in the values of some settings.
+
+Also short texts for these values, such as `lr=2e-4 r=16`.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,13 @@ MAX_VALUE_LENGTH = 24
 
 @dataclass(frozen=True)
 class Sweep:
-    """One batch of a sweep's points; a sweeper that uses results submits several batches.
+    """One batch of a sweep's points, each of which is a run with its own values of some settings.
+
+    A sweeper that learns from results submits several batches.
 
     Attributes:
         id: `<name>-<date>-<time>-<hex>`; the points' run ids begin with it.
-        name: the setting `name` of the points; if the sweep is over `name`, the value from the
+        name: the setting `name` of the points. In a sweep over `name`, it is the value from the
             config.
         points: swept keys and values of each point, in order.
         first: index of the batch's first point in the sweep.
@@ -68,7 +73,7 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
 def short_value(value: str) -> str:
     """Return a value in few characters.
 
-    A long number, as a sweeper draws it, is rounded to three digits. A path is shortened to its
+    A number of more than eight characters is rounded to three digits. A path is shortened to its
     last part, and a long string to its beginning.
     """
     number = _parse_number(value)
@@ -98,6 +103,7 @@ def restore_typed_number(value: str, typed: str) -> str:
     Other values are returned unchanged.
 
     Args:
+        value: one value of a swept setting, as Hydra writes it.
         typed: the override as it was typed, with all values of the sweep.
     """
     number = _parse_number(value)

@@ -194,7 +194,11 @@ ADAPTER_SYNONYMS = {
 
 
 def find_closest(name: str, choices: Iterable[str], at_most: int = 1) -> list[str]:
-    """Return the choices most similar to `name`, best first; [] if none is similar."""
+    """Return the choices most similar to `name`, best first; [] if none is similar.
+
+    Args:
+        at_most: largest number of choices to return.
+    """
     by_folded: dict[str, str] = {}
     for choice in choices:
         by_folded.setdefault(_fold(choice), choice)

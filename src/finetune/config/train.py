@@ -313,11 +313,11 @@ class TrainConfig:
         return self.global_batch_size // (self.micro_batch_size * self.cluster.world_size)
 
     def with_absolute_paths(self) -> TrainConfig:
-        """Return a copy whose relative paths are absolute, so that it is valid in any working
-        directory.
+        """Return a copy with absolute paths, which is valid in any working directory.
 
         Raises:
-            UserError: runs_dir contains a pattern that is replaced in the paths of logs.
+            UserError: runs_dir contains a pattern, such as %j, that Slurm or submitit would replace
+                in the path of a log.
         """
         model = self.model
         if model.path:
@@ -355,7 +355,8 @@ def from_omegaconf(node: Any, schema: type[Any] = TrainConfig) -> Any:
 def _create_node(schema: Any) -> Any:
     """Return the schema as a node of OmegaConf.
 
-    The node is cached: it takes half of the time of from_omegaconf, and a sweep has many points.
+    The node is cached, because a sweep has many points. Its creation takes half of the time of
+    from_omegaconf.
     """
     return OmegaConf.structured(schema)
 

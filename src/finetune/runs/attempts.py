@@ -1,9 +1,11 @@
-"""The attempts of a run, one for each start of its job, and the rule (`decide`) for restarting it
-after a time limit, a preemption, a crash or a dead node.
+"""The attempts of a run, one for each start of its job, and the rule for restarting the job.
 
-`attempts.jsonl` in the run folder holds two lines per attempt, `begin` and `end`. An attempt whose
-batch script was killed too, as by a power cut, has no `end` line: the next attempt writes it. If an
-attempt has two `end` lines, the second replaces the first: a dead node was found later.
+`decide` applies the rule after a time limit, a preemption, a crash or a dead node.
+
+`attempts.jsonl` in the run folder holds two lines per attempt, `begin` and `end`. A line `handed
+over` is added if another job was submitted to continue the run. If the batch script was killed
+before it wrote `end`, as by a power cut, the next attempt writes this line. A second `end` line of
+an attempt replaces the first; it is written when a dead node is found later.
 
 Standard library only, Python 3.8 or newer: the batch script runs this outside of a container
 (job/batch_script.py).
@@ -50,10 +52,10 @@ class Ending:
 
     @property
     def uses_a_restart(self) -> bool:
-        """True if the next start counts towards cluster.max_restarts.
+        """True if a restart after this end counts towards cluster.max_restarts.
 
-        It does after a fault, and after an attempt that saved no new step: a run without progress
-        could otherwise restart for ever.
+        A restart counts after a fault, and after an attempt that saved no new step. Otherwise a run
+        without progress could restart for ever.
         """
         if self.cause in (EndingCause.DIED, EndingCause.PREFLIGHT, EndingCause.DEAD_NODE):
             return True
@@ -78,6 +80,7 @@ def decide(ending: Ending, earlier: list[Ending], max_restarts: int) -> Decision
     """Decide whether to restart a run, given how its attempts ended.
 
     Args:
+        ending: end of the newest attempt.
         earlier: ends of the earlier attempts of the same submission, oldest first; a new submission
             starts with the full number of restarts.
         max_restarts: largest number of restarts after a fault or an attempt without progress.
@@ -155,7 +158,13 @@ def read(run: Path) -> list[Attempt]:
 
 
 def begin(run: Path, job: str, nodes: list[str], now: float, from_step: int) -> Attempt:
-    """Record the start of an attempt."""
+    """Record the start of an attempt.
+
+    Args:
+        nodes: names of the nodes of the attempt.
+        now: seconds since the epoch.
+        from_step: optimizer steps in the checkpoint that the attempt starts from; 0 without one.
+    """
     attempt = Attempt(len(read(run)) + 1, job, tuple(nodes), now, from_step)
     record = {
         "event": "begin",
@@ -170,7 +179,12 @@ def begin(run: Path, job: str, nodes: list[str], now: float, from_step: int) -> 
 
 
 def end(run: Path, number: int, ending: Ending, reason: str, now: float) -> None:
-    """Record how an attempt ended, and the reason why the job is or is not restarted."""
+    """Record how an attempt ended, and the reason why the job is or is not restarted.
+
+    Args:
+        number: the attempt's number in the run, from 1.
+        now: seconds since the epoch.
+    """
     record = {"event": "end", "attempt": number, "time": now, **asdict(ending), "words": reason}
     layout.append_json_line(run / layout.ATTEMPTS, record)
 
@@ -179,6 +193,10 @@ def hand_over(run: Path, number: int, next_job: str, now: float) -> None:
     """Record the job that was submitted to continue the run after an attempt.
 
     Sites that forbid requeue need such a job. The attempt may still be running.
+
+    Args:
+        number: the attempt's number in the run, from 1.
+        now: seconds since the epoch.
     """
     record = {"event": "handed over", "attempt": number, "time": now, "next_job": next_job}
     layout.append_json_line(run / layout.ATTEMPTS, record)

@@ -39,7 +39,7 @@ class Base:
     def tokenizer_folder(self) -> Path:
         """The folder of the last adapter that has a tokenizer, else the base's folder.
 
-        The tokenizer of an adapter may have added tokens.
+        An adapter's tokenizer may have tokens that the base's tokenizer lacks.
         """
         for adapter in reversed(self.adapters):
             if (adapter / "tokenizer.json").is_file():
@@ -105,7 +105,10 @@ def resolve_for_run(config: TrainConfig) -> Base | None:
 
 
 def _add_to_base(run: RunFolder, folder: Path) -> Base:
-    """Return the weights that a run wrote into a folder: a model, or an adapter with its base."""
+    """Return the weights that a run wrote into a folder.
+
+    They are a model, or the run's base with the adapter in the folder added to it.
+    """
     config = run.config()
     if not config.adapter:
         return resolve(str(folder), config.runs_dir)
@@ -206,7 +209,7 @@ def _describe_neighbours(folder: Path) -> str:
 def pin_revision(config: TrainConfig) -> TrainConfig:
     """Return the config with a hub model's revision set to the one in the cache.
 
-    The run thereby keeps its base if a later download moves the branch.
+    The run thereby keeps its base, even if a later download updates the model.
     """
     path = config.model.path
     if path is None or path.startswith(RUN_PREFIX) or Path(path).is_dir():

@@ -1,8 +1,8 @@
 """The cause of a rank's death, found from its exit status, the end of its log, Slurm's messages and
 the job state.
 
-`explain` returns one sentence, `rank N on NODE: <cause>; <remedy>`. known_causes.py holds the
-messages that it recognises; if none matches, the sentence quotes the last line of the log.
+`explain` returns one sentence, `rank N on NODE: <cause>; <remedy>`. The known messages are in
+known_causes.py. If none of them matches, the sentence quotes the last line of the log.
 
 Standard library only, Python 3.8 or newer: the batch script runs this outside of a container
 (job/batch_script.py).
@@ -109,12 +109,12 @@ def collect_evidence(
     job: str = "*",
     memory: str = "",
 ) -> Evidence:
-    """Collect the evidence of the newest attempt from a run folder.
+    """Collect the evidence of why the newest attempt ended, from a run folder.
 
     Args:
-        failures: those that the ranks of this attempt recorded.
+        failures: the failures that the ranks of this attempt recorded.
         code, state, memory: as in Evidence.
-        job: id of the job whose logs to read; "*": the newest job.
+        job: id of the job whose logs are read; "*" for the newest log of each rank.
     """
     newest: dict[int, Path] = {}
     jobs = run / layout.JOBS
@@ -151,8 +151,8 @@ def read_tail(path: Path, has_batch_lines: bool) -> str:
     """Return the end of a log, from the start of the newest attempt in it.
 
     Args:
-        has_batch_lines: the batch script writes into this log too; an attempt then starts after the
-            last message that its helper writes between attempts.
+        has_batch_lines: True if the batch script writes into this log too. The newest attempt then
+            starts after the last message that job/batch_script.py writes between attempts.
     """
     try:
         with path.open("rb") as file:
@@ -188,7 +188,10 @@ def is_lost_peer(error: str) -> bool:
 
 
 def _explain_failure(evidence: Evidence, failure: Failure) -> str:
-    """Return the message of a rank that raised, after its cause and remedy if these are known."""
+    """Return the message of a rank that raised an exception.
+
+    If its cause is known, the cause and the remedy come first.
+    """
     if failure.kind != FailureKind.CRASH:  # the message was written for users
         return failure.error
     known = _match(failure.error, evidence.place)
@@ -245,8 +248,8 @@ def _explain_job(evidence: Evidence) -> str | None:
 def _find_first_death(evidence: Evidence) -> Death | None:
     """Return the rank that was the first to end without recording a failure; None if there is none.
 
-    It is found by srun's messages, by exit statuses, by a missing failure file, or by a crash in a
-    log.
+    The evidence is a message of srun, an exit status, the lack of a failure file that other ranks
+    have, or a crash in a log.
     """
     recorded = {failure.rank for failure in evidence.failures}
     reported = list(_parse_srun_errors(evidence.logs.get(0, "")))
@@ -299,7 +302,7 @@ def _expand(tasks: str) -> Iterator[int]:
 def _signal_of(death: Death, log: str) -> int | None:
     """Return the signal that ended a rank; None if no signal did.
 
-    It is found by the exit status (negative, or 128 + signal), or else in the log.
+    It is taken from the exit status (negative, or 128 + signal), or else from the log.
     """
     if death.status is not None and death.status < 0:
         return -death.status
@@ -319,9 +322,10 @@ def _signal_in(log: str) -> int | None:
 
 
 def _find_memory_message(evidence: Evidence, text: str) -> str | None:
-    """Return the sign that the kernel or Slurm killed a process because host memory ran out.
+    """Return the message which shows that host memory ran out and a process was killed.
 
-    Return None if there is no such sign.
+    It is a message of the kernel or of Slurm in `text`, else the job's state, else the kernel's
+    count of killed processes. Return None if none of these shows it.
     """
     for pattern in OUT_OF_MEMORY:
         found = re.search(pattern, text)
@@ -335,7 +339,11 @@ def _find_memory_message(evidence: Evidence, text: str) -> str | None:
 
 
 def _match(text: str, place: str) -> str | None:
-    """Return cause and remedy of the first entry of MESSAGES that matches; None if none does."""
+    """Return cause and remedy of the first entry of MESSAGES that matches; None if none does.
+
+    Args:
+        place: ON_SLURM or LOCAL, for the choice of the remedy.
+    """
     for known in MESSAGES:
         found = re.search(known.pattern, text, re.MULTILINE)
         if found:
@@ -347,6 +355,10 @@ def _match_batch(text: str, place: str) -> str | None:
     """Return causes and remedies of the first and the last known message in a batch script's log.
 
     The last may be a consequence of the first. Return None if no message is known.
+
+    Args:
+        text: the log.
+        place: ON_SLURM or LOCAL, for the choice of the remedy.
     """
     found = []
     for known in MESSAGES:
@@ -377,6 +389,10 @@ def _fill_in(known: KnownCause, groups: tuple[str | None, ...], place: str) -> s
 
     `{0}` is replaced with the first group, and `{0: at }` with ` at ` and the first group. Both are
     removed if the group did not match.
+
+    Args:
+        groups: the groups of the match.
+        place: ON_SLURM or LOCAL, for the choice of the remedy.
     """
 
     def fill(match: re.Match[str]) -> str:
@@ -389,9 +405,9 @@ def _fill_in(known: KnownCause, groups: tuple[str | None, ...], place: str) -> s
 
 
 def _quote_last_line(log: str) -> str:
-    """Return a clause with the last line of a log.
+    """Return a clause that quotes the last line of a log.
 
-    Lines of Slurm and of the batch script's helper are left out.
+    Lines that Slurm, the batch script or its helper (job/batch_script.py) wrote are ignored.
     """
     lines = [line.strip() for line in log.splitlines() if not _NOISE.match(line)]
     if not lines:

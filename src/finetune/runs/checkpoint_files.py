@@ -1,4 +1,7 @@
-"""Checkpoints on disk: their state, held-out losses and integrity. No torch, for commands."""
+"""Checkpoints on disk: their state, held-out losses and integrity.
+
+This module does not import torch, so that commands can use it.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,10 @@ def read_held_out_loss(checkpoint: Path) -> float | None:
 
 
 def record_held_out_loss(checkpoint: Path, loss: float) -> None:
-    """Write the held-out loss of a published checkpoint to a file that is not in its manifest."""
+    """Write the held-out loss of a complete checkpoint.
+
+    It goes into a file that the checkpoint's manifest does not list.
+    """
     layout.write_text(checkpoint / layout.HELD_OUT, json.dumps({"loss": loss}))
 
 

@@ -151,7 +151,7 @@ class RunFolder:
 
     @property
     def export_lock(self) -> FileLock:
-        """The lock held while a checkpoint is written as a model or adapter."""
+        """The lock held while a checkpoint is exported as a model or adapter."""
         return FileLock(self.path / layout.EXPORT_LOCK)
 
     def config(self) -> TrainConfig:
@@ -170,7 +170,7 @@ class RunFolder:
         layout.write_json(self.path / name, body)
 
     def stacks(self, rank: int) -> Path:
-        """Return the file for the stacks of a rank that hung."""
+        """Return the file for the stack traces of a rank that hung."""
         return self.jobs / layout.stacks_of(rank)
 
     def clear_attempt_files(self) -> None:
@@ -191,10 +191,11 @@ class RunFolder:
         (self.path / layout.TURN).unlink(missing_ok=True)
 
     def turn_holder(self) -> str | None:
-        """Return the process that follows this run, or waits to start it after other runs.
+        """Return the process that watches this run, or that waits to start it after other runs.
 
         Returns:
-            `process 123`, or `another process on HOST`; None if there is none, or it was killed.
+            `process 123`, or `another process on HOST`; None if there is no such process, or it was
+            killed.
         """
         turn = Turn.read(self.path / layout.TURN)
         if turn is None:
@@ -209,7 +210,7 @@ class RunFolder:
         return None
 
     def has_lost_its_shell(self) -> bool:
-        """Return True if the process that followed the run was killed before the run ended."""
+        """Return True if the process that watched the run was killed before the run ended."""
         return (self.path / layout.TURN).exists() and self.turn_holder() is None
 
     def record_submission(self, job_id: str, scheduler: str = "local", code: str | None = None) -> None:
@@ -264,7 +265,7 @@ class RunFolder:
         failure.write(self.path / layout.failure_of(rank))
 
     def failure(self) -> str | None:
-        """Return why the run failed; None if no rank failed.
+        """Return why the run failed; None if no failure is recorded.
 
         This is the batch script's diagnosis, or else the cause of the ranks' failures (causes.py).
         """
@@ -282,11 +283,11 @@ class RunFolder:
         return [failure for failure in failures if failure.restart == newest]
 
     def skipped_batches(self) -> list[int]:
-        """Return the batches that rewinds left out."""
+        """Return the indices of the batches to skip, because each led to a bad step."""
         return list((self.read_json(layout.SKIPPED) or {"batches": []})["batches"])
 
     def record_skipped_batches(self, batches: Sequence[int]) -> None:
-        """Record the batches that rewinds left out."""
+        """Record the indices of the batches to skip, because each led to a bad step."""
         self.write_json(layout.SKIPPED, {"batches": list(batches)})
 
     def command(self, verb: str, name: str | None = None) -> str:
@@ -365,9 +366,9 @@ class RunFolder:
         return None if submission is None else submission.scheduler
 
     def planned_scheduler(self) -> str:
-        """Return the scheduler for which the run was frozen, local or slurm.
+        """Return the scheduler that executes the run, or will execute it: local or slurm.
 
-        The config is read only if the provenance does not name the scheduler: reading it is slower.
+        The config is read only if the provenance does not name the scheduler; reading it is slower.
         """
         return self.provenance().scheduler or self.config().cluster.scheduler
 
@@ -384,10 +385,10 @@ class RunFolder:
         return self.find_controller() is not None
 
     def find_other_host(self) -> str | None:
-        """Return the machine on which this local run may still be running, if it is not this one.
+        """Return the other machine on which this local run may still be running; None without one.
 
-        That is the machine on which the run was started, if no end is recorded; else None. The run
-        may be alive even if it has written nothing for a long time.
+        It is the machine that started the run, if that is not this one and no end is recorded. The
+        run may be alive even if it has written nothing for a long time.
         """
         submission = self.submission()
         if submission is None or submission.is_on_slurm or submission.host == socket.gethostname():

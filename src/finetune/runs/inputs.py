@@ -1,8 +1,8 @@
-"""Checks of a run's inputs, the corpus and the base model: their digests, and that their tokenizers
-match.
+"""Checks of a run's inputs: the corpus and the base model.
 
-Commands check the inputs before a job is queued, and ranks when they set up the run. No heavy
-imports.
+A digest of each input is compared with the recorded one, and the tokenizers of both must match.
+Commands check the inputs before a job is queued, and ranks when they set up the run. This module
+does not import torch.
 """
 
 from __future__ import annotations
@@ -33,12 +33,16 @@ def compute_digests(base: Base | None, corpus: Corpus | None) -> dict[str, str |
 
 
 def record_inputs(run: RunFolder, digests: dict[str, str | None]) -> dict[str, str | None]:
-    """Compare the digests of a run's inputs with the recorded ones, and record them.
+    """Compare the digests of a run's inputs with the recorded ones, and record the new digests.
 
-    They are recorded at the run's submission, or else at its first start.
+    The first record is made at the run's submission, or at its first start if there was none.
+
+    Args:
+        digests: digest by name of the input, `base` or `corpus`; None for an input that is unknown
+            or not used.
 
     Returns:
-        the digests.
+        `digests`, unchanged.
 
     Raises:
         UserError: an input has changed. In full fine-tuning, the base may change after the first
@@ -62,13 +66,14 @@ def record_inputs(run: RunFolder, digests: dict[str, str | None]) -> dict[str, s
 
 
 def compute_base_digest(base: Base) -> str:
-    """Return a SHA-256 of a base model: its configs, and its weight files' names, sizes, headers
-    and samples.
+    """Return a SHA-256 of a base model.
 
-    A sample is the WINDOW bytes in the middle of a tensor, so the cost does not grow with the
-    model. The digest distinguishes models, revisions and precisions, and weights before and after
-    training, merging or quantization, which change values all over a tensor. It can miss a manual
-    edit of a few values in a large tensor.
+    It covers the configs, and the names, sizes, headers and samples of the weight files. A sample
+    is the WINDOW bytes in the middle of a tensor, so the cost does not grow with the model.
+
+    Models, revisions and precisions have different digests. Training, merging and quantization
+    change the digest too, because they change values all over a tensor. A manual edit of a few
+    values in a large tensor may be missed.
 
     Raises:
         UserError: a weight file is damaged.
@@ -91,9 +96,13 @@ def compute_base_digest(base: Base) -> str:
 
 
 def _hash_samples(path: Path, update: Callable[[bytes], None]) -> None:
-    """Pass the header of a safetensors file, and a window of each tensor, to `update`.
+    """Pass the header of a safetensors file, then WINDOW bytes of each tensor, to `update`.
 
-    models/safetensors_io.py describes the format.
+    The bytes are from the middle of the tensor. models/safetensors_io.py describes the format.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: the file is truncated, or its header is
+            malformed.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -138,11 +147,11 @@ def check_inputs(config: TrainConfig, has_corpus: bool = True) -> None:
 
 
 def check_tokenizer(base: Base, corpus: Corpus, may_extend: bool = False) -> None:
-    """Raise UserError unless a corpus was tokenised with the tokenizer of a base model.
+    """Check that a corpus was tokenised with the tokenizer of a base model.
 
     Args:
-        may_extend: accept a corpus whose tokenizer has added tokens; training enlarges the model
-            for them.
+        may_extend: also accept a corpus whose tokenizer has tokens that the base's lacks; training
+            enlarges the model for them.
 
     Raises:
         UserError: the tokenizers differ.
@@ -197,8 +206,8 @@ def open_corpus(data: DataConfig) -> Corpus:
 
     Raises:
         NotFoundError: there is no such corpus.
-        UserError: the corpus is damaged, or include_sources or exclude_sources name unknown sources
-            or leave none.
+        UserError: the corpus is damaged; or include_sources and exclude_sources contain an unknown
+            source, or leave no source to train on.
     """
     corpus = Corpus(data.corpus_folder)
     sources = corpus.manifest.sources

@@ -8,7 +8,7 @@ write these files.
       submission.json   the job that executes the run
       attempts.jsonl    each start of the job, and its end
       outcome.json      the state in which the run ended
-      plan/             the pack plan, one file per epoch
+      plan/             the packs (training sequences), one file per epoch
       checkpoints/      see training/checkpoint.py
       metrics.jsonl     every metric of every step, append-only
       summary.json      the result in figures: see summary.py
@@ -108,27 +108,47 @@ TAIL_BYTES = 65536  # read from the end of a file of JSON lines if only the newe
 
 
 def failure_of(rank: int | str) -> str:
-    """Return the name of the file with a rank's failure."""
+    """Return the name of the file with a rank's failure.
+
+    Args:
+        rank: "*" gives a pattern for all ranks.
+    """
     return f"failure-rank-{rank}.json"
 
 
 def warnings_of(rank: int | str) -> str:
-    """Return the name of the file in jobs/ with a rank's warnings."""
+    """Return the name of the file in jobs/ with a rank's warnings.
+
+    Args:
+        rank: "*" gives a pattern for all ranks.
+    """
     return f"warnings-rank-{rank}.jsonl"
 
 
 def stacks_of(rank: int | str) -> str:
-    """Return the name of the file in jobs/ with the stacks of a rank that hung."""
+    """Return the name of the file in jobs/ with the stack traces of a rank that hung.
+
+    Args:
+        rank: "*" gives a pattern for all ranks.
+    """
     return f"stacks-rank-{rank}.txt"
 
 
 def rendezvous_of(job: str, restart: int | str) -> str:
-    """Return the name of the file in jobs/ by which the ranks of an attempt find each other."""
+    """Return the name of the file in jobs/ through which the ranks of an attempt find each other.
+
+    Args:
+        job: the job's id; "*" gives a pattern for all jobs.
+        restart: number of earlier starts of the job; "*" gives a pattern for all starts.
+    """
     return f"rendezvous-{job}-{restart}"
 
 
 def next_of(job: str) -> str:
-    """Return the name of the lock in jobs/ for submitting the job that continues after `job`."""
+    """Return the name of a lock file in jobs/.
+
+    A process holds this lock while it submits the job that continues the run after `job`.
+    """
     return f"next-of-{job}"
 
 
@@ -138,17 +158,32 @@ def pickle_of(job: str) -> str:
 
 
 def log_of(job: str, rank: int | str) -> str:
-    """Return the name of a rank's log in jobs/, as submitit names it."""
+    """Return the name of a rank's log in jobs/; submitit chooses this name.
+
+    Args:
+        job: the job's id; "*" gives a pattern for all jobs.
+        rank: "*" gives a pattern for all ranks.
+    """
     return f"{job}_{rank}_log.out"
 
 
 def pack_plan(split: str, key: str, epoch: int) -> str:
-    """Return the name of the file in plan/ that lists the packs of an epoch."""
+    """Return the name of the file in plan/ with the packs of an epoch.
+
+    A pack is a training sequence that is filled with documents.
+
+    Args:
+        key: digest of the corpus and of the settings that determine the packs; "*" gives a pattern.
+    """
     return f"{split}-{key}-epoch-{epoch:03d}.npy"
 
 
 def pack_rows(split: str, key: str) -> str:
-    """Return the name of the file in plan/ that lists the corpus rows used for packs."""
+    """Return the name of the file in plan/ with the corpus rows that go into packs.
+
+    Args:
+        key: as in `pack_plan`.
+    """
     return f"{split}-{key}-rows.npy"
 
 
@@ -163,7 +198,10 @@ def step_of(checkpoint: Path) -> int:
 
 
 def list_checkpoints(checkpoints: Path) -> list[Path]:
-    """Return the published checkpoints in a folder, newest first."""
+    """Return the complete checkpoints in a folder, newest first.
+
+    A checkpoint gets the name `step-…` only when all its files are written.
+    """
     found = (path for path in checkpoints.glob("step-*") if path.name.partition("-")[2].isdigit())
     return sorted(found, reverse=True)
 
@@ -176,7 +214,8 @@ def newest_step(run: Path) -> int:
 def list_attempt_files(run: Path) -> list[Path]:
     """Return the files of the newest attempt that must be removed before the next one starts.
 
-    These are its outcome and failures, and the rendezvous and stack files of its ranks.
+    These are the outcome, the failures of ranks, the files through which the ranks found each
+    other, and the stack traces of hung ranks.
     """
     failures = run.glob("failure*.json")
     rendezvous = (run / JOBS).glob(rendezvous_of("*", "*"))
@@ -216,7 +255,10 @@ def write_json(path: Path, body: Mapping[str, object]) -> None:
 
 
 def temporary_folder(folder: Path) -> Path:
-    """Return the folder to write to, which is renamed to `folder` when it is complete."""
+    """Return the temporary folder in which the files of `folder` are written.
+
+    The caller renames it to `folder` when it is complete.
+    """
     return folder.with_name(f".{folder.name}.tmp")
 
 
@@ -283,7 +325,8 @@ def read_json_lines(path: Path, tail: int | None = None) -> list[Json]:
 def parse_json_line(line: bytes) -> Json | None:
     """Return the record in a line; None if the line is incomplete.
 
-    A kill during a write leaves an incomplete line, and a tail may start with one.
+    The last line of a file is incomplete after a kill during a write. The first is incomplete if
+    reading began in the middle of a line.
     """
     try:
         record = json.loads(line)

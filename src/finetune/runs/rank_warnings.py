@@ -50,7 +50,7 @@ class RankWarning:
 
     Attributes:
         time: seconds since the epoch at which it was first logged.
-        times: how often one rank logged it; of several ranks, the largest count.
+        times: how often a rank logged it; the largest count if several ranks did.
     """
 
     text: str
@@ -112,7 +112,8 @@ class Collector(logging.Handler):
     def add(self, kind: str, text: str, when: float) -> None:
         """Count a warning, and write it at its first occurrence and whenever its count has doubled.
 
-        If the file cannot be written, as on a full disk, the warning is lost and the run continues.
+        After MAX_WARNINGS kinds of warnings, new kinds are ignored. If the file cannot be written,
+        as on a full disk, the warning is lost and the run continues.
 
         Args:
             kind: the key that equal warnings share.

@@ -29,7 +29,8 @@ class Record:
 
     @classmethod
     def from_json(cls: type[R], body: Mapping[str, object]) -> R:
-        """Return the record in a JSON object. Unknown keys, as of another version, are dropped.
+        """Return the record in a JSON object. Unknown keys, such as those of another version, are
+        dropped.
 
         Raises:
             ValueError: `body` is not a JSON object, or lacks a key.
@@ -81,11 +82,11 @@ class Submission(Record):
     """submission.json: the job that executes the run.
 
     Attributes:
-        job_id: Slurm's job id; for a local run, the process id of submitit's controller.
+        job_id: Slurm's job id; for a local run, the id of the process that starts its ranks.
         host: the machine on which the job was submitted.
         scheduler: local or slurm.
-        code: digest of the code snapshot that the job imports (launch/freeze.py); None: the
-            installed code.
+        code: digest of the code snapshot that the job imports (launch/freeze.py); None if it
+            imports the installed code.
     """
 
     job_id: str
@@ -158,9 +159,12 @@ class Diagnosis(Record):
 
 @dataclass(frozen=True)
 class Turn(Record):
-    """turn.json: the process that follows the run, or waits to start it after other runs.
+    """turn.json: the process that starts a local run, and watches it until it ends.
+
+    It writes the file before the start. It may then have to wait until other runs have ended.
 
     Attributes:
+        host: the machine of the process.
         started: start time of the process, in seconds since the epoch.
     """
 
@@ -171,7 +175,7 @@ class Turn(Record):
 
 @dataclass(frozen=True)
 class Staged(Record):
-    """staged.json: the folder on the nodes' own disks with copies of the corpus."""
+    """staged.json: the folder, on the nodes' own disks, into which the corpus was copied."""
 
     folder: str
 
@@ -206,9 +210,10 @@ class Exits(Record):
     """exits.json: the exit statuses of a local run's ranks.
 
     Attributes:
-        ranks: status by rank, in the order in which they ended; as in subprocess, -9 is SIGKILL.
+        ranks: exit status by rank, in the order in which the ranks ended. A negative status is a
+            signal, as in subprocess: -9 is SIGKILL.
         oom_kills: number of processes in the run's memory cgroup that the kernel killed during the
-            run.
+            run, because memory ran out.
     """
 
     ranks: Mapping[int, int] = field(default_factory=dict)
@@ -217,7 +222,12 @@ class Exits(Record):
 
 @dataclass(frozen=True)
 class Metrics(Record):
-    """A line of metrics.jsonl: values after an optimizer step, and a time in ms since the epoch."""
+    """A line of metrics.jsonl: the values of metrics after an optimizer step.
+
+    Attributes:
+        time_ms: milliseconds since the epoch.
+        values: values by metric name.
+    """
 
     step: int
     time_ms: int
@@ -227,8 +237,9 @@ class Metrics(Record):
 def read_submission(run: Path) -> Submission | None:
     """Return the job that executes a run; None before its submission.
 
-    An earlier version gave the file another name. A job queued with the code of that version still
-    writes a file of that name when it resubmits itself, so the job id is read from the newer file.
+    An earlier version of finetune wrote this record to a file of another name. A queued job of that
+    version still writes the old file when it resubmits itself. The job id is therefore read from
+    whichever of the two files is newer.
 
     Raises:
         ValueError: a file is not valid JSON, or lacks a key.
@@ -243,7 +254,11 @@ def read_submission(run: Path) -> Submission | None:
 
 
 def move_submission(run: Path, job: str, host: str) -> None:
-    """Record that the Slurm job `job` now executes the run."""
+    """Record that the Slurm job `job` now executes the run.
+
+    Args:
+        host: the machine that submitted the run; used only if no earlier record can be read.
+    """
     known = None
     with suppress(ValueError):  # an invalid file is replaced
         known = read_submission(run)
@@ -268,6 +283,6 @@ def read_exits(path: Path) -> Exits:
 
 
 def read_failures(run: Path) -> list[Failure]:
-    """Return the recorded failures of all ranks in all starts of the job, without invalid files."""
+    """Return the recorded failures of all ranks in all starts of the job, except invalid files."""
     found = (Failure.read_or_none(path) for path in sorted(run.glob(layout.failure_of("*"))))
     return [failure for failure in found if failure is not None]

@@ -1,9 +1,10 @@
-"""Merged bases shared between runs, in runs/.bases/<digest>/. The merged_base/ of each run contains
-hard links to these files.
+"""Shares merged bases between runs. A merged base is a base model with adapters merged into it.
+
+An entry is the folder runs/.bases/<digest>/ with the files of one merged base. The merged_base/ of
+each run contains hard links to these files, so a copied or moved run folder keeps them.
 
 The digest covers the merged weights, their settings and the tokenizer, so an entry cannot be out of
-date. A copied or moved run folder keeps its files. `prune` may remove an entry if no run links to
-its files.
+date. `prune` may remove an entry if no run links to its files.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ from finetune.runs import layout
 
 
 def link(folder: Path, digest: str) -> bool:
-    """Create `folder`, the merged_base/ of a run, with hard links to the entry of a digest.
+    """Create `folder`, the merged_base/ of a run, with hard links to a shared merged base.
+
+    Args:
+        digest: digest of the merged base, which names its folder in runs/.bases.
 
     Returns:
-        False if there is no such entry, or the file system has no hard links.
+        False if there is no shared merged base with this digest, or the file system has no hard
+        links.
     """
     entry = _entry(folder, digest)
     if not entry.is_dir():
@@ -37,9 +42,10 @@ def link(folder: Path, digest: str) -> bool:
 
 
 def publish(folder: Path, digest: str) -> None:
-    """Create the entry of a digest from a finished folder.
+    """Share the merged base in `folder` with other runs, by hard links in runs/.bases/<digest>.
 
-    Do nothing if another run has created the entry, or if the file system has no hard links.
+    The files become read-only. Nothing is linked if another run has shared the same merged base, or
+    if the file system has no hard links.
     """
     entry = _entry(folder, digest)
     temporary = entry.with_name(f".{digest}.{secrets.token_hex(4)}")
@@ -53,7 +59,7 @@ def publish(folder: Path, digest: str) -> None:
 
 
 def find_unused(runs_dir: Path) -> Iterator[Path]:
-    """Yield the entries whose files no run links to."""
+    """Yield the shared merged bases, folders in runs/.bases, whose files no run links to."""
     for entry in sorted((runs_dir / layout.BASES).glob("*")):
         if all(path.stat().st_nlink == 1 for path in entry.iterdir()):
             yield entry

@@ -94,7 +94,7 @@ class EndingCause(StrEnum):
 
 
 class FailureKind(StrEnum):
-    """The kind of a rank's failure, by which job/batch_script.py decides about a restart."""
+    """The kind of a rank's failure; job/batch_script.py uses it to decide about a restart."""
 
     MISTAKE = "mistake"  # the user's
     PREFLIGHT = "preflight"  # a node failed its checks before training
@@ -103,7 +103,11 @@ class FailureKind(StrEnum):
 
 
 class JobState(StrEnum):
-    """Slurm's job states. Slurm may report others, so compare its output with these strings."""
+    """Slurm's job states.
+
+    Slurm may report states that are not members. Compare its output with the members; do not
+    convert it.
+    """
 
     PENDING = "PENDING"
     REQUEUED = "REQUEUED"

@@ -1,9 +1,9 @@
 """Requests to stop training early: by a signal (time limit, preemption, requeue), a deadline or a
 stop file.
 
-No torch here: signals may arrive while torch is being imported. A flag is local to its rank. The
-ranks agree on a stop reason at the next optimizer step, evaluation batch or stage of loading
-(training/).
+Signals may arrive while torch is being imported, so this module does not import torch. A request
+may reach only some ranks. All ranks agree on a stop reason at the next optimizer step, evaluation
+batch or stage of loading (training/).
 """
 
 from __future__ import annotations

@@ -17,9 +17,10 @@ def _from_dict(kind: type[T], body: Mapping[str, Any]) -> T:
 
 @dataclass(kw_only=True)
 class HeldOut:
-    """The held-out loss of a model: mean nats per supervised token, and the number of these tokens.
+    """The held-out loss of a model, and the number of tokens over which it is the mean.
 
-    Both are given over all documents, by source, and by language (written standard).
+    A loss is the mean over supervised tokens, in nats. Losses and numbers of tokens are given for
+    all documents, for each source, and for each language (written standard).
 
     Attributes:
         unigram_loss: loss of a unigram model on the same documents; it predicts each token by its
@@ -60,7 +61,7 @@ class LostTokens:
 
     Attributes:
         fate: how the tokens were lost, e.g. truncated or dropped.
-        setting: the setting that determines how they are treated.
+        setting: the setting that determines how such tokens are treated.
     """
 
     source: str
@@ -102,7 +103,8 @@ class Summary:
     Attributes:
         steps: optimizer steps taken.
         result_step: the optimizer step whose weights were saved.
-        data: number of documents in the pack plan, and of those split, cut or left out.
+        data: number of training documents in use, and of those that were split, cut or left out;
+            also the number of lost tokens.
         token_use: used and lost tokens, by split.
         tokens, supervised_tokens: number of tokens trained on, over all attempts.
         tokens_per_second: None if the last attempt took no step.
@@ -110,7 +112,7 @@ class Summary:
         peak_flops_origin: the source of peak_flops_per_rank.
         peak_memory_bytes: largest memory that rank 0 allocated.
         seconds: time of rank 0 by phase, over all attempts; `total` is the sum.
-        skipped_batches: batches left out after rewinds.
+        skipped_batches: indices of the batches that were skipped, because each led to a bad step.
         before, after: held-out loss of the base model and of the result; None without validation
             documents.
         best, last: the optimizer step with the lowest held-out loss, and the last one.

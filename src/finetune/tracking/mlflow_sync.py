@@ -1,5 +1,5 @@
-"""Sends the metrics in the spools of runs to MLflow. This can be repeated safely: an MLflow run is
-found by a tag with the run id, and each step is sent once.
+"""Sends the metrics of runs to MLflow, from their spools (metrics.jsonl). This can be repeated
+safely: an MLflow run is found by a tag with the run id, and each step is sent once.
 
 A resumed run repeats the steps since its last checkpoint exactly, so steps that were already sent
 are skipped. The offset reached in the spool is saved beside the spool. If a process ends before it
@@ -162,7 +162,7 @@ def _flatten(run: RunFolder) -> Iterator[tuple[str, str]]:
 def _read_batches(spool: Path, sent: Sent) -> Iterator[tuple[list[Any], int]]:
     """Yield batches of unsent metrics, each with the offset in the spool at which it ends.
 
-    Update sent.last_step for them.
+    Set `sent.last_step` to the newest steps in the batches, but leave `sent.offset` to the caller.
     """
     from mlflow.entities import Metric
 
@@ -200,8 +200,8 @@ def _parse_line(line: bytes) -> Metrics:
 def _read_sent(run: RunFolder, mlflow_run_id: str) -> Sent:
     """Return how much was sent to an MLflow run.
 
-    If .sent.json is that of another MLflow run, nothing was sent. This happens after a deletion in
-    MLflow or a move of the folder.
+    If .sent.json names another MLflow run, nothing was sent to this one. It names another one after
+    a deletion in MLflow or a move of the folder.
     """
     body = layout.read_json(run.sent)
     if body is not None and body["mlflow_run_id"] == mlflow_run_id:

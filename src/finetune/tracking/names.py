@@ -31,7 +31,7 @@ class Metric(str):
 class Family:
     """Metrics that share a prefix, a unit and a meaning.
 
-    `name` in the meaning is the part of the metric's name after the prefix.
+    The word `name` in `meaning` stands for the rest of the metric's name, after the prefix.
     """
 
     prefix: str

@@ -1,8 +1,7 @@
-"""The spool, metrics.jsonl. Rank 0 appends a JSON line per step, by which any process can read the
-run's progress.
+"""The spool, metrics.jsonl: rank 0 appends a JSON line with the metrics of each step.
 
-Standard library only: the batch script's helper reads the spool outside of a container
-(job/batch_script.py).
+Any process can read the run's progress from this file. Standard library only: the batch script's
+helper reads the spool outside of a container (job/batch_script.py).
 """
 
 from __future__ import annotations
