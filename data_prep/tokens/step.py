@@ -73,7 +73,7 @@ def place_tokenizer(preparation: Preparation) -> bool:
 
 @lru_cache(maxsize=1)
 def _tokenizer_fingerprint(preparation: Preparation) -> str:
-    """Return the tokenizer's fingerprint; that of a trained tokenizer depends on the text too."""
+    """Return a hash of all that the tokenizer depends on: settings, and text if it is trained."""
     text: list[str] = []
     if preparation.corpus.tokenizer.path is None:
         text = [shard.fingerprint for shard in preparation.shards(LAST_TEXT_STAGE)]

@@ -128,7 +128,7 @@ def read_chat_template(folder: Path) -> str | None:
 
 
 def read_special_tokens(folder: Path) -> dict[str, str]:
-    """Return the special tokens, by their names in chat templates (bos_token, eos_token …)."""
+    """Return a dict of the special tokens. Its keys are bos_token, eos_token and so on."""
     declared = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
     tokens = {
         name: value.get("content") if isinstance(value, dict) else value for name, value in declared.items()
