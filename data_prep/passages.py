@@ -1,4 +1,8 @@
-"""Division of a text into the units of language detection: passages and stretches."""
+"""Division of a text into passages and stretches, the units of language detection.
+
+Passages (paragraphs) are searched for languages far from Norwegian. The rest of the text is divided
+into stretches, which are longer, to distinguish languages that are near to Norwegian.
+"""
 
 from __future__ import annotations
 

@@ -136,7 +136,11 @@ def run_task(work: str | Path, step: str, task: int = 0, of: int = 1) -> int:
 
 
 def run_step(work: str, step: str, number: int) -> bool:
-    """Do task `number` (from 0) of a step. Return False if it was done before."""
+    """Do the task with this number (from 0) of a step. Return False if it was done before.
+
+    Args:
+        work: the folder of the stages.
+    """
     return execute.run(Preparation.load(Path(work)), step, number)
 
 

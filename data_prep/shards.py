@@ -456,7 +456,7 @@ class ShardWriter:
 
 @contextlib.contextmanager
 def explain_damage(path: Path) -> Iterator[None]:
-    """Raise UserError if Arrow fails in the block because the file at `path` is damaged."""
+    """Raise UserError if Arrow finds, in the `with` block, that the file at `path` is damaged."""
     try:
         yield
     except pa.ArrowInvalid as fault:
