@@ -1,8 +1,8 @@
 """Execution of one task of a preparation.
 
 A preparation consists of steps, and a step of tasks; plan.py lists them. For example, a task reads
-some raw files, or runs a stage on a shard. Tasks run in the worker processes of workers.py, or in the
-jobs of a scheduler.
+some raw files, or runs a stage on a shard. Tasks run in the worker processes of workers.py, or in
+the jobs of a scheduler.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _write_shards(
 
 
 def _read_unchanged(task: ReadTask, source: SourceConfig, report: Report) -> Iterator[Document]:
-    """Yield the documents of a read task. Check that its files have the checksums in the plan.
+    """Yield the documents in the raw files of a read task, and check the files' checksums.
 
     Raises:
         FileChanged: a file was changed, replaced, truncated or deleted since the plan was written.

@@ -111,8 +111,8 @@ class Inspection:
         """Return (source, id) of each document that was read with the id `wanted`, from any source.
 
         Args:
-            wanted: the id, or `<source>/<id>`. If no document has this id, its suffix is removed
-                (see `_ID_SUFFIX`).
+            wanted: the id, or `<source>/<id>`. If no document has this id, its suffix is removed:
+                "@2" marks a copy of a document, "#1" a row of a conversation.
 
         Raises:
             UserError: no document with this id was read, or the stages' files do not exist.

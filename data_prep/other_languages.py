@@ -190,7 +190,7 @@ class Finding:
         code: ISO 639-3 code, or `und` if the language is unknown.
         detail: description of an unknown language, such as "Cyrillic script".
         is_certain: True if the script, the spelling or py3langid shows the language. False if the
-            text only lacks the six languages' small words.
+            text only lacks the small words (such as "og") of the six languages.
     """
 
     code: str

@@ -196,7 +196,7 @@ class Preparation:
         return as_settings(stage.settings(self.corpus))
 
     def default_workers(self) -> int:
-        """Return the default number of worker processes: one per core, or fewer for small corpora."""
+        """Return the default number of worker processes: one per core, fewer for small corpora."""
         raw_bytes = sum(task.bytes for task in self.tasks)
         return min(len(os.sched_getaffinity(0)), 1 + raw_bytes // BYTES_PER_WORKER)
 
@@ -282,7 +282,7 @@ class Preparation:
         return self._decisions[stage]
 
     def collected_shard(self, stage: str, shard: Shard) -> Shard:
-        """Return the name and fingerprint of the table that a stage's `collect` makes of a shard."""
+        """Return name and fingerprint of the table that a stage's `collect` makes of a shard."""
         return Shard(
             name=f"collected-{shard.name}",
             fingerprint=digest("collected", self.stage_fingerprint(stage), shard.fingerprint),

@@ -25,7 +25,7 @@ Numbers = NDArray[np.uint32]
 
 
 def ngrams(texts: list[str], n: int) -> tuple[Numbers, NDArray[np.int64], NDArray[np.int64]]:
-    """Return the set of n-grams of each text, sorted.
+    """Return the sorted hashes of the distinct n-grams of each text.
 
     A text with fewer than n words counts as one n-gram. A text without words has none.
 

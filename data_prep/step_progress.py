@@ -46,7 +46,7 @@ class StepProgress:
         self._handlers: list[logging.StreamHandler[TextIO]] = []
 
     def start(self) -> None:
-        """Show the live line. Let log handlers that print to standard error print above the line."""
+        """Show the live line, and let log handlers of standard error print above that line."""
         before = sys.stderr
         self._live.start()
         for handler in logging.getLogger().handlers:
@@ -59,7 +59,7 @@ class StepProgress:
                 self._handlers.append(handler)
 
     def stop(self, completed: bool) -> None:
-        """Remove the live line. If all steps are completed, log the duration and the slowest steps."""
+        """Remove the live line. If all steps are completed, log the time and the slowest steps."""
         self._live.stop()
         for handler in self._handlers:
             handler.setStream(sys.stderr)

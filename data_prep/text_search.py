@@ -1,7 +1,7 @@
 """Search for a text in the documents of a corpus at every stage, for `finetune inspect --find`.
 
-Documents are read in batches. Only the first hits are held in memory. For each further document that
-contains the text, only a hash of the document's id is held, to count the documents.
+Documents are read in batches. Only the first hits are held in memory. For each further document
+that contains the text, only a hash of the document's id is held, to count the documents.
 """
 
 from __future__ import annotations

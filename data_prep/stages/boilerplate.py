@@ -4,11 +4,11 @@ A site is the host of a document's URL, or a whole source if the setting `sites`
 documents without a host are not changed. A line is a candidate if nearly all documents of the site
 contain it. Only candidates at the beginning and end of a document are cut.
 
-Some repeated lines are not boilerplate. When a public body decides a complaint, for example, its
-document often ends with the result, and many documents have the same result ("Vedtaket stadfestes.",
-"Brudd på loven"). Losing such a line is worse than keeping a line of a footer. Only links, addresses
-and notices are certainly boilerplate. Any other candidate is cut only if such a line stands between
-it and the body of the document. The close and signature of a letter are kept.
+Some repeated lines are not boilerplate. For example, a public body's answer to a complaint often
+ends with the result, and many answers have the same result ("Vedtaket stadfestes.", "Brudd på
+loven"). Losing such a line is worse than keeping a line of a footer. Only links, addresses and
+notices are certainly boilerplate. Any other candidate is cut only if such a line stands between it
+and the body of the document. The close and signature of a letter are kept.
 
 Only sources of the readers in the setting `readers` are searched, because laws, minutes and
 parallel letters have no boilerplate. The stage's files list every line that was cut, with a count

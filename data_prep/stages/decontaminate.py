@@ -2,9 +2,9 @@
 
 Two texts overlap if they share a sequence of `words` words (13, as in GPT-3: Brown et al. 2020,
 appendix C); case and the characters between words are ignored. An evaluation text with fewer words
-than that is searched for as a whole, if it has at least `min_words` words. Depending on the setting `action`,
-a document that overlaps is dropped, or its overlapping paragraphs are cut. The reasons of drops and
-the names of counts contain the name of the evaluation set.
+than that is searched for as a whole, if it has at least `min_words` words. Depending on the setting
+`action`, a document that overlaps is dropped, or its overlapping paragraphs are cut. The reasons of
+drops and the names of counts contain the name of the evaluation set.
 """
 
 from __future__ import annotations

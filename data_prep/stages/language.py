@@ -154,7 +154,10 @@ class Verdict:
         return winner
 
     def detail(self, code: str) -> str:
-        """Return a language's name; for `und`, a description of the text such as "Cyrillic script"."""
+        """Return details of the language for which a document is dropped.
+
+        They are the language's name or, for `und`, a description such as "Cyrillic script".
+        """
         if code != UNDETERMINED:
             return language_name(code)
         findings = [passage.finding for passage in self.passages if passage.finding]

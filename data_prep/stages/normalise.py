@@ -114,7 +114,7 @@ class Rules:
     unchanged_lines: set[str] = field(default_factory=set)
 
     def note(self, change: Change, before: str, after: str) -> str:
-        """Return `after`. If it differs from `before`, record that a change of this kind was made."""
+        """Return `after`. If it differs from `before`, record that such a change was made."""
         if after != before:
             self.changes.add(change)
         return after

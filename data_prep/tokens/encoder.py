@@ -168,7 +168,7 @@ class TextEncoder:
         self._num_characters = 0
 
     def _find_frame(self) -> tuple[list[int], list[int]]:
-        """Return the ids that the tokenizer's post-processor adds: those before a text, those after.
+        """Return the ids that the tokenizer's post-processor adds before a text and after it.
 
         They must be added to gigatoken's ids, because gigatoken does not do it.
         """
