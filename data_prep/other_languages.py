@@ -354,7 +354,9 @@ def _rank_languages(texts: Sequence[str]) -> list[_Ranking]:
 
 
 def _find_by_ranking(text: str, ranking: _Ranking) -> Finding | None:
-    """Return the language of a text in Latin letters, or None if it may be Scandinavian.
+    """Return the language of a text in Latin letters.
+
+    Return None if the text may be Scandinavian, or is code or a list of Latin names.
 
     Args:
         text: the text, without names and codes.
@@ -431,14 +433,17 @@ def _count_marks(found: Sequence[str]) -> Counter[str]:
 
 
 def _find_near_language(found: Sequence[str], code: str) -> str:
-    """Return a language that py3langid takes for another one, or "" if there is no sign of any.
+    """Recognise a language that py3langid confuses with another one.
 
-    Returned are South Sámi, which py3langid takes for various languages, and the languages that it
+    These languages are South Sámi, which py3langid may take for any language, and those that it
     takes for `code` (see _NEAR). They are recognised by their own small words and spellings.
 
     Args:
         found: the words of the text.
         code: the language that py3langid finds.
+
+    Returns:
+        The language; "" if the text is in none of these languages.
     """
     counts = _count_marks(found)
     near = _NEAR.get(code, ())

@@ -52,7 +52,8 @@ def replace_blanks(text: str, field: str = "felt") -> str:
     A Markdown link is replaced by its text.
 
     Args:
-        field: the string that replaces each merge field, such as `[name]`.
+        field: the string that replaces each merge field. Such a field is the place of a value, for
+            example `[name]` or `{{ name }}`.
     """
     if any(part in text for part in _LEADER_PARTS):
         text = _LEADER.sub(" ", text)

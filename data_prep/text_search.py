@@ -66,7 +66,7 @@ class Found:
 
 
 def compile_pattern(text: str) -> re.Pattern[str]:
-    """Return a regular expression that matches a text, ignoring case and kinds of white space.
+    """Return a regular expression that matches a text, ignoring case and the kind of white space.
 
     The pattern is in NFC, so it must be applied to text in NFC.
 

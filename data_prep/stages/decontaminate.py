@@ -101,7 +101,7 @@ class Index:
     too_short: dict[str, int]
 
     def overlaps(self, text: str) -> dict[str, list[tuple[int, int]]]:
-        """Return, by evaluation set, the spans of `text` whose words occur in that set.
+        """Return, by evaluation set, the spans of `text` whose sequence of words is in that set.
 
         A span is a pair of character offsets. Sets without a span are left out.
         """

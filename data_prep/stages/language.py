@@ -222,8 +222,8 @@ class Language(ShardStage):
 def _cut_other_parts(document: Document, verdict: Verdict, keep: set[str], report: Report) -> None:
     """Cut the passages in other languages from a document, and record them in the report.
 
-    A document in a language to be dropped, if that is not Scandinavian, is reduced to its Norwegian
-    parts if they are long enough. It is then kept, as a document in their language.
+    A document in a dropped language that is not Scandinavian is reduced to its Norwegian parts, if
+    they are long enough. It is then kept, as a document in the language of these parts.
 
     Args:
         keep: the languages of the documents that are kept.

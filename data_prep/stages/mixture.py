@@ -193,7 +193,8 @@ def _num_copies(document: Document, rule: MixtureRule, order: float) -> int:
     """Return how many copies of a document a rule takes; in the validation split, at most 1.
 
     Args:
-        order: the document's number from `_order`. It decides if the rule's weight is a fraction.
+        order: the document's number from `_order`. If the rule's weight is not an integer, this
+            number decides whether there is one copy more.
     """
     whole, fraction = divmod(rule.weight, 1)
     copies = int(whole) + (order < fraction)
