@@ -124,11 +124,13 @@ class QualityConfig:
     )
     max_duplicate_lines: float | None = setting(
         0.5,
-        "maximum share of characters in lines that occurred earlier after the same preceding line",
+        "maximum share of characters in repeated lines; a line is repeated if it equals the"
+        " line before it, or if the same two lines occurred in a row earlier",
     )
     max_duplicate_paragraphs: float | None = setting(
         0.5,
-        "maximum share of characters in paragraphs that occurred earlier after the same preceding paragraph",
+        "maximum share of characters in repeated paragraphs; a paragraph is repeated if it "
+        "equals the one before it, or if the same two occurred in a row earlier",
     )
     max_top_ngrams: list[float] | None = setting(
         [0.45, 0.3, 0.25],
@@ -137,9 +139,10 @@ class QualityConfig:
     )
     max_duplicate_ngrams: float | None = setting(
         0.65,
-        "maximum share of characters in repeated sequences of 5 words; a document above it "
-        "is dropped if its share for sequences of 30 words is above it too, or if its share"
-        " for 5 words is above (1 + this) / 2",
+        "maximum share of characters in repeated sequences of 5 words. A document above it "
+        "is dropped only if its share for 30 words is also above it, or its share for 5 "
+        "words is above (1 + max_duplicate_ngrams) / 2; lists of similar items are thus "
+        "kept",
     )
     repetition_from: int = setting(
         100, "minimum number of words of a document that is checked for repetition"
@@ -164,8 +167,9 @@ class DeduplicateConfig:
     )
     tell_apart: bool = setting(
         True,
-        "whether similar documents are kept if a title, number, date, name or word of one "
-        "is replaced by another in the other",
+        "whether similar documents are kept if they differ in a title, or in enough "
+        "numbers, dates, names or words; text that one merely has in addition does not "
+        "count",
     )
     bands: int = setting(
         25,

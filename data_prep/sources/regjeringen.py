@@ -46,8 +46,9 @@ class Options:
     )
     min_kept: float = setting(
         0.6,
-        "minimum share of the page's letters in the extracted text; below it, only HTML "
-        "tags decide what is left out, and the page is counted",
+        "share of the page's letters that the extracted text should keep; if it keeps less,"
+        " only HTML tags decide what is left out, and the report counts the page as "
+        "pages_read_by_tags",
     )
 
     def __post_init__(self) -> None:

@@ -46,8 +46,8 @@ class Options:
 
     min_kept: float = setting(
         0.6,
-        "minimum share of the page's letters in the extracted text; below it, the page is "
-        "extracted in ways that keep more, and these pages are counted",
+        "share of the page's letters that the extracted text should keep; if it keeps less,"
+        " other methods that keep more are tried, and the report counts pages by method",
     )
 
     def __post_init__(self) -> None:

@@ -88,7 +88,9 @@ def _introduction(profile: Profile) -> str:
     for walk in SITES.glob("*.md"):
         if re.fullmatch(rf"{walk.stem}(_.*)?", profile.name):
             link = f"[{_title(walk)}](../{walk.name})"
-            lines.append(f"Step by step: {link}, run on the project's test cluster, configured like this site.\n")
+            lines.append(
+                f"Step by step: {link}, run on the project's test cluster, configured like this site.\n"
+            )
     lines.append(f"{prose(profile.comment)}\n")
     if site.docs:
         lines.append(f"The site's own pages: <{site.docs}>.\n")

@@ -129,7 +129,7 @@ def _format_counts(counts: dict[str, int]) -> str:
 
 
 def print_lengths(sources: dict[str, list[tuple[int, int, int]]]) -> None:
-    """Print a histogram of tokens per row for each source.
+    """Print a histogram of tokens per document for each source.
 
     Args:
         sources: for each source its bins, as (lowest length, highest length, rows).
@@ -137,7 +137,7 @@ def print_lengths(sources: dict[str, list[tuple[int, int, int]]]) -> None:
     out = console(stderr=False)
     for source, rows in sources.items():
         most = max((count for _, _, count in rows), default=1)
-        out.print(Text(f"{source}: tokens per row", style="bold"))
+        out.print(Text(f"{source}: tokens per document", style="bold"))
         for low, high, count in rows:
             length = max(1, round(40 * count / most)) if count else 0
             out.print(Text(f" {f'{low:,}–{high:,}':>20} {count:>9,} {'█' * length}"))

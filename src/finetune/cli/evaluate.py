@@ -34,7 +34,7 @@ BASE = "base"  # value of --against for the model that the run started from
 GROUPS = ("by_language", "by_source")
 DESCRIPTION = (
     "Compute the held-out loss of a run's result, a run's checkpoint or a model, on the validation "
-    "split of a corpus. Several models are evaluated on the same rows; the table shows their "
+    "split of a corpus. Several models are evaluated on the same packs; the table shows their "
     "difference to the first model, or to the model of --against."
 )
 
@@ -95,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against",
         metavar="MODEL",
-        help="model to compare with, on the same rows; base: the model that the run started from",
+        help="model to compare with, on the same packs; base: the model that the run started from",
     )
     parser.add_argument(
         "--corpus", help="name or folder of the corpus (default: the corpus that the run was trained on)"

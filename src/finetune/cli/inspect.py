@@ -67,7 +67,7 @@ def _make_parser() -> Parser:
         help="show the tokens and targets of the documents, not their changes",
     )
     parser.add_argument(
-        "--lengths", action="store_true", help="show a histogram of tokens per row, by source"
+        "--lengths", action="store_true", help="show a histogram of tokens per document, by source"
     )
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="save the histogram of lengths as a .png or .svg file"

@@ -91,14 +91,15 @@ def prune(arguments: list[str]) -> int:
     parser = make_parser(
         "prune",
         "List files that completed runs no longer need, or delete them with --yes: all checkpoints but "
-        "the best one, job files, code snapshots, and copies of base models that no run uses.",
+        "the best one, exported checkpoints, job files; and, in the whole runs-dir, code snapshots and "
+        "copies of base models that no run uses.",
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="ids of runs or sweeps (default: all runs)")
     parser.add_argument(
         "--failed",
         action="store_true",
-        help="also delete the whole folders of runs that failed, died or were cancelled, "
-        "unless another machine may still be using them",
+        help="also list, or delete with --yes, the whole folders of runs that failed, died or were "
+        "cancelled, but not of runs that another machine may still be running",
     )
     parser.add_argument("--yes", action="store_true", help="delete the files instead of listing them")
     options = parser.parse_args(arguments)

@@ -172,7 +172,11 @@ class ClusterConfig:
         "action after a time limit, a preemption or the death of a rank: requeue, resubmit (for sites that "
         "forbid requeue) or stop",
     )
-    max_restarts: int = setting(20, "largest number of automatic restarts of a run")
+    max_restarts: int = setting(
+        20,
+        "largest number of automatic restarts after faults or without progress; resume and "
+        "retry start a new count",
+    )
     signal_lead_s: int = setting(300, "seconds before the time limit at which the ranks save a checkpoint")
     node_local: str | None = setting(
         None,
