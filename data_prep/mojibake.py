@@ -143,8 +143,8 @@ def _is_special(character: str) -> bool:
 def _neighbours(text: str, pairs: list[_Pair], number: int) -> tuple[str, str]:
     """Return the characters before and after the pair `pairs[number]`.
 
-    If another pair is directly beside it, the character to which that pair would be repaired is
-    returned.
+    A pair is two to four characters that may be one wrongly decoded character. If a neighbour
+    belongs to another pair, the character to which that pair would be repaired is returned.
     """
     pair = pairs[number]
     before = text[pair.start - 1 : pair.start]
@@ -242,7 +242,8 @@ def _judge_extended(original: str, second: str, before: str, after: str) -> Judg
 def _is_in_run(pairs: list[_Pair], number: int) -> bool:
     """Return whether a pair is in a row of wrongly decoded Cyrillic, Greek or Arabic letters.
 
-    Such a row has at least _MIN_RUN adjacent pairs of one script.
+    Such a row has at least _MIN_RUN adjacent pairs of one script. A pair is the characters that one
+    letter became.
     """
     script = next((leads for leads in _SCRIPTS if pairs[number].characters[0] in leads), "")
     if not script:

@@ -189,8 +189,9 @@ def _full_text(document: Document) -> str:
 def _ngrams(batch: list[Document]) -> tuple[NDArray[np.uint32], Integers, Integers]:
     """Return the 5-grams of documents, in the three arrays that `shingles.ngrams` returns.
 
-    The 5-grams of a conversation come from its text outside the targets. They are combined with a hash of the last question and the
-    targets. So two conversations with different questions or targets have no 5-grams in common.
+    The 5-grams of a conversation come from its text outside the targets. They are combined with a
+    hash of the last question and the targets. So conversations with different questions or targets
+    have no 5-grams in common.
     """
     untargeted = ["\n".join(parts) for parts in _untargeted_parts(batch)]
     values, begins, num_words = ngrams(untargeted, NGRAM)

@@ -94,7 +94,7 @@ Finding = tuple[str, float]  # name of a broken rule, and the measured value
 
 @dataclass(kw_only=True)
 class QualitySettings(QualityConfig):
-    """The limits, and the names of sources to which the rules are not applied."""
+    """The limits, and the names of the sources that the settings exempt from the rules."""
 
     not_judged: list[str]
 
