@@ -1,7 +1,7 @@
 """The corpus card: a corpus folder's README.md, for people who train on it or publish a model.
 
-It consists of counts and names only. No text, title or id of a document is in it, because these may
-be about persons. `finetune inspect` shows dropped documents, from the stages' files. Nothing in the
+It consists of counts and names only. It has no text, title or id of a document, because these may
+identify persons. `finetune inspect` shows dropped documents, from the stages' files. Nothing in the
 card depends on the time or place of preparation. The section on personal data comes last, so that
 an agency can append its own assessment.
 """
@@ -217,9 +217,12 @@ def _losses(manifest: Manifest) -> str:
 
 
 def _languages(reasons: Iterable[str]) -> str:
-    """Return a sentence with the names of the languages that drop reasons name, or "".
+    """Return a sentence with the names of the languages in which documents were dropped.
 
-    Such a reason is `language_` and a language code.
+    Return "" if there are none.
+
+    Args:
+        reasons: the reasons of drops. Those for a language are `language_` and the language's code.
     """
     found = {reason.removeprefix("language_") for reason in reasons if reason.startswith("language_")}
     codes = sorted(found & set(NAMES))

@@ -185,7 +185,11 @@ class CorpusConfig:
         at_least("shard_tokens", self.shard_tokens, 1)
 
     def _check_source(self, name: str, source: SourceConfig) -> None:
-        """Raise UserError if a source's name, reader or mixture does not fit the corpus."""
+        """Raise UserError if a setting of a source is wrong.
+
+        Its name must be usable in file names, and its reader must exist. Its mixture may have token
+        targets only if the corpus has an existing tokenizer.
+        """
         if not NAME.fullmatch(name):
             raise UserError(
                 f"sources: the name '{name}' cannot be used in file names; use letters, digits, '-', '_' "

@@ -120,7 +120,7 @@ MAX_COMPARED_LETTERS = 50
 
 
 class Profile:
-    """The titles, numbers, names and words by which a document differs from similar ones.
+    """The title, numbers, names and words of a document, to compare it with similar ones.
 
     Args:
         lines: the lines that `profile` returned.
@@ -180,7 +180,7 @@ class Profile:
 
 
 def profile(title: str, text: str) -> str:
-    """Return the titles, numbers, names and words of a document as lines, for a `Profile`.
+    """Return the title, numbers, names and words of a document, as lines that `Profile` reads.
 
     Args:
         title: the title that the source gives, or "".
@@ -226,7 +226,10 @@ def _titles_differ(a: Profile, b: Profile) -> bool:
 
 
 def _outcomes_differ(a: Profile, b: Profile) -> bool:
-    """Return whether two decisions have different outcomes. A single different word is enough."""
+    """Return whether two documents decide a case differently, such as "granted" and "rejected".
+
+    One different word of this kind is enough.
+    """
     outcomes_a = _outcomes(a.words)
     outcomes_b = _outcomes(b.words)
     return bool(outcomes_a - outcomes_b and outcomes_b - outcomes_a)
@@ -250,9 +253,9 @@ def _marks_differ(a: Profile, b: Profile) -> bool:
 def _differing_numbers(a: Profile, b: Profile) -> tuple[frozenset[str], frozenset[str]]:
     """Return the numbers that only one of two documents has, as (only in a, only in b).
 
-    A date is left out if the other document seems to contain it with a misspelled month. It seems
-    so if the other document has the date's day and year as separate numbers, and no date that the
-    first document lacks.
+    A date is left out if the other document seems to have it with a misspelled month. That is
+    assumed if the other document has the day and the year as separate numbers. It must also have
+    no date that the first document lacks.
     """
     only_a = a.numbers - b.numbers
     only_b = b.numbers - a.numbers
@@ -280,9 +283,9 @@ def _words_differ(a: Profile, b: Profile) -> bool:
 
 
 def _count_replaced(only_a: frozenset[str], only_b: frozenset[str]) -> int:
-    """Return how many words of one document are replaced by different words in the other document.
+    """Return how many words of one document are replaced by different words in the other.
 
-    Pairs of words that look alike do not count.
+    A word that is replaced by one that looks alike does not count.
 
     Args:
         only_a: words that only the first document has.
@@ -309,9 +312,9 @@ def _count_replaced(only_a: frozenset[str], only_b: frozenset[str]) -> int:
 
 
 def _shape(word: str) -> str:
-    """Return a word in which a letter or digit is replaced by the one that OCR confuses it with.
+    """Return a form of a word that is the same for all words that look alike.
 
-    Words that look alike have the same result.
+    Of letters and digits that OCR confuses, each is replaced by the same one.
     """
     for letters, replacement in _LIGATURES:
         word = word.replace(letters, replacement)
@@ -339,7 +342,8 @@ def _is_typing_error(a: str, b: str) -> bool:
 def _first_line(text: str) -> str:
     """Return the first line of a text if it looks like a title, else "".
 
-    A title is short and not a sentence. Furniture and lines without words are skipped.
+    A title is short and not a sentence. Lines without words are skipped, as are lines that a
+    printer or browser adds, such as a print date or page number.
     """
     lines = text.split("\n", 12)
     for line in lines[:-1]:
@@ -352,7 +356,7 @@ def _first_line(text: str) -> str:
 
 
 def _title_words(title: str) -> set[str]:
-    """Return the words of a title without stop words, and its numbers."""
+    """Return the words (without stop words) and numbers of a title."""
     words = set(_WORD.findall(_NUMBER.sub(" ", title).casefold()))
     return (words - _STOP_WORDS) | _numbers(title)
 
@@ -395,7 +399,7 @@ def _names(text: str) -> set[str]:
 
 
 def _is_furniture(line: str) -> bool:
-    """Return whether a line is furniture (see _FURNITURE) or a page number."""
+    """Return whether a line is a print date, a page number or the like, not part of the text."""
     if not line or len(line) > MAX_FURNITURE:
         return False
     lower = line.casefold()

@@ -218,9 +218,9 @@ class Report:
 
     @contextmanager
     def quarantining(self, place: Place) -> Iterator[None]:
-        """Quarantine the record at `place` if the block raises Unreadable.
+        """Quarantine the record at `place` if the `with` block raises Unreadable.
 
-        The exception ends the block only; execution continues after it.
+        The exception ends the block only. Execution continues after the block.
         """
         try:
             yield

@@ -1,7 +1,7 @@
-"""Reader of evaluation sets, which returns every string of their records.
+"""Reading of evaluation sets: all strings in their records are returned.
 
-It is used by stage decontaminate. `finetune prepare` also reads the sets before the first step, so
-that a wrong set is reported at once.
+This module is used by stage decontaminate. `finetune prepare` also reads the sets before the first
+step, so that a wrong set is reported at once.
 """
 
 from __future__ import annotations

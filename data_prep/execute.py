@@ -1,8 +1,8 @@
 """Execution of one task of a preparation.
 
-A task reads some raw files or runs a stage on a shard, for example. A preparation consists of steps,
-and a step of tasks; plan.py lists them. Tasks run in the worker processes of workers.py, or in the
-jobs of a scheduler.
+A preparation consists of steps, and a step of tasks; plan.py lists them. For example, a task reads
+some raw files, or runs a stage on a shard. Tasks run in the worker processes of workers.py, or in
+the jobs of a scheduler.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class FileChanged(UserError):
 
 
 def run(preparation: Preparation, step: str, number: int) -> bool:
-    """Do task `number` (from 0) of a step. Return False if it was done before."""
+    """Do the task with this number (from 0) of a step. Return False if it was done before."""
     if step == READ:
         return _read(preparation, number)
     if step == "tokenizer":
@@ -114,7 +114,7 @@ def _write_shards(
 
 
 def _read_unchanged(task: ReadTask, source: SourceConfig, report: Report) -> Iterator[Document]:
-    """Yield the documents of a read task. Check that its files have the checksums in the plan.
+    """Yield the documents in the raw files of a read task, and check the files' checksums.
 
     Raises:
         FileChanged: a file was changed, replaced, truncated or deleted since the plan was written.
@@ -141,7 +141,12 @@ def _file_state(path: Path) -> tuple[int, int, int] | None:
 
 
 def _is_changed(path: Path, before: tuple[int, int, int] | None, sha256: str) -> bool:
-    """Return whether a file's state is not `before`, or its checksum not `sha256`."""
+    """Return whether a file was changed or deleted.
+
+    Args:
+        before: the file's earlier state, as `_file_state` returned it.
+        sha256: the checksum that the file should have.
+    """
     if before is None or _file_state(path) != before:
         return True
     try:
@@ -154,7 +159,7 @@ def _is_changed(path: Path, before: tuple[int, int, int] | None, sha256: str) ->
 
 
 def _apply(preparation: Preparation, stage: ShardStage | CorpusStage, number: int) -> bool:
-    """Run a stage on a shard. Return False if it was done before."""
+    """Run a stage on shard `number` of its input. Return False if this was done before."""
     before = stage_before(stage.name)
     shard = preparation.shards(stage.name)[number]
     folder = preparation.stage_folder(stage.name)
@@ -173,13 +178,13 @@ def _apply(preparation: Preparation, stage: ShardStage | CorpusStage, number: in
 
 
 def _read_decision(preparation: Preparation, stage: CorpusStage, number: int, report: Report) -> pa.Table:
-    """Return the table with a stage's decision.
+    """Return the table that the stage's `decide` returned, to process shard `number`.
 
-    If the table has a column `shard`, only the rows of shard `number` are returned. For shard 0,
-    the decision's counts are added to `report`.
+    If the table has a column `shard`, only the rows of this shard are returned. For shard 0, the
+    counts in the table's metadata are added to `report`.
 
     Raises:
-        UserError: the stage has not decided yet.
+        UserError: the step `decide` of the stage is not done.
     """
     folder = preparation.stage_folder(stage.name)
     fingerprint = preparation.decision_fingerprint(stage.name)
@@ -197,9 +202,9 @@ def _read_decision(preparation: Preparation, stage: CorpusStage, number: int, re
 
 
 def _collect(preparation: Preparation, stage: CorpusStage, number: int) -> bool:
-    """Write the table that a stage collects from a shard of its input.
+    """Write the table that the stage's `collect` returns for a shard of its input.
 
-    Return False if the table, or the stage's decision, was written before.
+    Return False if this table was written before, or the table of the stage's `decide`.
     """
     before = stage_before(stage.name)
     shard = preparation.shards(before)[number]
@@ -218,9 +223,12 @@ def _collect(preparation: Preparation, stage: CorpusStage, number: int) -> bool:
 
 
 def _decide(preparation: Preparation, stage: CorpusStage) -> bool:
-    """Write a stage's decision, and delete the collected tables.
+    """Write the table that the stage's `decide` returns, and delete the collected tables.
 
-    Return False if the decision was written before.
+    Return False if the table was written before.
+
+    Raises:
+        UserError: the step `collect` of the stage is not done for all shards.
     """
     folder = preparation.stage_folder(stage.name)
     fingerprint = preparation.decision_fingerprint(stage.name)

@@ -111,8 +111,8 @@ class Inspection:
         """Return (source, id) of each document that was read with the id `wanted`, from any source.
 
         Args:
-            wanted: the id, or `<source>/<id>`. If no document has this id, its suffix is removed
-                (see `_ID_SUFFIX`).
+            wanted: the id, or `<source>/<id>`. If no document has this id, its suffix is removed:
+                "@2" marks a copy of a document, "#1" a row of a conversation.
 
         Raises:
             UserError: no document with this id was read, or the stages' files do not exist.
@@ -228,7 +228,10 @@ class Inspection:
         return chosen
 
     def _text_before(self, stage: StageFolder, drop: Drop) -> str:
-        """Return a dropped document's text before the stage; "" if reading dropped the record."""
+        """Return the text that a dropped document had before the stage that dropped it.
+
+        Return "" for a record that reading dropped, and for a document that is not on disk.
+        """
         number = self.stages.index(stage)
         if number == 0:
             return ""
@@ -380,7 +383,7 @@ def _full_text(document: Document) -> str:
 
 
 def _rows(stage: StageFolder, document_id: str) -> Iterator[dict[str, str]]:
-    """Yield the columns source and id of each of a stage's documents that has this id."""
+    """Yield the source and id of each document that a stage kept and that has this id."""
     for shard in stage.shards():
         path = stage.part_path(shard)
         with explain_damage(path):

@@ -51,9 +51,10 @@ class LanguageIdentifier:
         assert len(self._likelihood) <= 2**_FEATURE_BITS
 
     def compute_scores(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Return an array of scores of shape (texts, codes).
+        """Return the score of each language for each text, as an array [texts, codes].
 
-        A score is a log-posterior up to a constant. It does not depend on the other texts.
+        A score is the logarithm of the language's probability, plus a constant that is the same for
+        all languages of a text. It does not depend on the other texts.
         """
         size = max(1, BATCH_SIZE * FEW_LANGUAGES // max(FEW_LANGUAGES, len(self.codes)))
         batches = [self._score_batch(texts[begin : begin + size]) for begin in range(0, len(texts), size)]
@@ -87,7 +88,10 @@ class LanguageIdentifier:
         return np.concatenate(keys)
 
     def _find_keys(self, texts: list[bytes]) -> NDArray[np.uint32]:
-        """Return a key for each occurrence of a feature in a text; see `_FEATURE_BITS`."""
+        """Return a key for each occurrence of a feature (a byte sequence that py3langid knows).
+
+        The key consists of the index of the text and the index of the feature (`_FEATURE_BITS`).
+        """
         lengths = np.array([len(text) for text in texts])
         # Long texts come first. So the texts that have not ended at a step come before the others.
         order = np.argsort(-lengths, kind="stable")

@@ -36,7 +36,7 @@ _MIN_RUN = 3  # at least this many adjacent pairs of one such script are surely 
 
 
 class Judgement(IntEnum):
-    """The certainty that a pair is one character that was decoded wrongly."""
+    """Result of the check whether two to four characters are one wrongly decoded character."""
 
     RIGHT = 0
     PERHAPS = 1
@@ -60,11 +60,11 @@ class _Pair:
 
 
 def repair(text: str, verbatim: Sequence[tuple[int, int]] = ()) -> str:
-    """Return `text` with broken pairs repaired.
+    """Return `text` with its wrongly decoded characters repaired, such as `mÃ¥` to `må`.
 
     Args:
-        verbatim: spans of code or URLs, in order. Pairs in them are not evidence that the text is
-            broken, because code may be about such pairs.
+        verbatim: spans of code or URLs, in order. Characters in them are not evidence that the text
+            was decoded wrongly, because code may be about such errors.
     """
     pairs = _find_pairs(text)
     if not pairs:
@@ -95,7 +95,7 @@ def _find_pairs(text: str) -> list[_Pair]:
 
 
 def _are_outside(pairs: list[_Pair], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """Return for each pair whether it starts outside all spans."""
+    """Return for each pair whether it starts outside all spans, which are in order."""
     outside = []
     index = 0
     for pair in pairs:
@@ -131,16 +131,20 @@ def _judge(text: str, pairs: list[_Pair], number: int) -> Judgement:
 
 
 def _is_special(character: str) -> bool:
-    """Return whether a character is a byte-order mark, U+FFFD, a ligature or from a symbol font."""
+    """Return whether a character is not a letter but special.
+
+    Special are a byte-order mark, U+FFFD, ligatures, and private-use characters of symbol fonts.
+    """
     if character in "\ufeff\ufffd":
         return True
     return "\ufb00" <= character <= "\ufb06" or "\uf000" <= character <= "\uf0ff"
 
 
 def _neighbours(text: str, pairs: list[_Pair], number: int) -> tuple[str, str]:
-    """Return the character before a pair and the character after it.
+    """Return the characters before and after the pair `pairs[number]`.
 
-    An adjacent pair counts as the one character that it would be repaired to.
+    A pair is two to four characters that may be one wrongly decoded character. If a neighbour
+    belongs to another pair, the character to which that pair would be repaired is returned.
     """
     pair = pairs[number]
     before = text[pair.start - 1 : pair.start]
@@ -153,15 +157,15 @@ def _neighbours(text: str, pairs: list[_Pair], number: int) -> tuple[str, str]:
 
 
 def _judge_letter(original: str, second: str, before: str, after: str, second_before: str) -> Judgement:
-    """Classify a pair that begins with `Ã`, which may be a broken æ, ø, å or é.
+    """Classify two characters that begin with `Ã` and may be a wrongly decoded æ, ø, å or é.
 
-    At the end of a word in capitals, as in `MAÇÃ»`, it is right.
+    At the end of a word in capitals, as in `MAÇÃ»`, they are correct text.
 
     Args:
-        original: the character that the pair would be repaired to.
-        second: the pair's second character.
-        before: the character before the pair.
-        after: the character after the pair.
+        original: the character to which the two would be repaired.
+        second: the second of the two.
+        before: the character before the two.
+        after: the character after the two.
         second_before: the character before `before`.
     """
     is_odd = second not in _COMMON
@@ -182,7 +186,12 @@ def _judge_letter(original: str, second: str, before: str, after: str, second_be
 
 
 def _judge_symbol(original: str, second: str) -> Judgement:
-    """Classify a pair that begins with `â`, which may be a broken quotation mark, dash or arrow."""
+    """Classify characters that begin with `â` and may be a wrongly decoded quote, dash or arrow.
+
+    Args:
+        original: the character to which they would be repaired.
+        second: the second of the characters.
+    """
     if not ("\u2000" <= original < "\u2500" or "\u25a0" <= original < "\u2c00"):
         return Judgement.RIGHT
     if second == "€" or second not in _COMMON:
@@ -191,10 +200,14 @@ def _judge_symbol(original: str, second: str) -> Judgement:
 
 
 def _judge_sign(second: str, before: str) -> Judgement:
-    """Classify a pair that begins with `Â`.
+    """Classify two characters that begin with `Â`.
 
-    If such a pair is broken, its second character is the original character: `Â§` is a broken `§`.
-    But `«Â»` is right.
+    They may be a wrongly decoded sign, which is then the second of them: `§` becomes `Â§`. In
+    `«Â»`, they are correct text.
+
+    Args:
+        second: the second of the two characters.
+        before: the character before the two.
     """
     if before.islower() or before.isdigit() or before in _ENDS_PHRASE:
         return Judgement.SURELY
@@ -206,9 +219,16 @@ def _judge_sign(second: str, before: str) -> Judgement:
 
 
 def _judge_extended(original: str, second: str, before: str, after: str) -> Judgement:
-    """Classify a pair that begins with `Ä` or `Å`, which may be a broken č, đ, ŋ, š, ŧ or ž.
+    """Classify two characters that begin with `Ä` or `Å`.
 
-    Sámi has these letters. For example, the pairs in `«BLÅ»` and `Å²` are right.
+    They may be a wrongly decoded letter of another language, such as Sámi č, đ, ŋ, š, ŧ or ž. In
+    `«BLÅ»` and `Å²`, they are correct text.
+
+    Args:
+        original: the character to which the two would be repaired.
+        second: the second of the two.
+        before: the character before the two.
+        after: the character after the two.
     """
     if original not in _EXTENDED:
         return Judgement.RIGHT
@@ -220,7 +240,11 @@ def _judge_extended(original: str, second: str, before: str, after: str) -> Judg
 
 
 def _is_in_run(pairs: list[_Pair], number: int) -> bool:
-    """Return whether a pair is among at least _MIN_RUN adjacent pairs of one script in _SCRIPTS."""
+    """Return whether a pair is in a row of wrongly decoded Cyrillic, Greek or Arabic letters.
+
+    Such a row has at least _MIN_RUN adjacent pairs of one script. A pair is the characters that one
+    letter became.
+    """
     script = next((leads for leads in _SCRIPTS if pairs[number].characters[0] in leads), "")
     if not script:
         return False

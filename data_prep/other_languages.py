@@ -190,7 +190,7 @@ class Finding:
         code: ISO 639-3 code, or `und` if the language is unknown.
         detail: description of an unknown language, such as "Cyrillic script".
         is_certain: True if the script, the spelling or py3langid shows the language. False if the
-            text only lacks the six languages' small words.
+            text only lacks the small words (such as "og") of the six languages.
     """
 
     code: str
@@ -213,7 +213,7 @@ def is_surely_scandinavian(text: str) -> bool:
 
 
 def looks_norwegian(text: str) -> bool:
-    """Return whether many words of a text are Norwegian small words, or begin like Norwegian words."""
+    """Return whether many of a text's words are Norwegian, or begin like Norwegian words."""
     found = words(text[:MAX_CHARACTERS])
     return is_surely_scandinavian(text) or _share_of_beginnings(found) >= NORWEGIAN_BEGINNINGS
 
@@ -239,10 +239,10 @@ def find_other_languages(texts: Sequence[str]) -> list[Finding | None]:
 
 
 def _find_in_capitals(texts: Sequence[str]) -> list[Finding | None]:
-    """Return the language of each sentence that has many capitalized words, as in German.
+    """Return the languages of texts with many capitalized words, such as German sentences.
 
-    py3langid must find the same language for the sentence and for its lower-case words alone. Any
-    other text gets None.
+    py3langid must find the same language for the text and for its lower-case words alone. Any other
+    text gets None.
     """
     findings: list[Finding | None] = [None] * len(texts)
     sentences = [
@@ -285,6 +285,7 @@ def _find_in_script(text: str, script: str, num_letters: int) -> Finding:
     """Return the language of a text in a script other than Latin.
 
     Args:
+        script: the name of the script, such as "Cyrillic".
         num_letters: number of the text's letters in `script`.
     """
     for letters_script, letters, code in _LETTERS_OF:
@@ -305,13 +306,15 @@ def _find_in_script(text: str, script: str, num_letters: int) -> Finding:
 
 @dataclass(frozen=True)
 class _Ranking:
-    """The languages with py3langid's highest scores for a text, among the six and among the others.
+    """The languages that suit a text best, by py3langid's scores (log-probabilities, in nats).
+
+    "The six" are the languages that the module docstring names.
 
     Attributes:
-        code: the best of the other languages.
-        second: the second best of the other languages.
-        lead: score of `code` minus the best score of the six, in nats.
-        lead_of_second: score of `code` minus the score of `second`, in nats.
+        code: the language with the highest score, of all languages except the six.
+        second: the language with the second highest score, of all languages except the six.
+        lead: score of `code` minus the best score of the six.
+        lead_of_second: score of `code` minus the score of `second`.
         of_six: the score of each of the six.
         is_language: True if py3langid takes the text for a natural language, not for code.
     """
@@ -351,7 +354,14 @@ def _rank_languages(texts: Sequence[str]) -> list[_Ranking]:
 
 
 def _find_by_ranking(text: str, ranking: _Ranking) -> Finding | None:
-    """Return the language of running text in Latin letters, or None if it may be Scandinavian."""
+    """Return the language of a text in Latin letters.
+
+    Return None if the text may be Scandinavian, or is code or a list of Latin names.
+
+    Args:
+        text: the text, without names and codes.
+        ranking: the languages for which py3langid's scores of the text are highest.
+    """
     size = len(text.encode())
     of_six = ranking.of_six
     lead = ranking.lead / size
@@ -381,27 +391,34 @@ def _find_by_ranking(text: str, ranking: _Ranking) -> Finding | None:
 
 
 def _are_unknown(found: Sequence[str]) -> bool:
-    """Return whether few words are small words of the six, and few begin like Norwegian words."""
+    """Return whether few of a text's words are known.
+
+    Known are the small words (such as "og") of Bokmål, Nynorsk, Danish, Swedish, English and North
+    Sámi, and words that begin like Norwegian words.
+    """
     if sum(map(_SIX.__contains__, found)) >= SMALL_WORDS_SHARE * len(found):
         return False
     return _share_of_beginnings(found) < MIN_BEGINNINGS
 
 
 def _share_of_beginnings(found: Sequence[str]) -> float:
-    """Return the share of longer words whose first four letters are in the table.
+    """Return the share of words that begin like Norwegian words.
 
-    The table is that of Bokmål and Nynorsk. Longer words have at least five letters, and each is
-    counted once.
+    Such a word has its first four letters in the shipped table of Bokmål and Nynorsk. Only words of
+    at least five letters are considered, and each is counted once.
     """
     longer = {word for word in found if len(word) > 4}
     return sum(f"{word[:4]}-" in load_shipped_table().weights for word in longer) / max(1, len(longer))
 
 
 def _name_language(ranking: _Ranking, size: int) -> Finding:
-    """Return the best of the other languages, or `und` if the second best has nearly its score.
+    """Return the language with the highest score, other than the six of the module docstring.
+
+    If the second best has nearly the same score, return the group of languages to which both
+    belong, or `und` if there is none.
 
     Args:
-        size: bytes of the text.
+        size: size of the text in bytes.
     """
     if ranking.lead_of_second / size >= MIN_LEAD_OF_SECOND:
         return Finding(ranking.code)
@@ -416,11 +433,17 @@ def _count_marks(found: Sequence[str]) -> Counter[str]:
 
 
 def _find_near_language(found: Sequence[str], code: str) -> str:
-    """Return the language of words if it is South Sámi or a language of _NEAR, else "".
+    """Recognise a language that py3langid confuses with another one.
+
+    These languages are South Sámi, which py3langid may take for any language, and those that it
+    takes for `code` (see _NEAR). They are recognised by their own small words and spellings.
 
     Args:
-        code: the language that py3langid finds. Of _NEAR, only languages that py3langid takes for
-            this one are returned.
+        found: the words of the text.
+        code: the language that py3langid finds.
+
+    Returns:
+        The language; "" if the text is in none of these languages.
     """
     counts = _count_marks(found)
     near = _NEAR.get(code, ())
@@ -435,7 +458,10 @@ def _find_near_language(found: Sequence[str], code: str) -> str:
 
 
 def _running_text(text: str) -> str:
-    """Return the beginning of a text without names and codes, or "" if it is not running text."""
+    """Return the beginning of a text, without names and codes.
+
+    Return "" if the beginning is too short, or not sentences.
+    """
     head = text[: 2 * MAX_CHARACTERS]
     tokens = head.split()
     if len(tokens) < MIN_WORDS:
@@ -448,9 +474,10 @@ def _running_text(text: str) -> str:
 
 
 def _score_languages(texts: Sequence[str]) -> NDArray[np.float64]:
-    """Return an array of scores of shape (texts, languages), with the columns of `_columns`.
+    """Return py3langid's scores of texts, as an array [texts, languages].
 
-    A language's score is the best of its variants in py3langid.
+    `_columns` gives the language of each column. If py3langid has several variants of a language,
+    its score is the best of theirs.
     """
     scores = _all_languages().compute_scores(texts)
     codes = [ISO_639_3.get(code, "") for code in _all_languages().codes]
@@ -467,8 +494,8 @@ class _Columns:
 
     Attributes:
         codes: the language of each column; "" for py3langid's classes of code.
-        six: indices of the columns of the six languages.
-        others: indices of the columns of all other languages.
+        six: indices of the columns of the six languages that the module docstring names.
+        others: indices of the columns of all other languages, without code.
     """
 
     codes: list[str]
@@ -491,9 +518,10 @@ def _all_languages() -> LanguageIdentifier:
 
 @cache
 def _familiar_words() -> frozenset[str]:
-    """Return the Norwegian small words, and the table's words of at least four letters.
+    """Return words by which Norwegian text is recognised.
 
-    Shorter words of the table are left out because other languages may have them by chance.
+    They are the Norwegian small words, and the words of at least four letters in the shipped table
+    of Bokmål and Nynorsk. Other languages may have shorter words of the table by chance.
     """
     longer = (word for word in load_shipped_table().weights if len(word) > 3 and "-" not in word)
     return frozenset(longer) | _NORWEGIAN

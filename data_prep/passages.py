@@ -1,4 +1,8 @@
-"""Division of a text into the units of language detection: passages and stretches."""
+"""Division of a text into passages and stretches, the units of language detection.
+
+Passages (paragraphs) are searched for languages far from Norwegian. The rest of the text is divided
+into stretches, which are longer, to distinguish languages that are near to Norwegian.
+"""
 
 from __future__ import annotations
 
@@ -50,10 +54,11 @@ def _is_paragraph(line: str, is_after_blank: bool) -> bool:
 
 
 def split_into_stretches(text: str) -> Iterator[str]:
-    """Yield the stretches of a text.
+    """Divide a text into stretches, whose language is detected; yield them.
 
     A stretch is a paragraph, or several short paragraphs in a row. Long paragraphs are divided at
-    line ends. A short end of the text (under a third of STRETCH) is joined with the last stretch.
+    line ends. If the last stretch is shorter than a third of STRETCH, it is joined with the one
+    before it.
     """
     stretch = gathered = ""
     for line in text.split("\n"):

@@ -136,7 +136,11 @@ def run_task(work: str | Path, step: str, task: int = 0, of: int = 1) -> int:
 
 
 def run_step(work: str, step: str, number: int) -> bool:
-    """Do task `number` (from 0) of a step. Return False if it was done before."""
+    """Do the task with this number (from 0) of a step. Return False if it was done before.
+
+    Args:
+        work: the folder of the stages.
+    """
     return execute.run(Preparation.load(Path(work)), step, number)
 
 
@@ -175,7 +179,9 @@ def _check_inputs(corpus: CorpusConfig) -> None:
 
 @contextmanager
 def _exclusive_lock(work: Path) -> Iterator[None]:
-    """Hold the lock of the stages' folder against any other `prepare` and tasks of a scheduler.
+    """Hold the lock of the stages' folder.
+
+    So no other `prepare` and no task of a scheduler can use the folder.
 
     Raises:
         UserError: another process holds the lock.
@@ -194,9 +200,9 @@ def _exclusive_lock(work: Path) -> Iterator[None]:
 
 @contextmanager
 def _shared_lock(work: Path) -> Iterator[None]:
-    """Hold the lock of the stages' folder against any `prepare`, which locks the same file.
+    """Hold a shared lock of the stages' folder.
 
-    Other tasks can hold the lock at the same time.
+    So no `prepare` can use the folder. Other tasks can hold the shared lock at the same time.
 
     Raises:
         UserError: a `prepare` holds the lock, or the folder has no plan.

@@ -132,7 +132,7 @@ class Preparation:
 
     @staticmethod
     def plan(config: PrepareConfig, folder: Path, work: Path) -> Preparation:
-        """Find the raw files, compute their checksums, write plan.json, and prune the folder.
+        """Find the raw files, compute their checksums, write plan.json, and delete old files.
 
         Raises:
             NotFoundError: a source's path does not exist or holds no file for its reader.
@@ -196,13 +196,13 @@ class Preparation:
         return as_settings(stage.settings(self.corpus))
 
     def default_workers(self) -> int:
-        """Return the default number of worker processes: one a core, fewer for a small corpus."""
+        """Return the default number of worker processes: one per core, fewer for small corpora."""
         raw_bytes = sum(task.bytes for task in self.tasks)
         return min(len(os.sched_getaffinity(0)), 1 + raw_bytes // BYTES_PER_WORKER)
 
     @cached_property
     def source_settings(self) -> dict[str, dict[str, object]]:
-        """The settings of each source, with the digest of its raw files in place of its path."""
+        """The settings of each source, without its path but with the digest of its raw files."""
         settings: dict[str, dict[str, object]] = {}
         for name, source in self.corpus.sources.items():
             kept = {key: value for key, value in as_settings(source).items() if key != "path"}
@@ -241,7 +241,8 @@ class Preparation:
     def _check_sources(self, shards: list[Shard]) -> None:
         """Raise UserError if a source gave no documents or too many broken records.
 
-        The shards stay on disk, so that the source is not read again after its limit was raised.
+        The shards stay on disk. So when the user has raised the limit on broken records, the source
+        is not read again.
         """
         folder = self.stage_folder(READ)
         shard_names = [shard.name for shard in shards]
@@ -267,21 +268,21 @@ class Preparation:
         return [Shard(shard.name, digest(fingerprint, shard.fingerprint, decision)) for shard in before]
 
     def stage_fingerprint(self, stage: str) -> str:
-        """Return the fingerprint of a text stage's version and settings, without its input."""
+        """Return a hash of a text stage's version and settings; it does not depend on any text."""
         if stage not in self._stage_fingerprints:
             found = text_stage(stage)
             self._stage_fingerprints[stage] = digest(found.name, found.version, self.settings(found))
         return self._stage_fingerprints[stage]
 
     def decision_fingerprint(self, stage: str) -> str:
-        """Return the fingerprint of a stage's decision, which depends on all input shards."""
+        """Return the fingerprint of the table that a stage's `decide` makes of all input shards."""
         if stage not in self._decisions:
             before = [shard.fingerprint for shard in self.shards(stage_before(stage))]
             self._decisions[stage] = digest("decided", self.stage_fingerprint(stage), before)
         return self._decisions[stage]
 
     def collected_shard(self, stage: str, shard: Shard) -> Shard:
-        """Return the name and fingerprint of the table that a stage collects from a shard."""
+        """Return name and fingerprint of the table that a stage's `collect` makes of a shard."""
         return Shard(
             name=f"collected-{shard.name}",
             fingerprint=digest("collected", self.stage_fingerprint(stage), shard.fingerprint),
@@ -369,7 +370,7 @@ class Preparation:
 
 
 def stage_before(stage: str) -> str:
-    """Return the stage before `stage`, whose documents are its input."""
+    """Return the stage before another stage, which gets its documents as input."""
     number = STAGES.index(stage)
     assert number > 0, "no stage comes before reading"
     return STAGES[number - 1]

@@ -1,4 +1,6 @@
-"""Imports and models of the worker processes, loaded once by the fork server that starts them.
+"""Imports and models for the worker processes.
+
+The fork server, which starts these processes, loads the imports and models once.
 
 Nothing here may start a thread, because a forked process has none of its parent's threads.
 """

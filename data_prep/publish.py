@@ -149,7 +149,7 @@ def _tokenizer_info(tokeniser: Tokeniser, stage: StageFolder, has_chats: bool) -
 
     Args:
         stage: the folder of stage tokenise.
-        has_chats: whether to add the end-of-turn token.
+        has_chats: whether the corpus has conversations. Only then is the end-of-turn token added.
     """
     info = TokenizerInfo(
         sha256=tokenizer_digest(tokeniser.folder),
@@ -163,9 +163,10 @@ def _tokenizer_info(tokeniser: Tokeniser, stage: StageFolder, has_chats: bool) -
 
 
 class _Dates:
-    """The dates of a shard's documents in one split.
+    """The dates of the documents of one shard that are in one split.
 
-    Ids need not be unique. So `of_row` must be called once for each row, in the order of the rows.
+    Several documents may have the same id. So `of_row` must be called once for each row, in the
+    order of the rows.
     """
 
     def __init__(self, preparation: Preparation, shard: Shard, split: str) -> None:
@@ -192,8 +193,8 @@ def _mask_column(corpus: CorpusConfig, wanted: set[str]) -> str | None:
     """Return the name of the mask column, or None if every token is a target.
 
     Args:
-        wanted: the mask columns that documents of the corpus need. If there are two, the column of
-            conversations is returned, not that of prompts and completions.
+        wanted: the mask columns that documents of the corpus need. If there are two, the one for
+            conversations is returned.
     """
     if corpus.chat.targets == "everything":
         return None
@@ -201,7 +202,7 @@ def _mask_column(corpus: CorpusConfig, wanted: set[str]) -> str | None:
 
 
 def _fill_mask(batch: pa.RecordBatch) -> pa.ListArray:
-    """Return a mask for each row of a batch; all ones for a row without a mask."""
+    """Return the mask of each row of a batch; a row without a mask gets one of ones only."""
     given = batch["mask"]
     lengths = pc.list_value_length(batch["input_ids"]).to_numpy()
     mask = np.ones(lengths.sum(), np.int8)

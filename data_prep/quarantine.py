@@ -33,7 +33,7 @@ class Quarantined:
 def read_excerpts(work: Path, records: list[Broken]) -> Iterator[Quarantined]:
     """Yield each record with an excerpt of its raw text.
 
-    Each raw file is read once, for all its records; so the records come in groups by file.
+    Each raw file is read only once. So the records of a file are yielded one after the other.
 
     Args:
         work: the folder of the stages, with plan.json.
@@ -73,12 +73,14 @@ def _raw_paths(work: Path) -> dict[tuple[str, str], Path]:
 
 
 def _read(path: Path, place: Place, wanted: list[Broken], work: Path) -> dict[tuple[str, str], str]:
-    """Return an excerpt of a file at each wanted place, by archive member and place in the member.
+    """Return excerpts of a raw file at the places of its quarantined records.
 
-    The file is unpacked by the same functions as for its reader.
+    The file is unpacked by the same functions as in step read. The keys of the result are (archive
+    member, place in the member). Places that cannot be read are left out.
 
     Args:
-        wanted: the file's quarantined records, whose excerpts are returned.
+        place: the source and the name of the file.
+        wanted: the file's quarantined records.
     """
     limits = Preparation.load(work).corpus.sources[place.source].limits
     members = {record.member for record in wanted}
@@ -94,10 +96,10 @@ def _read(path: Path, place: Place, wanted: list[Broken], work: Path) -> dict[tu
 
 
 def _texts(member: streams.Member, places: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield (place, excerpt) for places in a member.
+    """Yield (place, excerpt) for places in a file, or in a member of an archive.
 
-    For a place "line N", the excerpt is the line. For a place "byte N", it starts at that byte. For
-    any other place, it is the beginning of the member.
+    For a place "line N", the excerpt is that line. For a place "byte N", it starts at that byte.
+    For any other place, it is the beginning of the file or member.
     """
     parsed = {at: _AT.fullmatch(at) for at in places}
     lines = {int(match[2]): at for at, match in parsed.items() if match and match[1] == "line"}

@@ -2,8 +2,8 @@
 
 Forms, laws, letters and documentation contain more than sentences: fill-in lines, merge fields,
 tables, addresses and examples of code. These do not make a document a bad one. Therefore the rules
-are applied to the sentences only, if the text has enough of them. They are applied to the whole
-text if it has fewer (a table, a program, a list of addresses).
+are applied to the sentences only. They are applied to the whole text if it has too few sentences,
+such as a table, a program or a list of addresses.
 """
 
 from __future__ import annotations
@@ -47,9 +47,13 @@ _LEADER_PARTS = ("..", "…", "__", ". .", "--", "··", "_ _")
 
 
 def replace_blanks(text: str, field: str = "felt") -> str:
-    """Remove fill-in lines from a text, and replace each merge field by `field`.
+    """Remove fill-in lines (`.....`, `_____`) from a text, and replace its merge fields.
 
     A Markdown link is replaced by its text.
+
+    Args:
+        field: the string that replaces each merge field. Such a field is the place of a value, for
+            example `[name]` or `{{ name }}`.
     """
     if any(part in text for part in _LEADER_PARTS):
         text = _LEADER.sub(" ", text)
@@ -69,7 +73,7 @@ def remove_code_blocks(text: str) -> str:
 def select_sentences(text: str, function_words: frozenset[str]) -> str:
     """Return the sentences of a text, without tables, code and addresses.
 
-    If there are too few (see MIN_WORDS), the whole text is returned.
+    If the sentences have too few words (see MIN_WORDS), the whole text is returned.
 
     Args:
         text: a text that `replace_blanks` returned.
@@ -98,8 +102,9 @@ def select_sentences(text: str, function_words: frozenset[str]) -> str:
 def _is_row(line: str) -> bool:
     """Return whether a line is a row of a table.
 
-    In such a line, fewer than half of the cells are words. If it has one or two cells, it contains
-    at least two "|".
+    White space and "|" divide a line into cells. A line with at least three cells is a row if fewer
+    than half of them begin with two letters. A shorter line is a row if it contains at least two
+    "|".
     """
     cells = line.replace("|", " ").split()
     if len(cells) < 3:

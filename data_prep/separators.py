@@ -26,10 +26,10 @@ def find_separator(head: bytes, is_whole: bool, usual: str = ",", needed: Sequen
     A first line such as `sep=;` names the separator. Otherwise, the separators that occur in the
     first line are compared by these criteria, in this order:
 
-    1. The first line has all needed columns.
-    2. Most records have as many columns as the first line.
-    3. The first line has most columns.
-    4. The separator is the usual one.
+    1. Whether the first line has all needed columns.
+    2. The share of records with as many columns as the first line, in tenths.
+    3. The number of columns of the first line.
+    4. Whether the separator is the usual one.
 
     If no separator occurs in the first line, the table has one column, and NO_SEPARATOR is
     returned.

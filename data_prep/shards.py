@@ -86,8 +86,8 @@ class SourceInfo:
         sha256: the digest of the source's raw files.
         documents, tokens, supervised_tokens: numbers by `<split>/<language>`. Supervised tokens are
             those that are targets.
-        documents_read: number of documents read, with the records that reading dropped.
-        characters_read: number of characters read, with the records that reading dropped.
+        documents_read: number of documents read, including records that reading dropped.
+        characters_read: number of characters read, including records that reading dropped.
         repeated_ids: number of documents with the id of an earlier document of the source.
         single_group: True if all documents of the source are in one group. Such a source is wholly
             in one split, because groups are not divided.
@@ -456,7 +456,7 @@ class ShardWriter:
 
 @contextlib.contextmanager
 def explain_damage(path: Path) -> Iterator[None]:
-    """Raise UserError if Arrow fails in the block because the file at `path` is damaged."""
+    """Raise UserError if Arrow finds, in the `with` block, that the file at `path` is damaged."""
     try:
         yield
     except pa.ArrowInvalid as fault:

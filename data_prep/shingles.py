@@ -25,7 +25,7 @@ Numbers = NDArray[np.uint32]
 
 
 def ngrams(texts: list[str], n: int) -> tuple[Numbers, NDArray[np.int64], NDArray[np.int64]]:
-    """Return the set of n-grams of each text, sorted.
+    """Return the sorted hashes of the distinct n-grams of each text.
 
     A text with fewer than n words counts as one n-gram. A text without words has none.
 
@@ -67,7 +67,7 @@ def jaccard(a: Numbers, b: Numbers) -> float:
 
 
 def _fold(text: str) -> str:
-    """Return a text in lower case, with a space in place of each character of _SEPARATORS."""
+    """Return a text in lower case, in which a space replaces each character of _SEPARATORS."""
     text = text.casefold()
     if text.isascii():
         return text
@@ -86,8 +86,9 @@ def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def _hash_words(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
     """Return the offset and the hash of each word.
 
-    A word's hash is computed from a polynomial of its bytes. The polynomial is the difference
-    between the running sums at the word's end and at its beginning.
+    A word's hash is computed from a polynomial of its bytes. To compute this for all words at once,
+    running sums of the polynomial of the whole text are formed. A word's polynomial is the sum at
+    its end minus the sum at its beginning, divided by the power at its beginning.
     """
     content = np.frombuffer(data, np.uint8)
     edges = np.flatnonzero(np.diff(_IS_WORD[content].view(np.int8), prepend=0, append=0))
@@ -112,7 +113,7 @@ def _hash_words(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
 @lru_cache(maxsize=2)
 @np.errstate(over="ignore")
 def _powers(length: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Return the powers of the multiplier, and the powers of its inverse, modulo 2^64.
+    """Return the powers of the hash's multiplier, and the powers of its inverse, modulo 2^64.
 
     Args:
         length: the highest exponent.

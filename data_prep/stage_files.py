@@ -67,7 +67,7 @@ DROP_SCHEMA = pa.schema(
 
 @dataclass(kw_only=True)
 class ShardMarker:
-    """The marker of a shard that is done.
+    """The file that marks a shard as done.
 
     Attributes:
         fingerprint: the fingerprint of the shard's input and settings.
@@ -158,7 +158,7 @@ class StageFolder:
                 path.unlink()
 
     def discard(self, shard: str) -> None:
-        """Delete the files of a shard, its marker before its documents."""
+        """Delete the files of a shard: first the marker that it is done, then its documents."""
         for path in sorted(self.path.glob(f"*-{shard}.*")):
             path.unlink(missing_ok=True)
 
@@ -170,7 +170,7 @@ class StageFolder:
         return self.path / f"part-{shard}.parquet"
 
     def read_marker(self, name: str, fingerprint: str, verify: bool = True) -> ShardMarker | None:
-        """Return the marker done-`name`.json, or None if the work must be done (again).
+        """Return the marker done-<name>.json, or None if the work must be done (again).
 
         Args:
             fingerprint: the fingerprint that the marker must have.
@@ -192,7 +192,7 @@ class StageFolder:
         return all(sha256_file(self.path / file) == sha256 for file, sha256 in files.items())
 
     def write_marker(self, name: str, fingerprint: str, files: list[str], **values: Any) -> ShardMarker:
-        """Write the marker done-`name`.json.
+        """Write done-<name>.json, the file that marks a shard or decision as done.
 
         Args:
             files: names of the files, which are already written.
@@ -341,7 +341,7 @@ class ShardFile:
 
 @contextmanager
 def open_shard_file(path: Path) -> Iterator[ShardFile]:
-    """Open a file for documents. It replaces `path` if the block succeeds."""
+    """Open a temporary file for documents. It replaces `path` if the `with` block succeeds."""
     with (
         replace_file(path) as temporary,
         pq.ParquetWriter(temporary, DOCUMENT_SCHEMA, compression="zstd") as writer,
@@ -385,7 +385,7 @@ def _to_table(documents: list[Document]) -> pa.Table:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path. Its file replaces `path` if the block succeeds.
+    """Yield a temporary path. Its file replaces `path` if the `with` block succeeds.
 
     Two processes may write `path` at the same time, because each has a temporary path of its own,
     and both write the same content.

@@ -46,7 +46,7 @@ class StepProgress:
         self._handlers: list[logging.StreamHandler[TextIO]] = []
 
     def start(self) -> None:
-        """Show the live line, and let log handlers of standard error print above it."""
+        """Show the live line, and let log handlers of standard error print above that line."""
         before = sys.stderr
         self._live.start()
         for handler in logging.getLogger().handlers:
@@ -59,7 +59,7 @@ class StepProgress:
                 self._handlers.append(handler)
 
     def stop(self, completed: bool) -> None:
-        """Remove the live line; if completed, log the duration and the slowest steps."""
+        """Remove the live line. If all steps are completed, log the time and the slowest steps."""
         self._live.stop()
         for handler in self._handlers:
             handler.setStream(sys.stderr)
@@ -93,7 +93,11 @@ class StepProgress:
             logger.info("%s: %s tasks, %.0f s", self._describe(), self._count(), now - self._began)
 
     def end_step(self, worked: bool) -> None:
-        """End a step. The summary leaves out a step that had no work to do."""
+        """End a step.
+
+        Args:
+            worked: whether the step had work to do. Otherwise, the summary leaves the step out.
+        """
         if worked:
             self._seconds[self._step] = time.perf_counter() - self._step_began
 

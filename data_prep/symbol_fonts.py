@@ -66,7 +66,7 @@ MIN_ITEMS = 2
 
 
 def repair(text: str) -> str:
-    """Replace private-use characters by the Unicode characters that they show; return the text.
+    """Replace private-use characters by the Unicode characters for their glyphs; return the text.
 
     The function is idempotent.
     """
@@ -91,7 +91,7 @@ def repair(text: str) -> str:
 
 
 def count_characters(text: str) -> int:
-    """Count a text's private-use characters of Symbol and Wingdings, and bullets of other fonts."""
+    """Count the private-use characters of Symbol and Wingdings, and the bullets of other fonts."""
     if text.isascii():
         return 0
     return len(_SIGN.findall(text)) + sum(_count_other_bullets(text).values())
@@ -111,7 +111,7 @@ def _repair_other_bullets(text: str) -> str:
 def _count_other_bullets(text: str) -> Counter[str]:
     """Count the bullets of fonts other than Symbol and Wingdings, by character.
 
-    A character that starts fewer than MIN_ITEMS lines is left out.
+    Such a bullet is a private-use character that starts at least MIN_ITEMS lines.
     """
     counts = Counter(match[2] for match in _OTHER_BULLET.finditer(text))
     return Counter({sign: count for sign, count in counts.items() if count >= MIN_ITEMS})

@@ -1,7 +1,7 @@
 """Search for a text in the documents of a corpus at every stage, for `finetune inspect --find`.
 
-Documents are read in batches. Only the first hits are held in memory. Of any other document that
-contains the text, only a hash of its id is.
+Documents are read in batches. Only the first hits are held in memory. For each further document
+that contains the text, only a hash of the document's id is held, to count the documents.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ class Hit:
     Attributes:
         stages: the stages after which the document contains the text; ["tokenise (<split>)"] if the
             token shards were searched.
-        before, match, after: the first match in the document as the first of these stages left it,
-            and the text before and after the match.
-        drop: (stage that dropped the document, drop); None if the document was kept.
+        match: the first match in the document, after the first of these stages.
+        before, after: the text before and after the match.
+        drop: the stage that dropped the document, and its record of the drop; None if the document
+            was kept.
         cut_by: the stage that removed the text but kept the document; "" if there is none.
     """
 
@@ -65,7 +66,7 @@ class Found:
 
 
 def compile_pattern(text: str) -> re.Pattern[str]:
-    """Return a pattern that matches a text in any case, with any white space between its words.
+    """Return a regular expression that matches a text, ignoring case and the kind of white space.
 
     The pattern is in NFC, so it must be applied to text in NFC.
 
@@ -113,7 +114,7 @@ def search_stages(work: Path, stages: list[StageFolder], text: str, max_hits: in
 
 
 def search_tokens(corpus: Corpus, text: str, max_hits: int) -> Found:
-    """Search the decoded rows of a corpus, for a corpus whose stages' files were deleted.
+    """Search the decoded token rows of a corpus whose stages' files were deleted.
 
     Args:
         max_hits: maximum number of hits that are returned.
@@ -164,7 +165,7 @@ def _excerpt(text: str, match: re.Match[str]) -> tuple[str, str, str]:
 
 
 def _add_fates(stages: list[StageFolder], hits: dict[tuple[str, str], Hit]) -> None:
-    """Set `drop` and `cut_by` of each hit.
+    """Set, for each hit, the stage that dropped the document or removed the text from it.
 
     Args:
         hits: the hits by (source, id) of the document.

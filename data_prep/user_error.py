@@ -23,5 +23,5 @@ DAMAGED_FILE = (json.JSONDecodeError, UnicodeDecodeError)
 
 
 def is_refused_config(fault: BaseException) -> bool:
-    """Return whether transformers raised an error because it rejects a model's config."""
+    """Return whether an error means that transformers rejects a model's config."""
     return type(fault).__name__.startswith("StrictDataclass")

@@ -94,9 +94,9 @@ class Workers:
         return worked
 
     def _describe_exit(self) -> str:
-        """Describe how the process that broke the pool ended.
+        """Describe how the worker process that failed first ended.
 
-        The pool ends the other processes with SIGTERM.
+        The pool ends the other processes with SIGTERM, so these are left out.
         """
         assert self._pool is not None
         processes = list((self._pool._processes or {}).values())

@@ -4,11 +4,11 @@ A site is the host of a document's URL, or a whole source if the setting `sites`
 documents without a host are not changed. A line is a candidate if nearly all documents of the site
 contain it. Only candidates at the beginning and end of a document are cut.
 
-The decision of a case is often at the end too, in words that many documents share ("Vedtaket
-stadfestes.", "Brudd på loven", a row of a table). Losing a decision costs more than keeping a line
-of a footer. So a line that does not look like boilerplate (a link, an address, a notice) is cut
-only if a line between it and the body surely is boilerplate. The close and signature of a letter
-are kept.
+Some repeated lines are not boilerplate. For example, a public body's answer to a complaint often
+ends with the result, and many answers have the same result ("Vedtaket stadfestes.", "Brudd på
+loven"). Losing such a line is worse than keeping a line of a footer. Only links, addresses and
+notices are certainly boilerplate. Any other candidate is cut only if such a line stands between it
+and the body of the document. The close and signature of a letter are kept.
 
 Only sources of the readers in the setting `readers` are searched, because laws, minutes and
 parallel letters have no boilerplate. The stage's files list every line that was cut, with a count
@@ -130,7 +130,7 @@ class Boilerplate(CorpusStage):
         )
 
     def collect(self, documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
-        """Return, for each line of each site, the number of documents of one shard that contain it.
+        """Count, for each line of each site, the documents of one shard that contain the line.
 
         Copies of a document are counted once.
         """
@@ -155,7 +155,7 @@ class Boilerplate(CorpusStage):
         return pa.concat_tables(tables).sort_by([("line", "ascending"), ("site", "ascending")])
 
     def decide(self, collected: list[Path], config: CorpusConfig) -> pa.Table:
-        """Return the repeated lines of each site, and the number of documents that contain each."""
+        """Return each site's repeated lines, and for each line the number of documents with it."""
         rules = config.boilerplate
         sites = _sum_counts([_read_range(path, WHOLE_SITE, WHOLE_SITE) for path in collected])
         needed = {
@@ -199,7 +199,7 @@ class Boilerplate(CorpusStage):
 
 
 def _read_range(path: Path, first: int, last: int) -> pa.Table:
-    """Return the counts of one shard for lines whose hash is between `first` and `last`.
+    """Return one shard's counts of the lines whose hashes are from `first` to `last`.
 
     The file is sorted by hash, so only the row groups that overlap with the range are read.
     """
@@ -218,7 +218,7 @@ def _read_range(path: Path, first: int, last: int) -> pa.Table:
 
 
 def _sum_counts(counts: list[pa.Table]) -> pa.Table:
-    """Return the sum of the counts of all shards, with one row for each line of each site."""
+    """Add up the counts of all shards; return one row for each line of each site."""
     every = pa.concat_tables([COUNTS.empty_table(), *counts])
     return every.group_by(["site", "line"]).aggregate([("documents", "sum")]).rename_columns(COUNTS.names)
 
@@ -244,14 +244,18 @@ def _lookup_by_site(decided: pa.Table) -> Callable[[str], set[int]]:
 
 @dataclass
 class Frame:
-    """A document's text without boilerplate, and the lines of boilerplate."""
+    """A document's text without boilerplate (`body`), and the lines of boilerplate."""
 
     body: str = ""
     lines: list[str] = field(default_factory=list)
 
 
 def find_frame(text: str, repeated: set[int]) -> Frame:
-    """Split `text` into its body and the lines around it that surely are boilerplate."""
+    """Split `text` into its body and the lines of boilerplate before and after the body.
+
+    Args:
+        repeated: hashes of the lines that nearly all documents of the site contain.
+    """
     if not repeated:
         return Frame(text)
     lines = text.split("\n")
@@ -267,7 +271,11 @@ def find_frame(text: str, repeated: set[int]) -> Frame:
 
 
 def site_of(document: Document, config: CorpusConfig) -> str | None:
-    """Return a document's site: `<source> <host>`, or the source's name; None if it has no site."""
+    """Return the name of a document's site, whose repeated lines are boilerplate.
+
+    It is the source's name and the host of the document's URL, or only the source's name if the
+    whole source is one site. It is None for a document that belongs to no site.
+    """
     if document.turns or config.sources[document.source].reader not in config.boilerplate.readers:
         return None
     try:
@@ -280,12 +288,13 @@ def site_of(document: Document, config: CorpusConfig) -> str | None:
 
 
 def _frame_length(lines: list[str], repeated: set[int], is_foot: bool) -> int:
-    """Return how many of the first lines surely are boilerplate.
+    """Return how many of the first lines are boilerplate.
 
-    Only repeated lines can be boilerplate. All lines up to the innermost row of links are. A
-    heading or sentence on another topic may belong to the body, so rows of links after it do not
-    count. At the foot, all lines from a ruled line on are boilerplate, unless the ruled line is a
-    place for a signature. The name of a public body is boilerplate if it is next to such a line.
+    The lines are read until one that is not repeated, or that closes a letter. A row of links is
+    boilerplate, with all lines read before it. After a heading, or a sentence on another topic,
+    rows of links do not count, because the lines may be the body. At the foot of a document, a
+    ruled line counts like a row of links, even after such a sentence. It does not count if it is a
+    place for a signature. The name of a public body next to such a line is boilerplate too.
 
     Args:
         lines: the lines of the document, from the end to the beginning if `is_foot`.
@@ -324,7 +333,7 @@ def _frame_length(lines: list[str], repeated: set[int], is_foot: bool) -> int:
 
 
 class Kind(StrEnum):
-    """The kind of a repeated line."""
+    """The kind of a line that nearly all documents of a site contain."""
 
     CLOSE = "the close of a letter"
     RULE = "a ruled line"
@@ -357,11 +366,11 @@ def _count_letters(text: str) -> int:
 
 
 def _key(line: str) -> str:
-    """Return a line in lower case with single spaces; lines with the same key count as equal."""
+    """Return a line in lower case with single spaces, the form in which lines are compared."""
     return " ".join(line.casefold().split())
 
 
 def _hash(text: str) -> int:
-    """Return a signed hash of 64 bits, which is never WHOLE_SITE (0)."""
+    """Return a signed hash of 64 bits; never 0, which has a meaning of its own (WHOLE_SITE)."""
     digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True) or 1

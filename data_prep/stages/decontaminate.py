@@ -1,10 +1,10 @@
 """Removal of text that evaluation sets contain: a model must not be tested on its training text.
 
 Two texts overlap if they share a sequence of `words` words (13, as in GPT-3: Brown et al. 2020,
-appendix C); case and the characters between words are ignored. Shorter evaluation texts are
-searched for as a whole, if they have at least `min_words` words. Depending on the setting `action`,
-a document that overlaps is dropped, or its overlapping paragraphs are cut. The reasons of drops and
-the names of counts contain the name of the evaluation set.
+appendix C); case and the characters between words are ignored. An evaluation text with fewer words
+than that is searched for as a whole, if it has at least `min_words` words. Depending on the setting
+`action`, a document that overlaps is dropped, or its overlapping paragraphs are cut. The reasons of
+drops and the names of counts contain the name of the evaluation set.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Index:
     Attributes:
         names: names of the evaluation sets.
         hashes: for each length in words, the sorted hashes of the sequences of that length.
-        owners: for each length, the evaluation sets of these hashes, as indices into `names`.
+        owners: for each length, the evaluation set of each hash, as an index into `names`.
         too_short: for each evaluation set, the number of texts with too few words to be searched
             for.
     """
@@ -101,7 +101,7 @@ class Index:
     too_short: dict[str, int]
 
     def overlaps(self, text: str) -> dict[str, list[tuple[int, int]]]:
-        """Return, for each evaluation set, the spans of `text` that are sequences of that set.
+        """Return, by evaluation set, the spans of `text` whose sequence of words is in that set.
 
         A span is a pair of character offsets. Sets without a span are left out.
         """
@@ -122,7 +122,13 @@ class Index:
 
 @lru_cache(maxsize=1)
 def _index(sets: tuple[tuple[str, str], ...], words: int, min_words: int) -> Index:
-    """Return the index of the evaluation sets; each process reads them once."""
+    """Return the index of all evaluation sets. It is cached, so each process reads them once.
+
+    Args:
+        sets: (name, path) of each evaluation set.
+        words: length of the sequences that are searched for.
+        min_words: minimum length of a shorter text that is searched for as a whole.
+    """
     rules = DecontaminateConfig(words=words, min_words=min_words)
     index = build_index({name: texts(path) for name, path in sets}, rules)
     for name, count in index.too_short.items():
@@ -137,9 +143,12 @@ def _index(sets: tuple[tuple[str, str], ...], words: int, min_words: int) -> Ind
 
 
 def build_index(sets: dict[str, Iterable[str]], rules: DecontaminateConfig) -> Index:
-    """Return the index of the texts of evaluation sets.
+    """Return an index of the word sequences in the texts of evaluation sets.
 
     A sequence that several sets contain is assigned to the first of them in alphabetical order.
+
+    Args:
+        sets: the texts of each evaluation set, by the set's name.
     """
     names = sorted(sets)
     parts: dict[int, list[tuple[NDArray[np.uint64], int]]] = defaultdict(list)
@@ -163,7 +172,11 @@ def build_index(sets: dict[str, Iterable[str]], rules: DecontaminateConfig) -> I
 
 
 def _cut_overlaps(text: str, index: Index) -> tuple[str, list[str]]:
-    """Cut each paragraph that contains part of an overlap; return the rest and the cut paragraphs."""
+    """Cut each paragraph that contains part of a sequence of words from an evaluation set.
+
+    Returns:
+        The rest of the text, and the paragraphs that were cut.
+    """
     spans = [span for found in index.overlaps(text).values() for span in found]
     kept: list[str] = []
     cut: list[str] = []

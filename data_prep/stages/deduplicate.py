@@ -68,7 +68,7 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(kw_only=True)
 class NearSettings(DeduplicateConfig):
-    """The settings if near duplicates are removed, with the parameters of MinHash."""
+    """The settings for the case that near duplicates are removed; with MinHash's parameters."""
 
     ngram: int = NGRAM
     permutations: int = PERMUTATIONS
@@ -87,9 +87,10 @@ class Deduplicate(CorpusStage):
         return NearSettings(**vars(config.deduplicate), rensa=version("rensa"))
 
     def collect(self, documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
-        """Return one row for each document, with its hash, ranking fields and paragraphs.
+        """Return one row for each document: its hash, its ranking fields, hashes of its paragraphs.
 
-        If near duplicates are removed, the row also has its bands, 5-grams and profile.
+        If near duplicates are removed, the row also has the document's 5-grams, the bands of its
+        MinHash signature, and its profile (see distinctions.py).
         """
         tables = []
         while batch := _take_batch(documents):
@@ -123,7 +124,7 @@ class Deduplicate(CorpusStage):
         return pa.concat_tables(tables)
 
     def decide(self, collected: list[Path], config: CorpusConfig) -> pa.Table:
-        """Return the dropped documents, as rows of their shards, with reasons."""
+        """Return the documents to drop: the shard of each, its row in the shard, and the reason."""
         found = Collected(collected)
         order = found.best_first()
         # For each document, the document that is kept instead; -1 if it is kept itself.
@@ -186,11 +187,11 @@ def _full_text(document: Document) -> str:
 
 
 def _ngrams(batch: list[Document]) -> tuple[NDArray[np.uint32], Integers, Integers]:
-    """Return the 5-grams, where those of each document begin, and the numbers of words.
+    """Return the 5-grams of documents, in the three arrays that `shingles.ngrams` returns.
 
-    The arrays have the form that `shingles.ngrams` returns. The 5-grams of a conversation come from
-    its text outside the targets. They are combined with a hash of the last question and the
-    targets. So two conversations with different questions or targets have no 5-grams in common.
+    The 5-grams of a conversation come from its text outside the targets. They are combined with a
+    hash of the last question and the targets. So conversations with different questions or targets
+    have no 5-grams in common.
     """
     untargeted = ["\n".join(parts) for parts in _untargeted_parts(batch)]
     values, begins, num_words = ngrams(untargeted, NGRAM)
@@ -213,7 +214,10 @@ def _words(text: str) -> list[str]:
 
 
 def _untargeted_parts(batch: list[Document]) -> Iterator[list[str]]:
-    """Yield for each document its text and the contents of turns that are not targets."""
+    """Yield the parts of each document that are not to be learnt as answers.
+
+    They are its running text and the contents of the turns that are not targets.
+    """
     return ([d.text, *(turn.content for turn in d.turns if not turn.target)] for d in batch)
 
 
@@ -232,14 +236,21 @@ def _date_number(date: str) -> int:
 
 
 def _paragraph_hashes(folded: str) -> list[int]:
-    """Return the hashes of the distinct paragraphs of at least PARAGRAPH_WORDS words."""
+    """Return the hash of each distinct paragraph that has at least PARAGRAPH_WORDS words."""
     found = (part.split() for part in folded.split("\n") if len(part) >= 2 * PARAGRAPH_WORDS - 1)
     long = {" ".join(words) for words in found if len(words) >= PARAGRAPH_WORDS}
     return sorted(map(_hash, long))
 
 
 def _bands(values: NDArray[np.uint32], begins: Integers, bands: int) -> NDArray[np.uint64]:
-    """Return for each document and band a hash of the band's minima [documents, bands]."""
+    """Return a hash of each band of each document, as an array [documents, bands].
+
+    A document has PERMUTATIONS minima of hashes (MinHash), which are divided into `bands` bands.
+
+    Args:
+        values: the 5-grams of all documents, concatenated.
+        begins: the index at which the 5-grams of each document begin.
+    """
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(
         values.astype(np.uint64), begins.astype(np.uint64), PERMUTATIONS, SEED
     )
@@ -260,9 +271,12 @@ def _detail(name: str, similarity: float | None) -> str:
 
 
 def _drop_exact(found: Collected, order: Integers, replaced_by: Integers) -> None:
-    """Record exact duplicates in `replaced_by`.
+    """Set, in `replaced_by`, the document that is kept instead of each exact duplicate.
 
-    The best document with a text replaces all other documents with this text.
+    Of the documents with the same text, the best is kept.
+
+    Args:
+        order: numbers of all documents, from best to worst.
     """
     keys = found.keys()[order]
     by_key = np.lexsort((np.arange(len(order)), keys[:, 1], keys[:, 0]))
@@ -273,9 +287,11 @@ def _drop_exact(found: Collected, order: Integers, replaced_by: Integers) -> Non
 
 
 def _count_shared_paragraphs(found: Collected, kept: NDArray[np.bool_]) -> dict[str, int]:
-    """Return the counts `shared_paragraphs` and `shared_paragraph_copies` of the kept documents.
+    """Count the paragraphs that occur in several kept documents.
 
-    The paragraphs are counted in several parts, divided by hash, to limit memory.
+    Return `shared_paragraphs`, the number of such paragraphs, and `shared_paragraph_copies`, the
+    number of their copies after the first. The paragraphs are divided into parts by their hashes,
+    and counted part by part, to limit memory.
     """
     total = sum(len(column.flatten()) for _, column in found.tables("paragraphs"))
     shared = copies = 0

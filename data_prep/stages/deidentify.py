@@ -126,9 +126,9 @@ def identity_number_kind(digits: str) -> str | None:
 
     Both weighted sums of the digits must be 0 modulo 11. By the rule from 2032 (Skatteetaten, "Nytt
     fødselsnummer fra 2032"), the first sum of a fødselsnummer or D-number may also be 1, 2 or 3.
-    In synthetic numbers, the month is increased by 80 (Tenor) or by 65; if the day is increased as
-    in a D-number, also by 40. They belong to nobody, but are masked too, because texts use them
-    like the numbers of persons.
+    In synthetic numbers, the month is increased by 80 (Tenor) or by 65, or both day and month are
+    increased (see `_KINDS`). They belong to nobody, but are masked too, because texts use them like
+    the numbers of persons.
     """
     numbers = [int(d) for d in digits]
     first = sum(n * w for n, w in zip(numbers, _WEIGHTS_1, strict=False)) % 11

@@ -115,10 +115,12 @@ class Verdict:
 
     Attributes:
         letters: number of letters in each language.
-        clear: number of letters in each language, counted in clear stretches only.
-        sure: number of letters in each written standard, counted in stretches that are certainly in
-            that standard.
-        passages: the passages of the text, in order.
+        clear: number of letters in each language, counted only where the language is clear. It is
+            clear in passages far from Norwegian, and in Scandinavian prose whose words favour one
+            language by at least CLEAR.
+        sure: number of letters in each Scandinavian language, counted only in parts of the prose in
+            `clear` that favour it by at least SURE.
+        passages: the paragraphs of the text, each with its language if that is far from Norwegian.
     """
 
     letters: Counter[str] = field(default_factory=Counter)
@@ -127,10 +129,10 @@ class Verdict:
     passages: list[Passage] = field(default_factory=list)
 
     def language(self, claim: str, config: LanguageConfig) -> str:
-        """Return the ISO 639-3 code, `nor` for both standards, or `und` if undetermined.
+        """Return the text's ISO 639-3 code; `nor` for both Norwegian standards, `und` if unknown.
 
-        A known claim is returned if no part of the text is clearly in one language. Any claim is
-        returned if the text has no letters.
+        The claim is returned if no part of the text is clearly in one language and the claim is a
+        known code. It is also returned if the text has no letters.
 
         Args:
             claim: the code that the source claims, or "".
@@ -152,7 +154,10 @@ class Verdict:
         return winner
 
     def detail(self, code: str) -> str:
-        """Return the detail of a drop: the language's name; for `und`, a description of the text."""
+        """Return details of the language for which a document is dropped.
+
+        They are the language's name or, for `und`, a description such as "Cyrillic script".
+        """
         if code != UNDETERMINED:
             return language_name(code)
         findings = [passage.finding for passage in self.passages if passage.finding]
@@ -215,10 +220,13 @@ class Language(ShardStage):
 
 
 def _cut_other_parts(document: Document, verdict: Verdict, keep: set[str], report: Report) -> None:
-    """Cut passages in other languages from a document that is kept.
+    """Cut the passages in other languages from a document, and record them in the report.
 
-    A document in a language far from Norwegian is reduced to its Norwegian parts, if these are long
-    enough.
+    A document in a dropped language that is not Scandinavian is reduced to its Norwegian parts, if
+    they are long enough. It is then kept, as a document in the language of these parts.
+
+    Args:
+        keep: the languages of the documents that are kept.
     """
     if document.language in keep:
         rest = _passages_to_keep(verdict.passages, keep)
@@ -252,7 +260,11 @@ def _cut_other_parts(document: Document, verdict: Verdict, keep: set[str], repor
 
 
 def _join_kept(passages: list[Passage], kept: set[int]) -> str:
-    """Return the text of the passages whose `id()` is in `kept`; line breaks replace the others."""
+    """Return the text of the kept passages; line breaks replace the others.
+
+    Args:
+        kept: the value of Python's `id` for each kept passage.
+    """
     text = gap = ""
     for passage in passages:
         if id(passage) not in kept:
@@ -269,7 +281,7 @@ def _join_kept(passages: list[Passage], kept: set[int]) -> str:
 
 
 def _passages_to_keep(passages: list[Passage], keep: set[str]) -> list[Passage]:
-    """Return the passages except those that are certainly in a language to be cut.
+    """Return the passages without those that are certainly in a language to be cut.
 
     Short quotations are kept. English and North Sámi are kept too, because they occur in Norwegian
     documents as terms, titles and quotations.
@@ -292,8 +304,8 @@ def _judge_documents(
 ) -> Iterator[tuple[Document, str, Verdict | None]]:
     """Yield each document, the text that determines its language, and the evidence in this text.
 
-    The evidence is None if the text has fewer than `min_characters`, unless its script shows its
-    language.
+    The evidence is None for a text with fewer than `min_characters`, except a text in a script
+    other than Latin.
     """
     while batch := list(islice(documents, DOCUMENTS_AT_ONCE)):
         texts = [_decisive_text(document) for document in batch]
@@ -304,11 +316,11 @@ def _judge_documents(
 
 
 def _decisive_text(document: Document) -> str:
-    """Return the text that determines a document's language; for a conversation, its targets.
+    """Return the text that determines a document's language.
 
-    So a translation from Bokmål to Nynorsk is detected as Nynorsk. If the targets are shorter than
-    a stretch and the source claims no language, return the whole text, because short answers may be
-    only a few words or names.
+    For a conversation, it is the answers to be learnt. So a translation from Bokmål to Nynorsk is
+    detected as Nynorsk. Answers of fewer than STRETCH characters may be only a few words or names.
+    If the source claims no language either, the whole conversation is returned instead.
     """
     answers = "\n\n".join(turn.content for turn in document.turns if turn.target)
     if answers and (document.language or len(answers) >= STRETCH):
@@ -324,7 +336,7 @@ def judge(text: str) -> Verdict:
 def judge_all(texts: Sequence[str]) -> Iterator[Verdict]:
     """Yield the evidence on the language of each text.
 
-    py3langid reads the stretches of all texts in one call.
+    py3langid classifies parts of all texts in one call, which is faster.
     """
     split = [list(split_into_passages(text)) for text in texts]
     findings = iter(_find_far_languages([piece for pieces in split for piece in pieces]))
@@ -356,7 +368,10 @@ def _find_far_languages(pieces: list[str]) -> list[Finding | None]:
 
 
 def _assign_headings(found: list[Passage]) -> None:
-    """Set the language of short passages that do not look Norwegian to that of the next passage."""
+    """Set the language of headings above passages in a language far from Norwegian.
+
+    A short passage that does not look Norwegian gets the language of the passage below it.
+    """
     for below, heading in pairwise(reversed(found)):
         is_short = len(heading.text) < PASSAGE
         if below.finding and not heading.finding and is_short and not looks_norwegian(heading.text):
@@ -364,7 +379,7 @@ def _assign_headings(found: list[Passage]) -> None:
 
 
 def _count_far_passages(verdict: Verdict) -> None:
-    """Add the letters of the passages in languages far from Norwegian to a verdict."""
+    """Count, in a verdict, the letters of its passages in languages far from Norwegian."""
     for passage in verdict.passages:
         if passage.finding:
             letters = sum(map(len, words(passage.text)))
@@ -373,7 +388,12 @@ def _count_far_passages(verdict: Verdict) -> None:
 
 
 def _count_near_stretches(verdict: Verdict, part: list[str], scores: Iterator[Scores]) -> None:
-    """Add the letters of stretches in one of the six languages to a verdict."""
+    """Count, in a verdict, the letters of a text without passages far from Norwegian.
+
+    Args:
+        part: the stretches of that text (some hundred characters each).
+        scores: py3langid's scores of the stretches. One is taken for each stretch.
+    """
     for stretch in part:
         stretch_scores = next(scores)
         all_words = words(stretch)
@@ -399,7 +419,12 @@ def _count_near_stretches(verdict: Verdict, part: list[str], scores: Iterator[Sc
 
 
 def _is_prose(stretch: str, found: list[str], letters: int) -> bool:
-    """Return whether a stretch is running text, not a table or a list."""
+    """Return whether a part of a text is sentences, not a table or a list.
+
+    Args:
+        found: its words.
+        letters: number of letters in the words.
+    """
     first_words = found[:150]
     has_letters = letters > LETTERS * (len(stretch) - stretch.count(" ") - stretch.count("\n"))
     has_variety = len(set(first_words)) > DISTINCT * len(first_words)
@@ -407,7 +432,7 @@ def _is_prose(stretch: str, found: list[str], letters: int) -> bool:
 
 
 def detect(text: str) -> str:
-    """Return the ISO 639-3 code of the likeliest language of one stretch of text, or `und`."""
+    """Return the ISO 639-3 code of a short text's likeliest language, or `und` if it is unknown."""
     finding = _find_far_languages([text])[0]
     if finding:
         return finding.code
@@ -423,10 +448,10 @@ def _scores(texts: list[str]) -> Iterator[Scores]:
 
 
 def _detect(found: list[str], scores: Scores) -> tuple[str, float]:
-    """Return the language of a text, and its lead in nats.
+    """Return the likeliest language of a text, and its lead (log odds, in nats).
 
-    The lead of Bokmål or Nynorsk is measured against the other standard, the lead of Danish or
-    Swedish against Norwegian. For English and North Sámi it is infinite.
+    The odds of Bokmål or Nynorsk are those against the other of the two. The odds of Danish or
+    Swedish are those against Norwegian. For English and North Sámi, the lead is infinite.
 
     Args:
         found: the text's words.
@@ -456,9 +481,10 @@ def _detect(found: list[str], scores: Scores) -> tuple[str, float]:
 
 
 def _danish_evidence(found: Sequence[str]) -> float:
-    """Return the log odds to add to Danish, given the words that Norwegian does not have.
+    """Return the log odds to add to Danish, given the words of a text.
 
-    Return negative infinity if these words are too weak as evidence for Danish.
+    Words that are not Norwegian are evidence for Danish. If they are too few or too weak, negative
+    infinity is returned.
     """
     if any(map(is_danish_only, found)):
         return DANISH_ALONE
@@ -469,5 +495,5 @@ def _danish_evidence(found: Sequence[str]) -> float:
 
 @cache
 def identifier() -> LanguageIdentifier:
-    """Return py3langid restricted to CODES."""
+    """Return py3langid, restricted to the six languages that the stage distinguishes."""
     return LanguageIdentifier(list(CODES))

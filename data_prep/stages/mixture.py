@@ -58,7 +58,7 @@ class MixtureSettings(NoRules):
 
 @dataclass(kw_only=True)
 class TargetSettings(MixtureSettings):
-    """Rules with a token target, and the settings on which the number of tokens depends."""
+    """The rules if one has a token target, and the settings on which numbers of tokens depend."""
 
     tokens: TokeniseSettings
 
@@ -78,7 +78,11 @@ class Mixture(CorpusStage):
         return TargetSettings(rules=rules, seed=config.split.seed, tokens=Tokenise().settings(config))
 
     def collect(self, documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
-        """Return the training tokens in each bin, for each rule with a token target."""
+        """Count the training tokens of one shard, for each rule with a token target.
+
+        The order in which a rule takes documents is divided into BINS bins of equal width. The
+        tokens are counted in each bin.
+        """
         tokens = Counter[tuple[str, int]]()
         if _has_targets(config):
             with TemporaryDirectory() as folder:
@@ -102,7 +106,11 @@ class Mixture(CorpusStage):
         )
 
     def decide(self, collected: list[Path], config: CorpusConfig) -> pa.Table:
-        """Return, for each rule whose token target is exceeded, the first bin that is left out."""
+        """Return the point at which each rule stops, if it would exceed its token target.
+
+        The point is the number of a bin (see `collect`). The documents in this bin and later ones
+        are left out.
+        """
         tokens = Counter[tuple[str, int]]()
         for path in collected:
             for row in pq.read_table(path).to_pylist():
@@ -123,7 +131,10 @@ class Mixture(CorpusStage):
     def run(
         self, documents: Iterator[Document], config: CorpusConfig, report: Report, decided: pa.Table
     ) -> Iterator[Document]:
-        """Yield the documents of the mixture; the ids of copies end with "@2", "@3" and so on."""
+        """Yield the documents that the rules take, as often as their weights require.
+
+        The ids of the second and later copies end with "@2", "@3" and so on.
+        """
         ends = dict(zip(decided["rule"].to_pylist(), decided["end"].to_pylist(), strict=True))
         for document in documents:
             if not config.sources[document.source].mixture:
@@ -160,9 +171,9 @@ def _is_counted(document: Document, config: CorpusConfig) -> bool:
 
 
 def _find_rule(document: Document, config: CorpusConfig) -> tuple[MixtureRule | None, str]:
-    """Return the source's first rule that applies to a document, and its name, `<source>/<number>`.
+    """Return the first rule of a document's source that applies to it, and the rule's name.
 
-    Return (None, "") if no rule applies.
+    The name is `<source>/<number>`. Return (None, "") if no rule applies.
     """
     year = document.date[:4]
     for number, rule in enumerate(config.sources[document.source].mixture):
@@ -173,13 +184,18 @@ def _find_rule(document: Document, config: CorpusConfig) -> tuple[MixtureRule | 
 
 
 def _order(document: Document, seed: int) -> float:
-    """Return a document's position, in [0, 1), in the order in which rules take documents."""
+    """Return a number in [0, 1). A rule takes its documents in ascending order of this number."""
     digest = hashlib.blake2b(f"{seed}:{document.source}:{document.id}".encode(), digest_size=6).digest()
     return int.from_bytes(digest, "big") / 2**48
 
 
 def _num_copies(document: Document, rule: MixtureRule, order: float) -> int:
-    """Return the number of copies of a document; in the validation split, at most 1."""
+    """Return how many copies of a document a rule takes; in the validation split, at most 1.
+
+    Args:
+        order: the document's number from `_order`. If the rule's weight is not an integer, this
+            number decides whether there is one copy more.
+    """
     whole, fraction = divmod(rule.weight, 1)
     copies = int(whole) + (order < fraction)
     return min(copies, 1) if document.split == "validation" else copies

@@ -53,17 +53,20 @@ class Collected:
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
     def tables(self, name: str) -> Iterator[tuple[int, pa.Array]]:
-        """Yield a column shard by shard, with the number of the shard's first document."""
+        """Yield a column of each shard, preceded by the number of the shard's first document."""
         for path, begin in zip(self.paths, self.begins[:-1].tolist(), strict=True):
             if path in self._filled:
                 yield begin, _read_column(path, name).combine_chunks()
 
     def bands(self) -> list[str]:
-        """Return the names of the columns with the bands; there must be at least one document."""
+        """Return the names of the columns that hold the bands, the parts of the MinHash signatures.
+
+        There must be at least one document.
+        """
         return [name for name in pq.read_schema(self._filled[0]).names if name.startswith("band_")]
 
     def keys(self) -> NDArray[np.uint64]:
-        """Return the hashes of the texts, as pairs of 64-bit numbers [documents, 2]."""
+        """Return the 128-bit hash of each text, as two 64-bit numbers [documents, 2]."""
         parts = [_read_column(path, "key").combine_chunks() for path in self._filled]
         content = b"".join(
             part.buffers()[1][part.offset * 16 : (part.offset + len(part)) * 16].to_pybytes()
@@ -72,7 +75,10 @@ class Collected:
         return np.frombuffer(content, np.uint64).reshape(-1, 2)
 
     def best_first(self) -> Integers:
-        """Return the numbers of all documents, from best to worst (see deduplicate.py)."""
+        """Return the numbers of all documents, from best to worst.
+
+        Of several duplicates, the best is kept. deduplicate.py describes the ranking.
+        """
         if not self.number:
             return np.zeros(0, np.int64)
         words, date, filled = (self.column(name) for name in ("words", "date", "filled"))
@@ -99,7 +105,7 @@ def _read_column(path: Path, name: str) -> pa.ChunkedArray:
 
 
 def runs(same_as_before: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """Yield begin and end of each run of at least two equal elements.
+    """Yield (begin, end) of each run of at least two equal elements of a sorted array.
 
     Args:
         same_as_before: for each element but the first, True if it equals the element before it.
@@ -118,10 +124,11 @@ def find_near(
     """Find the documents that are near duplicates of a better one.
 
     Args:
+        found: the data collected from all documents.
         order: numbers of all documents, from best to worst.
-        candidates: True for the documents that are compared.
-        counts: receives the number of similar documents that are kept, and the number of documents
-            of which some comparisons were left out.
+        candidates: for each document, True if it is compared.
+        counts: receives the number of similar documents that are kept. It also receives the number
+            of documents that were not compared with all candidates.
 
     Returns:
         For each near duplicate, the document that is kept instead, and their similarity.
@@ -157,13 +164,15 @@ def find_near(
 
 
 def _join_duplicates(bucket: Integers, marks: NDArray[np.uint64], clusters: _Clusters, pairs: _Pairs) -> None:
-    """Join the duplicates in a bucket into clusters.
+    """Join the duplicates among some documents into clusters.
 
-    A document is compared with kept documents that have the same title, numbers and names
-    (`marks`). It is also compared with others, unless it is taken for a filled-in form.
+    Each document is compared with a limited number of those before it that are not duplicates
+    themselves: with some of any content, and with some that have the same title, numbers and names.
+    A document that is similar to many others but distinct from them is taken for a filled-in form.
+    It is compared only with documents that have the same title, numbers and names.
 
     Args:
-        bucket: numbers of documents, the best first.
+        bucket: numbers of the documents, the best first.
         marks: for each document, a hash of its title, numbers and names.
     """
     representatives: list[int] = []
@@ -184,9 +193,15 @@ def _join_duplicates(bucket: Integers, marks: NDArray[np.uint64], clusters: _Clu
 
 
 def _buckets(band: NDArray[np.uint64], candidates: NDArray[np.bool_], rank: Integers) -> Iterator[Integers]:
-    """Yield the candidates of each bucket, the best first.
+    """Yield each set of at least two candidates that may be duplicates of each other.
 
-    A bucket is a set of at least two candidates with the same hash of the band.
+    Such documents have the same hash of a band, a part of the MinHash signature. In each set, the
+    best document comes first.
+
+    Args:
+        band: for each document, the hash of the band.
+        candidates: for each document, True if it is compared.
+        rank: for each document, its rank; 0 is the best.
     """
     documents = np.flatnonzero(candidates)
     documents = documents[np.lexsort((rank[documents], band[documents]))]
@@ -196,7 +211,9 @@ def _buckets(band: NDArray[np.uint64], candidates: NDArray[np.bool_], rank: Inte
 
 
 class _Pairs:
-    """Comparison of documents by their 5-grams and profiles, which are in memory-mapped files.
+    """Comparison of documents by their 5-grams and profiles (see distinctions.py).
+
+    Both are in memory-mapped temporary files.
 
     Args:
         documents: sorted numbers of the documents that are compared.
@@ -206,7 +223,7 @@ class _Pairs:
     Attributes:
         times_distinct: for each document, the number of similar documents from which it is
             distinct, up to MAX_DISTINCT.
-        not_compared: for each document, True if some of its comparisons were left out.
+        not_compared: for each document, True if it was not compared with all candidates.
     """
 
     def __init__(
@@ -249,7 +266,13 @@ class _Pairs:
 def _map_column(
     found: Collected, documents: Integers, name: str, kind: type[np.generic], file: Any
 ) -> tuple[NDArray[Any], Integers]:
-    """Write a column of lists or bytes of some documents to a file, and map it into memory.
+    """Write a column with the data of some documents to a file, and map the file into memory.
+
+    Args:
+        documents: sorted numbers of the documents.
+        name: name of the column; each of its values is a list or a byte string.
+        kind: type of one element.
+        file: an empty file.
 
     Returns:
         The concatenated values, and the index at which the values of each document begin
@@ -273,7 +296,10 @@ def _map_column(
 
 
 class _Clusters:
-    """Union-find with path halving (Tarjan & van Leeuwen 1984)."""
+    """Clusters of documents that are duplicates of each other.
+
+    The data structure is union-find with path halving (Tarjan & van Leeuwen 1984).
+    """
 
     def __init__(self) -> None:
         self._parent: dict[int, int] = {}

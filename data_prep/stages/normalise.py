@@ -1,7 +1,7 @@
 """Normalisation of text: encodings, Unicode form, control characters, divided words.
 
 Only faults are repaired. Code and URLs in running text are not changed. In conversations, only
-letters of a wrong encoding, control characters and line breaks are repaired. For each kind of
+wrongly decoded letters, control characters and line breaks are repaired. For each kind of
 change, the documents with such a change are counted. Normalisation is idempotent.
 
 Words that are divided at a line end are joined. A soft hyphen and PDFium's sign for a divided word
@@ -85,7 +85,7 @@ _DIVIDED_SIGN = re.compile(r"-[ \t]*\n[ \t]*[^\W_]")
 
 
 class Change(StrEnum):
-    """A kind of change; the value is the name of its count."""
+    """A kind of change to a text. Its value is the name under which such changes are counted."""
 
     MOJIBAKE = "mojibake_repaired"
     CONTROLS = "control_characters_removed"
@@ -103,10 +103,10 @@ class Rules:
     """The options for a text, and the changes made to it.
 
     Attributes:
-        decode_entities: True to decode entities outside words too; entities within words are
-            always decoded.
+        decode_entities: True to decode HTML entities outside words too. Those within words, such as
+            `&oslash;` in `k&oslash;`, are always decoded.
         changes: the kinds of change so far.
-        unchanged_lines: lines that no rule changed; they are not checked again.
+        unchanged_lines: lines that no rule changed. They are not checked again.
     """
 
     decode_entities: bool = True
@@ -114,7 +114,7 @@ class Rules:
     unchanged_lines: set[str] = field(default_factory=set)
 
     def note(self, change: Change, before: str, after: str) -> str:
-        """Record `change` if the texts `before` and `after` differ; return `after`."""
+        """Return `after`. If it differs from `before`, record that such a change was made."""
         if after != before:
             self.changes.add(change)
         return after
@@ -170,17 +170,23 @@ class Normalise(ShardStage):
 
 
 def normalise(text: str, rules: Rules | None = None) -> str:
-    """Return running text with all faults repaired and remains of the layout removed."""
+    """Repair all faults of running text, and remove remains of its layout; return the text."""
     return _repeat_until_stable(text, _normalise_once, rules or Rules())
 
 
 def repair(text: str, rules: Rules | None = None) -> str:
-    """Return a turn of a conversation with faulty characters repaired; its layout is kept."""
+    """Repair the faulty characters of a turn of a conversation; return the turn.
+
+    Its layout is not changed.
+    """
     return _repeat_until_stable(text, _repair_characters, rules or Rules())
 
 
 def _repeat_until_stable(text: str, step: Callable[[str, Rules], str], rules: Rules) -> str:
-    """Repeat a step until nothing changes, because a repair may reveal another fault."""
+    """Repeat a repair until nothing changes, at most _MAX_PASSES times; return the text.
+
+    One repair may reveal another fault.
+    """
     for _ in range(_MAX_PASSES):
         before = text
         text = step(before, rules)
@@ -195,7 +201,10 @@ def _is_invisible(text: str) -> bool:
 
 
 def _trim(turn: str) -> str:
-    """Return a turn without white space at its ends; code in its first line stays indented."""
+    """Remove white space at both ends of a turn; return the turn.
+
+    If its first line is indented code, the indentation is kept.
+    """
     text = re.sub(r"\A(?:[^\S\n]*\n)+", "", turn.rstrip())
     is_indented = text.startswith(("    ", "\t"))
     return text if is_indented else text.lstrip()
@@ -205,7 +214,7 @@ def _trim(turn: str) -> str:
 
 
 def _repair_characters(text: str, rules: Rules) -> str:
-    """Repair letters of a wrong encoding, control characters and line breaks."""
+    """Repair wrongly decoded letters, control characters and line breaks; return the text."""
     if _is_plain(text):
         return text
     return _repair_special_characters(text, rules)
@@ -237,8 +246,8 @@ def _repair_encoding(text: str) -> str:
 def _repair_by_ftfy(line: str) -> str:
     """Return a line repaired by ftfy, or the line itself if the repair is not credible.
 
-    A repair is credible if it adds a Nordic letter and no unexpected character, and if the line
-    then has such letters beside other letters.
+    A repair is credible if it adds a Nordic letter and no unexpected character. The repaired line
+    must also have such letters beside other letters.
     """
     if not _OTHER_ENCODING_SIGN.search(line):
         return line
@@ -274,7 +283,7 @@ def _normalise_once(text: str, rules: Rules) -> str:
 
 
 def _repair_prose(text: str, rules: Rules) -> str:
-    """Repair a text line by line."""
+    """Repair running text without code and URLs, line by line; return the text."""
     if _is_plain(text):
         return text
     lines = text.split("\n")
@@ -298,10 +307,12 @@ def _repair_line(line: str, rules: Rules) -> str:
 
 
 def _decode_entities(line: str, everywhere: bool) -> str:
-    """Decode the entities within words, and other entities unless the line contains markup.
+    """Decode the HTML entities of a line; return the line.
+
+    Entities within words are always decoded.
 
     Args:
-        everywhere: True to decode entities outside words too.
+        everywhere: True to decode entities outside words too, unless the line contains markup.
     """
     everywhere = everywhere and not _MARKUP.search(line)
 
@@ -326,7 +337,7 @@ def _decode_entities(line: str, everywhere: bool) -> str:
 
 
 def _remove_layout(text: str) -> str:
-    """Reduce white space to single spaces and single blank lines, and remove it around lines."""
+    """Reduce white space to single spaces and single blank lines; strip each line."""
     if "  " in text or _ODD_SPACES_SIGN.search(text):
         text = _SPACES.sub(" ", text)
     lines = text.split("\n")
@@ -340,8 +351,11 @@ def _join_divided_words(texts: list[str]) -> list[str]:
 
     `a-` and `b` become `ab` or `a-b` if the document has that word elsewhere. Otherwise, the hyphen
     is kept before a capital or a digit (Sør-/Norge), and after capitals or a single letter
-    (NAV-/kontor, e-/post). Before conjunctions it is a suspended hyphen, which is kept with a space
-    (barne-/og ungdomsarbeid).
+    (NAV-/kontor, e-/post). Before a conjunction, the hyphen stands for the rest of a compound. It
+    is kept, with a space after it (barne-/og ungdomsarbeid).
+
+    Args:
+        texts: the parts of one document.
     """
     elsewhere: set[str] = set()
     for text in texts:
@@ -365,7 +379,11 @@ def _join_divided_words(texts: list[str]) -> list[str]:
 
 
 def _replace_divided_words(text: str, replacement: Callable[[str, str], str]) -> str:
-    """Replace each word divided at a line end by `replacement(first half, second half)`."""
+    """Replace each word that is divided at a line end; return the text.
+
+    Args:
+        replacement: function that takes the two halves, and returns the string that replaces them.
+    """
     pieces = []
     done = 0
     for match in _DIVIDED.finditer(text):

@@ -54,19 +54,22 @@ class CorpusStage(Stage):
 
     @abstractmethod
     def collect(self, documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
-        """Return the data of one shard that `decide` needs, in as few bytes as possible."""
+        """Return the data that `decide` needs about the documents of one shard.
+
+        The table should be as small as possible, because `decide` reads those of all shards.
+        """
 
     @abstractmethod
     def decide(self, collected: list[Path], config: CorpusConfig) -> pa.Table:
         """Return the decisions for all shards, as one table.
 
-        The metadata of its schema may hold a JSON object `counts`, which is added to the stage's
+        The table's metadata may hold a JSON object `counts`. Its numbers are added to the stage's
         counts.
 
         Args:
             collected: Parquet files with the tables that `collect` returned, one for each shard, in
-                order. Together they cover the whole corpus, so they should be read one by one, and
-                only the columns needed.
+                order. Together they cover the whole corpus. So read them one by one, and only the
+                columns that are needed.
         """
 
     @abstractmethod
@@ -76,6 +79,6 @@ class CorpusStage(Stage):
         """Yield the kept documents of one shard in order, and report every drop and change.
 
         Args:
-            decided: the table that `decide` returned. If it has a column `shard` (the shard's index
-                in `collected`), only the rows of this shard.
+            decided: the table that `decide` returned. If the table has a column `shard`, which is
+                the index of a shard in `collected`, `decided` has only the rows of this shard.
         """

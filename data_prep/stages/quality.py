@@ -94,7 +94,7 @@ Finding = tuple[str, float]  # name of a broken rule, and the measured value
 
 @dataclass(kw_only=True)
 class QualitySettings(QualityConfig):
-    """The limits, and the names of sources to which the rules are not applied."""
+    """The limits, and the names of the sources that the settings exempt from the rules."""
 
     not_judged: list[str]
 
@@ -123,7 +123,7 @@ class Quality(ShardStage):
 
 
 def _not_judged(config: CorpusConfig) -> set[str]:
-    """Return the names of sources to which the rules are not applied, by their name or reader."""
+    """Return the names of the sources that the settings exempt from the rules."""
     by_reader = {
         name for name, source in config.sources.items() if source.reader in config.quality.skip_readers
     }
@@ -131,7 +131,7 @@ def _not_judged(config: CorpusConfig) -> set[str]:
 
 
 def find_broken_rules(text: str, limits: QualityConfig) -> Iterator[Finding]:
-    """Yield the rules that a text breaks, with the measured values."""
+    """Yield the rules that a text breaks, each with the measured value."""
     original = text
     text = replace_blanks(original)
     if text != original and limits.min_letter_words is not None:
@@ -158,7 +158,10 @@ def _keep_sentences(text: str) -> str:
 
 
 def _measure(text: str, limits: QualityConfig) -> Iterator[Finding]:
-    """Yield the rules that a text breaks if all of it is measured."""
+    """Yield the rules that a text breaks, each with the measured value.
+
+    The whole text is measured. `find_broken_rules` then excuses breaches by tables or code.
+    """
     words = text.split()
     if _is_below(len(words), limits.min_words):
         yield "too_short", len(words)
@@ -215,7 +218,7 @@ def _measure_words(words: list[str], lengths: list[int], limits: QualityConfig) 
 
 
 def _count_function_words(words: list[str], enough: int) -> int:
-    """Return the number of different function words; the count stops at `enough`."""
+    """Count the different function words among some words, up to the number `enough`."""
     found: set[str] = set()
     for word in words:
         plain = word.lower().strip(PUNCTUATION)
@@ -227,9 +230,10 @@ def _count_function_words(words: list[str], enough: int) -> int:
 
 
 def _counted_length(word: str, limit: float) -> float:
-    """Return a word's length; for a word that may be a compound, at most the limit.
+    """Return a word's length for the rule on the mean length of words.
 
-    So a sentence of four long compounds does not break the rule.
+    It is at most `limit` for a word that may be a compound. So a sentence of four long compounds
+    does not break the rule.
     """
     may_be_compound = len(word) <= MAX_COMPOUND and COMPOUND.fullmatch(word)
     return min(len(word), limit) if may_be_compound else len(word)
@@ -238,8 +242,8 @@ def _counted_length(word: str, limit: float) -> float:
 def _measure_bullets(lines: list[str], limits: QualityConfig) -> Iterator[Finding]:
     """Yield the rule `bullets` if too many lines begin with a bullet.
 
-    A list of sentences passes, but not a menu with items of a word or two. A text does not pass if
-    all its lines begin with dashes.
+    A list of sentences passes, but a menu with items of one or two words does not. A text in which
+    every line begins with a dash does not pass either.
     """
     items = [line for line in lines if line.startswith(BULLETS)]
     share = len(items) / len(lines)
@@ -269,7 +273,9 @@ def _measure_characters(text: str, lower: str, num_words: int, limits: QualityCo
 def _measure_repetition(
     text: str, words: list[str], lengths: list[int], lines: list[str], limits: QualityConfig
 ) -> Iterator[Finding]:
-    """Yield the broken rules on repeated lines, paragraphs, n-grams and passages.
+    """Yield the rules on repetition that a text breaks, each with the measured value.
+
+    The rules concern repeated lines, paragraphs, n-grams and passages.
 
     Args:
         words: the words in lower case.
@@ -297,7 +303,12 @@ def _measure_repetition(
 def _measure_passages(hashes: NDArray[np.uint64], ends: NDArray[Any], limit: float) -> Iterator[Finding]:
     """Yield the rule `repeated_passages` if too much of the text is in repeated 5-grams.
 
-    30-grams are measured too, because in a list of similar items only short n-grams are repeated.
+    Too much of it must be in repeated 30-grams too, unless the share in 5-grams is very high.
+    Otherwise, lists of similar items would break the rule: they repeat short n-grams only.
+
+    Args:
+        hashes: hashes of the words [words].
+        ends: for each position, the number of characters in the words before it [words + 1].
     """
     share = _repeated_share(hashes, ends, 5)
     if share > limit and (share > (1 + limit) / 2 or _repeated_share(hashes, ends, LONG_PASSAGE) > limit):
@@ -322,10 +333,13 @@ def _count_repeated(pieces: list[str]) -> int:
 
 
 def _is_numbered(words: list[str], hashes: NDArray[np.uint64], n: int) -> NDArray[np.bool_]:
-    """Return for each n-gram whether it is numbered, as the entries of a list of references are.
+    """Return for each n-gram whether a number of its own follows it, as in a list of references.
 
-    It is numbered if one of the next three words has a digit, and the n-gram extended to that word
-    occurs only once.
+    That is so if one of the next three words has a digit, and if the n-gram and the words up to
+    that one occur together only once.
+
+    Args:
+        hashes: hashes of `words`.
     """
     has_digit = np.fromiter((any(map(str.isdigit, word)) for word in words), np.bool_, len(words))
     numbered = np.zeros(max(len(words) - n + 1, 0), np.bool_)
@@ -339,7 +353,7 @@ def _is_numbered(words: list[str], hashes: NDArray[np.uint64], n: int) -> NDArra
 def _top_share(
     hashes: NDArray[np.uint64], ends: NDArray[Any], n: int, left_out: NDArray[np.bool_] | None = None
 ) -> float:
-    """Return the share of the words' characters in all occurrences of the most frequent n-gram.
+    """Return the share of a text's characters that all occurrences of its commonest n-gram have.
 
     Args:
         hashes: hashes of the words [words].
@@ -361,7 +375,12 @@ def _top_share(
 
 
 def _repeated_share(hashes: NDArray[np.uint64], ends: NDArray[Any], n: int) -> float:
-    """Return the share of the words' characters in n-grams that have occurred before."""
+    """Return the share of a text's characters that are in n-grams that have occurred before.
+
+    Args:
+        hashes: hashes of the words [words].
+        ends: for each position, the number of characters in the words before it [words + 1].
+    """
     ngrams = ngram_hashes(hashes, n)
     ordered = np.sort(ngrams)
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])

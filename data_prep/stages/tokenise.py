@@ -57,7 +57,8 @@ class ExtendedSettings(TokeniseSettings):
 class Tokenise(Stage):
     """Convert text to token shards.
 
-    Its steps are in data_prep/tokens/step.py, because the tokenizer must exist first.
+    The class has only the version and settings. The work is done in data_prep/tokens/step.py, in
+    two steps, because the tokenizer must exist before any text is converted.
     """
 
     name = "tokenise"

@@ -26,9 +26,10 @@ class Tokens:
     """Tokens of a rendered text; all arrays have the shape [tokens].
 
     Attributes:
-        start, stop: offsets, in characters of the rendered text.
-        control: True for added tokens, except tokens of white space. Some vocabularies add these to
-            encode indentation in fewer tokens.
+        ids: the token ids.
+        start, stop: the offsets at which each token begins and ends, in characters of the text.
+        control: True for added tokens, except those of white space only, by which some vocabularies
+            encode indentation.
     """
 
     ids: np.ndarray[Any, np.dtype[np.int64]]
@@ -65,19 +66,25 @@ class ChatEncoder:
         )
 
     def encode_start(self, text: str) -> list[int]:
-        """Encode text at the beginning of a sequence; control tokens in it are encoded as text."""
+        """Encode text at the beginning of a sequence.
+
+        The characters of a control token in the text are encoded as text.
+        """
         return list(self._as_text.encode(text, add_special_tokens=False).ids)
 
     def encode_continuation(self, text: str) -> list[int]:
-        """Encode text that continues other text; control tokens in it are encoded as text."""
+        """Encode text that continues other text.
+
+        The characters of a control token in the text are encoded as text.
+        """
         return _encode_inside(self._as_text, text)[0]
 
     def encode_rendered(self, text: str, literal: list[str], cuts: list[int]) -> Tokens:
         """Encode a rendered conversation, in which control tokens become single tokens.
 
         Args:
-            literal: the control tokens that contents spell. The placeholder with number n stands
-                for literal[n], which is encoded as text.
+            literal: strings in messages that look like control tokens. A placeholder in `text` with
+                the number n stands for literal[n], which is encoded as text.
             cuts: character offsets that no token may span.
         """
         places = [match.start() for match in PLACEHOLDERS.finditer(text)]
@@ -103,7 +110,7 @@ class ChatEncoder:
         return Tokens(id_array, offset_array[:, 0], offset_array[:, 1], is_control)
 
     def _encode_spelled(self, token: str) -> list[int]:
-        """Encode the characters of a control token as text.
+        """Encode the characters of a control token as plain text, not as the control token.
 
         The library can encode only special tokens as text. The first character of any other
         control token is encoded separately from the rest.

@@ -6,7 +6,7 @@ conversation so far, as the chat template renders it. The model must then write 
 turn i, with these special cases:
 
 - If a template has no generation prompt, the model must write more: the header of the turn, its
-  leading space, its thoughts (the reasoning before an answer, such as <think>…</think>).
+  leading space, and its thoughts (the reasoning before an answer, such as <think>…</think>).
 - A template may render earlier messages differently once the answer follows. Templates like
   Mistral's put the system prompt into the last user turn only. Then the target begins after the
   last message that prompt and rendering have in common.
@@ -19,10 +19,10 @@ Turns share a row if the row contains, character by character, the prompt and th
 turn. Some templates, such as Qwen3's, leave out earlier thoughts. Then each turn has its own row,
 which ends with the turn and has no other target.
 
-Control tokens come from the template only. If a content spells a control token, it is text: it is
-replaced by a placeholder (a Unicode noncharacter) while the template is rendered, and encoded as
-plain text afterwards. The only exceptions are the marks around the thoughts at the beginning of an
-answer.
+Control tokens come from the template only. A message may contain the characters of a control token,
+such as "<|im_end|>". They are replaced by a placeholder (a Unicode noncharacter) while the template
+is rendered, and encoded as plain text afterwards. The only exceptions are the marks around the
+thoughts at the beginning of an answer.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class _Ending:
 
     Attributes:
         tail: the whole text.
-        written: the text that the model must write after the answer. It ends with `token`; without
-            a token, it is the whole tail.
+        written: the text that the model must write after the answer. It ends with `token`. If there
+            is no token, it is the same as `tail`.
         token: the control token that ends the turn; None if there is none.
     """
 
@@ -194,7 +194,7 @@ class ChatTemplate:
 
         Args:
             everything: True to return one row, in which every token is a target.
-            counts: receives the numbers of answers that the template renders in an unusual way.
+            counts: receives, by kind, the number of answers that the template renders unusually.
 
         Raises:
             UnusableChat: the template cannot render the conversation, or its targets cannot be
@@ -223,7 +223,7 @@ class ChatTemplate:
         return rows[::-1]
 
     def _target_turn(self, messages: list[dict[str, str]], i: int, counts: Counter[str]) -> _Turn:
-        """Return the prompt of turn i at inference, and the text that the model must write."""
+        """Return the prompt before turn i, and the text that the model must write after it."""
         prompt = self._render(messages[:i], add_generation_prompt=True)
         marked: list[Span] = []
         answered = self._render(messages[: i + 1], spans_into=marked if self._has_markers else None)
@@ -258,10 +258,10 @@ class ChatTemplate:
     def _find_ending(self, messages: list[dict[str, str]]) -> _Ending:
         """Return the text that the template puts after an answer to these messages.
 
-        A conversation with a second question is rendered too, to find the part of the text that
-        belongs to the turn. It is needed because Phi-3's template ends the conversation with a
-        token after the last turn, and because some templates end a turn only if another turn
-        follows.
+        Some of this text may end the conversation, not the turn. To find the part that belongs to
+        the turn, a conversation with a second question is rendered too. For example, Phi-3's
+        template puts a token after the last turn only. Other templates end a turn only if another
+        turn follows.
         """
         probe = {"role": "assistant", "content": _PROBE}
         question = {"role": "user", "content": "?"}
@@ -284,7 +284,7 @@ class ChatTemplate:
         return _Ending(tail, tail, None)
 
     def _adjacent_control(self, text: str) -> list[re.Match[str]]:
-        """Return the first control token of a text, and those that follow it directly."""
+        """Return the first control token of a text, and the control tokens directly after it."""
         found: list[re.Match[str]] = []
         for match in self._control.finditer(text):
             if found and match.start() > found[-1].end():
@@ -298,8 +298,9 @@ class ChatTemplate:
         If no control token ends the text, the end-of-sequence token is added as a target.
 
         Args:
-            spans: the targets, as pairs of character offsets.
-            literal: the control tokens that the placeholders in the text stand for.
+            spans: the parts of the text to train on, as pairs of character offsets.
+            literal: the strings that the placeholders in the text stand for, in the placeholders'
+                order. Each looks like a control token, but is encoded as plain text.
         """
         tokens = self._encoder.encode_rendered(text, literal, [])
         borders = [border for span in spans for border in span]
@@ -318,12 +319,13 @@ class ChatTemplate:
         return Row(ids, marks)
 
     def _protect(self, turn: Turn, literal: list[str]) -> str:
-        """Return the content with a placeholder for each control token that it spells.
+        """Return a turn's content with placeholders for strings that look like control tokens.
 
-        The spelled tokens are appended to `literal`. The marks around an answer's thoughts stay.
+        These strings are appended to `literal`. They are later encoded as plain text. The marks
+        around an answer's thoughts, such as <think>, stay.
 
         Raises:
-            UnusableChat: there are more spelled tokens than placeholders.
+            UnusableChat: there are more such strings than placeholders.
         """
 
         def placeholder(match: re.Match[str]) -> str:
@@ -351,7 +353,10 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
         spans_into: list[Span] | None = None,
     ) -> str:
-        """Return the rendered messages; append the spans of `{% generation %}` to `spans_into`.
+        """Return the rendered messages.
+
+        Args:
+            spans_into: receives the spans that the template marks by `{% generation %}`.
 
         Raises:
             UnusableChat: the template fails on the messages.
@@ -388,21 +393,25 @@ class ChatTemplate:
 
 
 def _is_context(turn: Turn) -> bool:
-    """Return whether a turn is an answer that is not a target, but only context."""
+    """Return whether a turn is an answer that is only context, not text to train on."""
     return turn.role == "assistant" and not turn.target and bool(turn.content.strip())
 
 
 def _find_after_shared_text(prompt: str, shown: str, content: _Content, asked: str) -> str | None:
-    """Return the text that the model must write, for a rendering that does not contain the prompt.
+    """Return the part of a rendered conversation that the model must write after its prompt.
 
-    It begins after the text that both share: the prompt's last message, and all text after it.
+    This is for templates whose rendered conversation does not begin with the prompt, because they
+    render earlier messages differently. The conversation can still contain the end of the prompt,
+    from the last question on. The model must then write the text that follows this end.
 
     Args:
-        shown: the rendering up to the end of the answer.
-        asked: the content of the prompt's last message.
+        prompt: the prompt, as the template renders it.
+        shown: the conversation, as the template renders it, up to the end of the answer.
+        content: the answer.
+        asked: the content of the last message in the prompt.
 
     Returns:
-        The text; None if the two do not share that message and all text after it.
+        The part of `shown`; None if `shown` does not contain the end of the prompt.
     """
     end = len(shown.rstrip())
     full = content.full.strip()
@@ -418,10 +427,14 @@ def _find_after_shared_text(prompt: str, shown: str, content: _Content, asked: s
 
 
 def _continue_prompt(prompt: str, content: _Content, i: int) -> str:
-    """Return the text to write after `prompt`, for a rendering without the prompt's last message.
+    """Return the text that the model must write after a prompt, made from the answer's content.
 
-    If the prompt already opens the thoughts (it ends with <think>), the text starts after that
-    mark.
+    This is for templates whose rendered conversation does not contain the end of the prompt. If the
+    prompt ends with the mark that opens the model's reasoning ("thoughts"), such as <think>, the
+    text starts after that mark.
+
+    Args:
+        i: index of the turn, for error messages.
 
     Raises:
         UnusableChat: the prompt opens thoughts that the turn does not have, or thoughts cannot be
@@ -446,7 +459,13 @@ def _continue_prompt(prompt: str, content: _Content, i: int) -> str:
 
 
 def _lacks_thought(prompt: str, written: str, content: _Content) -> bool:
-    """Return whether `written` lacks the answer's thoughts, or the marks around empty ones."""
+    """Return whether a template left out the answer's thoughts, the reasoning before the answer.
+
+    If the thoughts are empty, return whether it left out the marks around them.
+
+    Args:
+        written: the text that the model must write after `prompt`, as the template renders it.
+    """
     if content.marks is None:
         return False
     lead = _text_before_answer(written, content)
@@ -456,7 +475,11 @@ def _lacks_thought(prompt: str, written: str, content: _Content) -> bool:
 
 
 def _insert_thought(prompt: str, written: str, content: _Content, i: int) -> str:
-    """Return `written` with the answer's thoughts inserted before the answer proper.
+    """Insert the answer's thoughts, the reasoning before the answer, into the rendered answer.
+
+    Args:
+        written: the text that the model must write after `prompt`, as the template renders it.
+        i: index of the turn, for error messages.
 
     Raises:
         UnusableChat: the thoughts cannot be inserted.
@@ -475,12 +498,12 @@ def _insert_thought(prompt: str, written: str, content: _Content, i: int) -> str
 
 
 def _text_before_answer(written: str, content: _Content) -> str:
-    """Return the part of `written` that precedes the answer proper."""
+    """Return the part of a rendered turn before the answer proper: its header and thoughts."""
     return written[: len(written.rstrip()) - len(content.answer.strip())]
 
 
 def _squeeze(text: str) -> str:
-    """Remove white space and marks around thoughts, because they differ between templates."""
+    """Remove white space and the marks around thoughts, such as <think>, to compare two texts."""
     for pair in _THOUGHT_MARKS:
         for mark in pair:
             text = text.replace(mark, "")

@@ -3,8 +3,8 @@
 gigatoken (MIT) is some fifty times as fast as tokenizers, but young, so its output is checked.
 Before a corpus is tokenised, both libraries must give the same ids for a sample of it. While it is
 tokenised, one text of each batch is compared again. Texts for which the ids could differ are always
-encoded by tokenizers: those that spell special tokens, or have scripts and signs whose properties
-differ between versions of Unicode.
+encoded by tokenizers. These texts contain the characters of special tokens (such as "<s>"), or
+scripts and signs whose properties differ between versions of Unicode.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class TextEncoder:
     """An encoder of running text. It adds the tokens that the tokenizer puts around a sequence.
 
     Attributes:
-        tokenizer: the tokenizer, as an object of the library tokenizers. It encodes special tokens
-            that a text spells, such as "<s>", as text.
+        tokenizer: the tokenizer, as an object of the library tokenizers. If a text contains the
+            characters of a special token, such as "<s>", it encodes them as text.
     """
 
     def __init__(self, tokenizer_file: Path, library: str = TOKENIZERS) -> None:
@@ -137,11 +137,11 @@ class TextEncoder:
                 return
 
     def is_stable(self, text: str) -> bool:
-        """Return whether the two libraries can be expected to encode a text alike."""
+        """Return whether gigatoken and tokenizers can be expected to give a text the same ids."""
         return not _UNSTABLE.search(text) and not self._special.search(text)
 
     def encode_slow(self, texts: list[str]) -> list[Ids]:
-        """Encode texts with tokenizers."""
+        """Encode texts with the library tokenizers."""
         if not texts:
             return []
         encodings = self.tokenizer.encode_batch_fast(texts)
@@ -168,9 +168,9 @@ class TextEncoder:
         self._num_characters = 0
 
     def _find_frame(self) -> tuple[list[int], list[int]]:
-        """Return the ids that the tokenizer's post-processor adds before and after a text.
+        """Return the ids that the tokenizer's post-processor adds before a text and after it.
 
-        gigatoken does not add them.
+        They must be added to gigatoken's ids, because gigatoken does not do it.
         """
         framed = self.tokenizer.encode("a", add_special_tokens=True).ids
         bare = self.tokenizer.encode("a", add_special_tokens=False).ids

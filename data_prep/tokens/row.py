@@ -32,14 +32,21 @@ TOKEN_SCHEMA = pa.schema(
 
 @dataclass
 class Row:
-    """The tokens of a document, or of a conversation up to some turn; `mask` is 1 at targets."""
+    """The tokens of a document, or of a conversation up to some turn.
+
+    Attributes:
+        mask: for each token, 1 if the model is trained to predict it, else 0.
+    """
 
     input_ids: list[int] | NDArray[np.int32]
     mask: list[int] | NDArray[np.int8]
 
 
 class TokenFile:
-    """A writer of rows of one split; a context manager that replaces `path` if no error occurs."""
+    """A writer of the rows of one shard and split to a file; a context manager.
+
+    The rows are written to a temporary file. It replaces `path` if no error occurs.
+    """
 
     def __init__(self, path: Path) -> None:
         self._replacement = replace_file(path)
@@ -50,7 +57,10 @@ class TokenFile:
         return self
 
     def add(self, document: Document, rows: list[Row]) -> None:
-        """Add the rows of a document; ids of all rows but the last get "#" and the row's number."""
+        """Add the rows of a document.
+
+        The last row has the document's id. The ids of earlier rows end with "#" and their number.
+        """
         for number, row in enumerate(rows, start=1):
             is_last = number == len(rows)
             self._rows.append((document, document.id if is_last else f"{document.id}#{number}", row))

@@ -73,7 +73,10 @@ def place_tokenizer(preparation: Preparation) -> bool:
 
 @lru_cache(maxsize=1)
 def _tokenizer_fingerprint(preparation: Preparation) -> str:
-    """Return the tokenizer's fingerprint; that of a trained tokenizer depends on the text too."""
+    """Return a hash of all that the tokenizer depends on.
+
+    It depends on settings and, if it is trained, on the text of the corpus.
+    """
     text: list[str] = []
     if preparation.corpus.tokenizer.path is None:
         text = [shard.fingerprint for shard in preparation.shards(LAST_TEXT_STAGE)]
@@ -94,7 +97,7 @@ def _training_texts(preparation: Preparation) -> Iterator[str]:
 
 
 def _texts_to_compare(preparation: Preparation) -> Iterator[str]:
-    """Yield the beginnings of a random sample of texts, on which the encoders are compared."""
+    """Yield the beginnings of randomly chosen texts, to compare gigatoken with tokenizers."""
     stage = preparation.stage_folder(LAST_TEXT_STAGE)
     candidates = (
         (_random_order(document), shard.name, row)
@@ -111,7 +114,7 @@ def _texts_to_compare(preparation: Preparation) -> Iterator[str]:
 
 
 def _random_order(document: Document) -> float:
-    """Return a document's position, in [0, 1), in a random order that depends on source and id."""
+    """Return a number in [0, 1) that depends on source and id only, to order documents randomly."""
     return int(digest(document.source, document.id)[:12], 16) / 16**12
 
 

@@ -108,7 +108,7 @@ class Tokeniser:
         return [Row(prompt_ids + completion_ids, mask)]
 
     def _add_system_prompt(self, document: Document, report: Report) -> list[Turn]:
-        """Return the turns, preceded by the system prompt in the document's written standard.
+        """Return the turns, preceded by the system prompt in the document's language.
 
         Turns that already have a system prompt are returned unchanged.
         """

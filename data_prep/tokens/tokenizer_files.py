@@ -1,7 +1,7 @@
 """The files of a corpus' tokenizer and chat template.
 
 The tokenizer is given by the settings, or trained on the corpus. The tokenizer step (step.py) uses
-this module, as do stages that count tokens before it.
+this module. So do earlier stages that count tokens.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def _decoder_of_added(decoder: dict[str, object] | None, tokens: list[str]) -> d
     """Return a decoder that decodes added tokens correctly.
 
     A byte-level decoder takes the letter å of an added token for the byte 0xE5, which is not a
-    character by itself. So added tokens that are not ASCII are first replaced by their byte-level
-    spelling.
+    character by itself. So an added token that is not ASCII is first replaced by the characters
+    that stand for its bytes in a byte-level vocabulary.
     """
     listed = decoder.get("decoders", [decoder]) if decoder else []
     steps = listed if isinstance(listed, list) else []
@@ -128,7 +128,7 @@ def read_chat_template(folder: Path) -> str | None:
 
 
 def read_special_tokens(folder: Path) -> dict[str, str]:
-    """Return the special tokens, by their names in chat templates (bos_token, eos_token …)."""
+    """Return a dict of the special tokens. Its keys are bos_token, eos_token and so on."""
     declared = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
     tokens = {
         name: value.get("content") if isinstance(value, dict) else value for name, value in declared.items()
