@@ -26,7 +26,7 @@ class Limits:
     max_running: int | None = None
 
     def options(self) -> list[str]:
-        """Return the limits as options of sacctmgr. For that on GPUs, see gpu_limit_commands."""
+        """Return the limits as options of sacctmgr, except the limit on GPUs (gpu_limit_commands)."""
         values = {
             "MaxWall": self.max_time,
             "MaxSubmitJobsPerUser": self.max_submitted,
