@@ -140,7 +140,7 @@ class Sandbox:
             return "" if has_left else "unknown"  # unknown: slurmctld does not answer
 
     def set_end(self, run: RunFolder, seconds: float) -> None:
-        """Change the job's time limit so that it ends `seconds` from now."""
+        """Change the job's time limit so that the job ends `seconds` from now."""
         end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + seconds))
         self.cluster.slurm("scontrol", "update", f"jobid={self.job(run)}", f"EndTime={end}")
 

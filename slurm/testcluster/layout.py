@@ -84,7 +84,7 @@ class Layout:
         requeue: True if jobs may be requeued (JobRequeue).
         enforce_limits: EnforcePartLimits. With ALL, Slurm refuses a job that exceeds its
             partition's limits. With NO, the job waits for ever.
-        login_hosts: further host names of this machine for the nodes.
+        login_hosts: further host names by which the nodes find this machine.
     """
 
     partitions: tuple[Partition, ...] = (

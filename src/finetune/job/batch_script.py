@@ -12,8 +12,8 @@ A job that will not be restarted also submits sweep points that wait for a free 
 (job/waves.py).
 
 The helper runs on the batch host, outside any container, because scontrol is there. It needs Python
-3.8 (cluster.host_python) and the standard library. The modules of ours that it imports have the
-same limits (see pyproject.toml).
+3.8 (cluster.host_python) and the standard library. The same holds for our modules that it imports
+(see pyproject.toml).
 """
 
 from __future__ import annotations

@@ -224,12 +224,12 @@ def _wrong_broadcasts(world: World) -> list[bool]:
 
 
 def find_suspects(wrong: list[list[bool]], nodes: list[str]) -> set[str]:
-    """Return the nodes that took part in the largest number of wrong transfers.
+    """Return the nodes that took part in the largest number of wrong broadcasts.
 
     Return an empty set if these are half of all nodes or more: then no node can be singled out.
 
     Args:
-        wrong: wrong[receiving rank][sending rank] is True if that broadcast arrived wrong.
+        wrong: wrong[receiving rank][sending rank] is True if the broadcast arrived wrong.
         nodes: the node of each rank.
     """
     count: Counter[str] = Counter()

@@ -126,7 +126,7 @@ def _prepare_environment(config: TrainConfig, environment: submitit.JobEnvironme
 
 
 def _rendezvous_url(run: RunFolder, environment: submitit.JobEnvironment, suffix: str) -> str:
-    """Return the URL at which torch.distributed connects the ranks. Each attempt has another URL.
+    """Return the URL at which torch.distributed connects the ranks. Each attempt has its own URL.
 
     Outside of Slurm, it is the URL of a file, so that no other process can take a port that was
     chosen. In Slurm, it is the address of rank 0, which rank 0 writes into the run folder. A file

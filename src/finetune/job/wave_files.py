@@ -334,7 +334,7 @@ class SweepSubmission:
 
 
 def sbatch_held(script: Path, indices: list[int], dependencies: list[str]) -> list[str]:
-    """Return the sbatch command that submits some tasks of an array's script as a held job."""
+    """Return the sbatch command that submits tasks `indices` of an array's script as a held job."""
     wait = [f"--dependency={','.join(dependencies)}"] if dependencies else []
     if any(dependency.startswith("afterok:") for dependency in dependencies):
         wait.append("--kill-on-invalid-dep=yes")
@@ -370,7 +370,7 @@ class Point:
 
     Attributes:
         index: the point's index in the submission.
-        task: id of its task in the held job; "" if it is not submitted yet.
+        task: id of the point's task in the held job; "" if it is not submitted yet.
     """
 
     submission: SweepSubmission
@@ -412,7 +412,7 @@ def _is_same(command: str, script: Path) -> bool:
 
 
 def _rename(source: Path, target: Path) -> bool:
-    """Rename a file; return False if it is missing, as another process has renamed it."""
+    """Rename a file; return False if it is missing, because another process has renamed it."""
     try:
         source.rename(target)
     except FileNotFoundError:
@@ -423,7 +423,7 @@ def _rename(source: Path, target: Path) -> bool:
 def list_files(folder: Path) -> list[Path]:
     """Return the files of a folder; none if it does not exist.
 
-    Hidden files are left out, because NFS renames removed files that are still open to .nfs….
+    Hidden files are left out: NFS keeps a removed file under a name such as .nfs… while it is open.
     """
     try:
         return [path for path in folder.iterdir() if not path.name.startswith(".")]

@@ -34,8 +34,8 @@ def submit_waiting(runs_dir: Path, ending: str = NONE) -> int:
     """Submit as many waiting sweep points as Slurm accepts; return their number.
 
     An ending job tries again, for up to LAST_SECONDS, if Slurm accepts no point yet and all jobs in
-    the queue are ending, too. No later job would submit the points. Slurm will accept points when
-    one of the other ending jobs has left the queue.
+    the queue are ending, too. Otherwise no job would submit the points. Slurm accepts points again
+    when one of the other ending jobs has left the queue.
 
     Args:
         ending: id of the calling job if it is about to end; "" for other callers.
@@ -60,8 +60,8 @@ def _submit_once(runs_dir: Path, ending: str) -> tuple[int, bool]:
     """Submit as many waiting points as Slurm accepts now.
 
     Returns:
-        their number; and True if the caller should try again, because no job is left that would
-        submit the other points.
+        the number of submitted points; and True if the caller should try again, because no job is
+        left that would submit the other points.
     """
     jobs = slurm_queue.queue()
     leaving = _record_ending(runs_dir, ending, jobs) if ending else set()

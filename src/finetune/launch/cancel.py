@@ -63,8 +63,7 @@ def cancel(runs: list[RunFolder], now: bool) -> Iterator[tuple[RunFolder, str]]:
 def _withdraw(runs: list[RunFolder]) -> set[str]:
     """Cancel the runs that are sweep points without a Slurm job; return their ids.
 
-    These points wait until a process submits them (job/waves.py). They are withdrawn first, so that
-    none does.
+    From then on, no process submits these points any more (job/waves.py).
     """
     withdrawn = set()
     for folder in {run.path.parent for run in runs}:
@@ -91,10 +90,10 @@ def _withdraw(runs: list[RunFolder]) -> set[str]:
 
 @contextlib.contextmanager
 def _sweep_lock(folder: Path) -> Iterator[None]:
-    """Hold the sweeps' lock, so that no other process submits points in the meantime.
+    """Hold the lock of job/waves.py, so that no other process submits points in the meantime.
 
     If another process does not release the lock, continue without it. A point still cannot be both
-    withdrawn and submitted. For either, a process first removes the point's file from the folder
+    withdrawn and submitted. To do either, a process first removes the point's file from the folder
     `waiting`, and only one process can do that.
     """
     with contextlib.ExitStack() as stack:

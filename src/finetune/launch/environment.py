@@ -79,7 +79,7 @@ def module_lines(clean: str | None, modules: list[str]) -> list[str]:
     """Return lines that load modules; a module that cannot be loaded ends the job.
 
     Args:
-        clean: the module command that runs first, reset or purge; None if the site needs none.
+        clean: the module command that runs first, `reset` or `purge`; None if the site needs none.
         modules: further module commands, such as `load Python/3.11`.
     """
     if not clean and not modules:
@@ -93,7 +93,7 @@ def module_lines(clean: str | None, modules: list[str]) -> list[str]:
 
 
 def _cache_lines(cluster: ClusterConfig) -> list[str]:
-    """Return lines that set cache folders. Default caches are in the home folder, slow and small."""
+    """Return lines that move caches out of the home folder, which is slow and small."""
     lines = []
     if cluster.shared_cache:
         for variable, folder in SHARED_CACHES.items():

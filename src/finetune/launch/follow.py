@@ -61,8 +61,8 @@ class Controller:
 class Interrupts:
     """Handling of Ctrl-C while runs are followed.
 
-    The first Ctrl-C makes the current run save and stop after its step, and no further run is
-    started. The second ends the current run at once.
+    The first Ctrl-C makes the current run finish its step, save and stop. No further run is started
+    then. The second Ctrl-C ends the current run at once.
     """
 
     def __init__(self) -> None:

@@ -60,7 +60,7 @@ _SECRET_VARIABLE = r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|PASS|API_?KEY|ACCESS
 
 @dataclass(frozen=True)
 class Pinned:
-    """Configs of runs that name an exact revision of their base model.
+    """Configs of runs in which the exact revision of the base model is set.
 
     Attributes:
         points: the configs.

@@ -5,7 +5,7 @@ It is the command that the user has set (cluster.python), or else the Python of 
 The second case is difficult if this Python was installed by hpc-container-wrapper (Tykky,
 lumi-container-wrapper). Its command is then a shell script, PREFIX/bin/python. The script starts a
 container and, in it, a Python at a path such as /LUMI_TYKKY_ab12c/…, which does not exist outside.
-So jobs must start the script, but this process knows only the inner path (sys.executable).
+So jobs must start the script, but this process often knows only the inner path (sys.executable).
 
 The script is found with a symbolic link. In the container, another folder is mounted over
 PREFIX/bin. There, PREFIX/bin/python is not the script but a link to the inner Python.

@@ -83,8 +83,8 @@ def describe_start(config: TrainConfig, num_runs: int) -> str:
 def _put_in_turn(run: RunFolder) -> None:
     """Mark a run as queued by this process, and remove the files of its last attempt.
 
-    If only the process that followed the run was killed, so that the run is still running, its
-    files stay.
+    The run may still be running, if only the process that followed it was killed. Its files then
+    stay.
 
     Raises:
         UserError: the run is in use by another process.
@@ -170,7 +170,7 @@ def _report_neighbours(run: RunFolder, known: set[str]) -> set[str]:
 def _busy_folders() -> set[str]:
     """Return the folders of the runs whose ranks run on this machine.
 
-    Runs on GPUs that are not visible to this process are left out.
+    Runs that use only GPUs hidden from this process are left out.
     """
     mine = _gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
     found = set()
@@ -307,7 +307,7 @@ def _ignore_terminal_signals(run: RunFolder) -> Iterator[None]:
     `id=$(finetune train … detach=true)` returns at once.
 
     submitit has no parameters for this. So this process itself ignores the signals in the block.
-    The programs that it starts inherit that, as they would not inherit a signal handler.
+    Programs inherit from the process that starts them which signals are ignored, but not handlers.
     """
     signals = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
     # submitit hides GPUs that were not requested through it; the ranks restore this value.

@@ -233,7 +233,7 @@ def _observe_slurm(run: RunFolder, job_id: str, jobs: dict[str, Job] | None) -> 
 
 
 def _unrecorded_end(run: RunFolder, job: Job | None) -> tuple[RunState, str]:
-    """Return the state and its reason for a run that ended without a record of its end.
+    """Return the final state, and its reason, of a run that has not recorded its end itself.
 
     Args:
         job: the ended job as Slurm reports it; None if Slurm has forgotten it.

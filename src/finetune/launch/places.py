@@ -123,8 +123,8 @@ def submit_waiting_points(runs_dir: Path, quiet: bool = False, pause: bool = Tru
 
     Args:
         quiet: print nothing.
-        pause: do not submit points of a sweep whose latest jobs were all cancelled with scancel,
-            until `finetune retry`. Such a user does not want further jobs.
+        pause: first pause each sweep whose latest jobs were all cancelled with scancel. Its points
+            are then not submitted until the user runs `finetune retry`.
     """
     try:
         submissions = open_submissions(runs_dir)

@@ -96,8 +96,8 @@ class PrepareRun:
     def current_step(self) -> str | None:
         """Return the current step; None if no task has started.
 
-        It is found by the log that was changed last. The jobs' states do not show it, because
-        several steps may share a job.
+        It is the step whose log was changed last. The jobs' states do not show it, because several
+        steps may share a job.
         """
         tasks = [log for log in self.folder.glob("*.log") if not log.stem.endswith("-jobs")]
         newest = max(tasks, key=lambda log: log.stat().st_mtime, default=None)
@@ -165,7 +165,7 @@ def choose_layout(
 
 
 def _tasks_per_job(cluster: ClusterConfig) -> int | None:
-    """Return the number of tasks per job; None: as few as the limit on jobs allows."""
+    """Return the number of tasks per job; None: choose_layout chooses the number."""
     wanted = cluster.prepare
     site = cluster.site
     if wanted.tasks_per_job is None and site.whole_nodes and wanted.partition in (None, cluster.partition):

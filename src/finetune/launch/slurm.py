@@ -154,7 +154,7 @@ def _submit(
 def _submit_held(
     script: Path, count: int, num_points: int, after: str | None, plan: Plan | None
 ) -> tuple[str, int]:
-    """Submit a job for the first `count` points of a batch script; on hold, so that it cannot start.
+    """Submit the first `count` points of a script as a held job, one that Slurm does not start yet.
 
     If Slurm refuses the job because it has too many points, submit half as many, and so on.
 
@@ -188,7 +188,7 @@ def _submit_held(
 
 
 def _write_waiting(blocks: dict[Path, list[RunFolder]], job_id: str, count: int, plan: Plan) -> None:
-    """Record which points of a sweep are not submitted yet, and write the pickles for their jobs.
+    """Record which points of a sweep wait, and pickle for each the call that its job will make.
 
     Args:
         blocks: the points' runs in each job array, by the array's folder.
