@@ -32,7 +32,7 @@ from finetune.runs import layout, records
 from finetune.runs.layout import CLAIMED, PAUSED, POINTS, PROBLEM, SCRIPT, SUBMITTED, WAITING
 from finetune.runs.state import FAILED_JOB_STATES, JobState
 
-# An ending job submits so many points if no limit is known: one for its own place, and one more.
+# An ending job submits this many points if no limit is known: one for its own place, and one more.
 POINTS_WITHOUT_LIMITS = 2
 NONE = ""
 
