@@ -92,7 +92,7 @@ class Sandbox:
     cluster: Cluster
 
     def plant(self, fault: str, step: int) -> str:
-        """Write a fault for rank 1 at a step; return the setting with which a run has the fault.
+        """Prepare a fault that rank 1 of a run executes at a step; return a setting for this run.
 
         Args:
             fault: one line of Python code.
@@ -140,7 +140,7 @@ class Sandbox:
             return "" if has_left else "unknown"  # unknown: slurmctld does not answer
 
     def set_end(self, run: RunFolder, seconds: float) -> None:
-        """Change the job's time limit so that it ends `seconds` from now."""
+        """Change the job's time limit so that the job ends `seconds` from now."""
         end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + seconds))
         self.cluster.slurm("scontrol", "update", f"jobid={self.job(run)}", f"EndTime={end}")
 
@@ -189,8 +189,8 @@ def time_limit(box: Sandbox, run: RunFolder, step: int, chance: random.Random) -
     """Let the job reach its time limit after a step.
 
     The job's end time is changed, because Slurm accepts a time limit only in whole minutes. Slurm
-    checks limits only every half minute. As the ranks would complete the run before that, they are
-    suspended until Slurm's signal resumes them.
+    checks limits only every half minute. The ranks would complete the run before such a check, so
+    they are suspended until Slurm's signal resumes them.
     """
     wait_for_step(run, step, chance)
     for rank in box.ranks(run).values():
@@ -351,7 +351,7 @@ def run_event(box: Sandbox, name: str, undisturbed: RunFolder, chance: random.Ra
 
 
 def _seconds_away(run: RunFolder, history: list[attempts.Attempt]) -> float:
-    """Return the seconds between the last step of the first attempt and the next step."""
+    """Return the seconds between the last step of attempt 1 and the first step after its restart."""
     records = [record for record in read_metrics(run) if "train/loss" in record["values"]]
     times: list[float] = [record["time_ms"] / 1000 for record in records]
     before = max((moment for moment in times if moment < history[1].time), default=history[0].time)
@@ -392,7 +392,7 @@ def newest_step(run: RunFolder) -> int:
 
 
 def same_crash(box: Sandbox, chance: random.Random) -> Outcome:
-    """Crash a run at the same step in each attempt. It must end with the cause as its reason."""
+    """Crash a run at the same step in each attempt. It must end, and record the crash as reason."""
     outcome = Outcome(f"crash at step {FAULT_STEP} in every attempt")
     run = box.submit(box.plant(CRASH, FAULT_STEP))
     box.wait_for_end(run)

@@ -266,7 +266,7 @@ class Cluster:
         (self.base / "hosts").write_text("\n".join(lines) + "\n")
 
     def _make_gpus(self) -> None:
-        """Write gres.conf and its device files. Slurm needs both to set CUDA_VISIBLE_DEVICES."""
+        """Write gres.conf and the device files it names. Slurm sets CUDA_VISIBLE_DEVICES from both."""
         lines = []
         first = 0
         for kind, count in self.layout.gpus:

@@ -26,7 +26,7 @@ class Limits:
     max_running: int | None = None
 
     def options(self) -> list[str]:
-        """Return the limits as options of sacctmgr. For that on GPUs, see gpu_limit_commands."""
+        """Return the limits as options of sacctmgr, except the limit on GPUs (gpu_limit_commands)."""
         values = {
             "MaxWall": self.max_time,
             "MaxSubmitJobsPerUser": self.max_submitted,
@@ -84,7 +84,7 @@ class Layout:
         requeue: True if jobs may be requeued (JobRequeue).
         enforce_limits: EnforcePartLimits. With ALL, Slurm refuses a job that exceeds its
             partition's limits. With NO, the job waits for ever.
-        login_hosts: further host names of this machine for the nodes.
+        login_hosts: further host names by which the nodes find this machine.
     """
 
     partitions: tuple[Partition, ...] = (

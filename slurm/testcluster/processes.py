@@ -17,7 +17,7 @@ def run(
     """Run a command.
 
     Raises:
-        RuntimeError: the command failed, and `check` is set; the message has the end of its output.
+        RuntimeError: the command failed, and `check` is set. The message contains the end of the output.
     """
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=timeout, check=False)
     if check and done.returncode:

@@ -24,8 +24,8 @@ class Site:
             None: a virtual environment runs it.
         shares_python: True if compute nodes also have that virtual environment.
         python: the version that `python3` reports.
-        modules: the module files, by path: their lines are shell commands. Their folders can be
-            given to `module use`.
+        modules: the contents of module files, by path. Their lines are shell commands. The files'
+            folders can be given to `module use`.
         loaded: modules that are loaded in a new login shell.
         programs: bodies of further shell scripts on PATH, by name.
         environment: further variables of the login shell.

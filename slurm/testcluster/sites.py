@@ -109,7 +109,7 @@ class SiteCluster(Cluster):
         self._start_login_node()
 
     def _start_login_node(self) -> None:
-        """Start a process that holds the login node's namespaces, and wait for them."""
+        """Start a process that keeps the login node's namespaces alive, and wait until they exist."""
         inner = f"hostname {self.site.login_host} && exec bash {self.base}/enter-root login bash /site/wait"
         command = ["unshare", "--uts", "--mount", "--fork", "--kill-child", "bash", "-c", inner]
         start_daemon(command, self.base / "log" / "login.log")
@@ -186,8 +186,8 @@ def _write_image(image: Path) -> None:
 def _write_login_environment(cluster: SiteCluster) -> None:
     """Write the program `finetune` of the login node.
 
-    If jobs have another Python, the program runs without torch and the like. It runs this Python,
-    from which it hides those packages. Other tests cover the installation on a login node.
+    If jobs have another Python, the program must run without torch and the like. So it runs this
+    Python, but hides these packages. Other tests cover the installation on a login node.
     """
     site = cluster.site
     folder = cluster.path("/site")

@@ -1,4 +1,4 @@
-"""Check that a sweep with more points than Slurm accepts completes after its shell was killed.
+"""Check that a sweep with more points than Slurm accepts completes if its user's shell is killed.
 
     python -m slurm.testcluster.waves                          300 points with a limit of 20
     python -m slurm.testcluster.waves --points 12 --limit 1    `finetune status` submits each point
@@ -120,7 +120,7 @@ def watch_to_the_end(box: Sandbox, runs: list[RunFolder], help_stalled: bool) ->
 
     Args:
         help_stalled: if points wait and no job is in the queue, run `finetune status`. If False,
-            stop then.
+            return instead.
     """
     seen = Watched()
     began = time.monotonic()

@@ -8,9 +8,9 @@ path /STAND_IN_TYKKY, which exists only in a mount namespace that they create. `
 below this path.
 
 Files, variables and bind mounts have the same names and places as those of hpc-container-wrapper.
-FOLDER/bin contains shell scripts. In the mount namespace, FOLDER/_bin is mounted over it, which
-contains links into the environment. FOLDER/singularity replaces the container runtime; it needs
-root.
+FOLDER/bin contains shell scripts, and FOLDER/_bin contains links into the environment. In the mount
+namespace, FOLDER/_bin is mounted over FOLDER/bin. FOLDER/singularity replaces the container
+runtime; it needs root.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def compile_as(source: bytes, path: str, old: tuple[int, int]) -> types.CodeType
 
 
 class OldLoader(importlib.machinery.SourceFileLoader):
-    """Loader of a module that refuses code which the old Python cannot compile."""
+    """A loader of modules. It refuses code that the old Python cannot compile."""
 
     def __init__(self, name: str, path: str, old: tuple[int, int]) -> None:
         super().__init__(name, path)
@@ -76,7 +76,7 @@ class OldLoader(importlib.machinery.SourceFileLoader):
 
 
 class OldFinder(importlib.abc.MetaPathFinder):
-    """Finder of modules that does not find those which the old Python lacks."""
+    """A finder of modules. It does not find the modules that the old Python lacks."""
 
     def __init__(self, old: tuple[int, int]) -> None:
         self.old = old

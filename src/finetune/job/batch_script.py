@@ -12,8 +12,8 @@ A job that will not be restarted also submits sweep points that wait for a free 
 (job/waves.py).
 
 The helper runs on the batch host, outside any container, because scontrol is there. It needs Python
-3.8 (cluster.host_python) and the standard library. The modules of ours that it imports have the
-same limits (see pyproject.toml).
+3.8 (cluster.host_python) and the standard library. The same holds for our modules that it imports
+(see pyproject.toml).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def submit_waiting(runs_dir: Path, job: Job) -> None:
-    """Submit sweep points that may take this job's place in the queue; only log a failure."""
+    """Submit sweep points that may take this job's place in the queue; a failure is only logged."""
     try:
         submitted = waves.submit_waiting(runs_dir, ending=job.id)
     except Exception as fault:
@@ -105,8 +105,8 @@ class Job:
         """Return whether the batch script may restart the job.
 
         It may while the job is running, and if Slurm ends the job at its time limit. If Slurm ends
-        the job for another reason, its state is COMPLETING: somebody has requeued the job, which
-        needs no second requeue, or cancelled it, which must be final.
+        the job for another reason, its state is COMPLETING, and the script must not restart it:
+        somebody has requeued it already, or has cancelled it for good.
         """
         state, _ = self._state()
         return state in ("", JobState.RUNNING) or self.is_over_time()
@@ -385,7 +385,7 @@ def resubmit(run: Path, job: Job, last: Attempt, excluded: list[str]) -> None:
 
 
 def find_ending(run: Path, attempt: Attempt, code: int | None, world_size: int) -> Ending:
-    """Return how an attempt ended, from the files that its ranks wrote into the run folder.
+    """Find out how an attempt ended, from the files that its ranks wrote into the run folder.
 
     Args:
         code: srun's exit code; None if the batch script was killed, so that the code is unknown.
@@ -443,7 +443,7 @@ def _stated_cause(
 
 
 def last_step(run: Path, attempt: Attempt) -> int:
-    """Return the last optimizer step in the run's metrics; 0 if it is of an earlier attempt."""
+    """Return the last optimizer step that the attempt has recorded; 0 if it has recorded none."""
     steps = read_training_steps(run)
     if steps and steps[-1].time_ms >= attempt.time * 1000:
         return steps[-1].step
@@ -451,7 +451,7 @@ def last_step(run: Path, attempt: Attempt) -> int:
 
 
 def absent_nodes(run: Path, attempt: Attempt) -> tuple[str, ...]:
-    """Return the nodes without a presence file of a rank (preflight.py); none if all lack one."""
+    """Return the nodes whose ranks left no presence file (preflight.py); none if no node has one."""
     present = {path.name for path in (run / layout.JOBS / layout.PRESENT).glob("*")}
     absent = tuple(node for node in attempt.nodes if node not in present)
     if 0 < len(absent) < len(attempt.nodes):
@@ -463,7 +463,7 @@ def absent_nodes(run: Path, attempt: Attempt) -> tuple[str, ...]:
 
 
 def remove_traces_of_end(run: Path) -> None:
-    """Remove the files of the last attempt's end, which attempts.jsonl now describes."""
+    """Remove files that describe the end of the last attempt; attempts.jsonl now describes it."""
     present = (run / layout.JOBS / layout.PRESENT).glob("*")
     for path in (*layout.list_attempt_files(run), *present):
         path.unlink(missing_ok=True)

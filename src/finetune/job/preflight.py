@@ -212,7 +212,7 @@ def _wrong_sums(world: World, size: int) -> int:
 
 
 def _wrong_broadcasts(world: World) -> list[bool]:
-    """Do a broadcast from each rank; return, by sending rank, whether it arrived wrong here."""
+    """Do a broadcast from each rank; return for each whether it arrived wrong on this rank."""
     wrong = []
     size = NUM_VALUES[world.device.type][-1]
     for source in range(world.size):
@@ -224,12 +224,12 @@ def _wrong_broadcasts(world: World) -> list[bool]:
 
 
 def find_suspects(wrong: list[list[bool]], nodes: list[str]) -> set[str]:
-    """Return the nodes that took part in the largest number of wrong transfers.
+    """Return the nodes that took part in the largest number of wrong broadcasts.
 
-    Return an empty set if they are half of all nodes or more, as none can then be singled out.
+    Return an empty set if these are half of all nodes or more: then no node can be singled out.
 
     Args:
-        wrong: wrong[receiving rank][sending rank] is True if that broadcast arrived wrong.
+        wrong: wrong[receiving rank][sending rank] is True if the broadcast arrived wrong.
         nodes: the node of each rank.
     """
     count: Counter[str] = Counter()

@@ -1,6 +1,6 @@
 """The start of a rank in a job: environment, preflight checks, process group, training.
 
-submitit calls `run_job` with the path of the run folder; its pickle contains nothing else.
+submitit calls `run_job` with the path of the run folder. A job's pickle contains only this call.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_job(path: str) -> None:
-    """Train, as one of its ranks, the run in the folder `path`.
+    """Train the run in the folder `path`; this process is one of its ranks.
 
     The outcome or the failure is written into the folder. After a failure, the process exits
     with 1.
@@ -126,7 +126,7 @@ def _prepare_environment(config: TrainConfig, environment: submitit.JobEnvironme
 
 
 def _rendezvous_url(run: RunFolder, environment: submitit.JobEnvironment, suffix: str) -> str:
-    """Return the URL at which torch.distributed connects the ranks. Each attempt has another URL.
+    """Return the URL at which torch.distributed connects the ranks. Each attempt has its own URL.
 
     Outside of Slurm, it is the URL of a file, so that no other process can take a port that was
     chosen. In Slurm, it is the address of rank 0, which rank 0 writes into the run folder. A file
@@ -236,7 +236,7 @@ def _failure_kind(error: BaseException) -> FailureKind:
 
 
 def _is_mistake(error: BaseException) -> bool:
-    """Return whether a restart would fail in the same way: a user error, a bad file or config."""
+    """Return whether an error would come back after a restart: a wrong setting, or a bad file."""
     return isinstance(error, (UserError, FileNotFoundError, *DAMAGED_FILE)) or is_refused_config(error)
 
 

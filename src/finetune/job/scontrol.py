@@ -73,9 +73,9 @@ def hostnames(nodelist: str) -> list[str]:
 def sbatch(command: list[str]) -> str:
     """Run an sbatch command and return the id of the new job.
 
-    If Slurm accepts no more jobs of this user, try again for PLACE_SECONDS. The jobs of a sweep
-    reach their time limit together, and each still counts while it submits the job that continues
-    it.
+    If Slurm accepts no more jobs of this user, try again for PLACE_SECONDS. This happens if many
+    jobs of a sweep reach their time limit together. Each of them submits a job that continues it,
+    and Slurm then counts both jobs.
 
     Raises:
         RuntimeError: Slurm refuses.
@@ -92,13 +92,13 @@ def sbatch(command: list[str]) -> str:
 
 
 def may_be_held(job_id: str) -> bool:
-    """Return whether a job is held by its user; True if that is unknown, as scontrol failed."""
+    """Return whether a job is held by its user; True if scontrol fails, so that it is unknown."""
     shown = scontrol("show", "job", job_id)
     return not shown or "Reason=JobHeldUser" in shown
 
 
 def dead_nodes(nodes: tuple[str, ...], since: float) -> tuple[str, ...]:
-    """Return those nodes that are down, do not respond, or have restarted.
+    """Return the nodes that are down, do not respond, or have restarted.
 
     Args:
         since: time in seconds since the epoch; an earlier restart does not count.

@@ -22,7 +22,7 @@ COMMAND_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A waiting or running job of this user, or such a task of a job array.
+    """A waiting or running job of this user, or a waiting or running task of a job array.
 
     Attributes:
         array: job id; for a task, the id of its array.
@@ -52,7 +52,7 @@ class QueuedJob:
 
     @property
     def will_end(self) -> bool:
-        """True if the end of its batch script, which submits waiting points, is still to run."""
+        """True if its batch script will still reach its end, where it submits waiting sweep points."""
         return self.state != JobState.COMPLETING and not self.is_held
 
 
@@ -80,9 +80,9 @@ def run_slurm(*command: str) -> str:
 def submission_environment() -> dict[str, str]:
     """Return the environment for a job that this process submits, without Slurm's own variables.
 
-    In a job, it is the environment with which the batch script was started. The script's own
-    changes are left out. Otherwise, PYTHONPATH would get a further folder with each job that a job
-    submits.
+    In a job, the result is based on the environment with which the batch script was started, so
+    that the script's own changes are left out. Otherwise, PYTHONPATH would become longer with each
+    job that a job submits.
     """
     inherited = dict(os.environ)
     if "SLURM_JOB_ID" in inherited:

@@ -1,7 +1,7 @@
 """A copy of the corpus on each node's own disk while a job runs (data.stage).
 
-It is there because shared file systems are slow when many processes read small pieces. The copy of
-a node is the folder <cluster.node_local>/finetune-<run id>/<node>/.
+Shared file systems are slow when many processes read small pieces; hence the copies. Each node's
+copy is in the folder <cluster.node_local>/finetune-<run id>/<node>/.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def stage_corpus(config: TrainConfig, run: RunFolder, world: World) -> Iterator[
     must enter this context.
 
     Yields:
-        the config, with the copy as its corpus.
+        the config, with the copy as its corpus; if data.stage is not set, the unchanged config.
 
     Raises:
         PreflightError: on at least one node, there is too little space or the copy failed. All

@@ -1,13 +1,14 @@
-"""Files of a sweep that has more points than Slurm accepts at a time.
+"""Files of a sweep that has more points (runs) than Slurm accepts at a time.
 
     runs/sweeps/<id>/<n>/waves.json                rules for submission; exists while points wait
     runs/sweeps/<id>/<n>/waiting/<index>           a point that waits; contains its run's id
     runs/sweeps/<id>/<n>/claimed/<job>_<index>     the same file, while the point's job is held
     runs/sweeps/<id>/<n>/submitted/<job>_<index>   the same file, after the job's release
 
-A process claims a point by renaming its file. Of several processes, on any nodes, only one can do
-that. A job is held until the files of all its points are written. So a process that is killed
-leaves at worst a held job, which the next process releases (`recover`).
+A process submits points in four steps. It submits a held job, that is, one that Slurm does not
+start. It claims the job's points by renaming their files; of several processes, on any nodes, only
+one can rename a file. It writes the files that the job needs. It releases the job. So a process
+that is killed leaves at worst a held job, which the next process releases (`recover`).
 
 This module also runs on the batch host, outside any container. It uses only the standard library
 and Python 3.8.
@@ -31,7 +32,7 @@ from finetune.runs import layout, records
 from finetune.runs.layout import CLAIMED, PAUSED, POINTS, PROBLEM, SCRIPT, SUBMITTED, WAITING
 from finetune.runs.state import FAILED_JOB_STATES, JobState
 
-# An ending job submits so many points if no limit is known: one for its own place, and one more.
+# An ending job submits this many points if no limit is known: one for its own place, and one more.
 POINTS_WITHOUT_LIMITS = 2
 NONE = ""
 
@@ -66,12 +67,12 @@ class Limit:
 
 @dataclass(frozen=True)
 class Plan:
-    """The content of waves.json.
+    """Rules for submitting the waiting points of a sweep: the content of waves.json.
 
     Attributes:
-        name: the jobs' name in Slurm's queue; all submissions of a sweep share it.
-        parallel: cluster.array_parallelism. While points wait, at most so many points of the sweep
-            are in the queue.
+        name: the jobs' name in Slurm's queue; all jobs of a sweep share it.
+        parallel: cluster.array_parallelism. While points wait, at most this many points of the
+            sweep are in the queue.
         limits: Slurm's limits on the user's jobs, as far as they are known.
         code: digest of the code that the jobs import.
         after: id of a job that must complete before a point starts; "": none.
@@ -93,8 +94,8 @@ class Plan:
     def free_places(self, jobs: list[QueuedJob], ending: str = NONE) -> int:
         """Return how many points may be submitted now.
 
-        A job that ends submits the next point while it still counts for Slurm's limit. So other
-        callers leave one place free for that, unless the sweep has no job in the queue.
+        An ending job submits the next point while Slurm still counts the ending job itself. So
+        other callers leave room for one more job, unless the sweep has no job in the queue.
 
         Args:
             jobs: this user's jobs in the queue.
@@ -112,7 +113,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class SweepSubmission:
-    """A submission of a sweep, the folder runs/sweeps/<id>/<n>, with points that wait."""
+    """The points of a sweep that share a batch script and the folder runs/sweeps/<id>/<n>.
+
+    Some of them are submitted, the others wait.
+
+    Attributes:
+        folder: that folder.
+    """
 
     folder: Path
 
@@ -136,7 +143,7 @@ class SweepSubmission:
 
         Args:
             indices: indices of the points that wait.
-            tasks: ids of tasks that are submitted already, but whose job is still held.
+            tasks: ids, <job>_<index>, of the points whose job is submitted already, but still held.
         """
         for name in (WAITING, CLAIMED, SUBMITTED):
             (self.folder / name).mkdir()
@@ -147,19 +154,20 @@ class SweepSubmission:
         layout.write_json(self.folder / layout.WAVES, asdict(plan))
 
     def withdraw(self, index: int) -> bool:
-        """Withdraw a waiting point, so that it is never submitted. False: it was not waiting."""
+        """Withdraw a waiting point, so that no process submits it; return False if it does not wait."""
         with contextlib.suppress(FileNotFoundError):
             (self.folder / WAITING / str(index)).unlink()
             return True
         return False
 
     def submit(self, count: int, dependencies: list[str]) -> int:
-        """Submit `count` waiting points, or fewer if Slurm refuses so many; return their number.
+        """Submit waiting points as one job array, and return the number of submitted points.
 
         Slurm's reason for a refusal is written into problem.txt.
 
         Args:
-            dependencies: dependencies of the job, such as afterany:123.
+            count: number of points. If Slurm refuses this number, half as many are tried, and so on.
+            dependencies: Slurm's conditions for the start of the job, such as afterany:123.
         """
         indices = list(islice((index for index in self.waiting() if self._has_run(index)), count))
         while indices:
@@ -182,10 +190,13 @@ class SweepSubmission:
         return found
 
     def release_array(self, job: str, indices: list[int]) -> int:
-        """Write the job files of a held array's points and release it; return their number.
+        """Claim the points of a held array, write their job files, and release the array.
 
-        Points that another process has claimed for another job are cancelled in this array. Several
-        processes may call this at once, since each claims points before it writes their files.
+        Several processes may call this at once, since each claims points before it writes their
+        files. A point that another process has claimed for another job is cancelled in this array.
+
+        Returns:
+            the number of claimed points.
         """
         code = self.plan.code
         mine = [index for index in indices if self._claim(job, index)]
@@ -222,8 +233,8 @@ class SweepSubmission:
     def recover(self, jobs: list[QueuedJob]) -> None:
         """Repair the state that a killed process has left.
 
-        Held jobs with waiting or claimed points are released. Claimed points whose job does not
-        exist any more wait again.
+        A held job that contains waiting or claimed points is released. A claimed point waits again
+        if its job has vanished from the queue before it started.
 
         Args:
             jobs: this user's jobs in the queue.
@@ -250,7 +261,7 @@ class SweepSubmission:
                 _rename(self.folder / CLAIMED / task, self.folder / WAITING / str(index_of(task)))
 
     def _held_arrays(self, jobs: list[QueuedJob]) -> dict[str, list[int]]:
-        """Return the indices of the held tasks of this submission's script, by array id."""
+        """Return the indices of the points in held jobs that run this script, by the job's id."""
         held: dict[str, list[int]] = {}
         for job in jobs:
             if job.is_held and job.index.isdigit() and _is_same(job.command, self.script):
@@ -258,9 +269,9 @@ class SweepSubmission:
         return held
 
     def withdraw_all(self, indices: list[int]) -> list[int]:
-        """Withdraw those of the points that still wait; return their indices.
+        """Withdraw all points in `indices` that still wait; return their indices.
 
-        Held tasks that a killed process has submitted for them are cancelled.
+        If a killed process has left held tasks of these points in the queue, cancel the tasks.
         """
         withdrawn = [index for index in indices if self.withdraw(index)]
         ids = {str(index) for index in withdrawn}
@@ -292,7 +303,7 @@ class SweepSubmission:
         return bool(plan.after and slurm_queue.states_of(plan.after) & FAILED_JOB_STATES)
 
     def start_without_awaiting(self) -> None:
-        """Remove from the plan the job that must complete before the points start."""
+        """Let the points start without waiting for the job that their plan names (Plan.after)."""
         path = self._plan_file()
         layout.write_json(path, asdict(replace(Plan.read(path), after=NONE)))
 
@@ -323,7 +334,7 @@ class SweepSubmission:
 
 
 def sbatch_held(script: Path, indices: list[int], dependencies: list[str]) -> list[str]:
-    """Return the sbatch command that submits some tasks of an array's script as a held job."""
+    """Return the sbatch command that submits tasks `indices` of an array's script as a held job."""
     wait = [f"--dependency={','.join(dependencies)}"] if dependencies else []
     if any(dependency.startswith("afterok:") for dependency in dependencies):
         wait.append("--kill-on-invalid-dep=yes")
@@ -343,7 +354,7 @@ def _spans(indices: list[int]) -> str:
 
 
 def open_submissions(runs_dir: Path) -> list[SweepSubmission]:
-    """Return this user's submissions with waiting points, oldest first; none that are paused."""
+    """Return this user's submissions with waiting points, oldest first, without paused ones."""
     found = []
     for path in (runs_dir / layout.SWEEPS).glob(f"*/*/{layout.WAVES}"):
         # Another process may just have removed the plan, or another version has written it.
@@ -355,10 +366,11 @@ def open_submissions(runs_dir: Path) -> list[SweepSubmission]:
 
 @dataclass(frozen=True)
 class Point:
-    """A point that is not submitted yet, or whose job is still held.
+    """A point of a sweep that is not submitted yet, or whose job is still held.
 
     Attributes:
-        task: id of its task in the held job; "" if it is not submitted yet.
+        index: the point's index in the submission.
+        task: id of the point's task in the held job; "" if it is not submitted yet.
     """
 
     submission: SweepSubmission
@@ -367,7 +379,7 @@ class Point:
 
 
 def waiting_points(runs_dir: Path) -> dict[str, Point]:
-    """Return, by run id, all points without a released job, including those of paused sweeps."""
+    """Return all sweep points without a released job, by run id. Paused sweeps are included."""
     found = {}
     for name in (layout.WAVES, PAUSED):
         for path in (runs_dir / layout.SWEEPS).glob(f"*/*/{name}"):
@@ -400,7 +412,7 @@ def _is_same(command: str, script: Path) -> bool:
 
 
 def _rename(source: Path, target: Path) -> bool:
-    """Rename a file; return False if it is missing, as another process has renamed it."""
+    """Rename a file; return False if it is missing, because another process has renamed it."""
     try:
         source.rename(target)
     except FileNotFoundError:
@@ -411,7 +423,7 @@ def _rename(source: Path, target: Path) -> bool:
 def list_files(folder: Path) -> list[Path]:
     """Return the files of a folder; none if it does not exist.
 
-    Hidden files are left out, because NFS renames removed files that are still open to .nfs….
+    Hidden files are left out: NFS keeps a removed file under a name such as .nfs… while it is open.
     """
     try:
         return [path for path in folder.iterdir() if not path.name.startswith(".")]

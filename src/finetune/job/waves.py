@@ -1,9 +1,9 @@
-"""Submit large sweeps in waves, whenever Slurm accepts more jobs of the user.
+"""Submit large sweeps in parts, whenever Slurm accepts more jobs of the user.
 
 Each job of the runs folder calls `submit_waiting` when it ends (job/batch_script.py). So do
-`finetune status`, `finetune retry`, `finetune cancel` and wait=true. A rename (wave_files.py)
-decides which process submits a point. The lock in this module only prevents two processes from
-using the same free place in the queue.
+`finetune status`, `finetune retry`, `finetune cancel` and wait=true. To submit a point, a process
+must first rename the point's file, and only one process can do that (wave_files.py). The lock in
+this module only prevents two processes from submitting, together, more jobs than Slurm accepts.
 
 This module also runs on the batch host, outside any container. It uses only the standard library
 and Python 3.8.
@@ -33,9 +33,9 @@ PAUSE = 2.0  # seconds between its tries
 def submit_waiting(runs_dir: Path, ending: str = NONE) -> int:
     """Submit as many waiting sweep points as Slurm accepts; return their number.
 
-    If the caller is an ending job, Slurm accepts no point yet, and only other ending jobs remain,
-    no job would submit the points later. The call then tries again for LAST_SECONDS, until those
-    jobs have left the queue.
+    An ending job tries again, for up to LAST_SECONDS, if Slurm accepts no point yet and all jobs in
+    the queue are ending, too. Otherwise no job would submit the points. Slurm accepts points again
+    when one of the other ending jobs has left the queue.
 
     Args:
         ending: id of the calling job if it is about to end; "" for other callers.
@@ -60,8 +60,8 @@ def _submit_once(runs_dir: Path, ending: str) -> tuple[int, bool]:
     """Submit as many waiting points as Slurm accepts now.
 
     Returns:
-        their number; and True if the caller should try again, because no job is left that would
-        submit the other points.
+        the number of submitted points; and True if the caller should try again, because no job is
+        left that would submit the other points.
     """
     jobs = slurm_queue.queue()
     leaving = _record_ending(runs_dir, ending, jobs) if ending else set()
@@ -97,7 +97,7 @@ def _is_under(command: str, folder: Path) -> bool:
 
 
 def _record_ending(runs_dir: Path, ending: str, jobs: list[QueuedJob]) -> set[str]:
-    """Record that a job is about to end; return the ids of all such jobs in the queue."""
+    """Record that the job `ending` is about to end; return the ids of all such jobs in the queue."""
     folder = runs_dir / SWEEPS / ENDING
     folder.mkdir(exist_ok=True)
     (folder / ending).touch()

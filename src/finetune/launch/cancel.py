@@ -1,4 +1,4 @@
-"""`cancel` and `prune`: stop runs, and remove files that runs which have ended no longer need."""
+"""`cancel` and `prune`: stop runs, and remove files that ended runs no longer need."""
 
 from __future__ import annotations
 
@@ -61,7 +61,10 @@ def cancel(runs: list[RunFolder], now: bool) -> Iterator[tuple[RunFolder, str]]:
 
 
 def _withdraw(runs: list[RunFolder]) -> set[str]:
-    """Withdraw those of the runs that have no Slurm job yet (job/waves.py); return their ids."""
+    """Cancel the runs that are sweep points without a Slurm job; return their ids.
+
+    From then on, no process submits these points any more (job/waves.py).
+    """
     withdrawn = set()
     for folder in {run.path.parent for run in runs}:
         if not {run.id for run in runs} & wave_files.waiting_points(folder).keys():
@@ -87,10 +90,11 @@ def _withdraw(runs: list[RunFolder]) -> set[str]:
 
 @contextlib.contextmanager
 def _sweep_lock(folder: Path) -> Iterator[None]:
-    """Hold the sweeps' lock, so that no other process submits points in the meantime.
+    """Hold the lock of job/waves.py, so that no other process submits points in the meantime.
 
-    If another process does not release it, continue without it. Each point is still either
-    withdrawn or submitted, never both, because both first remove the point's file from `waiting`.
+    If another process does not release the lock, continue without it. A point still cannot be both
+    withdrawn and submitted. To do either, a process first removes the point's file from the folder
+    `waiting`, and only one process can do that.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(TimeoutError):
@@ -115,7 +119,7 @@ def _cancel(seen: Observed, now: bool) -> str:
 
 
 def _take_from_queue(run: RunFolder, job_id: str) -> bool:
-    """Record that a queued run is cancelled, so that the process that would start it skips it.
+    """Record that a queued run is cancelled. The process that was to start it will skip it.
 
     Returns:
         False if it is a local run that has started in the meantime; nothing is recorded then.
@@ -147,7 +151,7 @@ def find_prunable(runs: list[RunFolder], runs_dir: Path, failed: bool) -> Iterat
     """Find files that can be removed.
 
     They are: the exports, job files and checkpoints (except the best) of completed runs; copies of
-    the code that no run's job imports; and merged bases that no run uses.
+    the code that no run's job imports; and, in runs/.bases, merged base models that no run uses.
 
     Args:
         runs: the runs whose files may be removed.
@@ -176,13 +180,13 @@ def find_prunable(runs: list[RunFolder], runs_dir: Path, failed: bool) -> Iterat
 
 
 def _superfluous(seen: Observed, failed: bool, bases: set[Path]) -> list[Path]:
-    """List the files that a run that has ended no longer needs; some of them may not exist.
+    """List the files that an ended run no longer needs; some of them may not exist.
 
-    The best checkpoint is kept, and so are exports that are the base of another run.
+    The best checkpoint is kept, and so are exports that are the base model of another run.
 
     Args:
         failed: list the whole folder of a run that failed, died or was cancelled.
-        bases: exports that are the base of some run.
+        bases: exports that are the base model of some run.
     """
     run = seen.run
     exports = set(run.exports.glob("*"))
@@ -206,7 +210,10 @@ def _checkpoints(run: RunFolder) -> list[Path]:
 
 
 def _export_used_by(run: RunFolder) -> Path | None:
-    """Return the export that is this run's base; None if its base is not an export of a run."""
+    """Return the folder of the exported model that is this run's base model.
+
+    Return None if the base model is not an export of another run.
+    """
     with contextlib.suppress(ValueError, OSError):
         config = run.config()
         name, step = split_step((config.model.path or "").removeprefix(RUN_PREFIX))

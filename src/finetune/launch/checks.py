@@ -60,8 +60,8 @@ def try_submission(script: str, *, is_sweep: bool = False) -> list[str]:
     """Ask Slurm, with `sbatch --test-only`, whether it would accept a batch script.
 
     Args:
-        is_sweep: the script is that of a sweep, whose points can be submitted later. Slurm's limit
-            on the number of jobs is then not an error.
+        is_sweep: True for the script of a sweep. It is then no error if Slurm refuses because of a
+            limit on the number of jobs, since points of a sweep can be submitted later.
 
     Returns:
         a line for the user if Slurm does not allow this check, else nothing.
@@ -97,7 +97,8 @@ def _check_torch(cluster: ClusterConfig) -> list[str]:
         a line for the user if torch's support of old GPUs cannot be found out, else nothing.
 
     Raises:
-        UserError: torch does not support them. The job would fail at its first operation on a GPU.
+        UserError: torch does not support the GPUs, or is a build for CPUs. The job would fail at
+            its first operation on a GPU.
     """
     gpu = cluster.gpu_architecture
     if not cluster.uses_gpus:
@@ -125,14 +126,15 @@ def _check_torch(cluster: ClusterConfig) -> list[str]:
 def _check_host_python(cluster: ClusterConfig) -> list[str]:
     """Check that cluster.host_python, if the job uses it, is a Python of version 3.8 or newer.
 
-    It is started after the profile's module commands, as in a job.
+    That Python is started after the profile's module commands, as in a job.
 
     Returns:
         a line for the user if this machine cannot show which Python the job will find, else
         nothing.
 
     Raises:
-        UserError: it is missing or too old, and cluster.setup cannot change that (it is empty).
+        UserError: that Python is missing or too old, and cluster.setup is empty. If it is not, its
+            commands may provide another Python.
     """
     if not uses_host_python(cluster):
         return []
@@ -162,8 +164,8 @@ def _check_own_python(cluster: ClusterConfig) -> list[str]:
         a line for the user if this cannot be tried on this machine, else nothing.
 
     Raises:
-        UserError: it does not start. It then needs a module that is loaded in this shell, and that
-            the job does not load.
+        UserError: this Python does not start. It then needs a module that is loaded in this shell,
+            but not by the job.
     """
     if cluster.python is not None or cluster.setup or not (cluster.clean_modules or cluster.modules):
         return []
@@ -221,7 +223,7 @@ def check_partition(cluster: ClusterConfig, key: str = "cluster") -> list[str]:
     Many sites (EnforcePartLimits=NO) accept jobs beyond the limits, which then never start.
 
     Args:
-        key: prefix of the settings that error messages name.
+        key: prefix of the settings that error messages name: cluster or cluster.prepare.
 
     Returns:
         a line for the user if Slurm does not report the limits, else nothing.

@@ -1,6 +1,6 @@
-"""Shell lines that prepare a node for a job, from the cluster's profile.
+"""Render, from a cluster's profile, the shell lines that prepare a node for a job.
 
-They are part of every batch script, and of slurm/env/*.sh for interactive work.
+The lines are part of every batch script, and of slurm/env/*.sh for interactive work.
 """
 
 from __future__ import annotations
@@ -53,9 +53,10 @@ def environment_lines(cluster: ClusterConfig) -> list[str]:
 
 
 def node_lines(cluster: ClusterConfig) -> list[str]:
-    """Return lines that undo variables of the submitting shell that would break a job.
+    """Return shell lines that remove variables which a job must not inherit from the user's shell.
 
-    They are needed if the nodes have another architecture, or the job another Python.
+    There are such lines if the nodes have another CPU architecture than the login node, or if
+    cluster.python is set.
     """
     site = cluster.site
     if site.crosses_architectures:
@@ -78,7 +79,7 @@ def module_lines(clean: str | None, modules: list[str]) -> list[str]:
     """Return lines that load modules; a module that cannot be loaded ends the job.
 
     Args:
-        clean: the module command that runs first, reset or purge; None if the site needs none.
+        clean: the module command that runs first, `reset` or `purge`; None if the site needs none.
         modules: further module commands, such as `load Python/3.11`.
     """
     if not clean and not modules:
@@ -92,7 +93,7 @@ def module_lines(clean: str | None, modules: list[str]) -> list[str]:
 
 
 def _cache_lines(cluster: ClusterConfig) -> list[str]:
-    """Return exports of cache folders. The defaults are in the home folder: slow, and small."""
+    """Return lines that move caches out of the home folder, which is slow and small."""
     lines = []
     if cluster.shared_cache:
         for variable, folder in SHARED_CACHES.items():
@@ -164,7 +165,7 @@ def _exports(variables: dict[str, str]) -> list[str]:
 
 
 def _quote(value: str) -> str:
-    r"""Quote a value for the shell. Variables such as $SLURM_JOB_ID are expanded; \$ is not."""
+    r"""Quote a value for the shell. A variable such as $SLURM_JOB_ID is expanded; \$ gives a plain $."""
     escaped = re.sub(r'(["`]|\\(?!\$))', r"\\\1", value)
     if "$" in value:
         return f'"{escaped}"'
@@ -173,7 +174,10 @@ def _quote(value: str) -> str:
 
 @cache
 def profiles() -> dict[str, ClusterConfig]:
-    """Return all Slurm profiles by name. The site's examples stand in for an account and Python."""
+    """Return all Slurm profiles by name.
+
+    If a profile sets no account or Python, it gets the example of its site.
+    """
     found = {}
     for path in sorted((conf_dir() / "cluster").glob("*.yaml")):
         node = OmegaConf.load(path)

@@ -61,8 +61,8 @@ class Controller:
 class Interrupts:
     """Handling of Ctrl-C while runs are followed.
 
-    The first Ctrl-C makes the current run save and stop after its step, and no further run is
-    started. The second ends the current run at once.
+    The first Ctrl-C makes the current run finish its step, save and stop. No further run is started
+    then. The second Ctrl-C ends the current run at once.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,10 @@ class Interrupts:
 
     @contextlib.contextmanager
     def direct_to(self, run: RunFolder, controller: Controller) -> Iterator[None]:
-        """Make Ctrl-C stop this run. An earlier Ctrl-C, while the run started, counts too."""
+        """Make Ctrl-C stop this run during the `with` block.
+
+        If Ctrl-C was pressed before the block, while the run started, the run is stopped at once.
+        """
         self._watched = (run, controller)
         if self.pressed:
             self._stop(run)
@@ -113,7 +116,7 @@ class Interrupts:
 
 
 def follow(run: RunFolder, controller: Controller, interrupts: Interrupts, place: str = "") -> None:
-    """Show the run's progress until its processes have ended, then send the rest of it to MLflow.
+    """Show a run's progress and send its metrics to MLflow, until its processes have ended.
 
     Args:
         place: the run's number among those started in turn, such as `3/12`; "" for a single run.
@@ -179,7 +182,7 @@ def _show_warnings(run: RunFolder, console: Console, shown: set[str]) -> None:
 
 
 def _sync(run: RunFolder, console: Console) -> None:
-    """Send new metrics of the run to MLflow. A failure is only printed, as no metrics are lost."""
+    """Send new metrics of the run to MLflow. If that fails, print why; no metrics are lost."""
     try:
         mlflow_sync.sync(run)
     except Exception as fault:
@@ -189,9 +192,9 @@ def _sync(run: RunFolder, console: Console) -> None:
 
 
 class _RankWatch:
-    """A watch on a run's ranks: 30 s after one has died, it ends the others.
+    """A watch on a run's ranks. It ends all ranks 30 s after one of them has died.
 
-    They would otherwise wait for the dead rank in a collective.
+    They would otherwise wait for the dead rank in a collective operation.
     """
 
     def __init__(self, controller: Controller, num_ranks: int) -> None:

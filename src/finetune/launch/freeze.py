@@ -1,8 +1,8 @@
-"""Copy into files all that a run depends on: its config, code, provenance and inputs' digests.
+"""Write to files everything that a run depends on: config, code, versions, digests of its inputs.
 
-Secrets are not written. The code is in runs/.code/<digest>/, which all runs with the same code
-share, and from which their jobs import it. So an edit of the checkout does not affect queued runs,
-and a sweep of a thousand points needs only one copy. Everything else is in the run folder.
+Secrets are not written. The code is copied into runs/.code/<digest>/, from which the jobs import
+it. So a later edit of the checkout does not affect queued runs. Runs with the same code share a
+copy: a sweep of a thousand points needs only one. All other files are in the run folder.
 """
 
 from __future__ import annotations
@@ -60,10 +60,11 @@ _SECRET_VARIABLE = r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|PASS|API_?KEY|ACCESS
 
 @dataclass(frozen=True)
 class Pinned:
-    """Points whose base models have a pinned revision.
+    """Configs of runs in which the exact revision of the base model is set.
 
     Attributes:
-        inputs: the digests of each point's corpus and base.
+        points: the configs.
+        inputs: for each config, the digests of its corpus and base model.
     """
 
     points: list[TrainConfig]
@@ -71,12 +72,12 @@ class Pinned:
 
 
 def pin(points: list[TrainConfig]) -> Pinned:
-    """Pin the revision of each point's base, and compute the digests of its corpus and base.
+    """Set the exact revision of each point's base model; compute digests of corpus and base model.
 
     Nothing is written.
 
     Raises:
-        NotFoundError: a base cannot be read.
+        NotFoundError: a base model cannot be read.
     """
     points = [base_model.pin_revision(point) for point in points]
     # Most points of a sweep have the same corpus and base, so each pair is read only once.
@@ -95,8 +96,8 @@ def freeze(points: list[TrainConfig], sweep: Sweep | None) -> list[RunFolder]:
         sweep: the sweep that the points belong to; None for a single run.
 
     Raises:
-        UserError, NotFoundError: a folder cannot be written, or a base cannot be read. No folder
-            is left then.
+        UserError, NotFoundError: a folder cannot be written, or a base model cannot be read. No
+            folder is left then.
     """
     pinned = pin(points)
     origin = provenance(sweep.id if sweep else None)
@@ -171,7 +172,7 @@ def claim_folder(parent: Path, name: str) -> Path:
 
 
 def provenance(sweep: str | None = None) -> Provenance:
-    """Return the provenance of a submission, which is the same for all its runs.
+    """Return the record of a submission's command, time and versions, the same for all its runs.
 
     Args:
         sweep: id of the sweep; None for a single run.
@@ -299,13 +300,15 @@ def without_secrets(text: str) -> str:
 
 
 def check_no_secrets(config: TrainConfig | ClusterConfig, key: str = "") -> None:
-    """Check that a config contains no secret, as it is written to disk, MLflow and batch scripts.
+    """Check that a config contains no secret.
+
+    Configs are written to disk, MLflow and batch scripts, where others may read them.
 
     Args:
         key: key under which `config` is part of another config; "" if it is not part of one.
 
     Raises:
-        UserError: it seems to contain a secret; the message names the key, not the value.
+        UserError: a value seems to contain a secret; the message names its key, not the value.
     """
 
     def walk(key: str, value: Any) -> None:

@@ -1,11 +1,16 @@
-"""The Python that a job starts: the one that submits it, one of the site, or one in a container.
+"""Determine the command of the Python that a job starts.
 
-A Python of hpc-container-wrapper (Tykky, lumi-container-wrapper) is found as follows. The wrapper
-installs shell scripts such as PREFIX/bin/python. They start a container and run the Python of its
-image, at a path such as /LUMI_TYKKY_ab12c that exists only inside. In the container, PREFIX/_bin is
-mounted over PREFIX/bin, so that PREFIX/bin/python is a link to that Python. The link thus shows
-which wrapper started this process. Outside the container, the same path is the shell script, which
-is the command for jobs.
+It is the command that the user has set (cluster.python), or else the Python of this process.
+
+The second case is difficult if this Python was installed by hpc-container-wrapper (Tykky,
+lumi-container-wrapper). Its command is then a shell script, PREFIX/bin/python. The script starts a
+container and, in it, a Python at a path such as /LUMI_TYKKY_ab12c/…, which does not exist outside.
+So jobs must start the script, but this process often knows only the inner path (sys.executable).
+
+The script is found with a symbolic link. In the container, another folder is mounted over
+PREFIX/bin. There, PREFIX/bin/python is not the script but a link to the inner Python.
+`wrapper_of_this_python` takes all folders that may be PREFIX/bin from the container's variables,
+and looks for the one with a link to the Python of this process.
 """
 
 from __future__ import annotations
@@ -32,11 +37,11 @@ def job_python(setting: str | None, key: str = "cluster.python") -> str:
 
     Args:
         setting: the command that the user has set; None: the Python of this process.
-        key: the setting's name, for the message.
+        key: name of that setting, for the error message.
 
     Raises:
-        UserError: nothing is set, and this process runs in a container that was not started by a
-            known wrapper.
+        UserError: `setting` is None, and this process runs in a container, but its Python was not
+            installed by hpc-container-wrapper.
     """
     if setting:
         return setting
@@ -52,9 +57,9 @@ def job_python(setting: str | None, key: str = "cluster.python") -> str:
 
 
 def host_python(cluster: ClusterConfig) -> str:
-    """Return the command of a Python on the nodes that runs outside containers.
+    """Return the command of a Python that the nodes have outside of containers.
 
-    It may lack our dependencies.
+    This Python may lack our dependencies.
     """
     if uses_host_python(cluster):
         return cluster.host_python
@@ -62,15 +67,19 @@ def host_python(cluster: ClusterConfig) -> str:
 
 
 def uses_host_python(cluster: ClusterConfig) -> bool:
-    """Return whether cluster.host_python is used, as the job's Python may be in a container."""
+    """Return whether jobs need cluster.host_python to run job/batch_script.py.
+
+    They need it if the ranks' Python may be in a container: if cluster.python is set, or this
+    process runs in a container. Otherwise, the Python of this process runs job/batch_script.py.
+    """
     return cluster.python is not None or container() is not None
 
 
 def check_line(key: str = "cluster.python") -> str:
-    """Return a line of a batch script that ends the job if this Python does not exist on its node.
+    """Return a batch script's line that ends the job if its node lacks the Python of this process.
 
     Args:
-        key: the setting that names another Python, for the message.
+        key: the setting with which a user can choose another Python, for the error message.
     """
     python = job_python(None, key)
     message = (
@@ -80,14 +89,17 @@ def check_line(key: str = "cluster.python") -> str:
 
 
 def container() -> str | None:
-    """Return the Apptainer or Singularity image that this process runs in; None if in none."""
+    """Return the Apptainer or Singularity image that this process runs in; None if it runs in none."""
     if not _INSIDE.is_dir():
         return None
     return next((os.environ[name] for name in _IMAGE if name in os.environ), "(unknown image)")
 
 
 def wrapper_of_this_python() -> str | None:
-    """Return the command that starts this Python from outside its container; None if unknown."""
+    """Return the command that starts this Python from outside its container; None if unknown.
+
+    The module's docstring explains the search.
+    """
     started_as = Path(sys.executable)
     for folder in _wrapper_folders():
         # This Python was started by a wrapper, or is a virtual environment on top of one.
@@ -112,7 +124,11 @@ def _wrapper_folders() -> Iterator[Path]:
 
 
 def _linked_folders(path: Path) -> list[Path]:
-    """Return the folder of a path, and those of the symbolic links' targets that follow from it."""
+    """Return the folder of each path in a chain of symbolic links.
+
+    Args:
+        path: the first path of the chain. If it is not a link, it is the only one.
+    """
     folders = [path.parent]
     while path.is_symlink() and len(folders) < 40:
         path = Path(os.path.normpath(path.parent / path.readlink()))

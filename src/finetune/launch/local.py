@@ -1,6 +1,7 @@
-"""Start runs from this process: with submitit's local executor, or with srun in an allocation.
+"""Start runs from this process: with submitit on this machine, or with srun in a Slurm allocation.
 
-The runs are started one after the other. Each is followed to its end, unless detach is set.
+The runs are started one after the other. Unless detach is set, this process shows the progress of
+each until it ends (follow.py).
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ from finetune.runs.state import RunState
 def start_in_turn(runs: list[RunFolder]) -> None:
     """Start each run when the one before it has ended; skip a run that is cancelled while it waits.
 
-    The first Ctrl-C makes the current run save and stop; the others are not started. A run that
-    still runs, because only the process that followed it was killed, is followed to its end.
+    The first Ctrl-C makes the current run save and stop; the others are not started. One of the
+    runs may still be running, if only the process that followed it was killed. It is then followed
+    to its end.
 
     Raises:
         UserError: a run is in use by another process.
@@ -60,7 +62,7 @@ def start_in_turn(runs: list[RunFolder]) -> None:
 
 
 def _update_sweep(run: RunFolder) -> None:
-    """Write the run's result into the table of its sweep, if it has one."""
+    """Write the run's result into the table of its sweep, if the run belongs to a sweep."""
     sweep = run.sweep()
     if sweep:
         with suppress(OSError):  # a full disk does not end the sweep
@@ -81,7 +83,8 @@ def describe_start(config: TrainConfig, num_runs: int) -> str:
 def _put_in_turn(run: RunFolder) -> None:
     """Mark a run as queued by this process, and remove the files of its last attempt.
 
-    A run that still runs after the process that followed it was killed keeps its files.
+    The run may still be running, if only the process that followed it was killed. Its files then
+    stay.
 
     Raises:
         UserError: the run is in use by another process.
@@ -146,7 +149,15 @@ def start(run: RunFolder, interrupts: Interrupts, place: str) -> None:
 
 
 def _report_neighbours(run: RunFolder, known: set[str]) -> set[str]:
-    """Warn about each other run on this machine that is not in `known` yet; return all folders."""
+    """Warn about other runs on this machine, each only once.
+
+    Args:
+        run: the run that is about to start.
+        known: folders of the other runs that were reported before.
+
+    Returns:
+        `known` and the folders of the runs that were reported now.
+    """
     if run.config().cluster.scheduler != "local":
         return known
     found = {folder for folder in _busy_folders() if folder != str(run.path)}
@@ -159,7 +170,7 @@ def _report_neighbours(run: RunFolder, known: set[str]) -> set[str]:
 def _busy_folders() -> set[str]:
     """Return the folders of the runs whose ranks run on this machine.
 
-    Runs on GPUs that are not visible to this process are left out.
+    Runs that use only GPUs hidden from this process are left out.
     """
     mine = _gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
     found = set()
@@ -242,7 +253,13 @@ def _srun(run: RunFolder, config: TrainConfig, code: Path) -> Controller:
 
 
 def _step(config: TrainConfig, *options: str) -> list[str]:
-    """Return an srun command whose job step shares the allocation with this shell's own step."""
+    """Return an srun command, without the program to start.
+
+    With --overlap, its job step can share the allocation's cores with the step of this shell.
+
+    Args:
+        options: further options of srun.
+    """
     cluster = config.cluster
     shape = [
         f"--nodes={cluster.nodes}",
@@ -287,8 +304,10 @@ def _ignore_terminal_signals(run: RunFolder) -> Iterator[None]:
 
     They ignore Ctrl-C and the closing of the terminal, because this process handles Ctrl-C
     (follow.py). Their output goes to a log. They thus do not keep this process' output open, and
-    `id=$(finetune train … detach=true)` returns at once. Unlike a handler, an ignored signal is
-    inherited by the programs that a process starts. submitit has no parameters for this.
+    `id=$(finetune train … detach=true)` returns at once.
+
+    submitit has no parameters for this. So this process itself ignores the signals in the block.
+    Programs inherit from the process that starts them which signals are ignored, but not handlers.
     """
     signals = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
     # submitit hides GPUs that were not requested through it; the ranks restore this value.

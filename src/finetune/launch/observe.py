@@ -1,4 +1,4 @@
-"""States of runs, read by any process from the run folders and from Slurm.
+"""Determine the states of runs from their run folders and from Slurm.
 
 The folder holds the records that the ranks wrote. Slurm reports which jobs are queued, and which
 were killed before they could write anything. Without accounting, Slurm forgets a job minutes after
@@ -77,7 +77,7 @@ class Observed:
 def observe(runs: list[RunFolder]) -> list[Observed]:
     """Return the state of each run, in the given order.
 
-    The end of a job that only Slurm reports is recorded in the run folder.
+    If only Slurm reports how a run's job ended, this is recorded in the run folder.
     """
     points: dict[str, wave_files.Point] = {}
     for folder in {run.path.parent for run in runs}:
@@ -120,7 +120,8 @@ def _job_of(run: RunFolder, point: wave_files.Point | None) -> str | None:
     Return UNKNOWN if the submission was interrupted, perhaps after Slurm had accepted the job.
 
     Args:
-        point: the run's entry among the waiting points of sweeps; None if it does not wait.
+        point: the run as a sweep point whose job is not submitted or not released yet; None if the
+            run is not such a point.
     """
     if point is not None:
         return point.task or None
@@ -136,9 +137,15 @@ def _job_of(run: RunFolder, point: wave_files.Point | None) -> str | None:
 
 
 def _find_held_job(run: RunFolder, jobs: dict[str, Job]) -> str | None:
-    """Return the id of the held job that an interrupted submission left in the queue; None if none.
+    """Find the job that an interrupted submission of a run has left in Slurm's queue.
 
-    The job is found by its name, the id of the run or of its sweep, and is added to `jobs`.
+    The job's name is the id of the run or of its sweep.
+
+    Args:
+        jobs: this user's jobs by id. If the job is an array, it is added under the array's id.
+
+    Returns:
+        the id of the job or array; None if there is none.
     """
     names = {run.id, run.sweep()}
     for job_id, job in list(jobs.items()):
@@ -193,8 +200,9 @@ def _observe_local(run: RunFolder) -> Observed:
 def _observe_slurm(run: RunFolder, job_id: str, jobs: dict[str, Job] | None) -> Observed:
     """Return the state of a run with a Slurm job.
 
-    Slurm decides while the job is queued or running. After that, the records in the run folder
-    decide. If they lack the end, it is taken from Slurm and recorded.
+    While the job is queued or running, Slurm's state of the job is returned. After that, it is the
+    state in the run folder. If this lacks the end, or Slurm reports that the job was cancelled
+    before the run completed, the end is taken from Slurm and recorded in the folder.
 
     Args:
         jobs: Slurm's jobs by id; None if Slurm does not answer.
@@ -225,7 +233,7 @@ def _observe_slurm(run: RunFolder, job_id: str, jobs: dict[str, Job] | None) -> 
 
 
 def _unrecorded_end(run: RunFolder, job: Job | None) -> tuple[RunState, str]:
-    """Return the state and its reason for a run that ended without a record of its end.
+    """Return the final state, and its reason, of a run that has not recorded its end itself.
 
     Args:
         job: the ended job as Slurm reports it; None if Slurm has forgotten it.
@@ -240,7 +248,7 @@ def _unrecorded_end(run: RunFolder, job: Job | None) -> tuple[RunState, str]:
 
 
 def _waiting_reason(job: Job) -> str:
-    """Return why a queued job waits: Slurm's reason, with its start time or a remedy, if any."""
+    """Return why a queued job waits: Slurm's reason, and the estimated start or a remedy if known."""
     if job.reason in ("JobHeldUser", "JobHeldAdmin"):
         return (
             f"held ({job.reason}): its submission was interrupted, or somebody holds it; "

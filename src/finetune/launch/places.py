@@ -38,16 +38,17 @@ def largest_array(cluster: ClusterConfig) -> int:
 def submit_limits(cluster: ClusterConfig) -> list[Limit]:
     """Return the known limits on this user's number of jobs.
 
-    They are those that the profile documents, and those of the user's account, quality of service
-    (QoS) and partition that Slurm reports.
+    They come from the cluster's profile, and from Slurm: it reports limits of the account, of the
+    quality of service (QoS) and of the partition.
     """
     return [*_documented_limits(cluster), *_accounting_limits(cluster)]
 
 
 def describe(plan: Plan, jobs: list[QueuedJob], num_points: int, submitted: int) -> str:
-    """Return a message about the waiting points: their number, the reason, and the next submission.
+    """Return a message: how many points were submitted, why the others wait, and when they follow.
 
     Args:
+        plan: the rules for submitting the waiting points.
         jobs: this user's jobs in the queue before the submission.
         num_points: number of points of the sweep.
         submitted: number of points that were submitted.
@@ -116,14 +117,14 @@ def _qos_limits(name: str) -> Iterator[int]:
 
 
 def submit_waiting_points(runs_dir: Path, quiet: bool = False, pause: bool = True) -> None:
-    """Submit as many waiting points as Slurm's limits allow; print their number and the rest's.
+    """Submit as many waiting sweep points as Slurm's limits allow.
 
-    An error is printed as a warning.
+    Print how many were submitted and how many still wait. An error is printed as a warning.
 
     Args:
         quiet: print nothing.
-        pause: first pause each sweep whose latest jobs were all cancelled with scancel, because
-            their user does not want further ones.
+        pause: first pause each sweep whose latest jobs were all cancelled with scancel. Its points
+            are then not submitted until the user runs `finetune retry`.
     """
     try:
         submissions = open_submissions(runs_dir)

@@ -1,17 +1,16 @@
 """The preparation of a corpus as a chain of Slurm jobs: a job array for each step.
 
 Each array starts when the one before has completed. Consecutive steps that cannot be split into
-tasks share a job. `train after=ID` waits for the last job. The scripts, the logs, and prepare.json
-with the job ids are in corpora/.NAME.stages/slurm/<id>/. The first job is held until prepare.json
-is written, so that a submission that is killed leaves no running job.
+tasks share a job. `train --after ID` waits for the last job. The scripts, the logs, and
+prepare.json with the job ids are in corpora/.NAME.stages/slurm/<id>/. Slurm does not start the
+first job before prepare.json is written. So no job runs if the submission is killed.
 
-If a task's process is killed (kill -9, out of memory) or its node is lost, its job is requeued and
-does the rest of its work, while the later steps wait. Any other failure cancels the later steps.
-The same `finetune prepare` then continues after the steps and tasks that are done.
+If a task's process is killed (kill -9, out of memory) or its node is lost, its job is run again and
+does the rest of its work. The later steps wait for it. Any other failure cancels the later steps.
+The same `finetune prepare` command, run again, then skips the steps and tasks that are done.
 
-The corpus does not depend on how a step is split into tasks. So tasks may share a job
-(cluster.prepare.tasks_per_job), and a step is split into fewer tasks if Slurm accepts only a few
-jobs of a user.
+The corpus does not depend on how a step is split into tasks. So several tasks may share a job
+(cluster.prepare.tasks_per_job). If Slurm accepts only a few jobs of a user, there are fewer tasks.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class PrepareRun:
 
     Attributes:
         folder: the folder with prepare.json, the scripts and the logs.
-        jobs: the job ids by name, in order; a job has the name of its step or steps.
+        jobs: the ids of the jobs by name, in the order of the steps; see _name.
         layout: the split into jobs; None if the preparation was read from prepare.json.
     """
 
@@ -90,14 +89,15 @@ class PrepareRun:
         return observe.states(list(self.jobs.values()))
 
     def logs(self) -> list[Path]:
-        """Return its non-empty logs; the one that was written last comes last."""
+        """Return the jobs' non-empty logs, sorted by the time of their last change."""
         written = [log for log in self.folder.glob("*.log") if log.stat().st_size]
         return sorted(written, key=lambda log: log.stat().st_mtime)
 
     def current_step(self) -> str | None:
-        """Return the step of the task that wrote into its log last; None if no task has started.
+        """Return the current step; None if no task has started.
 
-        The jobs' states do not show it, as several steps may share a job.
+        It is the step whose log was changed last. The jobs' states do not show it, because several
+        steps may share a job.
         """
         tasks = [log for log in self.folder.glob("*.log") if not log.stem.endswith("-jobs")]
         newest = max(tasks, key=lambda log: log.stat().st_mtime, default=None)
@@ -117,9 +117,9 @@ class PrepareRun:
         return bool({*self.states().values()} & {*PENDING_JOB_STATES, *RUNNING_JOB_STATES})
 
     def has_published(self) -> bool:
-        """Return whether it has written its corpus. An older corpus in the same folder is ignored.
+        """Return whether this preparation has completed its corpus. An older corpus does not count.
 
-        The state of the last job decides. If Slurm has forgotten that job, the corpus must be newer
+        The last job must have completed. If Slurm has forgotten that job, the corpus must be newer
         than prepare.json.
         """
         state = list(self.states().values())[-1]
@@ -132,14 +132,14 @@ class PrepareRun:
 def choose_layout(
     num_tasks: int, steps: Steps, cluster: ClusterConfig, most_jobs: int | None = None
 ) -> Layout:
-    """Choose a layout whose jobs Slurm accepts all at once.
+    """Choose a split into jobs and tasks with which Slurm accepts all jobs at once.
 
-    A job has cluster.prepare.tasks_per_job tasks. If that is not set, it has one task, or more if
-    there would be too many jobs otherwise.
+    A job has cluster.prepare.tasks_per_job tasks. If that is not set, a job has one task, or fills
+    a node if the site allocates whole nodes. It has more if there would be too many jobs otherwise.
 
     Args:
         num_tasks: wanted number of tasks of each step that can be split; the layout may have fewer.
-        most_jobs: largest number of jobs; None: the profile's limit, less the jobs in the queue.
+        most_jobs: largest number of jobs; None: the profile's limit minus the jobs in the queue.
 
     Raises:
         UserError: the queue already has as many jobs as Slurm accepts.
@@ -165,7 +165,7 @@ def choose_layout(
 
 
 def _tasks_per_job(cluster: ClusterConfig) -> int | None:
-    """Return the number of tasks per job; None: as few as the limit on jobs allows."""
+    """Return the number of tasks per job; None: choose_layout chooses the number."""
     wanted = cluster.prepare
     site = cluster.site
     if wanted.tasks_per_job is None and site.whole_nodes and wanted.partition in (None, cluster.partition):
@@ -201,9 +201,9 @@ def _free_places(cluster: ClusterConfig) -> int | None:
 
 
 def _most_tasks_per_job(cluster: ClusterConfig, num_tasks: int) -> int:
-    """Return a number of tasks, at most `num_tasks`, whose cores and memory Slurm accepts in a job.
+    """Return how many tasks, at most `num_tasks`, may share a job according to Slurm.
 
-    It is found by halving; 1 if Slurm does not allow the check.
+    `num_tasks` is halved until Slurm accepts such a job. Return 1 if Slurm does not allow the check.
     """
     while num_tasks > 1:
         try:
@@ -283,8 +283,7 @@ def _preparation_profile(cluster: ClusterConfig, timeout_min: int = 1) -> Cluste
     """Return the profile with the settings for preparations in place of those for training.
 
     Args:
-        timeout_min: time limit of the jobs. The default of 1 is below all limits, for callers that
-            do not check it.
+        timeout_min: time limit of the jobs. Callers that do not check the time limit leave it at 1.
     """
     wanted = cluster.prepare
     site = cluster.site
@@ -326,7 +325,7 @@ def submit(name: str, work: Path, steps: Steps, num_tasks: int, cluster: Cluster
 
     Args:
         name: name of the corpus.
-        work: folder of the corpus' stages and plan.
+        work: the working folder, corpora/.NAME.stages.
         steps: the steps' names in order, and whether each can be split into tasks.
         num_tasks: wanted number of tasks of each step that can be split.
 
@@ -469,7 +468,7 @@ _RERUN_IN_PLACE = [  # for sites that forbid requeue
 
 
 def find_awaited_job(run_id: str, corpora_dir: str, corpora: Iterable[Path]) -> str | None:
-    """Return the job that a training must wait for; None if its corpus exists already.
+    """Return the id of the job that a training must wait for; None if its corpus exists already.
 
     Args:
         run_id: id of the preparation.

@@ -23,13 +23,14 @@ class Layout:
     is_one_job: bool = False
 
     def num_jobs(self, steps: Steps) -> int:
-        """Return the number of jobs. Each task of a job array counts, as for Slurm's limits."""
+        """Return the number of jobs. Each job of a job array counts, as it does for Slurm's limits."""
         return sum(num_jobs(group) for group in self.group(steps))
 
     def group(self, steps: Steps) -> list[list[Share]]:
         """Return the steps of each job array, in order.
 
-        Consecutive steps of a single task share an array. With `is_one_job`, all steps share one.
+        Consecutive steps that have only one task share an array. With `is_one_job`, all steps share
+        one array.
         """
         groups: list[list[Share]] = []
         for name, is_cut in steps:
@@ -51,11 +52,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class Share:
-    """A step in a job array.
+    """The split of one step into tasks, in a job array.
 
     Attributes:
+        step: name of the step.
         num_tasks: number of tasks of the step.
-        per_job: number of its tasks that run side by side in a job.
+        per_job: number of these tasks that run side by side in each job.
     """
 
     step: str

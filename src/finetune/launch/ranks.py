@@ -1,9 +1,10 @@
-"""submitit's local executor, with a controller that records how each rank of a local run ended.
+"""Start the ranks of a local run with submitit, and record how each rank ended.
 
     python -m finetune.launch.ranks JOBS_FOLDER
 
-A rank that is killed cannot record its own end; only its parent receives its exit status. causes.py
-reads the record.
+This command runs the controller, the parent process of the ranks. A rank that is killed cannot
+record its own end, but its parent receives its exit status. The controller therefore writes the
+exit statuses into a file, which causes.py reads.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Controller(local.Controller):  # type: ignore[misc]
     def _keep_recording(self, tasks: list[subprocess.Popen[bytes]]) -> None:
         """Record each rank's exit status until all ranks have ended.
 
-        This runs beside `wait`, because the process may be killed before `wait` returns.
+        This runs in a thread beside `wait`, because the process may be killed before `wait` returns.
         """
         while len(self._exits) < len(tasks):
             self._record(tasks)

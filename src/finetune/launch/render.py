@@ -1,4 +1,4 @@
-"""Write the shell scripts that follow from each profile in conf/cluster (`make cluster-env`).
+"""Write shell scripts for each Slurm profile in conf/cluster (`make cluster-env`).
 
     python -m finetune.launch.render slurm/env tests/sbatch
 

@@ -1,13 +1,15 @@
 """Submit runs to Slurm: a single run as a job, several as one job array.
 
-The steps of a submission are these. If it is killed at any moment, no job starts without its files.
+A submission has the following steps. Their order ensures that no job starts without its files, even
+if the submitting process is killed in between.
 
-    points/<index> -> jobs/ of each run       links, by which a task finds its run folder
+    points/<index> -> jobs/ of each run       links by which an array's tasks find their runs
     sbatch --hold                             the job is in the queue, but cannot start
     <job id>_submitted.pkl, submission.json   written into each run folder
     scontrol release                          the job can start
 
-If a sweep has more points than Slurm accepts at a time, it is submitted in parts (job/waves.py).
+The runs of a sweep are called its points. If Slurm does not accept all of them at a time, the sweep
+is submitted in parts (job/waves.py).
 
 The batch script sets up the environment and runs `job/batch_script.py begin`. Then srun starts one
 Python process per rank (job/rank.py). The last line runs `job/batch_script.py end`.
@@ -67,11 +69,11 @@ def submit_array(runs: list[RunFolder], folder: Path, name: str, code: Path, aft
 
 
 def submit_sweep(runs: list[RunFolder], folder: Path, name: str, code: Path, after: str | None = None) -> str:
-    """Submit as many of the runs as Slurm accepts, as a job array; the others wait (job/waves.py).
+    """Submit as many of the runs as Slurm accepts now. The others are submitted later (job/waves.py).
 
     Args:
-        folder: folder of the sweep. It gets a folder for each submission, that is, for each block
-            of as many runs as Slurm accepts in one array.
+        folder: folder of the sweep. It gets a subfolder for each job array. Slurm's largest array
+            size decides how many arrays there are.
         name, code, after: see submit_array.
 
     Returns:
@@ -104,14 +106,18 @@ def _submit(
     count: int,
     plan: Plan | None,
 ) -> tuple[str, int]:
-    """Submit the first `count` runs of the first block, or fewer; record that the others wait.
+    """Submit the first `count` runs of the first job array; record that all other runs wait.
 
     Args:
-        blocks: the runs of each submission, by the submission's folder.
-        plan: rules for submitting the others later; None: Slurm must accept all runs at once.
+        blocks: the runs of each job array, by the folder for the array's files. A single run
+            without a plan is submitted as a plain job.
+        name, code, after: see submit_array.
+        count: number of runs to submit now. With a plan, fewer are submitted if Slurm refuses
+            `count` runs.
+        plan: rules for submitting the other runs later; None: Slurm must accept all runs at once.
 
     Returns:
-        the job id and the number of its runs; "" and 0 if all runs wait.
+        the job id and the number of submitted runs; "" and 0 if all runs wait.
     """
     first, runs = next(iter(blocks.items()))
     # Waiting points are submitted by their index in an array, even if there is only one of them.
@@ -148,16 +154,19 @@ def _submit(
 def _submit_held(
     script: Path, count: int, num_points: int, after: str | None, plan: Plan | None
 ) -> tuple[str, int]:
-    """Submit a held job for the first `count` points. While Slurm refuses so many, halve `count`.
+    """Submit the first `count` points of a script as a held job, one that Slurm does not start yet.
+
+    If Slurm refuses the job because it has too many points, submit half as many, and so on.
 
     Args:
-        num_points: number of points in the script's array.
+        count: number of points to submit.
+        num_points: number of points in the array that the script itself requests.
         after: id of a job that must complete before this one starts; None: it can start at once.
-        plan: see _submit; if None, `count` is not halved.
+        plan: see _submit; if None, fewer points are not tried.
 
     Returns:
-        the job id and the number of its points; "" and 0 if Slurm accepts none now, but jobs in
-        the queue will submit them when they end.
+        the job id and the number of its points. They are "" and 0 if Slurm accepts no point now,
+        but jobs in the queue will submit the points later.
 
     Raises:
         UserError: Slurm refuses the job, and no job in the queue will submit the points.
@@ -179,10 +188,13 @@ def _submit_held(
 
 
 def _write_waiting(blocks: dict[Path, list[RunFolder]], job_id: str, count: int, plan: Plan) -> None:
-    """Record which points wait, and write the pickle that each of them needs in its later job.
+    """Record which points of a sweep wait, and pickle for each the call that its job will make.
 
     Args:
-        job_id: the held job with the first `count` points of the first block.
+        blocks: the points' runs in each job array, by the array's folder.
+        job_id: id of the submitted job, which Slurm does not start yet; "" if all points wait.
+        count: number of points in this job: the first ones of the first array.
+        plan: rules for submitting the waiting points.
     """
     for number, (folder, runs) in enumerate(blocks.items()):
         first = count if number == 0 else 0
@@ -193,7 +205,10 @@ def _write_waiting(blocks: dict[Path, list[RunFolder]], job_id: str, count: int,
 
 
 def _queue() -> list[slurm_queue.QueuedJob]:
-    """Return this user's jobs in the queue; none if squeue fails: sbatch checks the limits, too."""
+    """Return this user's jobs in Slurm's queue; an empty list if squeue fails.
+
+    The failure is ignored because sbatch checks Slurm's limits itself.
+    """
     with contextlib.suppress(CommandError):
         return slurm_queue.queue()
     return []
@@ -219,12 +234,13 @@ def render_script(
 ) -> str:
     """Return the text of the batch script.
 
-    It starts the ranks with submitit's own command, from which submitit finds each rank's number.
+    The script starts each rank with submitit's own command. This command loads the task's pickle,
+    which calls job/rank.py.
 
     Args:
         name: the job's name in Slurm's queue.
-        job_folder: folder of a task's pickle and logs; for an array, it contains %a, the task's
-            index.
+        job_folder: folder of a task's pickle and logs. For an array, its path contains %a, which
+            stands for the task's index.
         code: folder from which the job imports our packages.
         num_points: number of points in the array; None for a single job.
     """
@@ -254,7 +270,7 @@ def render_script(
 
 
 def _options(cluster: ClusterConfig, name: str, log: Path, num_points: int | None) -> list[str]:
-    """Return the script's #SBATCH lines. The script writes into the log of rank 0."""
+    """Return the script's #SBATCH lines. The script's own output goes into the log of rank 0."""
     array = f"0-{num_points - 1}%{min(num_points, cluster.array_parallelism)}" if num_points else None
     values = {
         "job-name": name,
@@ -285,7 +301,7 @@ def _options(cluster: ClusterConfig, name: str, log: Path, num_points: int | Non
 
 
 def code_line(code: Path) -> str:
-    """Return the shell line by which a job imports our packages from `code`, not as installed."""
+    """Return the shell line that makes a job import our packages from `code`, not the installed ones."""
     return f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
 
 
@@ -299,10 +315,10 @@ def _gpus(cluster: ClusterConfig) -> dict[str, str]:
 
 
 def _requeue_lines(cluster: ClusterConfig, job_folder: Path) -> tuple[list[str], list[str]]:
-    """Return the lines before srun, and those after it, that restart the run after a fault.
+    """Return two parts of the batch script, before and after srun, that restart a failed run.
 
-    They call job/batch_script.py on the host, where Slurm's commands are. It needs Python 3.8 or
-    newer, and no packages.
+    They call job/batch_script.py on the host, because containers lack Slurm's commands. That
+    program needs Python 3.8 or newer, and no packages.
     """
     head, is_array, tail = str(job_folder).partition("%a")
     index = "$SLURM_ARRAY_TASK_ID" if is_array else ""
@@ -343,7 +359,7 @@ _END_TIME = [
 
 
 def _host_python_lines(cluster: ClusterConfig) -> list[str]:
-    """Return a line that ends the job if job/batch_script.py lacks a Python, or it is too old."""
+    """Return a line that ends the job if its node lacks the Python for job/batch_script.py."""
     if not uses_host_python(cluster):
         return [check_line()]
     fault = (
@@ -354,7 +370,10 @@ def _host_python_lines(cluster: ClusterConfig) -> list[str]:
 
 
 def is_in_allocation() -> bool:
-    """Return whether this process runs in a Slurm job, as after salloc. Runs then start at once."""
+    """Return whether this process runs in a Slurm job, for instance in one that salloc started.
+
+    Runs then start at once.
+    """
     return "SLURM_JOB_ID" in os.environ
 
 
@@ -373,8 +392,8 @@ class SlurmError(UserError):
 def _environment_for_jobs() -> dict[str, str]:
     """Return this process' environment without the variables that a job must not inherit.
 
-    If this command runs in a container, they include the container's variables. With them, the
-    job's own containers would start with the wrong folders and variables.
+    If this process runs in a container, the variables that describe the container are left out,
+    too. They would give the job's own containers the wrong folders and variables.
     """
     dropped = [*NOT_INHERITED]
     if container():

@@ -120,8 +120,8 @@ def _check(points: list[TrainConfig]) -> tuple[bool, str | None]:
     """Check that the points can run. Nothing is written.
 
     Returns:
-        True if the points are submitted to Slurm's queue; and the id of the job that builds their
-        corpus, or None if the corpus exists.
+        True if the points are to be submitted to Slurm's queue; and the id of the job that builds
+        their corpus, or None if the corpus exists.
 
     Raises:
         UserError, NotFoundError: a point is wrong, or Slurm refuses.
@@ -214,9 +214,9 @@ def _warnings_of_resume(run: RunFolder, config: TrainConfig) -> Iterator[str]:
 
 
 def _planned_packs(plan: Path) -> int:
-    """Return the number of packs per epoch in a plan file; 0 if the file is damaged.
+    """Return the number of training sequences per epoch in a plan file; 0 if the file is damaged.
 
-    The job reports a damaged file.
+    The job will report a damaged file.
     """
     try:
         return int(np.load(plan, mmap_mode="r")["pack"][-1]) + 1
@@ -227,8 +227,9 @@ def _planned_packs(plan: Path) -> int:
 def retry(runs: list[RunFolder]) -> list[RunFolder]:
     """Restart runs that did not complete or never started, from their newest checkpoints.
 
-    A local run that still runs, because only the process that followed it was killed, is followed
-    first. Sweep points that have no Slurm job yet are submitted, as far as Slurm's limits allow.
+    A local run may still be running, if only the process that followed it was killed. Such runs
+    are followed first. Sweep points that have no Slurm job yet are submitted, as many as Slurm's
+    limits allow.
 
     Returns:
         the runs that were started, submitted or followed. Runs that another process will start are
@@ -250,7 +251,7 @@ def retry(runs: list[RunFolder]) -> list[RunFolder]:
 
 
 def _submit_waiting(runs: list[RunFolder]) -> list[RunFolder]:
-    """Submit those of the runs that have no Slurm job yet; return those that have one now."""
+    """Submit the runs that are waiting points of a sweep; return the runs that no longer wait."""
     moved = []
     for folder in {run.path.parent for run in runs}:
         points = wave_files.waiting_points(folder)
@@ -279,7 +280,7 @@ def _restart(runs: list[RunFolder]) -> None:
 
 
 def _runs_in_queue(config: TrainConfig, num_points: int, quiet: bool = False) -> bool:
-    """Check that the runs can run where the config places them.
+    """Check that runs can start where their config requests it, and find out where that is.
 
     Args:
         config: the config of one of the runs.
@@ -338,7 +339,7 @@ def _to_slurm(runs: list[RunFolder], sweep: str | None, after: str | None = None
     """Submit one run as a job, or several as an array.
 
     Args:
-        sweep: id of the sweep, the name of the array; None: the runs are not of one sweep.
+        sweep: id of the sweep, which becomes the array's name; None: the runs belong to no sweep.
         after: id of a job that must complete before the runs start; None: they can start at once.
     """
     code = snapshot_code(runs[0].path.parent)
@@ -361,7 +362,7 @@ def _check_inputs(run: RunFolder, config: TrainConfig) -> None:
 
 
 def _check_models(points: list[TrainConfig]) -> None:
-    """Check that base, adapter, tokenizer and corpus fit each other.
+    """Check that base model, adapter, tokenizer and corpus fit each other.
 
     The check takes seconds, since it imports torch and PEFT. A job, though, would report the error
     only after hours in the queue. The check has its own process, so that this process, which may
@@ -447,5 +448,5 @@ def _check_together(points: list[TrainConfig]) -> None:
 
 
 def _distinct_inputs(points: list[TrainConfig]) -> Iterable[TrainConfig]:
-    """Return one point for each distinct pair of corpus and base, which are checked only once."""
+    """Return one point for each distinct pair of corpus and base model, to check each only once."""
     return {repr((point.data, point.model)): point for point in points}.values()

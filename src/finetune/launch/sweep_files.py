@@ -1,7 +1,8 @@
-"""A sweep's table of points, `runs/sweeps/<id>/points.tsv`: swept values and results, best first.
+"""Write the table of a sweep, `runs/sweeps/<id>/points.tsv`: one row per run, the best first.
 
-Ids and values are written at submission. The states and held-out losses of ended points are added
-after each point of a local sweep, and by `finetune status`, `finetune sync` and wait=true.
+The runs of a sweep are called its points. Their ids and swept values are written at submission. The
+states and held-out losses of ended points are added later: in a local sweep after each point, in
+all sweeps by `finetune status`, `finetune sync` and wait=true.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ def update(runs_dir: Path, sweep: str, runs: Iterable[RunFolder] = ()) -> None:
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a sweep.
+    """A point of a sweep, that is, one of its runs.
 
     Attributes:
-        id: id of its run.
-        values: its values of the swept settings, by setting.
+        id: id of the run.
+        values: the run's values of the swept settings, by the setting's name.
         loss: held-out loss at the end of training; None if there is none, or it is NaN.
     """
 
@@ -58,7 +59,7 @@ def read_point(run: RunFolder, state: RunState | None = None) -> Point:
     """Return a run as a point of its sweep.
 
     Args:
-        state: the run's state, if the caller has observed it; None: by the files in its folder.
+        state: the run's state, if the caller knows it; None: it is read from the run folder.
     """
     summary = run.summary()
     loss = summary.after.loss if summary and summary.after else None
@@ -69,15 +70,15 @@ def read_point(run: RunFolder, state: RunState | None = None) -> Point:
 
 
 def sort_points(points: list[Point]) -> list[Point]:
-    """Return the points sorted by held-out loss, lowest first. Those without one follow, by id."""
+    """Return the points sorted by held-out loss, lowest first. Points without a loss come last."""
     return sorted(points, key=lambda point: (point.loss is None, point.loss or 0.0, point.id))
 
 
 def best_of(points: list[Point]) -> Point | None:
     """Return the point with the lowest held-out loss.
 
-    Return None if fewer than two points have one, or if the points' corpora differ, so that the
-    losses cannot be compared.
+    Return None if fewer than two points have a held-out loss. Also return None if the points'
+    corpora differ, because losses on different corpora cannot be compared.
     """
     done = [point for point in sort_points(points) if point.loss is not None]
     if len(done) < 2 or set(find_varying_keys([point.values for point in points])) & set(INCOMPARABLE):

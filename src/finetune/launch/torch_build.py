@@ -1,8 +1,9 @@
-"""The GPUs that the installed torch supports, read from its files, as its import takes seconds.
+"""Find out which GPUs the installed torch supports, without importing it, which takes seconds.
 
-The version of an official build for CUDA contains the version of the CUDA toolkit, as in
-2.13.0+cu130. The toolkit determines which older GPUs the build supports (pytorch/pytorch#157517,
-#172352). For other builds, such as a site's module, the supported GPUs are unknown.
+torch's version is read from its files. For an official CUDA build, it contains the version of the
+CUDA toolkit: 2.13.0+cu130 was built with CUDA 13.0. Both versions determine which older GPUs the
+build supports (pytorch/pytorch#157517, #172352). For other builds, such as a site's module, the
+supported GPUs are unknown.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class TorchBuild:
 
     @classmethod
     def of(cls, version: str) -> TorchBuild:
-        """Return the build with a version such as 2.13.0+cu130 or 2.13.0+cpu."""
+        """Return the build that has the given version, such as 2.13.0+cu130 or 2.13.0+cpu."""
         tag = version.partition("+")[2]
         if tag == "cpu":
             return cls(version, (0, 0))
@@ -76,13 +77,16 @@ def installed_torch() -> TorchBuild | None:
 
 
 def is_old(architecture: str) -> bool:
-    """Return whether some builds of torch do not support an architecture such as sm_60."""
+    """Return whether a GPU architecture, such as sm_60, is too old for some builds of torch."""
     found = re.fullmatch(r"sm_(\d+)", architecture)
     return found is not None and int(found[1]) < TURING
 
 
 def lacks_support(build: TorchBuild, architecture: str) -> bool | None:
-    """Return whether a build does not support an architecture such as sm_60; None if unknown."""
+    """Return True if a build does not support a GPU architecture such as sm_60, False if it does.
+
+    Return None if this is unknown.
+    """
     found = re.fullmatch(r"sm_(\d+)", architecture)
     if found is None or build.cuda is None:
         return None
