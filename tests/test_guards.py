@@ -350,6 +350,29 @@ with Watchdog(folder / "stack.txt", 1.0, lambda fault: (folder / "fault").write_
     assert not (tmp_path / "healthy.txt").exists()
 
 
+def test_a_rank_that_fails_after_its_dump_keeps_it(tmp_path: Path) -> None:
+    """A peer that ends first makes this rank's collective fail, within its own grace period."""
+    script = f"""
+import sys, time, pathlib
+sys.path[:0] = {[str(p) for p in sys.path]!r}
+from finetune.training.watchdog import Watchdog
+folder = pathlib.Path({str(tmp_path)!r})
+def lost_collective(seconds, error):
+    time.sleep(seconds)
+    if error:
+        raise ConnectionError
+for name, seconds, error in (("kept", 1.5, True), ("slow", 1.5, False), ("early", 0, True)):
+    try:
+        with Watchdog(folder / name, 0.5, print):
+            lost_collective(seconds, error)
+    except ConnectionError:
+        pass
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    assert "lost_collective" in (tmp_path / "kept").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
 @pytest.mark.parametrize("record", ["raise OSError(28, 'No space left on device')", "time.sleep(60)"])
 def test_a_rank_that_hangs_ends_even_if_the_reason_cannot_be_recorded(tmp_path: Path, record: str) -> None:
     """The reason cannot be written, because the file system is full or does not respond."""

@@ -19,7 +19,8 @@ class Watchdog:
     hung thread may hold. The process exits GRACE seconds after the dump.
 
     Args:
-        file: file for this rank's stacks; removed when the context ends.
+        file: file for this rank's stacks; removed when the context ends, unless it ends with an error
+            after a dump.
         seconds: longest time between two calls of `beat`; a longer one counts as a hang. Loading
             the model and saving a checkpoint must each take less.
         record: called with the reason, in one line, before the process exits. The process exits
@@ -53,7 +54,10 @@ class Watchdog:
         self._ended.set()
         faulthandler.cancel_dump_traceback_later()
         self._file.close()
-        self._path.unlink(missing_ok=True)
+        # When a peer ends after a hang, this rank's collective fails, often before its own GRACE
+        # is over. Its stacks are needed then.
+        if error is None or self._path.stat().st_size == 0:
+            self._path.unlink(missing_ok=True)
 
     def _watch(self) -> None:
         while not self._ended.wait(min(1.0, self._seconds)):
