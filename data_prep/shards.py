@@ -65,13 +65,9 @@ class NoCorpusError(NotFoundError):
 
 @dataclass(kw_only=True)
 class ShardInfo:
-    """The manifest's entry on a file of a split.
+    """The manifest's entry on a file of a split."""
 
-    Attributes:
-        file: path relative to the corpus folder.
-    """
-
-    file: str
+    file: str  # path relative to the corpus folder
     sha256: str
     bytes: int
     documents: int
@@ -86,8 +82,7 @@ class SourceInfo:
         sha256: the digest of the source's raw files.
         documents, tokens, supervised_tokens: numbers by `<split>/<language>`. Supervised tokens are
             those that are targets.
-        documents_read: number of documents read, including records that reading dropped.
-        characters_read: number of characters read, including records that reading dropped.
+        documents_read, characters_read: numbers read, including records that reading dropped.
         repeated_ids: number of documents with the id of an earlier document of the source.
         single_group: True if all documents of the source are in one group. Such a source is wholly
             in one split, because groups are not divided.
@@ -107,19 +102,13 @@ class SourceInfo:
 
 @dataclass(kw_only=True)
 class Loss:
-    """The text that one stage removed from one source for one reason.
-
-    Attributes:
-        documents: number of documents that were dropped.
-        cut: number of documents that were kept without a part of their text.
-        characters: characters of all removed text.
-    """
+    """The text that one stage removed from one source for one reason."""
 
     source: str
     reason: str
-    documents: int = 0
-    cut: int = 0
-    characters: int = 0
+    documents: int = 0  # dropped documents
+    cut: int = 0  # documents that were kept without a part of their text
+    characters: int = 0  # of all removed text
 
 
 @dataclass(kw_only=True)

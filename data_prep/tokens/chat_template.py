@@ -39,6 +39,14 @@ import numpy as np
 from data_prep.document import Turn
 from data_prep.tokens.chat_encoder import FIRST_PLACEHOLDER, NUM_PLACEHOLDERS, PLACEHOLDERS, ChatEncoder, Span
 from data_prep.tokens.row import Row
+from data_prep.tokens.thoughts import (
+    THOUGHT_MARKS,
+    Content,
+    UnusableChat,
+    insert_thought,
+    lacks_thought,
+    squeeze,
+)
 from data_prep.user_error import UserError
 
 # The template for tokenizers without one. It has ChatML's form, but each turn is between the tokens
@@ -57,21 +65,7 @@ DEFAULT_TEMPLATE = """\
 # template puts around answers.
 _PROBE = "\ufdef"
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_THOUGHT_MARKS = (
-    ("<think>", "</think>"),
-    ("[THINK]", "[/THINK]"),
-    ("<thinking>", "</thinking>"),
-    ("<seed:think>", "</seed:think>"),
-)
 _MAX_LEAD = 200  # characters that a template may put between the prompt and the answer
-
-
-class UnusableChat(UserError):
-    """A conversation that the template cannot render, or whose targets cannot be determined."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -88,34 +82,6 @@ class _Ending:
     tail: str
     written: str
     token: str | None
-
-
-@dataclass(frozen=True)
-class _Content:
-    """The content of an answer, split into reasoning ("thoughts") and the answer proper.
-
-    Attributes:
-        full: the unsplit content.
-        marks: the marks around the thoughts, e.g. ("<think>", "</think>"); None without thoughts.
-        opens: True if the content starts with the opening mark. Some data sets leave it out,
-            because the prompt ends with it.
-    """
-
-    full: str
-    thought: str
-    answer: str
-    marks: tuple[str, str] | None
-    opens: bool
-
-    @staticmethod
-    def parse(text: str) -> _Content:
-        for opening, closing in _THOUGHT_MARKS:
-            if closing in text:
-                thought, _, answer = text.partition(closing)
-                opens = thought.lstrip().startswith(opening)
-                if opens or opening not in thought:
-                    return _Content(text, thought.replace(opening, "", 1), answer, (opening, closing), opens)
-        return _Content(text, "", text, None, opens=False)
 
 
 @dataclass(frozen=True)
@@ -180,7 +146,7 @@ class ChatTemplate:
             )
         # Added tokens that the template puts around turns are control tokens, even if the tokenizer
         # does not declare them special.
-        marks = {mark for pair in _THOUGHT_MARKS for mark in pair}
+        marks = {mark for pair in THOUGHT_MARKS for mark in pair}
         control = encoder.special | {token for token in encoder.added - marks if token in frame}
         longest_first = sorted(control, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
@@ -227,7 +193,7 @@ class ChatTemplate:
         prompt = self._render(messages[:i], add_generation_prompt=True)
         marked: list[Span] = []
         answered = self._render(messages[: i + 1], spans_into=marked if self._has_markers else None)
-        content = _Content.parse(messages[i]["content"])
+        content = Content.parse(messages[i]["content"])
         ending = self._ending
         if not answered.endswith(ending.tail):
             ending = self._find_ending(messages[:i])
@@ -245,12 +211,12 @@ class ChatTemplate:
             written = _find_after_shared_text(prompt, shown, content, asked)
         if written is None:
             written = _continue_prompt(prompt, content, i)
-        elif _lacks_thought(prompt, written, content):
-            written = _insert_thought(prompt, written, content, i)
+        elif lacks_thought(prompt, written, content):
+            written = insert_thought(prompt, written, content, i)
             counts["thoughts_that_the_template_leaves_out"] += 1
         begin = len(shown) - len(written)
         in_marks = "".join(answered[max(start, begin) : stop] for start, stop in marked if stop > begin)
-        is_marked = not self._has_markers or _squeeze(written) in _squeeze(in_marks)
+        is_marked = not self._has_markers or squeeze(written) in squeeze(in_marks)
         counts["answers_that_the_template_marks_otherwise"] += not is_marked
         counts["answers_whose_end_is_no_token"] += ending.token is None and bool(ending.tail.strip())
         return _Turn(prompt, written + ending.written, is_ended=ending.token is not None)
@@ -339,7 +305,7 @@ class ChatTemplate:
             return chr(FIRST_PLACEHOLDER + literal.index(match[0]))
 
         text = PLACEHOLDERS.sub("", turn.content)
-        content = _Content.parse(text)
+        content = Content.parse(text)
         if turn.role != "assistant" or content.marks is None:
             return self._control.sub(placeholder, text)
         opening, closing = content.marks
@@ -397,7 +363,7 @@ def _is_context(turn: Turn) -> bool:
     return turn.role == "assistant" and not turn.target and bool(turn.content.strip())
 
 
-def _find_after_shared_text(prompt: str, shown: str, content: _Content, asked: str) -> str | None:
+def _find_after_shared_text(prompt: str, shown: str, content: Content, asked: str) -> str | None:
     """Return the part of a rendered conversation that the model must write after its prompt.
 
     This is for templates whose rendered conversation does not begin with the prompt, because they
@@ -426,7 +392,7 @@ def _find_after_shared_text(prompt: str, shown: str, content: _Content, asked: s
     return shown[best:]
 
 
-def _continue_prompt(prompt: str, content: _Content, i: int) -> str:
+def _continue_prompt(prompt: str, content: Content, i: int) -> str:
     """Return the text that the model must write after a prompt, made from the answer's content.
 
     This is for templates whose rendered conversation does not contain the end of the prompt. If the
@@ -440,9 +406,9 @@ def _continue_prompt(prompt: str, content: _Content, i: int) -> str:
         UnusableChat: the prompt opens thoughts that the turn does not have, or thoughts cannot be
             inserted.
     """
-    opening = next((opening for opening, _ in _THOUGHT_MARKS if prompt.rstrip().endswith(opening)), None)
+    opening = next((opening for opening, _ in THOUGHT_MARKS if prompt.rstrip().endswith(opening)), None)
     if opening is None:
-        return _insert_thought(prompt, content.answer.strip(), content, i)
+        return insert_thought(prompt, content.answer.strip(), content, i)
     if content.marks is None or content.marks[0] != opening:
         raise UnusableChat(
             "prompt_is_no_prefix",
@@ -456,58 +422,6 @@ def _continue_prompt(prompt: str, content: _Content, i: int) -> str:
         if prompt.endswith("\n"):
             written = written.removeprefix("\n")
     return written
-
-
-def _lacks_thought(prompt: str, written: str, content: _Content) -> bool:
-    """Return whether a template left out the answer's thoughts, the reasoning before the answer.
-
-    If the thoughts are empty, return whether it left out the marks around them.
-
-    Args:
-        written: the text that the model must write after `prompt`, as the template renders it.
-    """
-    if content.marks is None:
-        return False
-    lead = _text_before_answer(written, content)
-    if content.thought.strip():
-        return _squeeze(content.thought) not in _squeeze(lead)
-    return content.marks[1] not in lead and not prompt.rstrip().endswith(content.marks)
-
-
-def _insert_thought(prompt: str, written: str, content: _Content, i: int) -> str:
-    """Insert the answer's thoughts, the reasoning before the answer, into the rendered answer.
-
-    Args:
-        written: the text that the model must write after `prompt`, as the template renders it.
-        i: index of the turn, for error messages.
-
-    Raises:
-        UnusableChat: the thoughts cannot be inserted.
-    """
-    if content.marks is None:
-        return written
-    lead = _text_before_answer(written, content)
-    is_closed = any(closing in lead or prompt.rstrip().endswith(closing) for _, closing in _THOUGHT_MARKS)
-    if is_closed or not content.opens:
-        raise UnusableChat(
-            "thoughts_do_not_fit",
-            f"turn {i + 1} has thoughts that the template leaves out and that cannot be inserted "
-            "before the answer",
-        )
-    return lead + content.full.strip()
-
-
-def _text_before_answer(written: str, content: _Content) -> str:
-    """Return the part of a rendered turn before the answer proper: its header and thoughts."""
-    return written[: len(written.rstrip()) - len(content.answer.strip())]
-
-
-def _squeeze(text: str) -> str:
-    """Remove white space and the marks around thoughts, such as <think>, to compare two texts."""
-    for pair in _THOUGHT_MARKS:
-        for mark in pair:
-            text = text.replace(mark, "")
-    return "".join(text.split())
 
 
 def _shared_end(a: str, b: str) -> str:

@@ -15,9 +15,10 @@ import numpy as np
 from data_prep.config import CorpusConfig
 from data_prep.document import Document, Report, Turn
 from data_prep.tokens.chat_encoder import ChatEncoder
-from data_prep.tokens.chat_template import ChatTemplate, UnusableChat
+from data_prep.tokens.chat_template import ChatTemplate
 from data_prep.tokens.encoder import TOKENIZERS, Ids, TextEncoder
 from data_prep.tokens.row import Row
+from data_prep.tokens.thoughts import UnusableChat
 from data_prep.tokens.tokenizer_files import find_eos_token_id, read_chat_template, read_special_tokens
 from data_prep.user_error import UserError
 

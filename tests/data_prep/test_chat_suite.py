@@ -21,8 +21,9 @@ from transformers import PreTrainedTokenizerFast
 
 from data_prep.document import Turn
 from data_prep.tokens.chat_encoder import ChatEncoder
-from data_prep.tokens.chat_template import ChatTemplate, UnusableChat
+from data_prep.tokens.chat_template import ChatTemplate
 from data_prep.tokens.row import Row
+from data_prep.tokens.thoughts import UnusableChat
 
 TEMPLATES = Path(__file__).parent / "templates"
 # By template: the token that ends an answer; "" if the end-of-sequence token does.

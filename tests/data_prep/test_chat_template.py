@@ -15,8 +15,9 @@ from tokenizers import Tokenizer
 
 from data_prep.document import Turn
 from data_prep.tokens.chat_encoder import ChatEncoder
-from data_prep.tokens.chat_template import DEFAULT_TEMPLATE, ChatTemplate, UnusableChat
+from data_prep.tokens.chat_template import DEFAULT_TEMPLATE, ChatTemplate
 from data_prep.tokens.row import Row
+from data_prep.tokens.thoughts import UnusableChat
 from tests.data_prep.chat_templates import (
     CHATML,
     CHATML_MARKED,
