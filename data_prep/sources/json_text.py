@@ -39,14 +39,17 @@ class Next(Enum):
 
 @dataclass
 class Shape:
-    """Features of the elements of one list, by which the next element is recognized.
+    """Features of a list's elements, by which the next element is found after a broken one.
+
+    Keys are taken from the first 8 elements.
 
     Attributes:
-        beginnings: the first two keys of elements. The second is "" if the first value is a list or
-            an object, or there is only one key.
-        within: the first two keys, in the same form, of the objects nested in the elements.
-        keys: all keys of the elements.
-        column: column of the last element if it began a line, else None.
+        beginnings: for each element, its first two keys. The second is "" if the element has only
+            one key, or its first value is a list or an object.
+        within: the same for each object nested in an element.
+        keys: all keys of these elements.
+        column: column in which the last element begins, if only white space and commas precede it
+            on its line; else None.
         seen: number of elements read.
     """
 

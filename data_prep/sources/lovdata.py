@@ -74,8 +74,10 @@ def parse(raw: bytes, source: str, license: str, report: Report) -> Document:
     body = root.find(".//main")
     dokid = _header(root, "dokid")
     refid = _header(root, "refid")
-    if body is None or not (dokid or refid):
-        raise Unreadable("not a Lovdata document: has no <main>, or neither dokid nor refid in its header")
+    if body is None:
+        raise Unreadable("not a Lovdata document: has no <main>")
+    if not (dokid or refid):
+        raise Unreadable("not a Lovdata document: its header has neither a dokid nor a refid")
     # The date wanted is the one on which the act was passed. dateInForce comes last: it may be
     # years later, and in Lovtidend it often is.
     dates = (refid, dokid, _header(root, "dateOfPublication"), _header(root, "dateInForce"))

@@ -45,7 +45,7 @@ SKIPPED = {"sidetall", "side", "bilde"}
 
 @dataclass
 class Options:
-    """Options of the minutes of Stortinget."""
+    """Options of the reader of Stortinget's minutes."""
 
     unit: str = setting("item", "text that becomes a document: item (of the agenda) or speech")
 

@@ -1,9 +1,11 @@
-"""Worker processes for the distributed tests, which train cases one after another.
+"""Worker processes that train the cases of the distributed tests, one after another.
+
+A case is an ordinary run folder, which is passed to finetune.training.train.train. The run's own
+files are the result.
 
 Importing torch and DeepSpeed takes longer than a tiny run. Cases with the same number of ranks
 therefore share a process group, and all ranks are forked from a server that has imported these
-libraries. Each case is an ordinary run folder, which is passed to finetune.training.train.train.
-The run's own files are the result.
+libraries.
 """
 
 from __future__ import annotations

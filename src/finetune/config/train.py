@@ -281,10 +281,10 @@ class TrainConfig:
                     f"add zero.{key}.nvme_path=/path/on/a/local/disk"
                 )
         if stage == 0 and self.precision == "bf16":
-            # DeepSpeed 0.19's optimizer for this pair takes a step on zero gradients when it starts
+            # seen in DeepSpeed 0.19
             raise UserError(
-                "zero.stage 0 with precision=bf16 trains differently from every other stage; "
-                "choose zero=stage1"
+                "zero.stage is 0, but with precision=bf16 DeepSpeed's optimizer then takes a step on zero "
+                "gradients when it starts; choose zero=stage1"
             )
 
     def _check_adapter(self) -> None:
@@ -293,8 +293,8 @@ class TrainConfig:
             raise UserError("adapter.peft_type is missing; name PEFT's method, e.g. LORA (see adapter=lora)")
         if peft_type in PROMPT_METHODS:
             raise UserError(
-                f"adapter.peft_type {peft_type} puts virtual tokens before a row, "
-                f"which the documents packed in it cannot share; "
+                f"adapter.peft_type {peft_type} puts virtual tokens before a row, and the documents "
+                f"that are packed into one row cannot share these; "
                 f"choose a method that changes layers, e.g. adapter=lora"
             )
         if self.model.quantization and (not self.adapter or self.zero["stage"] == 3):
@@ -304,8 +304,8 @@ class TrainConfig:
             )
         if self.adapter and self.model.from_scratch:
             raise UserError(
-                "adapter: a model from scratch cannot have an adapter, "
-                "since the random weights below it are not saved; add adapter=none"
+                "adapter: cannot be used with a model from scratch, as only the adapter would be saved, "
+                "without the random weights of its base; add adapter=none"
             )
 
     @property
