@@ -5,8 +5,8 @@ letter, in all languages, form a group, which a split of the data keeps together
 is under the key that `fields: {group: …}` names, or under `group` or `path`.
 
 A pair of texts is left out and counted if one of them is empty, if both are equal, or if they
-differ in the number of merge fields such as {felt}. From such a pair, a model would learn to drop
-merge fields.
+differ in the number of merge fields such as {felt}. A difference in merge fields would teach a
+model to drop them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TRANSLATE = {
 
 @dataclass
 class Options(jsonl.Options):
-    """Options of parallel texts."""
+    """Options of reader `parallel`."""
 
     form: str = setting(
         "messages",

@@ -45,7 +45,7 @@ SKIPPED = {"sidetall", "side", "bilde"}
 
 @dataclass
 class Options:
-    """Options of the reader of Stortinget's minutes."""
+    """Options of reader `stortinget`."""
 
     unit: str = setting("item", "text that becomes a document: item (of the agenda) or speech")
 
