@@ -68,7 +68,7 @@ class Node:
     """A folder (a case or meeting), or an entry in a folder, such as a letter.
 
     Attributes:
-        kind: its name in Noark 5, in lower case: a key of FOLDERS or ENTRIES.
+        kind: the name of its kind in Noark 5, in lower case; a key of FOLDERS or ENTRIES.
         parent: id of the folder that contains it; "" if there is none.
         terms: values of its public terms.
         documents: number, role and title of each document of an entry.

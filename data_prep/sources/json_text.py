@@ -42,10 +42,11 @@ class Shape:
     """Features of a list's elements, to find the next element after a broken one.
 
     Attributes:
-        beginnings: the first two keys of each of the first 8 elements. The second key is "" if
-            the element has only one key, or its first value is a list or an object.
-        within: the same for each object nested in these elements.
-        keys: all keys of these elements.
+        beginnings: the first two keys of each of the first 8 elements, and of each broken element.
+            The second key is "" if the element has only one key, or its first value is a list or an
+            object.
+        within: the first two keys of each object nested in the first 8 elements.
+        keys: all keys of the first 8 elements.
         column: column in which the last element begins, if only white space and commas precede it
             on its line; else None.
         seen: number of elements read.

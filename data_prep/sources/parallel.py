@@ -149,7 +149,7 @@ def _letters(pieces: list[Piece]) -> Iterator[Document]:
 
 
 def _find_fault(a: str, b: str) -> str:
-    """Return the name under which a left-out pair of texts is counted; "" if the pair is usable."""
+    """Return why a pair of texts is left out, as the name of a count; "" if the pair is usable."""
     if not a or not b:
         return "pairs_with_an_empty_side"
     if a == b:

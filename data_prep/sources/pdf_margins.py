@@ -318,8 +318,7 @@ def _has_page_numbers(group: list[_Edge], body: float) -> bool:
     """Return whether the numbers in a line that is repeated on several pages may be page numbers.
 
     Each number must be the same on all these pages, or increase with the pages on at least 70 % of
-    them. If a number
-    increases, the line must not have larger letters than the body text.
+    them. If a number increases, the line must not have larger letters than the body text.
 
     Args:
         group: the occurrences of the line.
