@@ -302,11 +302,11 @@ def copy_to_seekable(stream: BinaryIO, limits: LimitsConfig) -> BinaryIO:
 
 
 def reraise_machine_error(error: Exception) -> None:
-    """Raise `error` if the machine caused it, for example by a full disk; return if the data did.
+    """Raise `error` if the machine caused it, such as a full disk; return if the data caused it.
 
-    This prevents that intact data is quarantined because of the machine. An error is taken for one
-    of the data if it has no errno, or the errno EINVAL. Decompressors' errors have no errno. EINVAL
-    follows from a seek to a wrong offset that corrupt data contains.
+    Otherwise, intact data would be quarantined because of the machine. An error without errno, or
+    with EINVAL, is taken for an error of the data. Decompressors' errors have no errno,
+    and EINVAL follows from a seek to a wrong offset that corrupt data contains.
     """
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
         raise error

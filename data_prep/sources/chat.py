@@ -240,9 +240,8 @@ class ConversationReader:
         """Return the name of a record's form, and the keys of the record that belong to it.
 
         A form is a set of fields, such as prompt and completion. It is named after its first field.
-        A record has a form if it has all its fields. If a record has several forms, one whose
-        values are all not null is preferred. Otherwise, a form is accepted if only its answer is
-        null.
+        A record has a form if it has all its fields. The first form in which no value is null
+        is used. If there is none, the first form in which only the answer is null is used.
 
         Raises:
             Malformed: the record has none of the forms.

@@ -1,7 +1,7 @@
 """Detection of page furniture: menus, share buttons, cookie banners and other boilerplate of HTML.
 
-The word furniture distinguishes it from the text that stage `boilerplate` removes: lines that
-nearly all documents of a site share.
+The code calls it furniture, because `boilerplate` is a stage of the pipeline. That stage removes
+lines that nearly all documents of a site share.
 
 Furniture is detected by structure: tags, roles, classes, the addresses of links, and the share of
 letters that are in links. Wording counts only for headings of lists of links ("Les også"), for

@@ -1,4 +1,4 @@
-"""Reader of Hugging Face data sets, which `save_to_disk` wrote or which are on the Hub.
+"""Reader of Hugging Face data sets: from a folder that `save_to_disk` wrote, or from the Hub.
 
 A data set on the Hub is read from the cache; if it is not there, it is downloaded first. A row with
 a text is a document; `fields: {text: …}` names the column of the text. Rows with messages, with

@@ -136,10 +136,7 @@ class JsonText:
         self._mark = None
 
     def is_full(self) -> bool:
-        """Return whether more than WINDOW characters are kept, so that reading must stop.
-
-        They are kept for `rewind`.
-        """
+        """Return whether reading must stop because more than WINDOW characters are kept for `rewind`."""
         return self._mark is not None and len(self._text) - self._mark > WINDOW
 
     def peek(self, count: int) -> str:

@@ -58,7 +58,7 @@ class Page:
 
     Attributes:
         unmapped: number of characters that the file does not map to Unicode.
-        is_picture: true if the page has pictures but no text, such as a scan.
+        is_picture: true if the page has pictures but no text, as in a scan.
     """
 
     lines: list[Line] = field(default_factory=list)
