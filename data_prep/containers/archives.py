@@ -1,12 +1,13 @@
 """Unpacking of source files for the readers: `iter_members` yields a file's decompressed members.
 
-A file's kind is recognized by its first bytes, not by its name. No file is written under a name
-taken from an archive, and at most one record is held in memory.
+A file is decompressed or unpacked if its first bytes are those of a supported format; its name does
+not matter. No file is written under a name taken from an archive, and at most one record is held in
+memory.
 
 A file or member that cannot be read is quarantined: it is left out, and listed in the report.
-Reading continues with the next one. Members before a truncation are kept. Links, devices and names
-that point outside the archive are refused. A file that unpacks to more than the limits allow is
-read up to the limit.
+Reading continues with the next one. If an archive is truncated, the members before that point are
+kept. Links, devices and names that point outside the archive are refused. A file that unpacks to
+more than the limits allow is read up to the limit.
 """
 
 from __future__ import annotations
@@ -68,8 +69,9 @@ def iter_members(
 
     Args:
         file: the file's place in its source, for the report.
-        wanted: returns whether a member is read, given its name without compression suffixes.
-            Other members of archives are skipped and counted, unless they are archives themselves.
+        wanted: a function that takes a member's name without compression suffixes, and returns
+            whether the member is read. Other members of archives are skipped and counted, unless
+            they are archives themselves.
         report: receives the counts, and the members that cannot be read.
     """
     found = False
@@ -95,7 +97,9 @@ class _Container:
         self.budget = Budget(limits)
 
     def open(self, raw: BinaryIO, place: Place, depth: int, path: Path | None = None) -> Iterator[Member]:
-        """Yield the members of a stream; one that is not an archive is yielded as a single member.
+        """Yield the members of a stream.
+
+        A stream that is not an archive is yielded as a single member.
 
         Args:
             place: the stream's place, for the report.
@@ -215,8 +219,8 @@ class _Container:
         """Yield the members of a zip archive whose central directory is missing or broken.
 
         The members are found by their local headers, one after another. Reading stops at the first
-        member that is truncated, encrypted, compressed by an unsupported method, or of unknown
-        size.
+        member that is truncated, encrypted, compressed with an unsupported method, or of
+        unknown size.
         """
         offset = 0
         while True:

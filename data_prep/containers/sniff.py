@@ -1,4 +1,4 @@
-"""Recognition of a file's kind by its first bytes or its name; detection of unsafe names."""
+"""Detection of a file's kind from its first bytes, and checks of the names of archive members."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def is_tar(head: bytes) -> bool:
 
 
 def binary_kind(head: bytes) -> str | None:
-    """Return a binary file's kind by its first bytes, such as "a PDF"; None if it may be text."""
+    """Return the kind of a binary file, such as "a PDF"; None if the file may be text."""
     return next((kind for magic, kind in BINARY_KINDS.items() if head.startswith(magic)), None)
 
 
@@ -84,7 +84,9 @@ def is_macos_metadata(name: str) -> bool:
 
 
 def decode_name(name: str) -> str:
-    """Decode a file's name; bytes that are not UTF-8, as in old archives, are read as Windows-1252.
+    """Return a file's name in valid Unicode.
+
+    Its bytes that are not UTF-8 are decoded as Windows-1252, an encoding of old archives.
 
     Args:
         name: the name as Python returns it, with invalid bytes as surrogates.

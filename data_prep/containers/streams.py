@@ -255,7 +255,7 @@ class Inflater:
 
 
 class _Transcoded(io.RawIOBase):
-    """A stream that converts UTF-16 or UTF-32 to UTF-8, so that it can be split at line breaks."""
+    """A stream that converts UTF-16 or UTF-32 to UTF-8, in which a line break is a single byte."""
 
     def __init__(self, stream: io.BufferedReader, encoding: str) -> None:
         self._stream = stream
@@ -281,7 +281,7 @@ def transcode_to_utf8(stream: io.BufferedReader, head: bytes) -> io.BufferedRead
     """Convert a stream in UTF-16 or UTF-32 to UTF-8; return any other stream unchanged.
 
     Args:
-        head: the first bytes of the stream, by which the encoding is recognized.
+        head: the first bytes of the stream, from which the encoding is detected.
     """
     encoding = wide_encoding(head)
     if encoding is None:
@@ -302,10 +302,11 @@ def copy_to_seekable(stream: BinaryIO, limits: LimitsConfig) -> BinaryIO:
 
 
 def reraise_machine_error(error: Exception) -> None:
-    """Raise `error` if the machine caused it, for example by a full disk; return if the data did.
+    """Raise `error` if the machine caused it, such as a full disk; return if the data caused it.
 
-    Intact data must not be quarantined because of the machine. Errors that the data causes have no
-    errno (decompressors), or EINVAL (a seek to an offset that corrupt data contains).
+    Otherwise, intact data would be quarantined because of the machine. An error without errno, or
+    with EINVAL, is taken for an error of the data. Decompressors' errors have no errno,
+    and EINVAL follows from a seek to a wrong offset that corrupt data contains.
     """
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
         raise error

@@ -30,7 +30,7 @@ _PERMALINKS = {"¶", "#", "🔗", "§"}
 class Kind(StrEnum):
     """Kind of a block of text, such as a heading or a list item.
 
-    Consecutive blocks of a kind in _CLOSE are joined without a blank line.
+    No blank line separates consecutive blocks of the same kind if that kind is in _CLOSE.
     """
 
     TEXT = "text"

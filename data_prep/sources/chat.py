@@ -97,7 +97,7 @@ _BLANK_LINES = re.compile(r"[ \t]*\n[ \t]*(?:\n[ \t]*)+")
 
 @dataclass
 class ConversationOptions:
-    """Options of every reader of conversations and instructions."""
+    """Options that all readers of conversations and instructions have."""
 
     role_key: str = setting("", "key of a turn's role in the records; empty: role or from")
     content_key: str = setting("", "key of a turn's text in the records; empty: content or value")
@@ -130,7 +130,7 @@ class ConversationOptions:
 
 @dataclass
 class Options(ConversationOptions, jsonl.Options):
-    """Options of conversations in JSON records."""
+    """Options of reader `chat`."""
 
     def __post_init__(self) -> None:
         jsonl.Options.__post_init__(self)
@@ -239,9 +239,9 @@ class ConversationReader:
     def _find_form(self, record: dict[str, object]) -> tuple[str, list[str]]:
         """Return the name of a record's form, and the keys of the record that belong to it.
 
-        A form is a set of fields that a record may have, such as prompt and completion. Its name is
-        its first field. If the record has several forms, one without null values is preferred. If
-        there is none, the answer may be null.
+        A form is a set of fields, such as prompt and completion. It is named after its first field.
+        A record has a form if it has all its fields. The first form in which no value is null
+        is used. If there is none, the first form in which only the answer is null is used.
 
         Raises:
             Malformed: the record has none of the forms.
@@ -330,7 +330,10 @@ class ConversationReader:
         return turns
 
     def _apply_prompt_template(self, turns: list[Turn], system: str) -> list[Turn]:
-        """Return two turns of plain text: the question in options.prompt_template, and the answer.
+        """Insert a record's question into options.prompt_template.
+
+        Returns:
+            Two turns of plain text: the question in the template, and the answer.
 
         Args:
             turns: the turns of the record; only a question and an answer are supported.

@@ -7,8 +7,9 @@ A document is a case (saksmappe) or meeting (moetemappe) with its entries: title
 documents, and the legal basis if something is withheld. An entry whose case is in another file is a
 document of its own. It is in the group of that case, so that a split keeps the two together.
 
-Withheld information and names of persons (correspondents, officers, participants) are never read:
-only the terms listed in this module are. Titles need care, because a full title may name a person:
+Withheld information and names of persons (correspondents, officers, participants) are never read.
+Of all terms, only those listed in this module are read. Titles need care, because a full title may
+name a person:
 
     JSON-LD           `offentligTittel`, and `tittel` of a document, are public. The full titles are
                       in terms named `*_SENSITIV`. Terms named `*_LIST` are derived from these. Both
@@ -67,7 +68,7 @@ class Node:
     """A folder (a case or meeting), or an entry in a folder, such as a letter.
 
     Attributes:
-        kind: its name in Noark 5, in lower case: a key of FOLDERS or ENTRIES.
+        kind: the name of its kind in Noark 5, in lower case; a key of FOLDERS or ENTRIES.
         parent: id of the folder that contains it; "" if there is none.
         terms: values of its public terms.
         documents: number, role and title of each document of an entry.

@@ -56,13 +56,15 @@ def iter_members(
     suffixes: tuple[str, ...],
     kinds: tuple[str | None, ...] = (None,),
 ) -> Iterator[Member]:
-    """Yield the unpacked members of files; members with content of another kind are quarantined.
+    """Yield the unpacked members of files.
+
+    A member is quarantined if the kind of its content is not in `kinds`.
 
     Args:
         name: name of the source.
         paths: the source's files to read.
         suffixes: suffixes of the members to read; others are skipped.
-        kinds: accepted kinds of content, as sniff.binary_kind returns them; None means text.
+        kinds: accepted kinds of content, such as "a PDF" (see sniff.binary_kind); None means text.
     """
     for path in paths:
         file = place_of(name, source, path)

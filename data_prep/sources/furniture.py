@@ -1,6 +1,6 @@
 """Detection of page furniture: menus, share buttons, cookie banners and other boilerplate of HTML.
 
-It is called furniture here because the pipeline's stage `boilerplate` is different: it removes
+The code calls it furniture, because `boilerplate` is a stage of the pipeline. That stage removes
 lines that nearly all documents of a site share.
 
 Furniture is detected by structure: tags, roles, classes, the addresses of links, and the share of
@@ -158,17 +158,14 @@ _WORD = re.compile(r"[A-ZÆØÅ]?[a-zæøå]+|[A-ZÆØÅ]+(?![a-zæøå])|\d+")
 
 
 def count_letters(text: str | None) -> int:
-    """Return the number of letters and digits in a text; 0 for None.
-
-    Shares of a page's text are computed from these numbers.
-    """
+    """Return the number of letters and digits in a text; 0 for None."""
     return sum(map(str.isalnum, text or ""))
 
 
 def is_running(text: str) -> bool:
     """Return whether a text is running text.
 
-    It has at least 60 letters and digits, or ends like a sentence and has at least 25.
+    Running text has at least 60 letters and digits, or at least 25 if it ends like a sentence.
     """
     return count_letters(text) >= 60 or (count_letters(text) >= 25 and _SENTENCE.search(text) is not None)
 
@@ -221,7 +218,7 @@ def find_main_element(body: html.HtmlElement) -> html.HtmlElement | None:
 
 @dataclass(slots=True)
 class _Size:
-    """Numbers of an element's letters and links.
+    """Numbers of an element's letters and links. Digits count as letters.
 
     Attributes:
         letters: number of all letters.
@@ -332,6 +329,9 @@ class Furniture:
         """Return whether an element is a list of links with a heading such as "Les også".
 
         The heading is in the element or directly before it.
+
+        Args:
+            name: the element's tag.
         """
         if self.is_link_list(element):
             before = element.getprevious()

@@ -1,4 +1,4 @@
-"""Reader of Hugging Face data sets: a folder that `save_to_disk` wrote, or a name on the Hub.
+"""Reader of Hugging Face data sets: from a folder that `save_to_disk` wrote, or from the Hub.
 
 A data set on the Hub is read from the cache; if it is not there, it is downloaded first. A row with
 a text is a document; `fields: {text: …}` names the column of the text. Rows with messages, with
@@ -31,7 +31,7 @@ FIELDS = ("text", *chat.FIELDS)
 
 @dataclass
 class Options(chat.ConversationOptions):
-    """Options of Hugging Face data sets."""
+    """Options of reader `huggingface`."""
 
     split: str = setting(
         "train", "name of the split, which is read whole; mixture.weight selects a part of it"
@@ -49,7 +49,7 @@ class Options(chat.ConversationOptions):
 
 
 def list_files(source: SourceConfig) -> list[Path]:
-    """Return the Arrow files of the split.
+    """Return the Arrow files of the split that options.split names.
 
     Raises:
         NotFoundError: the data set is neither a folder nor in the cache, and cannot be downloaded.

@@ -40,7 +40,7 @@ class Form:
 class NotJson(Unreadable):
     """Error for a JSON value that is invalid, too large or too deeply nested.
 
-    Valid values may follow it in the text.
+    The text after this value may contain valid values.
     """
 
 
@@ -51,7 +51,7 @@ class ListFinder:
     record, any object that is not a record is broken, and a list in it is not searched for records.
 
     Attributes:
-        has_records: true after the first record that is not in a list within an object.
+        has_records: true after the first record that is not in an object's list of records.
     """
 
     def __init__(self, form: Form, report: Report) -> None:

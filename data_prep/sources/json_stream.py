@@ -5,9 +5,9 @@ that has none of the reader's keys is not a record, but may contain the list of 
 MAX_DEPTH objects deep; its other values are ignored. If the list is not found, `options.records`
 can name it.
 
-After a broken element, reading continues at the next element. This is the next object at the
-beginning of a line with the same indentation. If elements share a line, it is the next object that
-resembles the elements read so far.
+After a broken element, reading continues at the next element. If each element begins on a line of
+its own, this is the next object that begins a line and has the indentation of the elements before.
+If elements share a line, it is the next object that resembles the elements read so far.
 """
 
 from __future__ import annotations
@@ -189,11 +189,11 @@ class _SequenceReader:
         return replace(self._place, at=f"record {self._number}")
 
     def _quarantine_rest(self, fault: Unreadable, report: Report) -> None:
-        """Quarantine the rest of the file; the reason is the error of the stream if it had one.
+        """Quarantine the rest of the file.
 
         Args:
-            fault: the reason if the stream had no error.
-            report: the reader's report, or a different one that is discarded.
+            fault: the reason, unless the stream had an error; this error is then the reason.
+            report: the report to which the rest is added.
         """
         self._has_ended_early = self._has_ended_early or report is self._report
         reason = f"{self._text.fault or fault}; the rest of the file cannot be read"
@@ -364,9 +364,8 @@ class _SequenceReader:
     def _skip_list(self, path: tuple[str, ...]) -> None:
         """Skip a list other than the one to read.
 
-        If the list contains records and options.records is not set, the list is quarantined. The
-        search for the list to read did not find it, because only the beginning of the object is
-        searched.
+        The list is quarantined if it contains records and options.records is not set. It is then a
+        second list of records, after the part of the object that was searched for such lists.
 
         Args:
             path: keys that lead to the list to skip.

@@ -39,15 +39,14 @@ class Next(Enum):
 
 @dataclass
 class Shape:
-    """Features of a list's elements, by which the next element is found after a broken one.
-
-    Keys are taken from the first 8 elements.
+    """Features of a list's elements, to find the next element after a broken one.
 
     Attributes:
-        beginnings: for each element, its first two keys. The second is "" if the element has only
-            one key, or its first value is a list or an object.
-        within: the same for each object nested in an element.
-        keys: all keys of these elements.
+        beginnings: the first two keys of each of the first 8 elements, and of each broken element.
+            The second key is "" if the element has only one key, or its first value is a list or an
+            object.
+        within: the first two keys of each object nested in the first 8 elements.
+        keys: all keys of the first 8 elements.
         column: column in which the last element begins, if only white space and commas precede it
             on its line; else None.
         seen: number of elements read.
@@ -125,7 +124,7 @@ class JsonText:
         self._marked_column: int | None = 0
 
     def mark(self) -> None:
-        """Remember the current position, and keep up to WINDOW characters after it for `rewind`."""
+        """Remember the current position, and keep the text after it for `rewind`."""
         self._mark = self.at
         self._marked_column = self.column
 
@@ -137,7 +136,7 @@ class JsonText:
         self._mark = None
 
     def is_full(self) -> bool:
-        """Return whether more than WINDOW characters are kept for `rewind`; reading then stops."""
+        """Return whether reading must stop because more than WINDOW characters are kept for `rewind`."""
         return self._mark is not None and len(self._text) - self._mark > WINDOW
 
     def peek(self, count: int) -> str:

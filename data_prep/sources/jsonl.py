@@ -30,7 +30,7 @@ FIELDS = ("text", *OPTIONAL)
 
 @dataclass
 class Options:
-    """Options of every reader of JSON records."""
+    """Options that all readers of JSON records have."""
 
     records: str = setting(
         "",
@@ -46,7 +46,7 @@ class Options:
 
 @dataclass(kw_only=True)
 class Description:
-    """A document's metadata: all fields of a Document except its text or turns."""
+    """A document's metadata. Each attribute is the field of Document with the same name."""
 
     id: str
     group: str

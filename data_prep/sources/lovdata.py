@@ -140,7 +140,7 @@ class _Remover:
                 element.drop_tree()
 
     def _remove_lead_in(self, element: html.HtmlElement) -> None:
-        """Remove the lead-in of a removed element: the text before it that introduces it.
+        """Remove the text that introduces a removed element, its lead-in.
 
         A block that also introduces other elements is kept. The parent of the removed element is
         removed too if it has no other text.

@@ -45,7 +45,7 @@ def read(name: str, source: SourceConfig, report: Report, paths: Sequence[Path])
 
 
 def site_folder(url: str) -> str:
-    """Return the site and first folder of an address. Pages with the same value share menus."""
+    """Return the site and first folder of an address. Pages with the same value form a group."""
     try:
         parts = urlsplit(url)
     except ValueError:  # brackets that do not enclose an IPv6 address

@@ -61,8 +61,8 @@ def parse_html(raw: bytes, report: Report) -> html.HtmlElement:
     """Parse an HTML page, whose markup may be broken, and return its root element.
 
     Raises:
-        Unreadable: the bytes are empty or not text, or elements are nested deeper than 256 levels.
-            The parser would drop the text of deeper elements.
+        Unreadable: the bytes are empty or not text, or elements are nested deeper than 256 levels,
+            where the parser would drop text.
     """
     declared = _DECLARATION.match(raw[:4096]) or _META_CHARSET.search(raw[:4096])
     text = decode(raw, report, declared[1].decode() if declared else "")

@@ -28,7 +28,7 @@ PUBLIC_SECTOR = ["maalfrid_*", "parliament", "government_*", "publicreports", "l
 
 @dataclass
 class Options(jsonl.Options):
-    """Options of the Norwegian Colossal Corpus."""
+    """Options of reader `ncc`."""
 
     doc_types: list[str] = setting(list(PUBLIC_SECTOR), "document types to read, as names or patterns with *")
     min_confidence: float = setting(0.0, "minimum confidence of fasttext in the language, from 0 to 1")

@@ -5,8 +5,8 @@ letter, in all languages, form a group, which a split of the data keeps together
 is under the key that `fields: {group: …}` names, or under `group` or `path`.
 
 A pair of texts is left out and counted if one of them is empty, if both are equal, or if they
-differ in the number of merge fields such as {felt}. From such a pair, a model would learn to drop
-merge fields.
+differ in the number of merge fields such as {felt}. A difference in merge fields would teach a
+model to drop them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TRANSLATE = {
 
 @dataclass
 class Options(jsonl.Options):
-    """Options of parallel texts."""
+    """Options of reader `parallel`."""
 
     form: str = setting(
         "messages",
@@ -149,7 +149,7 @@ def _letters(pieces: list[Piece]) -> Iterator[Document]:
 
 
 def _find_fault(a: str, b: str) -> str:
-    """Return the name under which a left-out pair of texts is counted; "" if the pair is usable."""
+    """Return why a pair of texts is left out, as the name of a count; "" if the pair is usable."""
     if not a or not b:
         return "pairs_with_an_empty_side"
     if a == b:

@@ -35,7 +35,7 @@ SKIPPED_IN_SPEECH = {"gap", "vocal", "kinesic", "incident", "desc", "linkGrp", "
 
 @dataclass
 class Options:
-    """Options of ParlaMint."""
+    """Options of reader `parlamint`."""
 
     unit: str = setting("debate", "text that becomes a document: debate (a section of a sitting) or speech")
 

@@ -2,9 +2,9 @@
 
 It needs PDFium, which the extra `prep` installs.
 
-The lines of a paragraph are joined; headings are recognized by their font. Words that were
+The lines of a paragraph are joined; headings are detected from their font. Words that were
 hyphenated at a line break are rejoined. PDFium writes U+FFFE for each hyphen at a line end, also
-for a hyphen that must stay, as in "risiko- og" and "ID-porten"; rules decide which one stays.
+for a hyphen that must stay, as in "risiko- og" and "ID-porten"; rules decide which hyphens stay.
 
 Line numbers in margins, running titles (repeated headers and footers), page numbers and tables of
 contents are removed, and counted. If less than `min_kept` of the pages' letters is then left, all
@@ -49,7 +49,7 @@ _LEADERS_BACKWARDS = re.compile(r"\d*\s*(?:\.\s*){4}")
 
 @dataclass
 class Options:
-    """Options of PDF files."""
+    """Options of reader `pdf`."""
 
     min_kept: float = setting(
         0.5,

@@ -58,7 +58,7 @@ class Page:
 
     Attributes:
         unmapped: number of characters that the file does not map to Unicode.
-        is_picture: true if the page has pictures but no text, as a scan has.
+        is_picture: true if the page has pictures but no text, as in a scan.
     """
 
     lines: list[Line] = field(default_factory=list)

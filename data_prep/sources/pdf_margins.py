@@ -317,8 +317,8 @@ def _are_in_one_place(group: list[_Edge]) -> bool:
 def _has_page_numbers(group: list[_Edge], body: float) -> bool:
     """Return whether the numbers in a line that is repeated on several pages may be page numbers.
 
-    Each number must be the same on all these pages, or increase with the pages. If a number
-    increases, the line must not have larger letters than the body text.
+    Each number must be the same on all these pages, or increase with the pages on at least 70 % of
+    them. If a number increases, the line must not have larger letters than the body text.
 
     Args:
         group: the occurrences of the line.
@@ -335,11 +335,12 @@ def _has_page_numbers(group: list[_Edge], body: float) -> bool:
 
 
 def _is_large(group: list[_Edge], body: float) -> bool:
-    """Return whether a line of the group has larger letters than the body text.
+    """Return whether a repeated line has larger letters than the body text on any page.
 
-    Such lines are headings, for example of chapters.
+    It may then be a heading, for example of a chapter.
 
     Args:
+        group: the occurrences of the line.
         body: height of the letters of the body text.
     """
     return any(edge.line.placed and edge.line.size > LARGER * body for edge in group)

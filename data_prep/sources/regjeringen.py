@@ -7,7 +7,8 @@ then a group.
 Headings, paragraphs, lists and table rows are kept. Reference lists, notes and the navigation at
 the top are left out by their classes. Page boilerplate, such as share buttons, editors' names and
 related links, is left out too (see furniture.py). If less than `min_kept` of a page's letters is
-left, the page is read again: boilerplate is then recognized by tags only, and the page is counted.
+left, the page is read again: only HTML tags then decide what is boilerplate, and the page is
+counted.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ DATE_NAMES = ("dc.date", "dcterms.date", "date", "article:published_time")
 
 @dataclass
 class Options:
-    """Options of publications and pages of regjeringen.no."""
+    """Options of reader `regjeringen`."""
 
     group_by: str = setting(
         "file",
@@ -101,8 +102,8 @@ def parse(raw: bytes, place: Place, license: str, options: Options, report: Repo
 def _extract_text(root: html.HtmlElement, min_kept: float, report: Report) -> str:
     """Return a page's text without page boilerplate such as menus.
 
-    If less than `min_kept` of the letters is left, boilerplate is recognized by tags only, and the
-    page is counted.
+    If less than `min_kept` of the letters is left, the page is read again: only HTML tags then
+    decide what is boilerplate, and the page is counted.
     """
     body = root.find(".//body")
     if body is None:

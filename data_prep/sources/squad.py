@@ -27,7 +27,7 @@ FORMS = ("messages", "prompt_completion")
 
 @dataclass
 class Options(jsonl.Options):
-    """Options of the reader of questions about texts."""
+    """Options of reader `squad`."""
 
     form: str = setting("messages", f"form of the documents: {', '.join(FORMS)}")
     unanswerable: str = setting(

@@ -5,7 +5,7 @@ The first format was used until 2015-16, the second since then:
     <forhandling><mote><saker><sak><innlegg type="hovedinnlegg"><navn>…</navn><a>…</a></innlegg>
     <Forhandlinger><Mote><Hovedseksjon><Saker><Sak><Hovedinnlegg><A><Navn>…</Navn> …</A>
 
-A document is an item of the agenda; the text of a meeting outside all items is another document.
+A document is an item of the agenda. The text of a meeting that is in no item is a document too.
 With `unit: speech`, each speech is a document. All documents of a file form a group, which a split
 keeps together.
 
@@ -45,7 +45,7 @@ SKIPPED = {"sidetall", "side", "bilde"}
 
 @dataclass
 class Options:
-    """Options of the reader of Stortinget's minutes."""
+    """Options of reader `stortinget`."""
 
     unit: str = setting("item", "text that becomes a document: item (of the agenda) or speech")
 

@@ -39,7 +39,7 @@ MAX_REREAD_RATIO = 8
 
 @dataclass
 class Options:
-    """Options of tables."""
+    """Options of reader `table`."""
 
     delimiter: str = setting("", "character between the columns of a CSV file; empty: it is detected")
 

@@ -43,7 +43,7 @@ _PARTS = (Kind.ROW, Kind.ITEM, Kind.DEFINITION)  # kinds of blocks that trafilat
 
 @dataclass
 class Options:
-    """Options of HTML pages."""
+    """Options of reader `webpage`."""
 
     min_kept: float = setting(
         0.6,

@@ -46,5 +46,9 @@ _SPELLINGS = re.compile(
 
 @lru_cache(maxsize=100_000)
 def is_danish_only(word: str) -> bool:
-    """Return whether a lower-case word is Danish and not Norwegian."""
+    """Return whether a word is in the list of Danish words, or has a spelling that only Danish has.
+
+    Args:
+        word: a word in lower case.
+    """
     return word in _WORDS or _SPELLINGS.search(word) is not None

@@ -1,9 +1,9 @@
 """Removal of names, addresses and codes from a text, before its language is identified.
 
 Names of agencies, places and persons are not translated: `Sametinget`, `Kvam herad` and
-`Directorate of Health` occur in Bokmål too. A name is a capitalized word within a sentence, or
-several capitalized words in a row (`Møre og Romsdal fylkeskommune`, `Universitetet i Oslo`). A
-single capitalized word at the beginning of a line or sentence counts as an ordinary word.
+`Directorate of Health` occur in texts in Bokmål too. A name is a capitalized word within a
+sentence, or several capitalized words in a row (`Møre og Romsdal fylkeskommune`, `Universitetet i
+Oslo`). A single capitalized word at the beginning of a line or sentence counts as an ordinary word.
 """
 
 from __future__ import annotations

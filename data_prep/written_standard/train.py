@@ -1,4 +1,4 @@
-"""Compute the tables of weights by which the language of a text is identified:
+"""Compute the tables of weights that identify the language of a text:
 
     python -m data_prep.written_standard.train --ton FOLDER --nav FILE [--messages FOLDER] [--out FOLDER]
 
@@ -43,7 +43,10 @@ TEST_TENTHS = 3  # tenths of NAV's files that are held out for testing
 
 
 def is_test_file(path: str) -> bool:
-    """Return whether a file of NAV's letters is held out for testing. Only its path decides."""
+    """Return whether a file of NAV's letters is held out for testing.
+
+    The result depends only on the path.
+    """
     return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=4).digest(), "big") % 10 < TEST_TENTHS
 
 
