@@ -35,7 +35,7 @@ Rows = Iterable[tuple[str, ...]]
 
 @dataclass
 class Years:
-    """Numbers of documents and tokens by (source, year). The year is from the document's date."""
+    """The number of documents and the number of tokens, each by (source, year of the document)."""
 
     documents: Counter[tuple[str, str]] = field(default_factory=Counter)
     tokens: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -188,7 +188,7 @@ def _warnings(manifest: Manifest) -> str:
 
 
 def _losses(manifest: Manifest) -> str:
-    """Return the table of the text that each stage removed from each source."""
+    """Return the section on the text that stages removed, by stage, reason and source."""
     rows = []
     for stage in manifest.stages:
         for loss in sorted(stage.losses, key=lambda loss: (-loss.characters, loss.source, loss.reason)):
@@ -217,12 +217,13 @@ def _losses(manifest: Manifest) -> str:
 
 
 def _languages(reasons: Iterable[str]) -> str:
-    """Return a sentence with the names of the languages in which documents were dropped.
+    """Return a sentence that lists the languages for which documents were dropped.
 
-    Return "" if there are none.
+    Return "" if no document was dropped for its language.
 
     Args:
-        reasons: the reasons of drops. Those for a language are `language_` and the language's code.
+        reasons: the reasons of all drops. A document whose language is not kept is dropped for the
+            reason `language_` followed by the language's code.
     """
     found = {reason.removeprefix("language_") for reason in reasons if reason.startswith("language_")}
     codes = sorted(found & set(NAMES))

@@ -60,9 +60,9 @@ class LimitsConfig:
 
 @dataclass(kw_only=True)
 class MixtureRule:
-    """The share of a source's documents that a corpus uses.
+    """How often a corpus uses the documents of a source, and how many tokens of them at most.
 
-    A rule may apply only to some written standards and years.
+    A rule may be limited to some written standards and years.
     """
 
     languages: list[str] = setting(
@@ -187,8 +187,8 @@ class CorpusConfig:
     def _check_source(self, name: str, source: SourceConfig) -> None:
         """Raise UserError if a setting of a source is wrong.
 
-        Its name must be usable in file names, and its reader must exist. Its mixture may have token
-        targets only if the corpus has an existing tokenizer.
+        The source's name must be usable in file names, and its reader must exist. Its mixture rules
+        may have token targets only if the corpus uses an existing tokenizer.
         """
         if not NAME.fullmatch(name):
             raise UserError(
@@ -206,7 +206,7 @@ class CorpusConfig:
     def _check_sites(self) -> None:
         """Raise UserError if boilerplate.sites names a wrong source.
 
-        Each must be a source of the corpus, and its reader one of boilerplate.readers.
+        Each name must be that of a source of the corpus whose reader is in boilerplate.readers.
         """
         all_among("boilerplate.sites", self.boilerplate.sites, self.sources)
         for name in self.boilerplate.sites:

@@ -228,7 +228,7 @@ def _titles_differ(a: Profile, b: Profile) -> bool:
 def _outcomes_differ(a: Profile, b: Profile) -> bool:
     """Return whether two documents decide a case differently, such as "granted" and "rejected".
 
-    One different word of this kind is enough.
+    They do if each has a word for an outcome that the other document lacks.
     """
     outcomes_a = _outcomes(a.words)
     outcomes_b = _outcomes(b.words)
@@ -253,9 +253,9 @@ def _marks_differ(a: Profile, b: Profile) -> bool:
 def _differing_numbers(a: Profile, b: Profile) -> tuple[frozenset[str], frozenset[str]]:
     """Return the numbers that only one of two documents has, as (only in a, only in b).
 
-    A date is left out if the other document seems to have it with a misspelled month. That is
-    assumed if the other document has the day and the year as separate numbers. It must also have
-    no date that the first document lacks.
+    A date is left out, with its day and year, if the other document seems to have it with a
+    misspelled month. That is assumed if two conditions hold: the other document has the day and the
+    year as separate numbers, and it has no date that the first document lacks.
     """
     only_a = a.numbers - b.numbers
     only_b = b.numbers - a.numbers
@@ -314,7 +314,7 @@ def _count_replaced(only_a: frozenset[str], only_b: frozenset[str]) -> int:
 def _shape(word: str) -> str:
     """Return a form of a word that is the same for all words that look alike.
 
-    Of letters and digits that OCR confuses, each is replaced by the same one.
+    All letters and digits that OCR confuses with each other are replaced by one of them.
     """
     for letters, replacement in _LIGATURES:
         word = word.replace(letters, replacement)

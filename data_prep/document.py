@@ -154,7 +154,7 @@ class Cut:
 
 @dataclass(slots=True, frozen=True)
 class Shortened:
-    """A document from whose text a stage cut a number of characters."""
+    """The number of characters that a stage cut from one document, with source and reason."""
 
     source: str
     reason: str
@@ -205,8 +205,8 @@ class Report:
         """Record a broken record.
 
         Raises:
-            UserError: there would be more than MAX_BROKEN records. Their number is limited because
-                they are held in memory.
+            UserError: there would be more than MAX_BROKEN broken records. Their number is limited
+                because they are held in memory.
         """
         if len(self.broken) >= MAX_BROKEN:
             raise UserError(

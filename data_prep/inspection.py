@@ -111,8 +111,8 @@ class Inspection:
         """Return (source, id) of each document that was read with the id `wanted`, from any source.
 
         Args:
-            wanted: the id, or `<source>/<id>`. If no document has this id, its suffix is removed:
-                "@2" marks a copy of a document, "#1" a row of a conversation.
+            wanted: the id, or `<source>/<id>`. If no document has this id, its suffix is removed
+                ("@2" of a document's copy, "#1" of a conversation's row).
 
         Raises:
             UserError: no document with this id was read, or the stages' files do not exist.
@@ -271,7 +271,7 @@ class Inspection:
         return views
 
     def lengths(self) -> dict[str, NDArray[np.int64]]:
-        """Return the number of tokens of each row, by source."""
+        """Return, for each source, the number of tokens in each of its rows."""
         parts: dict[str, list[NDArray[np.int64]]] = {}
         for split in SPLITS:
             table = self.corpus.split(split).data

@@ -1,10 +1,11 @@
 """Repair of UTF-8 text that was decoded as Windows-1252 or Latin-1, such as `mÃ¥` for `må`.
 
-By the wrong decoding, one character becomes two to four characters, such as `Ã¥` or `â€™`. Here
-they are called a pair. A pair may also be correct text: `IRMÃ»` ends a quotation in Portuguese, and
-`Å²` is a unit. A text may contain both. Therefore each pair is classified by the characters before
-and after it, as surely broken, perhaps broken, or right. Pairs that are perhaps broken are repaired
-only if the text has a pair that is surely broken. Stage normalise uses this module.
+By the wrong decoding, one character becomes a sequence of two to four characters, such as `Ã¥` or
+`â€™`. Such a sequence may also be correct text: `IRMÃ»` ends a quotation in Portuguese, and `Å²` is
+a unit. A text may contain both. Therefore each sequence is classified by the characters before and
+after it, as surely broken, perhaps broken, or right. Sequences that are perhaps broken are repaired
+only if the text has one that is surely broken. In the code, a sequence is called a pair, because
+most consist of two characters. Stage normalise uses this module.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _MIN_RUN = 3  # at least this many adjacent pairs of one such script are surely 
 
 
 class Judgement(IntEnum):
-    """Result of the check whether two to four characters are one wrongly decoded character."""
+    """Whether a sequence of characters is one character that was decoded wrongly."""
 
     RIGHT = 0
     PERHAPS = 1
@@ -45,12 +46,12 @@ class Judgement(IntEnum):
 
 @dataclass
 class _Pair:
-    """Two to four characters that may be one character that was decoded wrongly.
+    """A sequence of two to four characters that may be one wrongly decoded character.
 
     Attributes:
-        start, end: positions of the pair in the text.
-        characters: the pair.
-        original: the one character that the correct decoding gives.
+        start, end: where the sequence begins and ends in the text.
+        characters: the sequence.
+        original: the character that the correct decoding gives.
     """
 
     start: int
@@ -95,7 +96,7 @@ def _find_pairs(text: str) -> list[_Pair]:
 
 
 def _are_outside(pairs: list[_Pair], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """Return for each pair whether it starts outside all spans, which are in order."""
+    """Return, for each of `pairs`, whether it starts outside all spans. The spans are in order."""
     outside = []
     index = 0
     for pair in pairs:
@@ -141,10 +142,10 @@ def _is_special(character: str) -> bool:
 
 
 def _neighbours(text: str, pairs: list[_Pair], number: int) -> tuple[str, str]:
-    """Return the characters before and after the pair `pairs[number]`.
+    """Return the characters before and after the sequence `pairs[number]`.
 
-    A pair is two to four characters that may be one wrongly decoded character. If a neighbour
-    belongs to another pair, the character to which that pair would be repaired is returned.
+    If a neighbour belongs to another of the sequences, the character to which that sequence would
+    be repaired is returned instead.
     """
     pair = pairs[number]
     before = text[pair.start - 1 : pair.start]
@@ -202,7 +203,7 @@ def _judge_symbol(original: str, second: str) -> Judgement:
 def _judge_sign(second: str, before: str) -> Judgement:
     """Classify two characters that begin with `Â`.
 
-    They may be a wrongly decoded sign, which is then the second of them: `§` becomes `Â§`. In
+    They may be one wrongly decoded sign, equal to the second of them: `§` becomes `Â§`. In
     `«Â»`, they are correct text.
 
     Args:
@@ -240,10 +241,10 @@ def _judge_extended(original: str, second: str, before: str, after: str) -> Judg
 
 
 def _is_in_run(pairs: list[_Pair], number: int) -> bool:
-    """Return whether a pair is in a row of wrongly decoded Cyrillic, Greek or Arabic letters.
+    """Return whether `pairs[number]` is in a run of wrongly decoded letters of one script.
 
-    Such a row has at least _MIN_RUN adjacent pairs of one script. A pair is the characters that one
-    letter became.
+    The script is Cyrillic, Greek or Arabic. A run has at least _MIN_RUN letters, without other
+    characters between them.
     """
     script = next((leads for leads in _SCRIPTS if pairs[number].characters[0] in leads), "")
     if not script:

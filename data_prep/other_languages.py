@@ -193,8 +193,8 @@ def find_other_languages(texts: Sequence[str]) -> list[Finding | None]:
 def _find_in_capitals(texts: Sequence[str]) -> list[Finding | None]:
     """Return the languages of texts with many capitalized words, such as German sentences.
 
-    py3langid must find the same language for the text and for its lower-case words alone. Any other
-    text gets None.
+    A text without many capitalized words gets None. So does a text for whose lower-case words alone
+    py3langid finds another language.
     """
     findings: list[Finding | None] = [None] * len(texts)
     sentences = [
@@ -385,17 +385,15 @@ def _count_marks(found: Sequence[str]) -> Counter[str]:
 
 
 def _find_near_language(found: Sequence[str], code: str) -> str:
-    """Recognise a language that py3langid confuses with another one.
+    """Return the language of a text that py3langid has taken for another language, or "".
 
-    These languages are South Sámi, which py3langid may take for any language, and those that it
-    takes for `code` (see _NEAR). They are recognised by their own small words and spellings.
+    Two kinds of languages are considered: South Sámi, which py3langid may take for any language,
+    and the languages that it may take for `code` (see _NEAR). A text is in one of them if it has
+    enough of that language's small words or spellings.
 
     Args:
         found: the words of the text.
         code: the language that py3langid finds.
-
-    Returns:
-        The language; "" if the text is in none of these languages.
     """
     counts = _count_marks(found)
     near = _NEAR.get(code, ())
@@ -473,7 +471,8 @@ def _familiar_words() -> frozenset[str]:
     """Return words by which Norwegian text is recognised.
 
     They are the Norwegian small words, and the words of at least four letters in the shipped table
-    of Bokmål and Nynorsk. Other languages may have shorter words of the table by chance.
+    of Bokmål and Nynorsk. The table's shorter words are left out, because other languages may have
+    the same words by chance.
     """
     longer = (word for word in load_shipped_table().weights if len(word) > 3 and "-" not in word)
     return frozenset(longer) | _NORWEGIAN

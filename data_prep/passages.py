@@ -17,7 +17,7 @@ PARAGRAPH = 100  # bytes; a line of this size is a paragraph even if no blank li
 
 
 def split_into_passages(text: str) -> Iterator[str]:
-    """Yield the passages of a text, which may differ in language.
+    """Divide a text into passages, and yield them. Passages may differ in language.
 
     A passage is a paragraph, or several short paragraphs in a row. Short lines are never joined
     with the paragraph below, because it may be in another language. The passages together are the
@@ -54,7 +54,7 @@ def _is_paragraph(line: str, is_after_blank: bool) -> bool:
 
 
 def split_into_stretches(text: str) -> Iterator[str]:
-    """Divide a text into stretches, whose language is detected; yield them.
+    """Divide a text into stretches, and yield them.
 
     A stretch is a paragraph, or several short paragraphs in a row. Long paragraphs are divided at
     line ends. If the last stretch is shorter than a third of STRETCH, it is joined with the one

@@ -164,7 +164,7 @@ def _folders(config: PrepareConfig) -> tuple[Path, Path]:
 def _check_inputs(corpus: CorpusConfig) -> None:
     """Check the evaluation sets and the tokenizer before the first step.
 
-    The steps that use them would report an error only after an hour of work.
+    Without this check, an error would be found only by the step that uses them, hours later.
 
     Raises:
         UserError: an evaluation set cannot be read, or the tokenizer cannot be used.
@@ -179,9 +179,9 @@ def _check_inputs(corpus: CorpusConfig) -> None:
 
 @contextmanager
 def _exclusive_lock(work: Path) -> Iterator[None]:
-    """Hold the lock of the stages' folder.
+    """Hold the exclusive lock of the stages' folder during the `with` block.
 
-    So no other `prepare` and no task of a scheduler can use the folder.
+    Meanwhile, no other `prepare` and no task of a scheduler can use the folder.
 
     Raises:
         UserError: another process holds the lock.
@@ -200,9 +200,9 @@ def _exclusive_lock(work: Path) -> Iterator[None]:
 
 @contextmanager
 def _shared_lock(work: Path) -> Iterator[None]:
-    """Hold a shared lock of the stages' folder.
+    """Hold a shared lock of the stages' folder during the `with` block.
 
-    So no `prepare` can use the folder. Other tasks can hold the shared lock at the same time.
+    Meanwhile, no `prepare` can use the folder. Other tasks can, because they share the lock.
 
     Raises:
         UserError: a `prepare` holds the lock, or the folder has no plan.

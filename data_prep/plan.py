@@ -3,10 +3,11 @@
 Every process of a preparation loads the plan; execute.py does the work.
 
 A stage's shard has a fingerprint, a hash of all that the shard depends on: the stage's version and
-settings, and the fingerprint of the stage's input. The input is the same shard of the previous
-stage. For the first stage, it is raw files. For a stage that decides by the whole corpus, it is all
-shards of the previous stage. A shard that is on disk with its fingerprint is not processed again.
-So a killed preparation resumes, and a changed setting repeats only the work that depends on it.
+settings, and the fingerprint of the stage's input. The input of the first stage is raw files.
+That of a stage that decides by the whole corpus is all shards of the previous stage. That of any
+other stage is the same shard of the previous stage. A shard that is on disk with its fingerprint is
+not processed again. So a killed preparation resumes, and a changed setting repeats only the work
+that depends on it.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ class Shard:
 
 
 class Preparation:
-    """A plan of a preparation, and the state of its files on disk.
+    """The plan of a preparation, and the state of its files on disk.
 
     Args:
         work: the folder of the stages, `.<corpus>.stages`.

@@ -1,6 +1,7 @@
-"""Imports and models for the worker processes.
+"""Imports and a model that every worker process needs.
 
-The fork server, which starts these processes, loads the imports and models once.
+The fork server imports this module once. It then starts the worker processes as copies of itself,
+so that they need not load anything again.
 
 Nothing here may start a thread, because a forked process has none of its parent's threads.
 """

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 def load_if_current(folder: Path, fingerprint: str) -> Manifest | None:
     """Return the manifest of the corpus in `folder`, or None if the corpus must be written (again).
 
-    None is returned if there is no intact corpus, or if it has another fingerprint.
+    It must be written if there is no intact corpus, or one with another fingerprint.
     """
     try:
         published = Corpus(folder)
@@ -163,7 +163,7 @@ def _tokenizer_info(tokeniser: Tokeniser, stage: StageFolder, has_chats: bool) -
 
 
 class _Dates:
-    """The dates of the documents of one shard that are in one split.
+    """The dates of those documents of a shard that are in one split.
 
     Several documents may have the same id. So `of_row` must be called once for each row, in the
     order of the rows.
@@ -202,7 +202,7 @@ def _mask_column(corpus: CorpusConfig, wanted: set[str]) -> str | None:
 
 
 def _fill_mask(batch: pa.RecordBatch) -> pa.ListArray:
-    """Return the mask of each row of a batch; a row without a mask gets one of ones only."""
+    """Return the mask of each row of a batch; a row without a mask gets a mask of ones."""
     given = batch["mask"]
     lengths = pc.list_value_length(batch["input_ids"]).to_numpy()
     mask = np.ones(lengths.sum(), np.int8)

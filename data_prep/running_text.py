@@ -103,8 +103,8 @@ def _is_row(line: str) -> bool:
     """Return whether a line is a row of a table.
 
     White space and "|" divide a line into cells. A line with at least three cells is a row if fewer
-    than half of them begin with two letters. A shorter line is a row if it contains at least two
-    "|".
+    than half of them begin with two letters. A line with fewer cells is a row if it contains
+    at least two "|".
     """
     cells = line.replace("|", " ").split()
     if len(cells) < 3:

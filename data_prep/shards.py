@@ -7,9 +7,9 @@
       train/shard-00000.arrow …        Arrow IPC streams, for `datasets.Dataset.from_file`
       validation/shard-00000.arrow …
 
-A row is a document. It is one turn of a conversation if the chat template changes earlier turns. A
-corpus can be used with any sequence length, because sequence length and packing are settings of
-training. The columns are:
+A row is a document, or a conversation up to one target turn if the chat template changes earlier
+turns. A corpus can be used with any sequence length, because sequence length and packing are
+settings of training. The columns are:
 
     id, source, license, language, group
         string
@@ -18,7 +18,7 @@ training. The columns are:
         token. A conversation ends with the chat template's end-of-turn token.
     completion_mask or assistant_masks
         list<int8>, as long as input_ids, with 1 for each token that is a target. The column exists
-        only if some documents of the corpus are supervised in part. Its name is TRL's:
+        only if some tokens of the corpus are not targets. Its name is TRL's:
         assistant_masks if a source has conversations (`messages`), completion_mask if there are
         only instructions, or prompts with completions. Every row of such a corpus has at least one
         target. In rows of running text, all tokens are targets.
@@ -102,7 +102,7 @@ class SourceInfo:
 
 @dataclass(kw_only=True)
 class Loss:
-    """The text that one stage removed from one source for one reason."""
+    """The amount of text that one stage removed from one source for one reason."""
 
     source: str
     reason: str
@@ -118,8 +118,8 @@ class StageInfo:
     Attributes:
         dropped: number of dropped documents by reason.
         counts: other counts of the stage, by name.
-        losses: text that was dropped or cut, by source and reason. Empty in corpora of earlier
-            versions, which did not record it.
+        losses: amounts of text that was dropped or cut, by source and reason. Empty in corpora of
+            earlier versions, which did not record them.
     """
 
     name: str

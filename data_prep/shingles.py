@@ -86,9 +86,10 @@ def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def _hash_words(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
     """Return the offset and the hash of each word.
 
-    A word's hash is computed from a polynomial of its bytes. To compute this for all words at once,
-    running sums of the polynomial of the whole text are formed. A word's polynomial is the sum at
-    its end minus the sum at its beginning, divided by the power at its beginning.
+    A word's hash is computed from a polynomial whose coefficients are its bytes. To compute it for
+    all words at once, the terms of the polynomial of the whole text are summed cumulatively. A
+    word's polynomial is the sum at its end minus the sum at its beginning, divided by the power at
+    its beginning.
     """
     content = np.frombuffer(data, np.uint8)
     edges = np.flatnonzero(np.diff(_IS_WORD[content].view(np.int8), prepend=0, append=0))

@@ -297,7 +297,7 @@ def _read_records(path: Path, kind: Callable[..., _Record]) -> list[_Record]:
 
 
 def sum_losses(report: Report) -> list[Loss]:
-    """Return the sums of what a stage dropped and cut, by source and reason."""
+    """Return the amount of text that a stage dropped and cut, for each source and reason."""
     found: dict[tuple[str, str], Loss] = {}
     entries: list[Drop | Shortened] = [*report.drops, *report.shortened]
     for entry in entries:

@@ -52,7 +52,7 @@ def split(text: str) -> list[str]:
 
 
 def _iter_inline(text: str, start: int, end: int) -> Iterator[Span]:
-    """Yield the positions of URLs and of code in backticks, between `start` and `end`."""
+    """Yield the spans of URLs and of code in backticks, between `start` and `end`."""
     last_end = start  # end of the last span
     while opening := _OPENING.search(text, start, end):
         start = opening.end()
@@ -86,9 +86,9 @@ def _find_url(opening: re.Match[str], end: int) -> Span | None:
 
 
 def _iter_blocks(text: str) -> Iterator[Span]:
-    """Yield the positions of fenced code, and of indented paragraphs that look like code.
+    """Yield the spans of fenced code, and of indented paragraphs that look like code.
 
-    They enclose whole lines, without the line end of the last line.
+    A span consists of whole lines, without the line end of the last line.
     """
     lines = text.split("\n")
     starts = [0]
@@ -112,8 +112,8 @@ def _iter_blocks(text: str) -> Iterator[Span]:
 def _end_of_fence(lines: list[str], first: int, mark: str) -> int:
     """Return the index of the line after a block of code between fences (lines of ``` or ~~~).
 
-    If the closing fence is missing, a block with backticks extends to the end of the text. One with
-    tildes is not taken for code; `first` is returned.
+    Without a closing fence, a fence of backticks makes code of all lines below it. A fence of tildes
+    then begins no code, and `first` is returned.
 
     Args:
         first: index of the line with the opening fence.

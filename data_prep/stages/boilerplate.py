@@ -271,10 +271,10 @@ def find_frame(text: str, repeated: set[int]) -> Frame:
 
 
 def site_of(document: Document, config: CorpusConfig) -> str | None:
-    """Return the name of a document's site, whose repeated lines are boilerplate.
+    """Return the name of the site to which a document belongs, or None if there is no site.
 
-    It is the source's name and the host of the document's URL, or only the source's name if the
-    whole source is one site. It is None for a document that belongs to no site.
+    The name consists of the source's name and the host of the document's URL. If the whole source
+    is one site, it is the source's name only.
     """
     if document.turns or config.sources[document.source].reader not in config.boilerplate.readers:
         return None
@@ -290,11 +290,14 @@ def site_of(document: Document, config: CorpusConfig) -> str | None:
 def _frame_length(lines: list[str], repeated: set[int], is_foot: bool) -> int:
     """Return how many of the first lines are boilerplate.
 
-    The lines are read until one that is not repeated, or that closes a letter. A row of links is
-    boilerplate, with all lines read before it. After a heading, or a sentence on another topic,
-    rows of links do not count, because the lines may be the body. At the foot of a document, a
-    ruled line counts like a row of links, even after such a sentence. It does not count if it is a
-    place for a signature. The name of a public body next to such a line is boilerplate too.
+    The lines are read in order, until one that is not repeated, or that closes a letter. All lines
+    up to the last sign of boilerplate are boilerplate. There are three signs:
+
+    - a row of links, but not after a heading or a sentence on another topic, because the lines from
+      there on may be the body;
+    - at the foot of a document, a ruled line, even after such a heading or sentence, but not a line
+      for a signature;
+    - the name of a public body directly after another sign.
 
     Args:
         lines: the lines of the document, from the end to the beginning if `is_foot`.

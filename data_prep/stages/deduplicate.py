@@ -1,10 +1,10 @@
-"""Removal of exact and near duplicates across all sources; the best document of each set is kept.
+"""Removal of exact and near duplicates across all sources; the best of the duplicates is kept.
 
 Exact duplicates have the same text up to white space and case. Near duplicates have a Jaccard
 similarity of at least `deduplicate.similarity` between their sets of word 5-grams. Candidates are
 found by MinHash (Broder 1997; R-MinHash of the library rensa). A document's 128 minima are divided
-into bands, and two documents are candidates if they agree in all minima of a band. The sets of each
-pair of candidates are then compared. So MinHash can miss a duplicate, but cannot cause a false one.
+into bands, and two documents are candidates if they agree in all minima of a band. Their sets of
+5-grams are then compared. So MinHash can miss a duplicate, but cannot cause a false one.
 
 Similar documents are both kept if their titles, numbers, dates or names differ, or if they have
 different words in the same places (distinctions.py). In short documents, smaller differences
@@ -68,7 +68,7 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(kw_only=True)
 class NearSettings(DeduplicateConfig):
-    """The settings for the case that near duplicates are removed; with MinHash's parameters."""
+    """The settings if near duplicates are removed, with MinHash's parameters and rensa's version."""
 
     ngram: int = NGRAM
     permutations: int = PERMUTATIONS
@@ -87,10 +87,11 @@ class Deduplicate(CorpusStage):
         return NearSettings(**vars(config.deduplicate), rensa=version("rensa"))
 
     def collect(self, documents: Iterator[Document], config: CorpusConfig) -> pa.Table:
-        """Return one row for each document: its hash, its ranking fields, hashes of its paragraphs.
+        """Return one row for each document of a shard.
 
-        If near duplicates are removed, the row also has the document's 5-grams, the bands of its
-        MinHash signature, and its profile (see distinctions.py).
+        A row has a hash of the text, the values by which documents are ranked, and the hashes of
+        the paragraphs. If near duplicates are removed, the row also has the 5-grams, the bands
+        of the MinHash signature, and the profile (see distinctions.py).
         """
         tables = []
         while batch := _take_batch(documents):
@@ -214,10 +215,7 @@ def _words(text: str) -> list[str]:
 
 
 def _untargeted_parts(batch: list[Document]) -> Iterator[list[str]]:
-    """Yield the parts of each document that are not to be learnt as answers.
-
-    They are its running text and the contents of the turns that are not targets.
-    """
+    """Yield, for each document, its running text and the turns that are not targets."""
     return ([d.text, *(turn.content for turn in d.turns if not turn.target)] for d in batch)
 
 

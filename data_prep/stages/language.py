@@ -154,9 +154,9 @@ class Verdict:
         return winner
 
     def detail(self, code: str) -> str:
-        """Return details of the language for which a document is dropped.
+        """Return a description of a language, as the detail of a drop.
 
-        They are the language's name or, for `und`, a description such as "Cyrillic script".
+        It is the language's name; for `und`, it is a description such as "Cyrillic script".
         """
         if code != UNDETERMINED:
             return language_name(code)
@@ -283,8 +283,8 @@ def _join_kept(passages: list[Passage], kept: set[int]) -> str:
 def _passages_to_keep(passages: list[Passage], keep: set[str]) -> list[Passage]:
     """Return the passages without those that are certainly in a language to be cut.
 
-    Short quotations are kept. English and North Sámi are kept too, because they occur in Norwegian
-    documents as terms, titles and quotations.
+    Short parts and quotations are kept. So are English and North Sámi, because they occur in
+    Norwegian documents as terms, titles and quotations.
     """
     rest: list[Passage] = []
     not_cut = keep.union(LANGUAGES)
@@ -318,9 +318,9 @@ def _judge_documents(
 def _decisive_text(document: Document) -> str:
     """Return the text that determines a document's language.
 
-    For a conversation, it is the answers to be learnt. So a translation from Bokmål to Nynorsk is
-    detected as Nynorsk. Answers of fewer than STRETCH characters may be only a few words or names.
-    If the source claims no language either, the whole conversation is returned instead.
+    For a conversation, it is the answers that are targets. So a translation from Bokmål to Nynorsk is
+    detected as Nynorsk. If the answers have fewer than STRETCH characters and the source claims no
+    language, it is the whole conversation, because such answers may be only a few words or names.
     """
     answers = "\n\n".join(turn.content for turn in document.turns if turn.target)
     if answers and (document.language or len(answers) >= STRETCH):

@@ -45,12 +45,12 @@ BATCH = 256
 
 @dataclass(kw_only=True)
 class NoRules:
-    """The settings of a corpus in which no source has rules."""
+    """The settings of the stage if no source has rules."""
 
 
 @dataclass(kw_only=True)
 class MixtureSettings(NoRules):
-    """The rules of all sources that have rules."""
+    """The settings of the stage if a source has rules: the rules of each such source."""
 
     rules: dict[str, list[MixtureRule]]
     seed: int
@@ -58,7 +58,7 @@ class MixtureSettings(NoRules):
 
 @dataclass(kw_only=True)
 class TargetSettings(MixtureSettings):
-    """The rules if one has a token target, and the settings on which numbers of tokens depend."""
+    """The settings of the stage if a rule has a token target; they include those of tokenisation."""
 
     tokens: TokeniseSettings
 

@@ -53,7 +53,7 @@ class Collected:
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
     def tables(self, name: str) -> Iterator[tuple[int, pa.Array]]:
-        """Yield a column of each shard, preceded by the number of the shard's first document."""
+        """Yield, for each shard with documents, the number of its first document and a column."""
         for path, begin in zip(self.paths, self.begins[:-1].tolist(), strict=True):
             if path in self._filled:
                 yield begin, _read_column(path, name).combine_chunks()
@@ -90,7 +90,7 @@ class Collected:
         return np.searchsorted(self.begins, documents, "right") - 1
 
     def names(self, documents: Integers) -> dict[int, str]:
-        """Return the names (`<source>/<id>`) of documents."""
+        """Return the name (`<source>/<id>`) of each document, by the document's number."""
         found: dict[int, str] = {}
         for begin, names in self.tables("name"):
             own = documents[(documents >= begin) & (documents < begin + len(names))]
@@ -166,10 +166,10 @@ def find_near(
 def _join_duplicates(bucket: Integers, marks: NDArray[np.uint64], clusters: _Clusters, pairs: _Pairs) -> None:
     """Join the duplicates among some documents into clusters.
 
-    Each document is compared with a limited number of those before it that are not duplicates
-    themselves: with some of any content, and with some that have the same title, numbers and names.
-    A document that is similar to many others but distinct from them is taken for a filled-in form.
-    It is compared only with documents that have the same title, numbers and names.
+    Each document is compared with earlier ones that are not duplicates themselves: with the first
+    MAX_COMPARED of all, and the first MAX_COMPARED that have the same title, numbers and names. A
+    document that is similar to many others but distinct from them is taken for a filled-in form. It
+    is compared only with those that have the same title, numbers and names.
 
     Args:
         bucket: numbers of the documents, the best first.

@@ -5,8 +5,8 @@ wrongly decoded letters, control characters and line breaks are repaired. For ea
 change, the documents with such a change are counted. Normalisation is idempotent.
 
 Words that are divided at a line end are joined. A soft hyphen and PDFium's sign for a divided word
-(U+FFFE) are always removed. At a plain hyphen, it depends on the two halves and on the other words
-of the document: kommu-/nen becomes kommunen, barne-/og becomes barne- og.
+(U+FFFE) are always removed. Whether a plain hyphen is removed depends on the two halves and on the
+other words of the document: kommu-/nen becomes kommunen, barne-/og becomes barne- og.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def repair(text: str, rules: Rules | None = None) -> str:
 def _repeat_until_stable(text: str, step: Callable[[str, Rules], str], rules: Rules) -> str:
     """Repeat a repair until nothing changes, at most _MAX_PASSES times; return the text.
 
-    One repair may reveal another fault.
+    Repetition is needed because a repair may reveal another fault.
     """
     for _ in range(_MAX_PASSES):
         before = text
@@ -246,8 +246,8 @@ def _repair_encoding(text: str) -> str:
 def _repair_by_ftfy(line: str) -> str:
     """Return a line repaired by ftfy, or the line itself if the repair is not credible.
 
-    A repair is credible if it adds a Nordic letter and no unexpected character. The repaired line
-    must also have such letters beside other letters.
+    A repair is credible if it adds æ, ø or å and no unexpected character, and if the repaired line
+    has one of these or an accented letter next to another letter.
     """
     if not _OTHER_ENCODING_SIGN.search(line):
         return line

@@ -353,7 +353,7 @@ def _is_numbered(words: list[str], hashes: NDArray[np.uint64], n: int) -> NDArra
 def _top_share(
     hashes: NDArray[np.uint64], ends: NDArray[Any], n: int, left_out: NDArray[np.bool_] | None = None
 ) -> float:
-    """Return the share of a text's characters that all occurrences of its commonest n-gram have.
+    """Return the share of a text's characters in the occurrences of its commonest n-gram.
 
     Args:
         hashes: hashes of the words [words].
@@ -375,7 +375,7 @@ def _top_share(
 
 
 def _repeated_share(hashes: NDArray[np.uint64], ends: NDArray[Any], n: int) -> float:
-    """Return the share of a text's characters that are in n-grams that have occurred before.
+    """Return the share of a text's characters in n-grams with an earlier occurrence.
 
     Args:
         hashes: hashes of the words [words].

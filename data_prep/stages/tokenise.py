@@ -22,7 +22,7 @@ class TokeniseSettings:
 
 @dataclass(kw_only=True)
 class TrainedSettings(TokeniseSettings):
-    """The settings of a corpus whose tokenizer is trained on it."""
+    """The settings if the tokenizer is trained on the corpus."""
 
     train_vocab_size: int
     tokenizers: str
@@ -33,7 +33,7 @@ class TrainedSettings(TokeniseSettings):
 
 @dataclass(kw_only=True)
 class GivenSettings(TokeniseSettings):
-    """The settings of a corpus whose tokenizer is given."""
+    """The settings if an existing tokenizer is used unchanged."""
 
     tokenizer_sha256: str
     files: dict[str, str]
@@ -44,7 +44,7 @@ class GivenSettings(TokeniseSettings):
 
 @dataclass(kw_only=True)
 class ExtendedSettings(TokeniseSettings):
-    """The settings of a corpus whose tokenizer is given and extended by tokens."""
+    """The settings if tokens are added to an existing tokenizer."""
 
     tokenizer_sha256: str
     files: dict[str, str]
@@ -55,10 +55,10 @@ class ExtendedSettings(TokeniseSettings):
 
 
 class Tokenise(Stage):
-    """Convert text to token shards.
+    """The version and settings of the stage that converts text to token shards.
 
-    The class has only the version and settings. The work is done in data_prep/tokens/step.py, in
-    two steps, because the tokenizer must exist before any text is converted.
+    The work is done in data_prep/tokens/step.py, in two steps, because the tokenizer must exist
+    before any text is converted.
     """
 
     name = "tokenise"

@@ -28,8 +28,8 @@ class Tokens:
     Attributes:
         ids: the token ids.
         start, stop: the offsets at which each token begins and ends, in characters of the text.
-        control: True for added tokens, except those of white space only, by which some vocabularies
-            encode indentation.
+        control: True for added tokens, except those that consist of white space, with which some
+            vocabularies encode indentation.
     """
 
     ids: np.ndarray[Any, np.dtype[np.int64]]

@@ -12,8 +12,8 @@ turn i, with these special cases:
   last message that prompt and rendering have in common.
 - A template may leave out the thoughts even of the last answer (DeepSeek-R1). The model must write
   them all the same, so they are inserted from the content.
-- The template's author may mark targets by `{% generation %}`. If the marked text does not contain
-  the target, the target stays the same, and the answer is counted.
+- The template's author may mark targets by `{% generation %}`. These marks do not change a target.
+  Answers whose target is not within the marks are counted.
 
 Turns share a row if the row contains, character by character, the prompt and the target of each
 turn. Some templates, such as Qwen3's, leave out earlier thoughts. Then each turn has its own row,

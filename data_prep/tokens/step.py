@@ -75,7 +75,7 @@ def place_tokenizer(preparation: Preparation) -> bool:
 def _tokenizer_fingerprint(preparation: Preparation) -> str:
     """Return a hash of all that the tokenizer depends on.
 
-    It depends on settings and, if it is trained, on the text of the corpus.
+    The tokenizer depends on settings and, if it is trained, on the text of the corpus.
     """
     text: list[str] = []
     if preparation.corpus.tokenizer.path is None:

@@ -1,4 +1,4 @@
-"""Thoughts of an answer: the reasoning before it, such as <think>…</think>, in content and rendering."""
+"""Thoughts of an answer: the reasoning before it, such as <think>…</think>."""
 
 from __future__ import annotations
 
