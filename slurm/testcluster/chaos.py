@@ -255,7 +255,8 @@ class Event:
     Attributes:
         disturb: the function that disturbs a run after a given step.
         restarts: True if the run must be interrupted and restarted; False if it must not.
-        fault: a line of Python code that rank 1 executes in the step after the given one.
+        fault: a line of Python code that rank 1 executes in the step after the given one; None: no
+            code.
         settings: further settings of the run.
     """
 
@@ -436,7 +437,7 @@ def run_all(boxes: list[Sandbox], chosen: list[str], times: int, seed: int) -> l
     """Run the chosen events. Each cluster has one run at a time, so an event disturbs only one run.
 
     Args:
-        times: number of runs for each event; those of LIMITS run once.
+        times: number of runs for each event of EVENTS. Those of LIMITS have one run.
         seed: seed of the random moments.
     """
     free: SimpleQueue[Sandbox] = SimpleQueue()

@@ -52,7 +52,7 @@ class QueuedJob:
 
     @property
     def will_end(self) -> bool:
-        """True if its batch script will still reach its end, where it submits waiting sweep points."""
+        """True if the job's batch script will still reach its last line, which submits waiting points."""
         return self.state != JobState.COMPLETING and not self.is_held
 
 

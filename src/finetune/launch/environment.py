@@ -176,7 +176,7 @@ def _quote(value: str) -> str:
 def profiles() -> dict[str, ClusterConfig]:
     """Return all Slurm profiles by name.
 
-    If a profile sets no account or Python, it gets the example of its site.
+    A profile that sets no account, or no Python, gets the example that is given for its site.
     """
     found = {}
     for path in sorted((conf_dir() / "cluster").glob("*.yaml")):

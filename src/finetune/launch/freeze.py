@@ -60,7 +60,7 @@ _SECRET_VARIABLE = r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|PASS|API_?KEY|ACCESS
 
 @dataclass(frozen=True)
 class Pinned:
-    """Configs of runs in which the exact revision of the base model is set.
+    """Configs with the exact revision of the base model, and the digests of the runs' inputs.
 
     Attributes:
         points: the configs.
@@ -72,9 +72,9 @@ class Pinned:
 
 
 def pin(points: list[TrainConfig]) -> Pinned:
-    """Set the exact revision of each point's base model; compute digests of corpus and base model.
+    """Return the points with the exact revision of their base models, and digests of their inputs.
 
-    Nothing is written.
+    The inputs are the corpus and the base model. Nothing is written.
 
     Raises:
         NotFoundError: a base model cannot be read.
