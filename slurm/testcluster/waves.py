@@ -1,4 +1,4 @@
-"""Check that a sweep with more points than Slurm accepts completes if its user's shell is killed.
+"""Check that a sweep completes if Slurm accepts only a part of it, and its user's shell is killed.
 
     python -m slurm.testcluster.waves                          300 points with a limit of 20
     python -m slurm.testcluster.waves --points 12 --limit 1    `finetune status` submits each point

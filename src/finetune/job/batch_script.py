@@ -429,7 +429,7 @@ def find_ending(run: Path, attempt: Attempt, code: int | None, world_size: int) 
 def _stated_cause(
     attempt: Attempt, cause: EndingCause, failures: list[Failure]
 ) -> tuple[EndingCause, str, tuple[str, ...]]:
-    """Return why an attempt ended: cause and message; and the nodes that a restart must avoid.
+    """Return why an attempt ended (cause, message), and the nodes that a restart must avoid.
 
     Args:
         cause: the cause to return, unless each of several nodes had a failure: then it is MISTAKE.

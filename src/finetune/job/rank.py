@@ -162,12 +162,13 @@ def _rendezvous_url(run: RunFolder, environment: submitit.JobEnvironment, suffix
 def lean_imports(*hidden: str) -> Iterator[None]:
     """Make imports in the `with` block faster.
 
-    Garbage collection is paused, and the modules `hidden` appear not to be installed.
+    The modules `hidden` appear not to be installed, so that libraries do not import them. Garbage
+    collection is paused.
 
-    DeepSpeed imports MLflow for its autotuner. PEFT imports bitsandbytes for layers that only a
-    quantized base has, and bitsandbytes imports torch's compiler. Together they take a third of the
-    CPU time in which a rank starts. Garbage collection, which scans all imported objects again and
-    again, takes a fifth of the rest.
+    DeepSpeed imports MLflow, for its autotuner. PEFT imports bitsandbytes, for quantized base
+    models, and bitsandbytes imports torch's compiler. These imports take a third of the CPU time of
+    a rank's start. Garbage collection takes a fifth of the rest, because it scans all imported
+    objects again and again.
     """
     absent = [name for name in hidden if name not in sys.modules]
     sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]

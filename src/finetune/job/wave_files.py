@@ -117,7 +117,7 @@ class SweepSubmission:
     """The points of a sweep that share a batch script. Some are submitted, the others wait.
 
     Attributes:
-        folder: runs/sweeps/<id>/<n>, which contains the script and a file for each point.
+        folder: runs/sweeps/<id>/<n>, with the script and the files that show which points wait.
     """
 
     folder: Path
@@ -163,7 +163,7 @@ class SweepSubmission:
         """Submit waiting points as one job array, and return the number of submitted points.
 
         If Slurm refuses the array because it has too many points, half as many are tried, and so
-        on. Slurm's message is written into problem.txt.
+        on. After any other refusal, 0 is returned. Slurm's message is written into problem.txt.
 
         Args:
             count: largest number of points to submit.

@@ -172,7 +172,7 @@ def claim_folder(parent: Path, name: str) -> Path:
 
 
 def provenance(sweep: str | None = None) -> Provenance:
-    """Return the record of a submission's command, time and versions, the same for all its runs.
+    """Return the record of a submission's command, time and versions. All its runs get this record.
 
     Args:
         sweep: id of the sweep; None for a single run.

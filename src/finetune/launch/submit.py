@@ -225,11 +225,11 @@ def _planned_packs(plan: Path) -> int:
 
 
 def retry(runs: list[RunFolder]) -> list[RunFolder]:
-    """Restart runs that did not complete, each from its newest checkpoint; start those never started.
+    """Restart runs that did not complete, and start runs that never started.
 
-    A local run that still runs is followed to its end if the process that followed it was killed.
-    This is done before any restart. Sweep points that have no Slurm job yet are submitted, as many
-    as Slurm's limits allow.
+    A restarted run continues from its newest checkpoint. A local run that still runs is followed to
+    its end if the process that followed it was killed; this is done before any restart. Sweep
+    points that have no Slurm job yet are submitted, as many as Slurm's limits allow.
 
     Returns:
         the runs that were started, submitted or followed. Runs that another process will start are
