@@ -63,7 +63,7 @@ class TorchBuild:
 
 
 def installed_torch() -> TorchBuild | None:
-    """Return the build of torch that this Python would import; None if there is none or it is unknown."""
+    """Return this Python's build of torch; None if torch is missing, or its version cannot be read."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
