@@ -132,7 +132,10 @@ class Sandbox:
         return str(submitted["job_id"])
 
     def queue_state(self, run: RunFolder) -> str:
-        """Return Slurm's state of the job, such as RUNNING; "" after it has left the queue."""
+        """Return Slurm's state of a run's job, such as RUNNING.
+
+        Return "" after the job has left the queue, and "unknown" if Slurm does not answer.
+        """
         try:
             return self.cluster.slurm("squeue", "-h", "-j", self.job(run), "-o", "%T").strip()
         except (RuntimeError, subprocess.TimeoutExpired) as fault:
@@ -255,7 +258,8 @@ class Event:
     Attributes:
         disturb: the function that disturbs a run after a given step.
         restarts: True if the run must be interrupted and restarted; False if it must not.
-        fault: a line of Python code that rank 1 executes in the step after the given one.
+        fault: a line of Python code that rank 1 executes in the step after the given one; None: no
+            code.
         settings: further settings of the run.
     """
 
@@ -359,7 +363,7 @@ def _seconds_away(run: RunFolder, history: list[attempts.Attempt]) -> float:
 
 
 def restart_limit(box: Sandbox, chance: random.Random, max_restarts: int = 2, nodes: int = 2) -> Outcome:
-    """Kill a run in each attempt. It must end after `max_restarts` restarts, not before."""
+    """Check that a run ends after exactly `max_restarts` restarts if a rank is killed in each attempt."""
     outcome = Outcome(f"killed again and again, max_restarts={max_restarts}")
     run = box.submit(f"cluster.max_restarts={max_restarts}", f"cluster.nodes={nodes}")
     for number in range(1, max_restarts + 2):
@@ -392,7 +396,7 @@ def newest_step(run: RunFolder) -> int:
 
 
 def same_crash(box: Sandbox, chance: random.Random) -> Outcome:
-    """Crash a run at the same step in each attempt. It must end, and record the crash as reason."""
+    """Check that a run ends, with the crash as its reason, if each attempt crashes at the same step."""
     outcome = Outcome(f"crash at step {FAULT_STEP} in every attempt")
     run = box.submit(box.plant(CRASH, FAULT_STEP))
     box.wait_for_end(run)
@@ -436,7 +440,7 @@ def run_all(boxes: list[Sandbox], chosen: list[str], times: int, seed: int) -> l
     """Run the chosen events. Each cluster has one run at a time, so an event disturbs only one run.
 
     Args:
-        times: number of runs for each event; those of LIMITS run once.
+        times: number of runs for each event of EVENTS. Those of LIMITS have one run.
         seed: seed of the random moments.
     """
     free: SimpleQueue[Sandbox] = SimpleQueue()

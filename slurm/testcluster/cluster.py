@@ -60,7 +60,7 @@ def missing_programs() -> list[str]:
 
 
 def unavailable_reason() -> str | None:
-    """Return why the cluster cannot run on this machine; None if it can, once installed."""
+    """Return why the cluster cannot run on this machine; None if it can, perhaps after install()."""
     if sys.platform != "linux":
         return "the test cluster needs Linux"
     if os.geteuid() != 0:

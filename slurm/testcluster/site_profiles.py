@@ -18,11 +18,11 @@ class Site:
 
     Attributes:
         folders: top folders of its shared file systems.
-        home: the user's home folder, in one of these; `walk` starts there.
+        home: the user's home folder, in one of `folders`. `walk` starts there.
         image: path of the container image with the Python for training; None: the site has none.
         wrapped: folder of the wrapped Python (wrapped.py) that runs `finetune` on the login node;
             None: a virtual environment runs it.
-        shares_python: True if compute nodes also have that virtual environment.
+        shares_python: True if compute nodes, too, have the virtual environment of the login node.
         python: the version that `python3` reports.
         modules: the contents of module files, by path. Their lines are shell commands. The files'
             folders can be given to `module use`.

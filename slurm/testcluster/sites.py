@@ -10,11 +10,12 @@ the site's file systems (/scratch, /cluster, …), and /site with stand-ins for 
 The stand-ins come first on PATH:
 
     python3       reports the version of the site's old Python, and refuses newer syntax
-    module        finds a module only after its prerequisites; logs each call in /site/modules.log
-    apptainer     runs a command in another root folder, which has a Python in /opt/env, no Slurm
-                  commands, and of the site's folders only those that are bound
+    module        finds a module only if its prerequisites are loaded; logs each call in
+                  /site/modules.log
+    apptainer     runs a command in a third root folder. It contains a Python in /opt/env and those
+                  of the site's folders that are bound, but no Slurm commands.
     finetune      runs without torch, as on a login node
-    sinfo         fails if the site does not allow it
+    sinfo         fails at a site that does not allow users to run it
 
 GPUs, another CPU architecture, and the site's speed are not imitated.
 """

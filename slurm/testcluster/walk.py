@@ -22,7 +22,7 @@ PAGES = Path(__file__).parents[2] / "docs" / "sites"
 
 
 def walk_on_login_node(cluster: SiteCluster, text: str, *, write: bool = False) -> tuple[list[str], str]:
-    """Run the commands of a page on the login node; arguments and result as for docs.walk.walk."""
+    """Run the commands of a page on the login node; see docs.walk.walk for arguments and result."""
     shell = Shell(cluster.login("bash", "--noprofile", "--norc"))
     try:
         return walk(shell, text, write=write)

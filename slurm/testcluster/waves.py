@@ -1,4 +1,4 @@
-"""Check that a sweep with more points than Slurm accepts completes if its user's shell is killed.
+"""Check that a sweep completes if Slurm accepts only a part of it, and its user's shell is killed.
 
     python -m slurm.testcluster.waves                          300 points with a limit of 20
     python -m slurm.testcluster.waves --points 12 --limit 1    `finetune status` submits each point
@@ -105,8 +105,8 @@ class Watched:
     Attributes:
         most: largest number of jobs in the queue at a time.
         stalls: how often points waited although no job was in the queue.
-        seconds: length of the time.
-        sizes: number of started points, by array.
+        seconds: time between the submission and the end of all points.
+        sizes: number of started points of each job array, by the array's id.
     """
 
     most: int = 0
@@ -119,8 +119,8 @@ def watch_to_the_end(box: Sandbox, runs: list[RunFolder], help_stalled: bool) ->
     """Read the queue twice a second until all points have ended.
 
     Args:
-        help_stalled: if points wait and no job is in the queue, run `finetune status`. If False,
-            return instead.
+        help_stalled: what to do if points wait and no job is in the queue. True: run
+            `finetune status`, which submits points. False: return.
     """
     seen = Watched()
     began = time.monotonic()

@@ -43,7 +43,7 @@ class OldVersion(tuple[object, ...]):
 
 
 def compile_as(source: bytes, path: str, old: tuple[int, int]) -> types.CodeType:
-    """Compile source code.
+    """Compile source code for this Python, if the old Python could compile it, too.
 
     Args:
         old: major and minor version of the old Python.

@@ -141,7 +141,7 @@ class Job:
     def exclude(self, nodes: list[str], check: bool = True) -> None:
         """Keep the requeued job off some nodes.
 
-        This is in time, because the requeued job cannot start before this script has ended.
+        The exclusion is in time: the requeued job cannot start before this script has ended.
 
         Args:
             check: raise RuntimeError if Slurm refuses; if False, ignore that.
@@ -429,11 +429,11 @@ def find_ending(run: Path, attempt: Attempt, code: int | None, world_size: int) 
 def _stated_cause(
     attempt: Attempt, cause: EndingCause, failures: list[Failure]
 ) -> tuple[EndingCause, str, tuple[str, ...]]:
-    """Return the cause of a recorded failure, its message, and the nodes that a restart must avoid.
+    """Return why an attempt ended (cause, message), and the nodes that a restart must avoid.
 
     Args:
-        cause: the cause that corresponds to the kind of the failures.
-        failures: failures of this kind, one for each rank that recorded one.
+        cause: the cause to return, unless each of several nodes had a failure: then it is MISTAKE.
+        failures: the failures that the ranks recorded, all of one kind.
     """
     nodes = tuple(sorted({node for failure in failures for node in failure.nodes}))
     message = min(failures, key=lambda failure: failure.time).error

@@ -122,7 +122,7 @@ def check_together(run: RunFolder, world: World) -> None:
     All ranks must call this function, and all raise the same error.
 
     Raises:
-        PreflightError: some nodes do not share the folder, or take part in wrong sums.
+        PreflightError: some nodes do not share the folder, or sums are wrong because of them.
         UserError: sums are wrong, but no single node can be shown to be at fault.
     """
     began = time.monotonic()

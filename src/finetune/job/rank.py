@@ -128,9 +128,10 @@ def _prepare_environment(config: TrainConfig, environment: submitit.JobEnvironme
 def _rendezvous_url(run: RunFolder, environment: submitit.JobEnvironment, suffix: str) -> str:
     """Return the URL at which torch.distributed connects the ranks. Each attempt has its own URL.
 
-    Outside of Slurm, it is the URL of a file, so that no other process can take a port that was
-    chosen. In Slurm, it is the address of rank 0, which rank 0 writes into the run folder. A file
-    would not work between nodes, as not all shared file systems support the necessary locks.
+    Outside of Slurm, it is the URL of a file. A port would be less safe: another process can take
+    it after it was chosen. In Slurm, it is the address and a port of rank 0, which rank 0 writes
+    into the run folder. There, the URL of a file might not work, because some shared file systems
+    do not support the necessary locks.
 
     Args:
         suffix: text that is appended to rank 0's host name (cluster.master_suffix).
@@ -161,12 +162,13 @@ def _rendezvous_url(run: RunFolder, environment: submitit.JobEnvironment, suffix
 def lean_imports(*hidden: str) -> Iterator[None]:
     """Make imports in the `with` block faster.
 
-    Garbage collection is paused, and the modules `hidden` appear not to be installed.
+    The modules `hidden` appear not to be installed, so that libraries do not import them. Garbage
+    collection is paused.
 
-    DeepSpeed imports MLflow for its autotuner. PEFT imports bitsandbytes for layers that only a
-    quantized base has, and bitsandbytes imports torch's compiler. Together they take a third of the
-    CPU time in which a rank starts. Garbage collection, which scans all imported objects again and
-    again, takes a fifth of the rest.
+    DeepSpeed imports MLflow, for its autotuner. PEFT imports bitsandbytes, for quantized base
+    models, and bitsandbytes imports torch's compiler. These imports take a third of the CPU time of
+    a rank's start. Garbage collection takes a fifth of the rest, because it scans all imported
+    objects again and again.
     """
     absent = [name for name in hidden if name not in sys.modules]
     sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
@@ -227,7 +229,7 @@ def _train(
 
 
 def _failure_kind(error: BaseException) -> FailureKind:
-    """Return the kind of an error, which decides whether the run is restarted (batch_script.py)."""
+    """Return an error's kind, by which batch_script.py decides whether to restart the run."""
     if isinstance(error, preflight.PreflightError):
         return FailureKind.PREFLIGHT
     if _is_mistake(error):

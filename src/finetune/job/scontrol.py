@@ -74,8 +74,8 @@ def sbatch(command: list[str]) -> str:
     """Run an sbatch command and return the id of the new job.
 
     If Slurm accepts no more jobs of this user, try again for PLACE_SECONDS. This happens if many
-    jobs of a sweep reach their time limit together. Each of them submits a job that continues it,
-    and Slurm then counts both jobs.
+    jobs of a sweep reach their time limit together: each submits a new job for its run, and Slurm
+    counts both jobs until the first has ended.
 
     Raises:
         RuntimeError: Slurm refuses.

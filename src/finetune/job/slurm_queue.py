@@ -52,7 +52,7 @@ class QueuedJob:
 
     @property
     def will_end(self) -> bool:
-        """True if its batch script will still reach its end, where it submits waiting sweep points."""
+        """True if the job's batch script will still reach its last line, which submits waiting points."""
         return self.state != JobState.COMPLETING and not self.is_held
 
 
@@ -80,9 +80,8 @@ def run_slurm(*command: str) -> str:
 def submission_environment() -> dict[str, str]:
     """Return the environment for a job that this process submits, without Slurm's own variables.
 
-    In a job, the result is based on the environment with which the batch script was started, so
-    that the script's own changes are left out. Otherwise, PYTHONPATH would become longer with each
-    job that a job submits.
+    In a job, the changes that the batch script has made to its environment are left out, too. With
+    them, PYTHONPATH would become longer each time a job submits the next one.
     """
     inherited = dict(os.environ)
     if "SLURM_JOB_ID" in inherited:

@@ -94,8 +94,9 @@ class Plan:
     def free_places(self, jobs: list[QueuedJob], ending: str = NONE) -> int:
         """Return how many points may be submitted now.
 
-        An ending job submits the next point while Slurm still counts the ending job itself. So
-        other callers leave room for one more job, unless the sweep has no job in the queue.
+        A job that is about to end submits a point while Slurm still counts the job itself. For this
+        point, all other callers leave one place in the queue free. They use the last free place
+        only if the sweep has no job in the queue.
 
         Args:
             jobs: this user's jobs in the queue.
@@ -113,12 +114,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class SweepSubmission:
-    """The points of a sweep that share a batch script and the folder runs/sweeps/<id>/<n>.
-
-    Some of them are submitted, the others wait.
+    """The points of a sweep that share a batch script. Some are submitted, the others wait.
 
     Attributes:
-        folder: that folder.
+        folder: runs/sweeps/<id>/<n>, with the script and the files that show which points wait.
     """
 
     folder: Path
@@ -163,10 +162,11 @@ class SweepSubmission:
     def submit(self, count: int, dependencies: list[str]) -> int:
         """Submit waiting points as one job array, and return the number of submitted points.
 
-        Slurm's reason for a refusal is written into problem.txt.
+        If Slurm refuses the array because it has too many points, half as many are tried, and so
+        on. After any other refusal, 0 is returned. Slurm's message is written into problem.txt.
 
         Args:
-            count: number of points. If Slurm refuses this number, half as many are tried, and so on.
+            count: largest number of points to submit.
             dependencies: Slurm's conditions for the start of the job, such as afterany:123.
         """
         indices = list(islice((index for index in self.waiting() if self._has_run(index)), count))
@@ -193,7 +193,7 @@ class SweepSubmission:
         """Claim the points of a held array, write their job files, and release the array.
 
         Several processes may call this at once, since each claims points before it writes their
-        files. A point that another process has claimed for another job is cancelled in this array.
+        files. If a point is already claimed for another job, its task in this array is cancelled.
 
         Returns:
             the number of claimed points.
@@ -233,8 +233,8 @@ class SweepSubmission:
     def recover(self, jobs: list[QueuedJob]) -> None:
         """Repair the state that a killed process has left.
 
-        A held job that contains waiting or claimed points is released. A claimed point waits again
-        if its job has vanished from the queue before it started.
+        A held job that contains waiting or claimed points is released. If a claimed point's job
+        has left the queue without starting the point's run, the point waits again.
 
         Args:
             jobs: this user's jobs in the queue.
@@ -261,7 +261,7 @@ class SweepSubmission:
                 _rename(self.folder / CLAIMED / task, self.folder / WAITING / str(index_of(task)))
 
     def _held_arrays(self, jobs: list[QueuedJob]) -> dict[str, list[int]]:
-        """Return the indices of the points in held jobs that run this script, by the job's id."""
+        """Return, by job id, the indices of the points in each held array that runs this script."""
         held: dict[str, list[int]] = {}
         for job in jobs:
             if job.is_held and job.index.isdigit() and _is_same(job.command, self.script):
@@ -366,7 +366,7 @@ def open_submissions(runs_dir: Path) -> list[SweepSubmission]:
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a sweep that is not submitted yet, or whose job is still held.
+    """A sweep point that is not submitted yet, or whose job is still held.
 
     Attributes:
         index: the point's index in the submission.

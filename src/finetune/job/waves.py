@@ -33,9 +33,9 @@ PAUSE = 2.0  # seconds between its tries
 def submit_waiting(runs_dir: Path, ending: str = NONE) -> int:
     """Submit as many waiting sweep points as Slurm accepts; return their number.
 
-    An ending job tries again, for up to LAST_SECONDS, if Slurm accepts no point yet and all jobs in
-    the queue are ending, too. Otherwise no job would submit the points. Slurm accepts points again
-    when one of the other ending jobs has left the queue.
+    An ending job tries again, for up to LAST_SECONDS, if Slurm accepts no point and all other jobs
+    in the queue are ending, too. If it did not, no job would be left to submit the points. Slurm
+    accepts a point as soon as one of the other ending jobs has left the queue.
 
     Args:
         ending: id of the calling job if it is about to end; "" for other callers.
@@ -60,8 +60,8 @@ def _submit_once(runs_dir: Path, ending: str) -> tuple[int, bool]:
     """Submit as many waiting points as Slurm accepts now.
 
     Returns:
-        the number of submitted points; and True if the caller should try again, because no job is
-        left that would submit the other points.
+        the number of submitted points; and True if the caller should try again. It should if points
+        still wait, and only ending jobs are in the queue, at least one besides the caller's.
     """
     jobs = slurm_queue.queue()
     leaving = _record_ending(runs_dir, ending, jobs) if ending else set()
@@ -115,7 +115,7 @@ def _record_ending(runs_dir: Path, ending: str, jobs: list[QueuedJob]) -> set[st
 def lock(runs_dir: Path) -> Iterator[None]:
     """Hold the lock for submitting the sweep points of a runs folder.
 
-    The lock is a file, which works between processes on all nodes.
+    The lock is a file in the runs folder, so that it works between processes on different nodes.
 
     Raises:
         TimeoutError: another process has held it for LOCK_SECONDS.
@@ -144,11 +144,12 @@ def _create(path: Path) -> bool:
 
 
 def _break_stale(path: Path) -> None:
-    """Remove the lock if its process was killed.
+    """Remove a lock that a killed process has left.
 
-    If the process ran on this host, the lock is removed at once, else after LEASE_SECONDS. The
-    removal of a live process' lock does little harm. Slurm may then refuse a submission, but the
-    renames of wave_files.py ensure that no point is lost or submitted twice.
+    A lock counts as left if its process ran on this host and has ended, or if the lock is older
+    than LEASE_SECONDS. If such an old lock belongs to a live process, its removal does little harm:
+    Slurm may refuse a submission, but the renames of wave_files.py ensure that no point is lost or
+    submitted twice.
     """
     with contextlib.suppress(OSError, ValueError):
         host, pid = path.read_text().split()

@@ -148,13 +148,14 @@ def _kill_local(run: RunFolder) -> None:
 
 
 def find_prunable(runs: list[RunFolder], runs_dir: Path, failed: bool) -> Iterator[tuple[Path, int]]:
-    """Find files that can be removed.
+    """Find files that are no longer needed.
 
-    They are: the exports, job files and checkpoints (except the best) of completed runs; copies of
-    the code that no run's job imports; and, in runs/.bases, merged base models that no run uses.
+    Of a completed run, these are: all checkpoints except the best; exports that no run has as base
+    model; its merged base model, unless an adapter was saved; and files that started its jobs.
+    Copies of the code and, in runs/.bases, merged base models are found if no run uses them.
 
     Args:
-        runs: the runs whose files may be removed.
+        runs: the runs whose folders are searched.
         runs_dir: the folder of all runs.
         failed: also find the folders of runs that failed, died or were cancelled, unless another
             machine may still be running them.

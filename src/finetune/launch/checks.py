@@ -133,8 +133,8 @@ def _check_host_python(cluster: ClusterConfig) -> list[str]:
         nothing.
 
     Raises:
-        UserError: that Python is missing or too old, and cluster.setup is empty. If it is not, its
-            commands may provide another Python.
+        UserError: cluster.setup is empty, and that Python is missing or too old. (Commands in
+            cluster.setup may provide another Python.)
     """
     if not uses_host_python(cluster):
         return []
@@ -223,7 +223,7 @@ def check_partition(cluster: ClusterConfig, key: str = "cluster") -> list[str]:
     Many sites (EnforcePartLimits=NO) accept jobs beyond the limits, which then never start.
 
     Args:
-        key: prefix of the settings that error messages name: cluster or cluster.prepare.
+        key: prefix of the settings' names in error messages: cluster or cluster.prepare.
 
     Returns:
         a line for the user if Slurm does not report the limits, else nothing.

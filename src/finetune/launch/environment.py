@@ -53,10 +53,11 @@ def environment_lines(cluster: ClusterConfig) -> list[str]:
 
 
 def node_lines(cluster: ClusterConfig) -> list[str]:
-    """Return shell lines that remove variables which a job must not inherit from the user's shell.
+    """Return shell lines that undo settings of the user's shell, which a job inherits.
 
-    There are such lines if the nodes have another CPU architecture than the login node, or if
-    cluster.python is set.
+    There are two reasons for such lines. If the nodes have another CPU architecture than the login
+    node, its libraries and programs cannot run there. If cluster.python is set, that Python must
+    not import the packages of the user's shell.
     """
     site = cluster.site
     if site.crosses_architectures:
@@ -176,7 +177,7 @@ def _quote(value: str) -> str:
 def profiles() -> dict[str, ClusterConfig]:
     """Return all Slurm profiles by name.
 
-    If a profile sets no account or Python, it gets the example of its site.
+    A profile that sets no account, or no Python, gets the example that is given for its site.
     """
     found = {}
     for path in sorted((conf_dir() / "cluster").glob("*.yaml")):

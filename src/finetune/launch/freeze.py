@@ -60,7 +60,7 @@ _SECRET_VARIABLE = r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|PASS|API_?KEY|ACCESS
 
 @dataclass(frozen=True)
 class Pinned:
-    """Configs of runs in which the exact revision of the base model is set.
+    """Configs with the exact revision of the base model, and the digests of the runs' inputs.
 
     Attributes:
         points: the configs.
@@ -72,9 +72,9 @@ class Pinned:
 
 
 def pin(points: list[TrainConfig]) -> Pinned:
-    """Set the exact revision of each point's base model; compute digests of corpus and base model.
+    """Return the points with the exact revision of their base models, and digests of their inputs.
 
-    Nothing is written.
+    The inputs are the corpus and the base model. Nothing is written.
 
     Raises:
         NotFoundError: a base model cannot be read.
@@ -172,7 +172,7 @@ def claim_folder(parent: Path, name: str) -> Path:
 
 
 def provenance(sweep: str | None = None) -> Provenance:
-    """Return the record of a submission's command, time and versions, the same for all its runs.
+    """Return the record of a submission's command, time and versions. All its runs get this record.
 
     Args:
         sweep: id of the sweep; None for a single run.

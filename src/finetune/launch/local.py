@@ -36,9 +36,9 @@ from finetune.runs.state import RunState
 def start_in_turn(runs: list[RunFolder]) -> None:
     """Start each run when the one before it has ended; skip a run that is cancelled while it waits.
 
-    The first Ctrl-C makes the current run save and stop; the others are not started. One of the
-    runs may still be running, if only the process that followed it was killed. It is then followed
-    to its end.
+    The first Ctrl-C makes the current run save and stop; the others are not started. If one of the
+    runs still runs, because only the process that followed it was killed, it is not started again
+    but followed to its end.
 
     Raises:
         UserError: a run is in use by another process.
@@ -81,10 +81,10 @@ def describe_start(config: TrainConfig, num_runs: int) -> str:
 
 
 def _put_in_turn(run: RunFolder) -> None:
-    """Mark a run as queued by this process, and remove the files of its last attempt.
+    """Mark a run as queued by this process.
 
-    The run may still be running, if only the process that followed it was killed. Its files then
-    stay.
+    The files of the run's last attempt are removed, unless this attempt still runs because only the
+    process that followed it was killed.
 
     Raises:
         UserError: the run is in use by another process.
@@ -255,7 +255,7 @@ def _srun(run: RunFolder, config: TrainConfig, code: Path) -> Controller:
 def _step(config: TrainConfig, *options: str) -> list[str]:
     """Return an srun command, without the program to start.
 
-    With --overlap, its job step can share the allocation's cores with the step of this shell.
+    It contains --overlap, so that its job step can use cores that the step of this shell has.
 
     Args:
         options: further options of srun.
@@ -302,12 +302,12 @@ def _in_use_error(run: RunFolder) -> UserError:
 def _ignore_terminal_signals(run: RunFolder) -> Iterator[None]:
     """Detach the processes that are started in the `with` block from the terminal.
 
-    They ignore Ctrl-C and the closing of the terminal, because this process handles Ctrl-C
-    (follow.py). Their output goes to a log. They thus do not keep this process' output open, and
+    They ignore Ctrl-C, which this process handles (follow.py), and the closing of the terminal.
+    Their output goes to a log. They thus do not keep this process' output open, and
     `id=$(finetune train … detach=true)` returns at once.
 
-    submitit has no parameters for this. So this process itself ignores the signals in the block.
-    Programs inherit from the process that starts them which signals are ignored, but not handlers.
+    submitit has no parameters for this. So this process itself ignores the two signals in the
+    block, because a process inherits from its parent which signals it ignores.
     """
     signals = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
     # submitit hides GPUs that were not requested through it; the ranks restore this value.

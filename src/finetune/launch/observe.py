@@ -120,8 +120,7 @@ def _job_of(run: RunFolder, point: wave_files.Point | None) -> str | None:
     Return UNKNOWN if the submission was interrupted, perhaps after Slurm had accepted the job.
 
     Args:
-        point: the run as a sweep point whose job is not submitted or not released yet; None if the
-            run is not such a point.
+        point: the run's entry among the sweep points without a released job; None if it has none.
     """
     if point is not None:
         return point.task or None
@@ -142,7 +141,8 @@ def _find_held_job(run: RunFolder, jobs: dict[str, Job]) -> str | None:
     The job's name is the id of the run or of its sweep.
 
     Args:
-        jobs: this user's jobs by id. If the job is an array, it is added under the array's id.
+        jobs: this user's jobs by id. An array's tasks are separate entries. If the job is an array,
+            this function adds an entry with the array's id.
 
     Returns:
         the id of the job or array; None if there is none.
@@ -200,9 +200,10 @@ def _observe_local(run: RunFolder) -> Observed:
 def _observe_slurm(run: RunFolder, job_id: str, jobs: dict[str, Job] | None) -> Observed:
     """Return the state of a run with a Slurm job.
 
-    While the job is queued or running, Slurm's state of the job is returned. After that, it is the
-    state in the run folder. If this lacks the end, or Slurm reports that the job was cancelled
-    before the run completed, the end is taken from Slurm and recorded in the folder.
+    While the job is queued or running, the state comes from Slurm. After that, it comes from the
+    run folder, with two exceptions: the folder contains no final state, or Slurm reports that the
+    job was cancelled before the run completed. In both cases, the final state comes from Slurm and
+    is recorded in the folder.
 
     Args:
         jobs: Slurm's jobs by id; None if Slurm does not answer.

@@ -94,7 +94,7 @@ class PrepareRun:
         return sorted(written, key=lambda log: log.stat().st_mtime)
 
     def current_step(self) -> str | None:
-        """Return the current step; None if no task has started.
+        """Return the step that runs now or ran last; None if no task has started.
 
         It is the step whose log was changed last. The jobs' states do not show it, because several
         steps may share a job.
@@ -106,7 +106,7 @@ class PrepareRun:
         return None
 
     def cancel(self) -> str:
-        """Cancel all its jobs, queued or running, and return a message for the user."""
+        """Cancel the preparation's jobs that are queued or running; return a message for the user."""
         if not self.is_alive():
             return "has already ended"
         slurm.slurm_command("scancel", *self.jobs.values())
@@ -134,8 +134,9 @@ def choose_layout(
 ) -> Layout:
     """Choose a split into jobs and tasks with which Slurm accepts all jobs at once.
 
-    A job has cluster.prepare.tasks_per_job tasks. If that is not set, a job has one task, or fills
-    a node if the site allocates whole nodes. It has more if there would be too many jobs otherwise.
+    If cluster.prepare.tasks_per_job is set, a job has at most that many tasks. Otherwise, a job has
+    one task; at a site that allocates whole nodes, it has enough tasks to fill its node. If this
+    gives more jobs than Slurm accepts, a job has more tasks.
 
     Args:
         num_tasks: wanted number of tasks of each step that can be split; the layout may have fewer.

@@ -112,9 +112,9 @@ def _submit(
         blocks: the runs of each job array, by the folder for the array's files. A single run
             without a plan is submitted as a plain job.
         name, code, after: see submit_array.
-        count: number of runs to submit now. With a plan, fewer are submitted if Slurm refuses
-            `count` runs.
-        plan: rules for submitting the other runs later; None: Slurm must accept all runs at once.
+        count: number of runs to submit now. If there is a plan and Slurm refuses so many, fewer are
+            submitted.
+        plan: rules for submitting the other runs later; None: Slurm must accept `count` runs.
 
     Returns:
         the job id and the number of submitted runs; "" and 0 if all runs wait.
@@ -156,17 +156,18 @@ def _submit_held(
 ) -> tuple[str, int]:
     """Submit the first `count` points of a script as a held job, one that Slurm does not start yet.
 
-    If Slurm refuses the job because it has too many points, submit half as many, and so on.
+    If Slurm refuses the job because it has too many points, and there is a plan for submitting the
+    others later, try half as many points, and so on.
 
     Args:
         count: number of points to submit.
         num_points: number of points in the array that the script itself requests.
         after: id of a job that must complete before this one starts; None: it can start at once.
-        plan: see _submit; if None, fewer points are not tried.
+        plan: rules for submitting the other points later; None: Slurm must accept `count` points.
 
     Returns:
-        the job id and the number of its points. They are "" and 0 if Slurm accepts no point now,
-        but jobs in the queue will submit the points later.
+        the job id and the number of points in the job; "" and 0 if Slurm accepts no point now, but
+        jobs in the queue will submit the points later.
 
     Raises:
         UserError: Slurm refuses the job, and no job in the queue will submit the points.
@@ -188,12 +189,12 @@ def _submit_held(
 
 
 def _write_waiting(blocks: dict[Path, list[RunFolder]], job_id: str, count: int, plan: Plan) -> None:
-    """Record which points of a sweep wait, and pickle for each the call that its job will make.
+    """Record which points of a sweep wait; write a pickle for each, with the call its job will make.
 
     Args:
         blocks: the points' runs in each job array, by the array's folder.
         job_id: id of the submitted job, which Slurm does not start yet; "" if all points wait.
-        count: number of points in this job: the first ones of the first array.
+        count: number of points in that job. They are the first points of the first array.
         plan: rules for submitting the waiting points.
     """
     for number, (folder, runs) in enumerate(blocks.items()):
@@ -315,7 +316,7 @@ def _gpus(cluster: ClusterConfig) -> dict[str, str]:
 
 
 def _requeue_lines(cluster: ClusterConfig, job_folder: Path) -> tuple[list[str], list[str]]:
-    """Return two parts of the batch script, before and after srun, that restart a failed run.
+    """Return the lines with which a batch script restarts its run: those before, and after, srun.
 
     They call job/batch_script.py on the host, because containers lack Slurm's commands. That
     program needs Python 3.8 or newer, and no packages.
@@ -372,7 +373,7 @@ def _host_python_lines(cluster: ClusterConfig) -> list[str]:
 def is_in_allocation() -> bool:
     """Return whether this process runs in a Slurm job, for instance in one that salloc started.
 
-    Runs then start at once.
+    If so, runs are started at once in this job, not submitted to the queue.
     """
     return "SLURM_JOB_ID" in os.environ
 
@@ -381,7 +382,7 @@ class SlurmError(UserError):
     """A Slurm command is missing or failed.
 
     Attributes:
-        reason: Slurm's own message, without our remedy.
+        reason: the part of the message that says what went wrong, if possible in Slurm's words.
     """
 
     def __init__(self, message: str, reason: str) -> None:

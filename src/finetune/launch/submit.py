@@ -225,11 +225,11 @@ def _planned_packs(plan: Path) -> int:
 
 
 def retry(runs: list[RunFolder]) -> list[RunFolder]:
-    """Restart runs that did not complete or never started, from their newest checkpoints.
+    """Restart runs that did not complete, and start runs that never started.
 
-    A local run may still be running, if only the process that followed it was killed. Such runs
-    are followed first. Sweep points that have no Slurm job yet are submitted, as many as Slurm's
-    limits allow.
+    A restarted run continues from its newest checkpoint. A local run that still runs is followed to
+    its end if the process that followed it was killed; this is done before any restart. Sweep
+    points that have no Slurm job yet are submitted, as many as Slurm's limits allow.
 
     Returns:
         the runs that were started, submitted or followed. Runs that another process will start are
@@ -280,7 +280,7 @@ def _restart(runs: list[RunFolder]) -> None:
 
 
 def _runs_in_queue(config: TrainConfig, num_points: int, quiet: bool = False) -> bool:
-    """Check that runs can start where their config requests it, and find out where that is.
+    """Check that runs can start; return whether they are submitted to Slurm's queue.
 
     Args:
         config: the config of one of the runs.
@@ -288,11 +288,11 @@ def _runs_in_queue(config: TrainConfig, num_points: int, quiet: bool = False) ->
         quiet: do not print which checks were not possible; a later call prints them.
 
     Returns:
-        True if they are submitted to Slurm's queue. False if this process starts them, on this
+        True if the runs are submitted to Slurm's queue. False if this process starts them, on this
         machine or in the allocation of this shell.
 
     Raises:
-        UserError: the runs cannot run there.
+        UserError: the runs cannot start.
     """
     if config.cluster.scheduler == "local" or config.cluster.python is None:
         extras.check_can_train(is_job=config.cluster.scheduler == "slurm")
@@ -364,9 +364,9 @@ def _check_inputs(run: RunFolder, config: TrainConfig) -> None:
 def _check_models(points: list[TrainConfig]) -> None:
     """Check that base model, adapter, tokenizer and corpus fit each other.
 
-    The check takes seconds, since it imports torch and PEFT. A job, though, would report the error
-    only after hours in the queue. The check has its own process, so that this process, which may
-    live as long as the run, does not keep torch in memory.
+    Without this check, a job would report the error only after hours in the queue. The check takes
+    seconds, because torch and PEFT must be imported. They are imported in another process, because
+    this process may live as long as the run, and would keep them in memory.
     """
     one_of_each = {repr((p.data, p.model, p.adapter)): p for p in points}
     with (

@@ -1,9 +1,9 @@
-"""Find out which GPUs the installed torch supports, without importing it, which takes seconds.
+"""Find out which GPUs the installed torch supports.
 
-torch's version is read from its files. For an official CUDA build, it contains the version of the
-CUDA toolkit: 2.13.0+cu130 was built with CUDA 13.0. Both versions determine which older GPUs the
-build supports (pytorch/pytorch#157517, #172352). For other builds, such as a site's module, the
-supported GPUs are unknown.
+torch is not imported, because that takes seconds. Its version is read from its files. For an
+official CUDA build, it contains the version of the CUDA toolkit: 2.13.0+cu130 was built with CUDA
+13.0. Both versions determine which older GPUs the build supports (pytorch/pytorch#157517, #172352).
+For other builds, such as a site's module, the supported GPUs are unknown.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class TorchBuild:
     """An installed torch.
 
     Attributes:
+        version: torch's version, such as 2.13.0+cu130.
         cuda: version of the CUDA toolkit of an official build, such as (13, 0); (0, 0) for a build
             without GPU support; None if unknown.
     """
@@ -62,7 +63,7 @@ class TorchBuild:
 
 
 def installed_torch() -> TorchBuild | None:
-    """Return the build of torch that this Python would import; None if torch is not installed."""
+    """Return this Python's build of torch; None if torch is missing, or its version cannot be read."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
