@@ -112,10 +112,10 @@ def _split_line(folder: Any, manifest: Any) -> Text:
 def _format_tokens(source: Any, key: str) -> str:
     """Return a source's number of tokens, followed by its number of training targets.
 
-    The number of targets is left out if only the first token of each document is not a target.
+    The number of targets is left out if all tokens but the first of each document are targets.
 
     Args:
-        key: split and written standard.
+        key: the manifest's key of a split and written standard.
     """
     tokens = source.tokens[key]
     targets = source.supervised_tokens[key]

@@ -32,7 +32,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Group:
-    """The settings of a dataclass under a heading."""
+    """A heading, and the settings or options below it."""
 
     title: str
     entries: list[Entry]
@@ -105,7 +105,7 @@ def prepare_help() -> str:
 def settings_of(schema: Any, prefix: str = "") -> Iterator[Group]:
     """Yield the settings of a dataclass, one group for it and one for each nested dataclass.
 
-    A key of the user's choice appears as NAME. Settings in the entries of a list have no prefix.
+    NAME stands for a key that the user chooses. Settings in the entries of a list have no prefix.
     """
     kinds = get_type_hints(schema)
     entries = [Entry(prefix + item.name, _describe(item, kinds[item.name])) for item in _own_fields(schema)]
@@ -216,10 +216,10 @@ def _list_reader_fields() -> list[Entry]:
 
 
 def _list_reader_options() -> Iterator[Group]:
-    """Yield the options of readers, the functions that read the files of a source.
+    """Yield the options of readers in groups. A reader is a function that reads a source's files.
 
-    Options that the same readers have form a group. The last group names the readers without
-    options.
+    A group has the options that the same readers accept. The last group names the readers that
+    accept none.
     """
     readers_of: dict[Entry, list[str]] = {}
     without = []

@@ -161,7 +161,8 @@ class Diagnosis(Record):
 class Turn(Record):
     """turn.json: the process that starts a local run, and watches it until it ends.
 
-    It writes the file before the start. It may then have to wait until other runs have ended.
+    The process writes this file before it starts the run. It may first have to wait for the end of
+    other runs.
 
     Attributes:
         host: the machine of the process.

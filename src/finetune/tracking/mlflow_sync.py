@@ -1,5 +1,5 @@
 """Sends the metrics of runs to MLflow, from their spools (metrics.jsonl). This can be repeated
-safely: an MLflow run is found by a tag with the run id, and each step is sent once.
+safely: the MLflow run of a run has a tag with the run id, and each step is sent once.
 
 A resumed run repeats the steps since its last checkpoint exactly, so steps that were already sent
 are skipped. The offset reached in the spool is saved beside the spool. If a process ends before it
@@ -52,7 +52,8 @@ def default_uri(runs_dir: str | Path) -> str:
 def sync(run: RunFolder) -> None:
     """Send the run's new metrics and its status to MLflow.
 
-    A lock on the runs folder admits one writer at a time: SQLite does not support more.
+    A lock on the runs folder admits one sender at a time, because MLflow's SQLite database does not
+    support several writers.
     """
     config = run.config()
     with FileLock(run.path.parent / layout.MLFLOW_LOCK, timeout=60):
@@ -147,7 +148,7 @@ def update_sweep_status(points: list[RunFolder]) -> None:
 
 
 def _flatten(run: RunFolder) -> Iterator[tuple[str, str]]:
-    """Return the settings of a run's config with their dotted keys."""
+    """Yield the dotted key and the value of each setting in a run's config."""
 
     def walk(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
         if isinstance(value, dict) and value:
@@ -198,10 +199,10 @@ def _parse_line(line: bytes) -> Metrics:
 
 
 def _read_sent(run: RunFolder, mlflow_run_id: str) -> Sent:
-    """Return how much was sent to an MLflow run.
+    """Return how much of a run's metrics was sent to an MLflow run.
 
-    If .sent.json names another MLflow run, nothing was sent to this one. It names another one after
-    a deletion in MLflow or a move of the folder.
+    If .sent.json names another MLflow run, nothing was sent to this one. This happens after the
+    other was deleted in MLflow, or the run folder was moved.
     """
     body = layout.read_json(run.sent)
     if body is not None and body["mlflow_run_id"] == mlflow_run_id:
