@@ -16,8 +16,8 @@ class Call:
     Attributes:
         verb: the verb's name.
         arguments: the arguments after the verb.
-        schema: dataclass of settings. For an unknown setting, its fields are suggested. None if no
-            suggestions are needed.
+        schema: dataclass of settings, in which errors look up keys, types and suggestions; None if
+            they do not need it.
     """
 
     verb: str

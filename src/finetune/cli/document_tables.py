@@ -66,7 +66,8 @@ def print_tokens(views: list[Any], name: tuple[str, str], characters: int) -> No
     """Print a document's tokens, separated by bars. Training targets are green, between « and ».
 
     Args:
-        views: the rows of the corpus that hold the document; none if it has no tokens.
+        views: the document's rows in the corpus; none if it has no tokens. A conversation may have a
+            row for each turn.
         name: source and id of the document.
         characters: each text ends after the token with which it exceeds this number of characters;
             0 for all tokens.

@@ -144,7 +144,10 @@ def _own_fields(schema: Any) -> list[dataclasses.Field[Any]]:
 
 
 def _describe(item: dataclasses.Field[Any], kind: Any) -> str:
-    """Return a setting's help text and `[type; default]`, which is kept on one line if short."""
+    """Return a setting's help text and `[type; default]`.
+
+    A short `[type; default]` has no-break spaces, so that it stays on one line.
+    """
     facts = f"[{_describe_kind(kind)}; {_default_of(item)}]"
     if len(facts) < 40:
         facts = facts.replace(" ", "\xa0")

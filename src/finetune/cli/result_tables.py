@@ -113,7 +113,7 @@ def print_held_out(before: HeldOut | None, after: HeldOut | None, data: DataConf
 
 
 def print_losses(token_use: dict[str, TokenUse]) -> None:
-    """Print the documents and tokens that are not used, by split and reason.
+    """Print how many documents and tokens are not used, by split, reason and source.
 
     Nothing is printed if all are used.
     """

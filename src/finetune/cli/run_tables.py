@@ -34,8 +34,8 @@ class Column:
     """A column of a table of runs.
 
     Attributes:
-        drop: position in the order in which columns are left out on a narrow terminal; a column
-            with 0 is always shown.
+        drop: on a narrow terminal, columns are left out in the order of this number; a column with
+            0 is always shown.
         narrow: shorter cells, used before any column is left out; empty if there are none.
     """
 

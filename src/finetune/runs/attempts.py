@@ -32,10 +32,11 @@ class Ending:
     """The end of an attempt.
 
     Attributes:
+        cause: the kind of end.
         from_step: optimizer steps in the checkpoint that the attempt started from; 0 without one.
         last_step: the last optimizer step that was completed; from_step if there was none.
         saved_step: optimizer steps in the newest checkpoint after the attempt.
-        detail: the reason, as shown to users.
+        detail: description of the cause, as shown to users.
         bad_nodes: nodes that caused the end.
     """
 

@@ -408,7 +408,8 @@ def _fill_in(known: KnownCause, groups: tuple[str | None, ...], place: str) -> s
 def _quote_last_line(log: str) -> str:
     """Return a clause that quotes the last line of a log.
 
-    Lines that Slurm, the batch script or its helper (job/batch_script.py) wrote are ignored.
+    Empty lines, and lines of Slurm, the batch script or its helper (job/batch_script.py), are
+    ignored.
     """
     lines = [line.strip() for line in log.splitlines() if not _NOISE.match(line)]
     if not lines:

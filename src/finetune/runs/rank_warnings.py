@@ -2,7 +2,7 @@
 read them.
 
 `collect` records log messages of level WARNING and above, and Python warnings, from this code base
-and from the libraries that load and train a model. A repeated warning is one record with a count.
+and from the libraries that load and train a model. A repeated warning is shown once, with a count.
 Standard library only: the Python of a command that reads the warnings may have no torch.
 """
 
@@ -49,7 +49,7 @@ class RankWarning:
     """A warning of one or several ranks.
 
     Attributes:
-        time: seconds since the epoch at which it was first logged.
+        time: when it was first logged, in seconds since the epoch.
         times: how often a rank logged it; the largest count if several ranks did.
     """
 
@@ -138,7 +138,7 @@ class Collector(logging.Handler):
 
 @contextmanager
 def collect(jobs: Path, rank: int) -> Iterator[None]:
-    """Record this rank's warnings in the folder `jobs` within the context, and still log them."""
+    """While the context is open, also record this rank's warnings, in the folder `jobs`."""
     collector = Collector(jobs, rank)
     loggers = [logging.getLogger(name) for name in ("", *NON_PROPAGATING)]
     show = warnings.showwarning

@@ -119,7 +119,8 @@ class Outcome(Record):
 
     Attributes:
         reason: why the run ended, as shown to users; None if the ranks wrote the file.
-        asked_by: the cause of an early stop, such as a signal or a stop file; "": none.
+        asked_by: what asked the run to stop early, such as a signal or a stop file; "" or None if
+            nothing did.
     """
 
     OMITTED: ClassVar[tuple[str, ...]] = ("reason", "asked_by")

@@ -1,10 +1,13 @@
-"""Sends the metrics of runs to MLflow, from their spools (metrics.jsonl). This can be repeated
-safely: the MLflow run of a run has a tag with the run id, and each step is sent once.
+"""Sends the metrics of runs to MLflow, from their spools (metrics.jsonl).
 
-A resumed run repeats the steps since its last checkpoint exactly, so steps that were already sent
-are skipped. The offset reached in the spool is saved beside the spool. If a process ends before it
-saves the offset, the next process sends the same lines with the same timestamps again, and MLflow
-stores them once.
+This can be repeated safely. A tag with the run id shows which MLflow run belongs to a run, and
+MLflow stores each step once:
+
+- A resumed run repeats the steps since its last checkpoint exactly, so steps that were already sent
+  are skipped.
+- The offset reached in the spool is saved in a file beside it. If a process ends before it saves
+  the offset, the next process sends the same lines again. Their timestamps are the same, so MLflow
+  stores them once.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ class Sent:
 
     Attributes:
         offset: number of bytes of metrics.jsonl that were read.
-        last_step: the last step that was sent, by metric.
+        last_step: for each metric the last step of which a value was sent.
     """
 
     mlflow_run_id: str
@@ -163,7 +166,7 @@ def _flatten(run: RunFolder) -> Iterator[tuple[str, str]]:
 def _read_batches(spool: Path, sent: Sent) -> Iterator[tuple[list[Any], int]]:
     """Yield batches of unsent metrics, each with the offset in the spool at which it ends.
 
-    Set `sent.last_step` to the newest steps in the batches, but leave `sent.offset` to the caller.
+    This function updates `sent.last_step`. The caller sets `sent.offset` when it has sent a batch.
     """
     from mlflow.entities import Metric
 
