@@ -190,7 +190,9 @@ def _normalize(line: str) -> str:
 def walk(
     shell: Shell, text: str, *, replace: Mapping[str, str] | None = None, write: bool = False
 ) -> tuple[list[str], str]:
-    """Run a page to its end, or to the first command that fails.
+    """Write the files of a page, run its commands, and compare their output with the page.
+
+    End at the first command that fails.
 
     Args:
         replace: texts of the page, and their replacements in the commands that are run. An example

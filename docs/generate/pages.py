@@ -21,7 +21,7 @@ class Page:
     Attributes:
         name: name of its file, without the suffix.
         summary: one sentence on its content.
-        body: returns the text below title and summary.
+        body: function that returns the text below the title and the summary.
     """
 
     name: str

@@ -31,7 +31,7 @@ class Profile:
     """A profile with its file.
 
     Attributes:
-        cluster: the loaded profile, with the site's examples for account and Python.
+        cluster: the loaded profile. Its account and Python are example values for the site.
         text: the text of its file in conf/cluster.
         values: the keys and values in that file.
     """

@@ -53,8 +53,10 @@ def _settings(schema: Any, prefix: str = "") -> str:
 def _place(title: str, declared: dict[str, Any]) -> str:
     """Return the key prefix of the settings that a group of the help text describes.
 
+    Return "" if the title does not begin with a key.
+
     Args:
-        title: title of the group, which begins with the key of its section; no key: "" is returned.
+        title: title of the group. It begins with the key of the group's section, if it has one.
         declared: dataclass of settings by key prefix.
     """
     key, separator, _ = title.partition(": ")

@@ -186,7 +186,7 @@ def _limits(profile: Profile) -> str:
 
 
 def _limit(site: SiteConfig, name: str) -> str | None:
-    """Return the site's limit `name`, which applies to queues without their own limit.
+    """Return the site's limit of the name `name`. It applies to queues without a limit of their own.
 
     If only queues have such a limit, return "by partition". If there is none at all, return None.
     """
@@ -370,9 +370,9 @@ def _sources(profile: Profile) -> str:
 
 
 def _file(profile: Profile) -> str:
-    """Return the text of the profile in a collapsed section, and a link to a batch script.
+    """Return the text of the profile's file in a collapsed section.
 
-    The batch script was made with this profile.
+    A link leads to a batch script that was made with this profile.
     """
     name = profile.name
     return (

@@ -1,4 +1,4 @@
-"""`Call`, a call of a verb, for the modules that describe a user's mistakes."""
+"""`Call`: a verb and its arguments, for the modules that describe mistakes in the arguments."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from finetune.cli.overrides import option_value
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a verb.
+    """A call of a verb, such as `finetune train lr=1e-4`.
 
     Attributes:
+        verb: the verb's name.
         arguments: the arguments after the verb.
-        schema: dataclass of the settings that an error may name; None if there are none.
+        schema: dataclass of settings, in which errors look up keys, types and suggestions; None if
+            they do not need it.
     """
 
     verb: str
@@ -24,7 +26,7 @@ class Call:
 
     @property
     def config_dir(self) -> str | None:
-        """The folder given with --config-dir."""
+        """The folder given with --config-dir; None without one."""
         return option_value(self.arguments, "--config-dir", "-cd")
 
     @property
@@ -33,9 +35,10 @@ class Call:
         return ConfigFiles(self.verb, self.config_dir)
 
     def argument_of(self, key: str) -> str:
-        """Return the argument that sets a key, else one that sets its section or a key below it.
+        """Return the argument that sets a key.
 
-        Return `key=…` if there is neither.
+        If there is none, return an argument that sets the key's section, or a key below it. If
+        there is none of these either, return `key=…`.
         """
         typed = {
             argument.partition("=")[0].lstrip("+"): argument.lstrip("+")

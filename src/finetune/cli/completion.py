@@ -1,7 +1,7 @@
-"""`finetune completion`: completes verbs, options, files, settings, corpora and runs in a shell.
+"""`finetune completion`: shell completion of verbs, options, settings, config files, corpora, runs.
 
-The shell calls it at each Tab, so it must be fast: it lists folders and reads dataclasses, and
-imports neither Hydra nor torch. The shell completes paths itself.
+The shell calls it at each Tab, so it must be fast. It therefore imports neither Hydra nor torch,
+but lists folders and reads dataclasses. The shell completes paths itself.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ compdef _finetune finetune
 
 
 def completion(arguments: list[str]) -> int:
-    """Print the completion script of a shell. If that script is the caller, print completions."""
+    """Print a shell's completion script or, if that script is the caller, completions of a line."""
     mode = arguments[:1]
     if mode == ["words"]:  # called by the script of zsh
         print("\n".join(complete(arguments[1:])))
@@ -87,10 +87,11 @@ def script(shell: str) -> str:
 def complete_line(breaks: str, line: str) -> list[str]:
     """Return the completions of a line typed in bash.
 
-    They replace only the text after the last `=` or `:`, if bash splits the line there.
+    If bash splits a line at `=` or `:`, a completion replaces only the text after the last of them.
+    The text before it is then left out of the returned completions.
 
     Args:
-        breaks: the characters at which bash splits the line ($COMP_WORDBREAKS).
+        breaks: the characters at which bash splits a line ($COMP_WORDBREAKS).
     """
     typed = _split_line(line)[1:] or [""]
     last = typed[-1]
@@ -125,7 +126,9 @@ def complete(typed: list[str]) -> list[str]:
 
 
 def _list_arguments(verb: Verb, before: list[str], last: str) -> list[str]:
-    """Return the possible arguments of a verb, or the possible values of an option before `last`.
+    """Return the arguments that can stand in the place of `last`.
+
+    They are values of the option before it, or else arguments of the verb.
 
     Args:
         before: the arguments before the last one, the verb first.
@@ -237,7 +240,7 @@ def _list_values(schema: Any, key: str, files: ConfigFiles, before: list[str]) -
 
 
 def _list_choices() -> dict[str, tuple[str, ...]]:
-    """Return the values of each setting that accepts a fixed set of names."""
+    """Return, for each setting that accepts only certain names, these names."""
     from finetune.config import cluster
     from finetune.config import train as config
 

@@ -46,7 +46,7 @@ class ConfigFiles:
         return sorted(found)
 
     def hidden_files(self) -> list[Path]:
-        """Return the user's files that Hydra ignores: the package has files of the same names."""
+        """Return the user's files that Hydra ignores, because conf/ has files of the same path."""
         if not self.config_dir:
             return []
         names = [f"{group}/{name}.yaml" for group in self.groups() for name in self.names(group)]

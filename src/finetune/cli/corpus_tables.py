@@ -68,7 +68,7 @@ def _stage_table(manifest: Any, skipped: list[str]) -> Table:
 
 
 def _print_sources(out: Console, manifest: Any) -> None:
-    """Print each source's documents, tokens and share of removed text, then the warnings."""
+    """Print a table of documents and tokens, a table of removed text by source, and warnings."""
     out.print(_source_table(manifest))
     if any(stage.losses for stage in manifest.stages):
         out.print(_loss_table(manifest))
@@ -112,10 +112,10 @@ def _split_line(folder: Any, manifest: Any) -> Text:
 def _format_tokens(source: Any, key: str) -> str:
     """Return a source's number of tokens, followed by its number of training targets.
 
-    The number of targets is left out if only the first token of each document is not a target.
+    The number of targets is left out if all tokens but the first of each document are targets.
 
     Args:
-        key: split and written standard.
+        key: the manifest's key of a split and written standard.
     """
     tokens = source.tokens[key]
     targets = source.supervised_tokens[key]
@@ -131,8 +131,10 @@ def _format_counts(counts: dict[str, int]) -> str:
 def print_lengths(sources: dict[str, list[tuple[int, int, int]]]) -> None:
     """Print a histogram of tokens per document for each source.
 
+    The documents are counted as rows of the corpus; a conversation may have a row for each turn.
+
     Args:
-        sources: for each source its bins, as (lowest length, highest length, rows).
+        sources: for each source its bins, as (lowest length, highest length, number of rows).
     """
     out = console(stderr=False)
     for source, rows in sources.items():

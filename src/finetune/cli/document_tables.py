@@ -1,4 +1,4 @@
-"""Prints documents: their changes by stage, their tokens, and cut, dropped or found text."""
+"""Prints documents: their tokens, the changes that stages made, and cut, dropped or found text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def print_trace(views: list[Any], name: tuple[str, str], characters: int) -> Non
     """Print how each stage changed a document.
 
     Args:
-        views: the change that each stage made, up to the stage that dropped the document.
+        views: for each stage the change that it made. If a stage dropped the document, it is the
+            last.
         name: source and id of the document.
         characters: largest number of characters of a text to print; 0 for all.
     """
@@ -43,7 +44,7 @@ def print_trace(views: list[Any], name: tuple[str, str], characters: int) -> Non
 def _describe_outcome(view: Any) -> str:
     """Return a line with a stage's name, its effect on the document and the changed fields.
 
-    The line includes the reason if the document was dropped.
+    If the stage dropped the document, the line includes the reason.
     """
     line = f" {view.stage:<14} {view.outcome}"
     if view.drop:
@@ -62,12 +63,14 @@ def _describe_drop(drop: Any) -> str:
 
 
 def print_tokens(views: list[Any], name: tuple[str, str], characters: int) -> None:
-    """Print a document's tokens, separated by bars. Training targets are green, in « and ».
+    """Print a document's tokens, separated by bars. Training targets are green, between « and ».
 
     Args:
-        views: the rows of the corpus that hold the document; none if it has no tokens.
+        views: the document's rows in the corpus; none if it has no tokens. A conversation may have a
+            row for each turn.
         name: source and id of the document.
-        characters: each text ends after the token that exceeds this number; 0 for all tokens.
+        characters: each text ends after the token with which it exceeds this number of characters;
+            0 for all tokens.
     """
     out = console(stderr=False)
     if not views:
@@ -85,7 +88,8 @@ def _render_tokens(pieces: list[tuple[str, Any, bool]], characters: int) -> Text
 
     Args:
         pieces: for each piece its text, its token ids, and whether it is a training target.
-        characters: the text ends after the piece that exceeds this number; 0 for all.
+        characters: the text ends with the piece in which it exceeds this number of characters; 0
+            for all.
     """
     line = Text()
     shown = 0
@@ -113,7 +117,7 @@ def print_cuts(cuts: list[tuple[str, Any]], number: int, characters: int) -> Non
 
     Args:
         cuts: pairs of a stage's name and a text that it cut.
-        number: texts to print for each stage, source and reason; 0 for all.
+        number: largest number of texts to print for each stage, source and reason; 0 for all.
         characters: largest number of characters of a text to print; 0 for all.
     """
     out = console(stderr=False)
@@ -140,9 +144,9 @@ def print_dropped(
     """Print examples of dropped documents, as they were before the drop, and unreadable records.
 
     Args:
-        reason: print only documents dropped for this reason, or only unreadable records for
-            `quarantined`; None prints both.
-        number: the number of examples of each kind.
+        reason: the reason of the dropped documents that are printed; `quarantined` prints only
+            unreadable records; None prints both, for any reason.
+        number: largest number of dropped documents, and of unreadable records, to print.
         seed: seed of the random selection of examples.
         characters: largest number of characters of a text to print; 0 for all.
     """
@@ -212,7 +216,7 @@ def print_found(found: Found, text: str, characters: int) -> None:
 
 
 def _describe_fate(hit: Hit) -> str:
-    """Return the stages whose output contains the text, and the stage that removed it or `kept`."""
+    """Return which stages' outputs contain a found text, and which stage removed it, or `kept`."""
     first = hit.stages[0]
     last = hit.stages[-1]
     stages = first if first == last else f"{first} to {last}"

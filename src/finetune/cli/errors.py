@@ -30,7 +30,7 @@ COMPOSERS = ("hydra", "omegaconf", "optuna", "hydra_plugins.hydra_optuna_sweeper
 def is_mistake(fault: BaseException) -> bool:
     """Return whether a fault is due to the user's input or the machine, not to a bug in the code.
 
-    A traceback does not help against such a fault.
+    Such a fault is reported as one line, without a traceback.
     """
     if isinstance(fault, (UserError, *FOREIGN)) or is_refused_config(fault):
         return True
@@ -47,7 +47,7 @@ def _module_that_raised(fault: BaseException) -> str:
 
 
 def describe_fault(fault: BaseException, call: Call) -> str:
-    """Return a message of one line for a mistake: the problem and the remedy."""
+    """Return the message for a fault that `is_mistake` accepts: problem and remedy, in one line."""
     text = _describe(fault, call)
     if "typographic" in text:
         return text
@@ -80,7 +80,7 @@ def _describe(fault: BaseException, call: Call) -> str:
 
 
 def _find_omegaconf_fault(fault: BaseException) -> OmegaConfBaseException | None:
-    """Return OmegaConf's exception among an exception and its causes; None if there is none."""
+    """Return the first OmegaConf exception in the chain of a fault and its causes; None if none."""
     seen: BaseException | None = fault
     while seen is not None:
         if isinstance(seen, OmegaConfBaseException):

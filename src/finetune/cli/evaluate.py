@@ -1,4 +1,4 @@
-"""`finetune evaluate`: computes the held-out loss of models, and compares several on the same rows."""
+"""`finetune evaluate`: computes the held-out loss of models, and compares them."""
 
 from __future__ import annotations
 
@@ -204,10 +204,11 @@ def resolve(name: str, runs_dir: str) -> Subject:
 
 
 def choose_data(subjects: Sequence[Subject], options: argparse.Namespace) -> DataConfig:
-    """Return the corpus and sequence length for the evaluation.
+    """Return the data settings of the evaluation.
 
-    They are those of the options, or else those of the first model that a run trained. If there is
-    no such model, the sequence length has its default.
+    The options set the corpus, its folder and the sequence length. If the corpus or the sequence
+    length is not given, it is that of the first model that a run trained. The treatment of long
+    documents is always that of this model. Without such a model, settings have their defaults.
 
     Raises:
         UserError: the options name no corpus, and no model was trained by a run.
@@ -257,7 +258,7 @@ def _held_out(subject: Subject, corpus: Corpus, data: DataConfig) -> HeldOut:
 
 
 def comparison_table(subjects: Sequence[Subject], results: Sequence[HeldOut]) -> Table:
-    """Return a table of all losses, with the difference of each model to the first."""
+    """Return a table of all losses, with the differences of each model to the first."""
     headers = [escape(subjects[0].label)]
     for subject in subjects[1:]:
         headers += [escape(subject.label), "difference"]

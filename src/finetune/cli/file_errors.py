@@ -91,7 +91,8 @@ def shown_path(path: Path) -> str:
 def locate_key(file: Path, key: str) -> str:
     """Return the file, line and column of a key.
 
-    If the file lacks the key, return the position of its innermost section that the file has.
+    If the file lacks the key, return the position of the innermost section around the key that the
+    file has.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -116,7 +117,7 @@ def locate_key(file: Path, key: str) -> str:
 
 
 def line_of(file: Path, *words: str) -> str:
-    """Return `, line N` for the first line with all the words outside of a comment; "" if none."""
+    """Return `, line N` for the first line that has all words before any comment; "" if none."""
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         text = line.partition("#")[0]
         if all(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) for word in words):

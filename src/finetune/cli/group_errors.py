@@ -53,7 +53,7 @@ def _locate_selection(group: str, name: str, call: Call) -> str | None:
 
 
 def describe_composition(fault: BaseException, call: Call) -> str:
-    """Return the error for a failure of Hydra to compose the settings.
+    """Return the error for settings that Hydra cannot compose.
 
     The mistake is in an argument, or in the defaults list of a config file.
     """
@@ -101,9 +101,9 @@ def _describe_unknown_override(override: str, file: Path, call: Call) -> str:
 
 
 def _describe_bad_name(call: Call) -> str:
-    """Return the error for a group that is set to a number, a list or null, as in zero=3.
+    """Return the error for a group of config files that is not set to the name of a file.
 
-    Config files are selected by name.
+    Examples are zero=3 and adapter=null. Hydra refuses them, because it expects a name.
     """
     for argument in call.arguments:
         group, _, value = argument.partition("=")

@@ -32,7 +32,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Group:
-    """The settings of a dataclass under a heading."""
+    """A heading, and the settings or options below it."""
 
     title: str
     entries: list[Entry]
@@ -105,7 +105,7 @@ def prepare_help() -> str:
 def settings_of(schema: Any, prefix: str = "") -> Iterator[Group]:
     """Yield the settings of a dataclass, one group for it and one for each nested dataclass.
 
-    A key of the user's choice appears as NAME. Settings in the entries of a list have no prefix.
+    NAME stands for a key that the user chooses. Settings in the entries of a list have no prefix.
     """
     kinds = get_type_hints(schema)
     entries = [Entry(prefix + item.name, _describe(item, kinds[item.name])) for item in _own_fields(schema)]
@@ -144,7 +144,10 @@ def _own_fields(schema: Any) -> list[dataclasses.Field[Any]]:
 
 
 def _describe(item: dataclasses.Field[Any], kind: Any) -> str:
-    """Return a setting's help text and `[type; default]`, which is kept on one line if short."""
+    """Return a setting's help text and `[type; default]`.
+
+    A short `[type; default]` has no-break spaces, so that it stays on one line.
+    """
     facts = f"[{_describe_kind(kind)}; {_default_of(item)}]"
     if len(facts) < 40:
         facts = facts.replace(" ", "\xa0")
@@ -216,10 +219,10 @@ def _list_reader_fields() -> list[Entry]:
 
 
 def _list_reader_options() -> Iterator[Group]:
-    """Yield the options of readers, the functions that read the files of a source.
+    """Yield the options of readers in groups. A reader is a function that reads a source's files.
 
-    Options that the same readers have form a group. The last group names the readers without
-    options.
+    A group has the options that the same readers accept. The last group names the readers that
+    accept none.
     """
     readers_of: dict[Entry, list[str]] = {}
     without = []

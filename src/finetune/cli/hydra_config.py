@@ -46,5 +46,8 @@ def _check_config_dir(verb: str, arguments: list[str]) -> None:
 
 
 def wants_help(arguments: list[str]) -> bool:
-    """Return whether the arguments ask for help; Hydra would print its own help instead of ours."""
+    """Return whether the arguments ask for help.
+
+    A verb checks this before it calls `compose`, because Hydra would print its own help.
+    """
     return any(argument in ("-h", "--help") for argument in arguments)

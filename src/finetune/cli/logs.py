@@ -85,7 +85,7 @@ def _print_log(run: RunFolder, rank: int, follow: bool) -> None:
 def _print_from(log: Path, position: int) -> int:
     """Print a log from a byte position to its end, and return the position of the end.
 
-    A log that is shorter than `position` was written anew, and is printed from its beginning.
+    If the log is shorter than `position`, it was written anew. It is then printed from its beginning.
     """
     with log.open("rb") as file:
         if position > log.stat().st_size:  # the log was written anew

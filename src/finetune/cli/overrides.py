@@ -79,7 +79,7 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
 
 
 def split_options(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Return the options (with their values) and the settings. Hydra needs all options together.
+    """Separate options, with their values, from settings. Hydra needs all options together.
 
     Raises:
         UserError: an option does not exist, or lacks its value.
@@ -118,9 +118,9 @@ def quote_setting(setting: str, before: Sequence[str] = ()) -> str:
     """Return a setting in a form that Hydra parses; unchanged if Hydra parses it as it is.
 
     Args:
-        before: the arguments to the left of the setting. If the shell has split a setting at a
-            space, its first part is the last of these arguments; the error then proposes to join
-            the two.
+        before: the arguments to the left of the setting. If the setting has no value, it may be the
+            end of the last of them, split off by the shell at a space. The error then proposes to
+            join the two.
 
     Raises:
         UserError: it is not key=value, or its key or value cannot be parsed even in quotes.
@@ -152,7 +152,8 @@ def quote_setting(setting: str, before: Sequence[str] = ()) -> str:
 def to_dotlist(settings: list[str]) -> list[str]:
     """Return the settings of `resume` as key=JSON, the form that OmegaConf reads.
 
-    The settings are typed as for `train`.
+    Args:
+        settings: written as for `train`.
 
     Raises:
         UserError: an argument is not a setting, or adds or removes one.
@@ -174,9 +175,9 @@ def to_dotlist(settings: list[str]) -> list[str]:
 
 
 def register_json_resolver() -> None:
-    """Register the resolver of `${json:'…'}`, for values that Hydra's grammar cannot express.
+    """Let OmegaConf resolve `${json:'…'}` to the value of the JSON text.
 
-    _to_json_text writes such values.
+    _to_json_text writes values in this form if Hydra's grammar cannot express them.
     """
     from omegaconf import OmegaConf
 
@@ -257,9 +258,9 @@ def _quote_mapping(element: str) -> str:
 
 
 def _to_json_text(value: Any) -> str:
-    """Return a value as a quoted `${json:'…'}`.
+    """Return a value as `${json:'…'}` in quotes, which Hydra's grammar accepts.
 
-    OmegaConf reads it with the resolver of register_json_resolver.
+    OmegaConf resolves it to the value (register_json_resolver).
     """
     from hydra.core.override_parser.types import Quote, QuotedString
 
@@ -311,7 +312,7 @@ def _split(text: str, separator: str = ",") -> list[str]:
 
 
 def _split_pair(text: str) -> tuple[str, str]:
-    """Split `key: value` at the first colon before a space, or else at the first colon.
+    """Split `key: value` at the first colon that is followed by a space, or else at the first colon.
 
     Raises:
         UserError: there is no colon.
@@ -325,10 +326,10 @@ def _split_pair(text: str) -> tuple[str, str]:
 
 
 def _is_enclosed(text: str, opening: str) -> bool:
-    """Return whether a single pair of brackets encloses the whole text.
+    """Return whether one pair of brackets encloses the whole text: true of [a,b], not of [a],[b].
 
     Args:
-        opening: the opening bracket of the pair.
+        opening: the opening bracket: [, { or (.
     """
     if not (text.startswith(opening) and text.endswith(_OPENING[opening])):
         return False
@@ -363,8 +364,8 @@ def _outside_quotes(text: str) -> Iterator[tuple[int, str]]:
 def _find_closing_quote(text: str, begin: int) -> int | None:
     """Return the position of the quote that closes the one at `begin`; None if there is none.
 
-    A closing quote is the same character without a backslash before it. Only spaces may separate it
-    from the end of the text, a comma, a colon or a closing bracket.
+    It is the same character, without a backslash before it. After it and any spaces comes a comma,
+    a colon, a closing bracket or the end of the text.
     """
     for found in re.finditer(re.escape(text[begin]), text[begin + 1 :]):
         index = begin + 1 + found.start()
@@ -378,7 +379,7 @@ def _find_closing_quote(text: str, begin: int) -> int | None:
 
 
 def _straighten_option(argument: str) -> str:
-    """Return the argument unchanged.
+    """Check that an argument does not begin with a typographic dash, and return it unchanged.
 
     Raises:
         UserError: it is an option whose dashes a word processor has replaced, as in –config-dir.
@@ -391,7 +392,7 @@ def _straighten_option(argument: str) -> str:
 
 
 def _check_spaces(settings: list[str]) -> None:
-    """Raise UserError if a setting has spaces around its =, at which the shell splits it."""
+    """Raise UserError if spaces around the = of a setting have made the shell split it."""
     padded = ["", *settings, ""]
     for before, word, after in zip(padded, settings, padded[2:], strict=False):
         if word.startswith("=") and before and "=" not in before:

@@ -65,9 +65,10 @@ def _print_speed(out: Console, summary: Summary) -> None:
 
 
 def _describe_new_stop(token: str, is_adapter: bool) -> str:
-    """Return a note that a token now also ends generation.
+    """Return a note that a token was added to those that end generation.
 
-    For an adapter, the note adds how to pass the adapter's generation_config.json to generate().
+    Args:
+        is_adapter: the note also says to pass the adapter's generation config to generate().
     """
     line = f"{token} ends a turn and is now an end-of-sequence token in generation_config.json"
     if is_adapter:
@@ -82,7 +83,8 @@ def print_held_out(before: HeldOut | None, after: HeldOut | None, data: DataConf
     """Print the held-out losses before and after training.
 
     Args:
-        data: the run's data settings. If they leave sources out, the sources trained on are marked.
+        data: the run's data settings. If they exclude sources, the sources trained on are marked.
+            None: no source is marked.
     """
     if after is None:
         console().print(
@@ -111,7 +113,7 @@ def print_held_out(before: HeldOut | None, after: HeldOut | None, data: DataConf
 
 
 def print_losses(token_use: dict[str, TokenUse]) -> None:
-    """Print the documents and tokens that are not used, by split and reason.
+    """Print how many documents and tokens are not used, by split, reason and source.
 
     Nothing is printed if all are used.
     """

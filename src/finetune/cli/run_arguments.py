@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def make_parser(verb: str, description: str) -> Parser:
-    """Return the parser of a verb on runs."""
+    """Return an argument parser with the option --runs-dir, for a verb that acts on runs."""
     parser = Parser(prog=f"finetune {verb}", description=description)
     parser.add_argument(
         "--runs-dir", metavar="FOLDER", default="runs", help="folder that holds the runs (default: runs)"
@@ -25,7 +25,7 @@ def make_parser(verb: str, description: str) -> Parser:
 
 
 def add_corpora_dir(parser: argparse.ArgumentParser) -> None:
-    """Add --corpora-dir, for verbs that also take preparations or corpora."""
+    """Add the option --corpora-dir, for verbs that also act on preparations or corpora."""
     parser.add_argument(
         "--corpora-dir",
         metavar="FOLDER",
@@ -59,7 +59,7 @@ def select_runs(options: argparse.Namespace) -> list[RunFolder]:
 
 
 def take_preparations(options: argparse.Namespace) -> list[PrepareRun]:
-    """Remove the names of preparations from options.runs, and return these preparations."""
+    """Return the preparations named in options.runs, and remove their names from it."""
     from finetune.launch.prepare_jobs import PrepareRun
 
     found = []

@@ -24,9 +24,9 @@ REPORTED_POINTS = 20  # points of a sweep that are reported one by one
 
 
 def report_runs(runs: list[RunFolder]) -> int:
-    """Print a report on submitted runs: which were started, how runs ended, and the next commands.
+    """Print a report on submitted runs: their states, results and failures, and the next commands.
 
-    With wait=true, wait first until all runs have ended. The run ids are printed on stdout.
+    With wait=true, wait until all runs have ended. At the end, the run ids are printed on stdout.
 
     Returns:
         the exit code: 1 if a run has ended and is not completed.
@@ -61,7 +61,7 @@ def report_runs(runs: list[RunFolder]) -> int:
 
 
 def report_dry_run(points: list[TrainConfig], sweep: Sweep | None) -> None:
-    """Print the points that were checked, and the cost of submitting them."""
+    """Print the points that were checked, and the cost of their runs if they were submitted."""
     from finetune.cli.run_tables import print_points
 
     print(file=sys.stderr)
@@ -185,12 +185,12 @@ def _print_ended(status: Observed) -> None:
 
 
 def _report_sweep(sweep: str, ended: list[Observed], is_over: bool) -> None:
-    """Print the failures, warnings, best result and table of points of a sweep.
+    """Print a report on a sweep: failures, warnings, the best result, and a table of the points.
 
     Args:
         ended: the points that have ended.
-        is_over: True if all points have ended; the retry command is then printed unless all are
-            completed.
+        is_over: True if all points have ended. If some are not completed, the retry command is then
+            printed.
     """
     from finetune.cli import result_tables
     from finetune.cli.run_tables import print_sweep

@@ -34,9 +34,9 @@ class Column:
     """A column of a table of runs.
 
     Attributes:
-        drop: position in the order in which columns are left out on a narrow terminal; a column
-            with 0 is always shown.
-        narrow: shorter cells, used before any column is left out.
+        drop: on a narrow terminal, columns are left out in the order of this number; a column with
+            0 is always shown.
+        narrow: shorter cells, used before any column is left out; empty if there are none.
     """
 
     name: str
@@ -54,7 +54,7 @@ def status_tables(
     """Return a table of the runs outside sweeps, and a table for each sweep.
 
     Args:
-        most: rows for each sweep, if there are several tables.
+        most: largest number of rows for a sweep, if there are several tables.
         width: columns of the terminal; None to ask the terminal.
     """
     if width is None:
@@ -145,7 +145,7 @@ def sweep_table(sweep: str, statuses: list[Observed], most: int, width: int) -> 
     """Return the table of a sweep's points, best first.
 
     Args:
-        most: rows of the table.
+        most: largest number of rows.
         width: columns of the terminal.
     """
     by_id = {status.run.id: status for status in statuses}
@@ -168,7 +168,7 @@ def print_points(points: list[dict[str, str]], most: int) -> None:
     """Print the swept values of points that have not been started.
 
     Args:
-        most: rows of the table.
+        most: largest number of rows.
     """
     out = console()
     out.print(f"{format_count(len(points), 'point')}:")
@@ -239,10 +239,11 @@ def _width(columns: list[Column]) -> int:
 
 
 def _select_points(points: list[Point], most: int) -> list[Point]:
-    """Return at most `most` of the sorted points, those with a result first.
+    """Return at most `most` of the sorted points: those with a result, then those without.
 
-    If there are more points than rows, half of the rows go to points without a result. Rows that
-    one kind does not need go to the other. The best results are kept.
+    If there are more than `most` points, half of those returned have a result and half have none.
+    If one half has too few points, the other gets more. Of the points with a result, the best are
+    returned.
     """
     if len(points) <= most:
         return points

@@ -40,7 +40,8 @@ def describe_setting(fault: OmegaConfBaseException, above: BaseException, call: 
 
     Args:
         fault: the exception of OmegaConf.
-        above: the exception of Hydra that wraps `fault` and names the file, if there is one.
+        above: the exception of Hydra that `fault` caused, which may name a config file; `fault`
+            itself if there is none.
     """
     file_name = next(iter(re.findall(r"^In '([^']+)'", str(above))), None)
     file = call.files.file(file_name)
@@ -125,7 +126,7 @@ def _describe_value(key: str, text: str, fault: OmegaConfBaseException, argument
 
 
 def _find_section_key(text: str, schema: Any) -> str:
-    """Return the key of a section that OmegaConf's message names only by its type; "" if none."""
+    """Return the key of the section whose type OmegaConf's message names; "" if it names none."""
     named = re.search(r"is not a subclass of (.+?)(?:\. value|$)", text)
     if named is None:
         return ""
@@ -203,7 +204,7 @@ def _suggest_setting(key: str, argument: str, call: Call) -> str | None:
 
 
 def _suggest_by_synonym(key: str, name: str) -> str | None:
-    """Return the suggestion for another trainer's name of a setting; None for other names."""
+    """Return a suggestion if the key is another trainer's name for a setting; None if not."""
     theirs = suggestions.find_synonym(name)
     if not theirs or suggestions.SYNONYMS[theirs] == key:
         return None

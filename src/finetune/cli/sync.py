@@ -69,9 +69,9 @@ def update_sweep_files(runs: list[RunFolder]) -> None:
 
 
 def finish_sweeps(runs: list[RunFolder]) -> None:
-    """Update the sweeps of the runs in MLflow, where a sweep is the parent of its runs.
+    """Update the status in MLflow of the sweeps that the runs belong to.
 
-    Errors are ignored: if the server cannot be reached, sync_runs has already reported it.
+    Errors are ignored, because sync_runs has already reported a server that cannot be reached.
     """
     from finetune.tracking import mlflow_sync
 

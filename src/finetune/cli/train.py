@@ -37,9 +37,9 @@ def run_points(
     """Submit the points, report each of them, and return their held-out losses.
 
     Args:
-        points: the config of each run: of one run, or of the points of a sweep.
+        points: the config of each point of a sweep, or of a single run.
         sweep: the sweep that the points belong to; None for a single run.
-        ignore_failures: return None for a failed run instead of exiting; a sweeper handles it.
+        ignore_failures: return None as the loss of a failed run, instead of exiting.
 
     Returns:
         for each point its held-out loss after training; None if there is none, or none yet.

@@ -19,7 +19,7 @@ from finetune.cli.schemas import prepare_schema, train_schema
 class Completes(StrEnum):
     """The kind of argument that shell completion offers for a verb.
 
-    Options of the verb are offered in any case.
+    Whatever the kind, the options of the verb are offered too.
     """
 
     NOTHING = auto()

@@ -102,7 +102,7 @@ class PrepareJobs:
         _check_sbatch_options("cluster.prepare.sbatch", self.sbatch, OWN_PREPARE_OPTIONS)
 
     def compute_tasks_per_node(self, site: SiteConfig) -> int:
-        """Return how many tasks fit on a node of the site, by its cores and its memory."""
+        """Return how many tasks fit into the cores and the memory of a node of the site."""
         by_cores = site.cores_per_node or 1
         if site.memory_per_node_gb is None:
             return by_cores
@@ -356,7 +356,7 @@ class ClusterConfig:
 
     @property
     def units_per_node_hour(self) -> float:
-        """Billing units that a job is charged for an hour of one node."""
+        """The cost of one node for one hour, in `billing_unit`."""
         site = self.site
         gpus = self.ranks_per_node
         if site.whole_nodes and site.gpus_per_node:
@@ -401,13 +401,13 @@ class ClusterConfig:
 
 
 def check_log_folder(name: str, folder: str, scheduler: str) -> None:
-    """Raise UserError if Slurm or submitit would replace a part of a log folder's path.
+    """Raise UserError if a log folder's path contains a pattern that Slurm or submitit replaces.
 
-    Slurm replaces patterns such as %j in the paths of logs.
+    An example is %j, which is replaced with the job's id.
 
     Args:
         name: the setting that names the folder, for the message.
-        scheduler: local or slurm; only "slurm" forbids Slurm's own patterns.
+        scheduler: local or slurm. If it is local, patterns that only Slurm replaces are accepted.
     """
     pattern = f"{SLURM_PATTERN}|{SUBMITIT_PATTERN}" if scheduler == "slurm" else SUBMITIT_PATTERN
     found = re.search(pattern, folder)
@@ -423,7 +423,7 @@ def _check_sbatch_options(key: str, options: Iterable[str], own_options: Mapping
 
     Args:
         key: the setting with the options, for the message.
-        own_options: option of sbatch, and the setting that controls it.
+        own_options: for each option of sbatch that another setting controls, that setting.
     """
     for option in options:
         owner = own_options.get(option.replace("_", "-"))

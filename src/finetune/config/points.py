@@ -18,15 +18,14 @@ MAX_VALUE_LENGTH = 24
 
 @dataclass(frozen=True)
 class Sweep:
-    """One batch of a sweep's points, each of which is a run with its own values of some settings.
+    """A sweep, with one batch of its points. A point is a run with its own values of some settings.
 
     A sweeper that learns from results submits several batches.
 
     Attributes:
         id: `<name>-<date>-<time>-<hex>`; the points' run ids begin with it.
-        name: the setting `name` of the points. In a sweep over `name`, it is the value from the
-            config.
-        points: swept keys and values of each point, in order.
+        name: value of the setting `name`. In a sweep over `name`, it is the value in the config.
+        points: for each point of the batch its values, by swept key.
         first: index of the batch's first point in the sweep.
     """
 

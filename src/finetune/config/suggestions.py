@@ -1,4 +1,4 @@
-"""Suggestions for misspelled names: similar names, and other trainers' names of the same setting."""
+"""Suggestions for unknown names: similar names, and settings that other trainers name differently."""
 
 from __future__ import annotations
 

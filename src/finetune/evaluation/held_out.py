@@ -42,7 +42,7 @@ def evaluate_held_out_loss(
     world: World,
     after_batch: Callable[[], None] = lambda: None,
 ) -> HeldOut | None:
-    """Evaluate every document of `data` once. All ranks must call it.
+    """Compute the held-out loss of a model on all documents of `data`. All ranks must call this.
 
     Args:
         unigram_loss: loss of a unigram model on the same documents, copied into the result.

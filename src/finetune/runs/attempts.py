@@ -32,10 +32,11 @@ class Ending:
     """The end of an attempt.
 
     Attributes:
+        cause: the kind of end.
         from_step: optimizer steps in the checkpoint that the attempt started from; 0 without one.
         last_step: the last optimizer step that was completed; from_step if there was none.
         saved_step: optimizer steps in the newest checkpoint after the attempt.
-        detail: the reason, as shown to users.
+        detail: description of the cause, as shown to users.
         bad_nodes: nodes that caused the end.
     """
 
@@ -54,8 +55,8 @@ class Ending:
     def uses_a_restart(self) -> bool:
         """True if a restart after this end counts towards cluster.max_restarts.
 
-        A restart counts after a fault, and after an attempt that saved no new step. Otherwise a run
-        without progress could restart for ever.
+        It counts after a fault, and after an attempt that saved no new step. Other restarts are not
+        limited, because the run makes progress.
         """
         if self.cause in (EndingCause.DIED, EndingCause.PREFLIGHT, EndingCause.DEAD_NODE):
             return True
@@ -83,7 +84,8 @@ def decide(ending: Ending, earlier: list[Ending], max_restarts: int) -> Decision
         ending: end of the newest attempt.
         earlier: ends of the earlier attempts of the same submission, oldest first; a new submission
             starts with the full number of restarts.
-        max_restarts: largest number of restarts after a fault or an attempt without progress.
+        max_restarts: largest number of restarts after a fault or an attempt without progress. Other
+            restarts are not counted.
     """
     if ending.cause == EndingCause.COMPLETED:
         return Decision(restart=False, reason=str(ending.cause))
@@ -218,7 +220,7 @@ def excluded_nodes(run: Path) -> list[str]:
 
 
 def describe_last_restart(run: Path) -> str:
-    """Return the reason of the last restart and the nodes that the run avoids; "" without one."""
+    """Return why the run was last restarted, and which nodes it avoids; "" without a restart."""
     reasons = [attempt.reason for attempt in read(run) if attempt.ending]
     if not reasons:
         return ""

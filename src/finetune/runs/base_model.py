@@ -105,9 +105,10 @@ def resolve_for_run(config: TrainConfig) -> Base | None:
 
 
 def _add_to_base(run: RunFolder, folder: Path) -> Base:
-    """Return the weights that a run wrote into a folder.
+    """Return the base model for a folder into which a run wrote its weights.
 
-    They are a model, or the run's base with the adapter in the folder added to it.
+    It is the model in the folder or, if the folder holds an adapter, the run's base with that
+    adapter.
     """
     config = run.config()
     if not config.adapter:

@@ -62,8 +62,9 @@ class Evidence:
 
     Attributes:
         world_size: number of ranks.
-        place: ON_SLURM or LOCAL, which decides the remedy.
-        logs: the end of each rank's log, by rank. The batch script writes into the log of rank 0.
+        place: ON_SLURM or LOCAL; the remedy depends on it.
+        logs: the end of each rank's log, by rank. The log of rank 0 also has messages of the batch
+            script.
         failures: records of the ranks that raised an exception (RunFolder.record_failure).
         exits: exit status by rank, as in subprocess: -9 is SIGKILL.
         code: the exit code of srun; None if it is not known.
@@ -248,8 +249,8 @@ def _explain_job(evidence: Evidence) -> str | None:
 def _find_first_death(evidence: Evidence) -> Death | None:
     """Return the rank that was the first to end without recording a failure; None if there is none.
 
-    The evidence is a message of srun, an exit status, the lack of a failure file that other ranks
-    have, or a crash in a log.
+    Its end is known from a message of srun, an exit status, a crash in its log, or the lack of a
+    failure file that other ranks have.
     """
     recorded = {failure.rank for failure in evidence.failures}
     reported = list(_parse_srun_errors(evidence.logs.get(0, "")))
@@ -322,7 +323,7 @@ def _signal_in(log: str) -> int | None:
 
 
 def _find_memory_message(evidence: Evidence, text: str) -> str | None:
-    """Return the message which shows that host memory ran out and a process was killed.
+    """Return a message that host memory ran out and a process was killed.
 
     It is a message of the kernel or of Slurm in `text`, else the job's state, else the kernel's
     count of killed processes. Return None if none of these shows it.
@@ -375,7 +376,7 @@ def _match_batch(text: str, place: str) -> str | None:
 def _match_state(evidence: Evidence, text: str) -> str | None:
     """Return cause and remedy if Slurm ended the job; None otherwise.
 
-    The job's state or a message of Slurm in the log shows this.
+    Slurm ended it if the job's state or a message in `text` says so.
     """
     for state, known in STATE_CAUSES.items():
         found = re.search(known.pattern, text)
@@ -407,7 +408,8 @@ def _fill_in(known: KnownCause, groups: tuple[str | None, ...], place: str) -> s
 def _quote_last_line(log: str) -> str:
     """Return a clause that quotes the last line of a log.
 
-    Lines that Slurm, the batch script or its helper (job/batch_script.py) wrote are ignored.
+    Empty lines, and lines of Slurm, the batch script or its helper (job/batch_script.py), are
+    ignored.
     """
     lines = [line.strip() for line in log.splitlines() if not _NOISE.match(line)]
     if not lines:

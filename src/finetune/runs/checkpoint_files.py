@@ -39,17 +39,17 @@ def read_held_out_loss(checkpoint: Path) -> float | None:
 
 
 def record_held_out_loss(checkpoint: Path, loss: float) -> None:
-    """Write the held-out loss of a complete checkpoint.
+    """Write the held-out loss of a complete checkpoint into the checkpoint.
 
-    It goes into a file that the checkpoint's manifest does not list.
+    It has its own file, which the manifest does not list, so the checkpoint stays valid.
     """
     layout.write_text(checkpoint / layout.HELD_OUT, json.dumps({"loss": loss}))
 
 
 def rank_by_loss(checkpoints: Path) -> list[tuple[float, Path]]:
-    """Return the evaluated checkpoints and their losses, best first, without that of step 0.
+    """Return the evaluated checkpoints with their held-out losses, best first.
 
-    Of checkpoints with equal losses, the earlier comes first.
+    The checkpoint of step 0 is left out. Of checkpoints with equal losses, the earlier comes first.
     """
     trained = [path for path in list_checkpoints(checkpoints) if step_of(path) > 0]
     found = [(read_held_out_loss(path), path) for path in trained]

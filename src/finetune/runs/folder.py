@@ -49,7 +49,7 @@ class RunFolder:
 
     @classmethod
     def find(cls, run_id: str, runs_dir: str | Path) -> RunFolder:
-        """Return the run with an id, or in a folder.
+        """Return the run that an id or a path denotes.
 
         Args:
             run_id: id of a run in runs_dir, or path of a run folder.
@@ -125,7 +125,7 @@ class RunFolder:
 
     @property
     def sent(self) -> Path:
-        """The record of how much of the metrics was sent to MLflow."""
+        """The file that records how much of the metrics was sent to MLflow."""
         return self.path / layout.SENT
 
     def export(self, step: int) -> Path:
@@ -283,11 +283,11 @@ class RunFolder:
         return [failure for failure in failures if failure.restart == newest]
 
     def skipped_batches(self) -> list[int]:
-        """Return the indices of the batches to skip, because each led to a bad step."""
+        """Return the indices of the batches that are skipped, because they led to bad steps."""
         return list((self.read_json(layout.SKIPPED) or {"batches": []})["batches"])
 
     def record_skipped_batches(self, batches: Sequence[int]) -> None:
-        """Record the indices of the batches to skip, because each led to a bad step."""
+        """Record the indices of the batches that are skipped, because they led to bad steps."""
         self.write_json(layout.SKIPPED, {"batches": list(batches)})
 
     def command(self, verb: str, name: str | None = None) -> str:
@@ -320,7 +320,7 @@ class RunFolder:
         return rank_warnings.describe(self.jobs, self.config().cluster.world_size)
 
     def state(self) -> RunState:
-        """Return the state of the run by its files alone.
+        """Return the state of the run that its files show.
 
         Files cannot show that a Slurm job was requeued or has died; launch.observe asks Slurm too.
         """
@@ -415,7 +415,7 @@ class RunFolder:
             return None
 
     def find_ranks(self) -> list[psutil.Process]:
-        """Return the run's ranks on this machine, found by the folder in their command lines."""
+        """Return the run's ranks on this machine: processes with its folder in their command lines."""
         arguments = {"submitit.core._submit", str(self.jobs)}
         processes = psutil.process_iter(["cmdline"])
         return [process for process in processes if arguments <= set(process.info["cmdline"] or [])]

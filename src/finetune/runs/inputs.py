@@ -35,7 +35,7 @@ def compute_digests(base: Base | None, corpus: Corpus | None) -> dict[str, str |
 def record_inputs(run: RunFolder, digests: dict[str, str | None]) -> dict[str, str | None]:
     """Compare the digests of a run's inputs with the recorded ones, and record the new digests.
 
-    The first record is made at the run's submission, or at its first start if there was none.
+    Digests are first recorded at the run's submission or, if it recorded none, at its first start.
 
     Args:
         digests: digest by name of the input, `base` or `corpus`; None for an input that is unknown

@@ -111,7 +111,7 @@ def failure_of(rank: int | str) -> str:
     """Return the name of the file with a rank's failure.
 
     Args:
-        rank: "*" gives a pattern for all ranks.
+        rank: the rank's number, or "*" for a glob pattern that matches the files of all ranks.
     """
     return f"failure-rank-{rank}.json"
 
@@ -120,16 +120,16 @@ def warnings_of(rank: int | str) -> str:
     """Return the name of the file in jobs/ with a rank's warnings.
 
     Args:
-        rank: "*" gives a pattern for all ranks.
+        rank: the rank's number, or "*" for a glob pattern that matches the files of all ranks.
     """
     return f"warnings-rank-{rank}.jsonl"
 
 
 def stacks_of(rank: int | str) -> str:
-    """Return the name of the file in jobs/ with the stack traces of a rank that hung.
+    """Return the name of the file in jobs/ for the stack traces that a rank writes if it hangs.
 
     Args:
-        rank: "*" gives a pattern for all ranks.
+        rank: the rank's number, or "*" for a glob pattern that matches the files of all ranks.
     """
     return f"stacks-rank-{rank}.txt"
 
@@ -138,8 +138,8 @@ def rendezvous_of(job: str, restart: int | str) -> str:
     """Return the name of the file in jobs/ through which the ranks of an attempt find each other.
 
     Args:
-        job: the job's id; "*" gives a pattern for all jobs.
-        restart: number of earlier starts of the job; "*" gives a pattern for all starts.
+        job: the job's id, or "*" for a glob pattern that matches all jobs.
+        restart: number of earlier starts of the job, or "*" for a pattern that matches all starts.
     """
     return f"rendezvous-{job}-{restart}"
 
@@ -153,7 +153,7 @@ def next_of(job: str) -> str:
 
 
 def pickle_of(job: str) -> str:
-    """Return the name of the file in jobs/ from which submitit loads a job's function."""
+    """Return the name of the file in jobs/ with the function of a job, pickled by submitit."""
     return f"{job}_submitted.pkl"
 
 
@@ -161,8 +161,8 @@ def log_of(job: str, rank: int | str) -> str:
     """Return the name of a rank's log in jobs/; submitit chooses this name.
 
     Args:
-        job: the job's id; "*" gives a pattern for all jobs.
-        rank: "*" gives a pattern for all ranks.
+        job: the job's id, or "*" for a glob pattern that matches all jobs.
+        rank: the rank's number, or "*" for a glob pattern that matches all ranks.
     """
     return f"{job}_{rank}_log.out"
 
@@ -173,7 +173,8 @@ def pack_plan(split: str, key: str, epoch: int) -> str:
     A pack is a training sequence that is filled with documents.
 
     Args:
-        key: digest of the corpus and of the settings that determine the packs; "*" gives a pattern.
+        key: digest of the corpus and of the settings that determine the packs; "*" gives a
+            glob pattern.
     """
     return f"{split}-{key}-epoch-{epoch:03d}.npy"
 

@@ -2,7 +2,7 @@
 read them.
 
 `collect` records log messages of level WARNING and above, and Python warnings, from this code base
-and from the libraries that load and train a model. A repeated warning is one record with a count.
+and from the libraries that load and train a model. A repeated warning is shown once, with a count.
 Standard library only: the Python of a command that reads the warnings may have no torch.
 """
 
@@ -49,7 +49,7 @@ class RankWarning:
     """A warning of one or several ranks.
 
     Attributes:
-        time: seconds since the epoch at which it was first logged.
+        time: when it was first logged, in seconds since the epoch.
         times: how often a rank logged it; the largest count if several ranks did.
     """
 
@@ -59,9 +59,10 @@ class RankWarning:
     ranks: list[int] = field(default_factory=list)
 
     def describe(self, world_size: int) -> str:
-        """Return the text of the warning for users.
+        """Return the warning as a line of text for users.
 
-        The ranks are added unless only rank 0 logged it, and the count if it is above 1.
+        The line ends with the ranks that logged it, unless only rank 0 did, and with its count, if
+        it is above 1.
         """
         notes = []
         if len(self.ranks) == world_size > 1:
@@ -79,8 +80,11 @@ class WarningRecord(Record):
     """A line of warnings-rank-<rank>.jsonl.
 
     Attributes:
-        kind: the key that equal warnings share.
-        times: count of the warning when the line was written.
+        kind: identifies the warning. Warnings that differ only in numbers, or that come from the
+            same line of code, are of one kind.
+        text: the message of the newest warning of this kind.
+        time: when it was logged, in seconds since the epoch.
+        times: how many warnings of this kind the rank had logged by then.
     """
 
     kind: str
@@ -92,7 +96,7 @@ class WarningRecord(Record):
 class Collector(logging.Handler):
     """Logging handler that records the warnings of this rank.
 
-    Each kind of warning is recorded once, and again whenever its count has doubled.
+    A repeated warning is recorded only when its count has doubled: the 1st, 2nd, 4th, 8th time.
     """
 
     def __init__(self, jobs: Path, rank: int) -> None:
@@ -116,7 +120,7 @@ class Collector(logging.Handler):
         as on a full disk, the warning is lost and the run continues.
 
         Args:
-            kind: the key that equal warnings share.
+            kind: as in WarningRecord.
             when: seconds since the epoch.
         """
         if kind not in self._counts and len(self._counts) >= MAX_WARNINGS:
@@ -134,7 +138,7 @@ class Collector(logging.Handler):
 
 @contextmanager
 def collect(jobs: Path, rank: int) -> Iterator[None]:
-    """Record this rank's warnings in the folder `jobs` within the context, and still log them."""
+    """While the context is open, also record this rank's warnings, in the folder `jobs`."""
     collector = Collector(jobs, rank)
     loggers = [logging.getLogger(name) for name in ("", *NON_PROPAGATING)]
     show = warnings.showwarning
@@ -199,7 +203,7 @@ def _rank_of(path: Path) -> int:
 
 
 def _package_of(filename: str) -> str:
-    """Return the package of a source file: the folder in site-packages, finetune or data_prep."""
+    """Return the package that a source file belongs to; finetune or data_prep for our own code."""
     parts = Path(filename).parts
     own = [part for part in parts if part in ("finetune", "data_prep")]
     if "site-packages" in parts:

@@ -119,7 +119,8 @@ class Outcome(Record):
 
     Attributes:
         reason: why the run ended, as shown to users; None if the ranks wrote the file.
-        asked_by: the cause of an early stop, such as a signal or a stop file; "": none.
+        asked_by: what asked the run to stop early, such as a signal or a stop file; "" or None if
+            nothing did.
     """
 
     OMITTED: ClassVar[tuple[str, ...]] = ("reason", "asked_by")
@@ -161,7 +162,8 @@ class Diagnosis(Record):
 class Turn(Record):
     """turn.json: the process that starts a local run, and watches it until it ends.
 
-    It writes the file before the start. It may then have to wait until other runs have ended.
+    The process writes this file before it starts the run. It may first have to wait for the end of
+    other runs.
 
     Attributes:
         host: the machine of the process.

@@ -59,7 +59,7 @@ def publish(folder: Path, digest: str) -> None:
 
 
 def find_unused(runs_dir: Path) -> Iterator[Path]:
-    """Yield the shared merged bases, folders in runs/.bases, whose files no run links to."""
+    """Yield the folders in runs/.bases that no run uses: their files have no other hard links."""
     for entry in sorted((runs_dir / layout.BASES).glob("*")):
         if all(path.stat().st_nlink == 1 for path in entry.iterdir()):
             yield entry

@@ -61,7 +61,7 @@ class StopFlag:
         return StopReason.NONE
 
     def describe(self) -> str:
-        """Return the source of the stop request, as text for users; "" if there is none."""
+        """Return what asked this rank to stop, as text for users; "" if nothing did."""
         if self._file.exists():
             return "a stop file"
         if self._signal:

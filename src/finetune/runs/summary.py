@@ -46,7 +46,7 @@ class StepLoss:
 
 @dataclass(kw_only=True)
 class UsedGroup:
-    """Documents, tokens and used tokens of one source and written standard."""
+    """Number of documents, tokens and used tokens of one source and written standard."""
 
     source: str
     language: str
@@ -57,11 +57,14 @@ class UsedGroup:
 
 @dataclass(kw_only=True)
 class LostTokens:
-    """Tokens of one source and written standard that are not used.
+    """Tokens of one source and written standard that are not used, for one reason.
 
     Attributes:
-        fate: how the tokens were lost, e.g. truncated or dropped.
-        setting: the setting that determines how such tokens are treated.
+        documents: number of documents that the tokens belong to.
+        tokens: number of tokens.
+        reason: why the tokens are not used, as shown to users.
+        fate: a short name of the reason, such as truncated or dropped.
+        setting: the setting whose change can avoid this.
     """
 
     source: str
@@ -75,7 +78,15 @@ class LostTokens:
 
 @dataclass(kw_only=True)
 class TokenUse:
-    """Number of tokens of a split: in total, used by training or evaluation, and lost by reason."""
+    """How many tokens of a split are used by training or evaluation, and how many are not.
+
+    Attributes:
+        tokens: number of all tokens, used or not.
+        used: number of used tokens.
+        lost: number of unused tokens.
+        groups: the numbers for each source and written standard.
+        losses: the unused tokens, for each source, written standard and reason.
+    """
 
     tokens: int
     used: int
@@ -104,15 +115,16 @@ class Summary:
         steps: optimizer steps taken.
         result_step: the optimizer step whose weights were saved.
         data: number of training documents in use, and of those that were split, cut or left out;
-            also the number of lost tokens.
-        token_use: used and lost tokens, by split.
-        tokens, supervised_tokens: number of tokens trained on, over all attempts.
+            also the number of unused tokens.
+        token_use: used and unused tokens, by split.
+        tokens, supervised_tokens: number of tokens, and of supervised tokens (training targets),
+            that the run was trained on, over all attempts.
         tokens_per_second: None if the last attempt took no step.
         mfu: model FLOPs utilisation; None if there is no formula for the model.
         peak_flops_origin: the source of peak_flops_per_rank.
         peak_memory_bytes: largest memory that rank 0 allocated.
         seconds: time of rank 0 by phase, over all attempts; `total` is the sum.
-        skipped_batches: indices of the batches that were skipped, because each led to a bad step.
+        skipped_batches: indices of the batches that were skipped, because they led to bad steps.
         before, after: held-out loss of the base model and of the result; None without validation
             documents.
         best, last: the optimizer step with the lowest held-out loss, and the last one.

@@ -1,10 +1,13 @@
-"""Sends the metrics of runs to MLflow, from their spools (metrics.jsonl). This can be repeated
-safely: an MLflow run is found by a tag with the run id, and each step is sent once.
+"""Sends the metrics of runs to MLflow, from their spools (metrics.jsonl).
 
-A resumed run repeats the steps since its last checkpoint exactly, so steps that were already sent
-are skipped. The offset reached in the spool is saved beside the spool. If a process ends before it
-saves the offset, the next process sends the same lines with the same timestamps again, and MLflow
-stores them once.
+This can be repeated safely. A tag with the run id shows which MLflow run belongs to a run, and
+MLflow stores each step once:
+
+- A resumed run repeats the steps since its last checkpoint exactly, so steps that were already sent
+  are skipped.
+- The offset reached in the spool is saved in a file beside it. If a process ends before it saves
+  the offset, the next process sends the same lines again. Their timestamps are the same, so MLflow
+  stores them once.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ class Sent:
 
     Attributes:
         offset: number of bytes of metrics.jsonl that were read.
-        last_step: the last step that was sent, by metric.
+        last_step: for each metric the last step of which a value was sent.
     """
 
     mlflow_run_id: str
@@ -52,7 +55,8 @@ def default_uri(runs_dir: str | Path) -> str:
 def sync(run: RunFolder) -> None:
     """Send the run's new metrics and its status to MLflow.
 
-    A lock on the runs folder admits one writer at a time: SQLite does not support more.
+    A lock on the runs folder admits one sender at a time, because MLflow's SQLite database does not
+    support several writers.
     """
     config = run.config()
     with FileLock(run.path.parent / layout.MLFLOW_LOCK, timeout=60):
@@ -147,7 +151,7 @@ def update_sweep_status(points: list[RunFolder]) -> None:
 
 
 def _flatten(run: RunFolder) -> Iterator[tuple[str, str]]:
-    """Return the settings of a run's config with their dotted keys."""
+    """Yield the dotted key and the value of each setting in a run's config."""
 
     def walk(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
         if isinstance(value, dict) and value:
@@ -162,7 +166,7 @@ def _flatten(run: RunFolder) -> Iterator[tuple[str, str]]:
 def _read_batches(spool: Path, sent: Sent) -> Iterator[tuple[list[Any], int]]:
     """Yield batches of unsent metrics, each with the offset in the spool at which it ends.
 
-    Set `sent.last_step` to the newest steps in the batches, but leave `sent.offset` to the caller.
+    This function updates `sent.last_step`. The caller sets `sent.offset` when it has sent a batch.
     """
     from mlflow.entities import Metric
 
@@ -198,10 +202,10 @@ def _parse_line(line: bytes) -> Metrics:
 
 
 def _read_sent(run: RunFolder, mlflow_run_id: str) -> Sent:
-    """Return how much was sent to an MLflow run.
+    """Return how much of a run's metrics was sent to an MLflow run.
 
-    If .sent.json names another MLflow run, nothing was sent to this one. It names another one after
-    a deletion in MLflow or a move of the folder.
+    If .sent.json names another MLflow run, nothing was sent to this one. This happens after the
+    other was deleted in MLflow, or the run folder was moved.
     """
     body = layout.read_json(run.sent)
     if body is not None and body["mlflow_run_id"] == mlflow_run_id:

@@ -133,7 +133,7 @@ FAMILIES = tuple(value for value in list(globals().values()) if isinstance(value
 
 
 def describe(name: str) -> Metric | None:
-    """Return the metric of a name, with its unit and meaning; None if there is no such metric."""
+    """Return the metric with this name, its unit and its meaning; None if there is none."""
     for metric in METRICS:
         if metric == name:
             return metric
