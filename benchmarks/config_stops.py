@@ -124,7 +124,7 @@ class Code:
         return self.annotated(definition.module, definition.node.returns)
 
     def method(self, owner: str, name: str) -> str:
-        """Return the dotted name of a method of a class, or of the method that the class inherits.
+        """Return the dotted name of a class's method, which may be inherited.
 
         Return an empty string if the class or the method is not found.
 

@@ -76,8 +76,8 @@ def _read_provisions(download: str) -> Iterator[str]:
 def _read_sample() -> Iterator[str]:
     """Yield the sample's 163 documents, then shorter versions of them.
 
-    The first paragraph is left out, then the first two, and so on, so that there are as many
-    documents as a benchmark needs.
+    A benchmark may need more documents than the sample has. Shorter versions lack one paragraph or
+    more at their start: first come all that lack one, then those that lack two, and so on.
     """
     report = Report()
     documents = []

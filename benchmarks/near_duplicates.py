@@ -120,9 +120,9 @@ def find_duplicates(everything: list[Document], bands: int) -> tuple[dict[int, i
 
 
 def find_kept(lost: dict[int, int], place: int) -> int:
-    """Return the index of the kept document that stands for the one at index `place`.
+    """Return the index of the kept document that a document duplicates, directly or indirectly.
 
-    It is `place` itself if that document was not dropped.
+    Return `place` if the document at that index was kept itself.
 
     Args:
         lost: for each dropped document, the index of the document that it duplicates.

@@ -35,9 +35,9 @@ logger = logging.getLogger(__name__)
 def build(config: TrainConfig, tokenizer: TokenizerInfo, merged_base: Path, is_main: bool) -> Model:
     """Build the model to train.
 
-    Each rank holds the same complete model on the CPU. Under ZeRO-3, a loaded model is partitioned;
-    a model from scratch is small, so DeepSpeed partitions it later. It then starts from the same
-    random numbers at every ZeRO stage.
+    A model loaded from files is complete on each rank's CPU or, under ZeRO-3, partitioned over the
+    ranks. A model from scratch is always complete on each rank's CPU: it is small, so DeepSpeed can
+    partition it later, and it then starts from the same random numbers at every ZeRO stage.
 
     Args:
         tokenizer: from the corpus manifest; sets the vocabulary and end of sequence of a model from

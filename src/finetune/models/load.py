@@ -152,12 +152,11 @@ def _check_loaded(
     misshapen: Iterable[str],
     unexpected: Iterable[str],
 ) -> None:
-    """Check that the files contain all tensors of the model and no others.
+    """Check that the files contain all tensors of the model, and no others for its modules.
 
-    Some tensors in the files may have no counterpart in the model. If the model also lacks their
-    module, such as a vision tower, they are ignored with a warning. If the model has their module,
-    config.json belongs to another model. Examples are a bias that the model's layers lack, and
-    layer 31 for a model with 30 layers.
+    Tensors of modules that the model lacks, such as a vision tower, are ignored with a warning.
+    Other tensors that the model lacks show that config.json belongs to another model. Examples are
+    a bias that the model's layers lack, and layer 31 for a model with 30 layers.
 
     Args:
         own: names of the model's tensors.
@@ -297,9 +296,10 @@ def build_placeholder(architecture: PretrainedConfig, writable: bool = False) ->
 class _EmptyOnMeta(TorchFunctionMode):
     """Mode in which torch.empty allocates on the meta device.
 
-    torch's modules allocate their weights with torch.empty. accelerate moves weights to the meta
-    device only after they are allocated. Memory from malloc then stays in the process' address
-    space: a quarter of the model's size was measured.
+    It spares the memory of a model that is built without values. torch's modules allocate their
+    weights with torch.empty, and accelerate moves the weights to the meta device only afterwards.
+    Without this mode, freed memory stayed in the process' address space: a quarter of the model's
+    size was measured.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -312,7 +312,7 @@ class _EmptyOnMeta(TorchFunctionMode):
 def needs_conversion(model: Model, files: WeightFiles, names: Iterable[str] | None = None) -> bool:
     """Return whether transformers renames, merges or splits the files' tensors when it loads them.
 
-    Return True for a quantized model too.
+    Also return True if the model is quantized or has buffers on the meta device.
 
     Args:
         files: the files from which `model` is loaded.

@@ -121,7 +121,7 @@ def read_weights(folder: Path, stage: int) -> dict[str, torch.Tensor]:
 
 
 class Partitioner:
-    """Make parameters that are partitioned, so that each rank holds only a slice of each (ZeRO-3).
+    """Maker of partitioned parameters, of which each rank holds only a slice (ZeRO-3).
 
     Args:
         settings: DeepSpeed's config of the run, from deepspeed_config.

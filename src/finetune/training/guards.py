@@ -98,7 +98,7 @@ def check_planned_targets(planned: int, step: int) -> None:
 def check_counted_targets(counted: int, planned: int, step: int) -> None:
     """Raise GuardError if the ranks trained on more or fewer supervised tokens than planned.
 
-    The loss was divided by the planned number.
+    The loss and the gradient would then be wrong, because they are divided by the planned number.
     """
     if counted != planned:
         raise GuardError(
