@@ -65,9 +65,9 @@ def copy_unpacked(folder: Path, into: Path) -> Path:
 def _find_name(element: etree._Element) -> str:
     """Return the name of an element's place in its file, such as "div.footer".
 
-    An element without a class that is mere mark-up, such as bold, gets the name of the element
-    around it. All others are named "tag.class", or "tag" if they have no class. The name is "body"
-    if every element is mere mark-up.
+    The name is "tag.class", with the first class, or "tag" if the element has no class. An element
+    that is mere mark-up, such as bold, and has no class gets the name of the element around it. The
+    name is "body" if there is no other element around it.
     """
     for above in (element, *element.iterancestors()):
         name = above.tag.rpartition("}")[2] if isinstance(above.tag, str) else "comment"

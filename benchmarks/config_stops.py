@@ -9,8 +9,8 @@ function belongs to the function around it.
 
 A call site is a call that passes a value of type TrainConfig to a function or class of
 src/finetune, such as `config`, or `run.config` of the object that `train` builds. A stop is a
-function found by the search that has a parameter annotated `TrainConfig` or `TrainConfig | None`,
-contains a call site, or is called at one.
+function that the search finds and that meets one of three conditions: it has a parameter annotated
+`TrainConfig` or `TrainConfig | None`, it contains a call site, or it is called at one.
 
 Types come from annotations of parameters, attributes, properties and return values. A name or
 attribute without an annotation has the type of the value that is assigned to it. Containers and

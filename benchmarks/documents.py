@@ -42,8 +42,8 @@ def make_documents(cache: Path, download: str | None, count: int) -> tuple[Path,
         count: number of documents.
 
     Returns:
-        The corpus folder that `finetune prepare` wrote; a file with the same documents as
-        {"text": …} lines, for the other systems; and a description for the report.
+        Three values: the corpus folder that `finetune prepare` wrote; a file of JSON lines with the
+        same documents, for the other systems; and a description of the documents for the report.
     """
     if download:
         pieces = _read_provisions(download)

@@ -80,7 +80,7 @@ def _measure_speed(
     sizes: list[str],
     make_bench: Callable[[str, bool], Bench],
 ) -> tuple[list[dict[str, Any]], str]:
-    """Run all systems in turn, round by round; start no run after --minutes.
+    """Run all systems in turn, round by round; start no run after --minutes minutes.
 
     Returns:
         The measurements of each run as a dictionary, and the section of the report.

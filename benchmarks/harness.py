@@ -43,7 +43,7 @@ class Measurement:
 
     Attributes:
         round: number of the round.
-        tokens: number of non-padding tokens of each step, in the warm-up too.
+        tokens: number of non-padding tokens of each step, warm-up steps included.
         seconds: duration of the measured steps, which are all steps after the warm-up.
         peak_memory: highest resident memory of all processes of the run together, in bytes, sampled
             during the measured steps; shared pages count once per process.

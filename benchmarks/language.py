@@ -125,9 +125,9 @@ def read_nav_pairs(file: Path) -> list[tuple[str, str]]:
 
 
 def read_unambiguous_nav(file: Path) -> list[tuple[str, str]]:
-    """Return the texts of read_nav_pairs that can be written in one language only.
+    """Return the texts of read_nav_pairs whose language is unambiguous.
 
-    A text is left out if NAV's letters contain the same words once as Bokmål and once as Nynorsk,
+    A text is left out if NAV has a Bokmål text and a Nynorsk text with the same words as this one,
     because either prediction would then be correct.
     """
     used: dict[str, set[tuple[str, ...]]] = {code: set() for code in ("nob", "nno")}

@@ -2,11 +2,11 @@
 
     python -m benchmarks.near_duplicates --corpora FOLDER [--copies 2500] [--record]
 
-The documents are those with at least 30 words that the readers find in FOLDER (norwegian.py). In a
-copy, 3% of the words are replaced, left out or doubled at random. Copies are shuffled among the
-documents. Titles, first lines, numbers and names are not changed, because a document in which they
-differ is not a duplicate. In the rows "any word", they are changed too. A copy is found if the same
-document is kept for it and for its original.
+The documents are those that the readers find in FOLDER (norwegian.py) and that have at least 30
+words. In a copy, 3% of the words are replaced, left out or doubled at random. Copies are shuffled
+among the documents. Titles, first lines, numbers and names are not changed, because documents that
+differ in them are not duplicates. The table's rows "any word" are an exception: there, these are
+changed too. A copy is found if the same document is kept for it and for its original.
 
 Real text has duplicates of its own. A drop outside the planted pairs counts as correct if the two
 documents have the same title and a word similarity of at least 80% by difflib, which does not use

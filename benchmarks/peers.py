@@ -235,8 +235,8 @@ def _check(measurement: Measurement, options: argparse.Namespace) -> None:
 def _products() -> list[str]:
     """Return the names of the functions for matrix products whose speed is measured.
 
-    torch.mm is measured always, because torch's linear layer runs it; oneDNN, if finetune uses it
-    on this CPU. The names are keys of harness.PRODUCTS.
+    They are torch.mm, because torch's linear layer runs it, and oneDNN if finetune uses it on this
+    CPU. The names are keys of harness.PRODUCTS.
     """
     import torch
 

@@ -14,8 +14,8 @@ time. CPU time and memory are summed over all processes of a system; memory is s
 
 The speed of tokenising alone is measured too. `datasets.map` gets exactly the documents of
 finetune's own step `tokenise`. datatrove tokenises the documents that its own filters keep, which
-are others. finetune's step `tokenise` writes tokens into the stages' folder, and the step `publish`
-writes the corpus folder from them; the table shows the speed with and without `publish`.
+is a different set. finetune's step `tokenise` writes tokens into the stages' folder, and the step
+`publish` writes the corpus folder from them. The table shows the speed with and without `publish`.
 """
 
 from __future__ import annotations

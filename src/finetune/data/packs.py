@@ -67,9 +67,9 @@ class MicroBatch:
 
     @property
     def checksum(self) -> int:
-        """Checksum of the data: the sum over the packs of the CRC of a pack's tokens and documents.
+        """Checksum of the data: the CRC of each pack's tokens and documents, summed over the packs.
 
-        Added up over all ranks and micro-batches, it is equal for two steps with equal data.
+        Summed over all ranks and micro-batches of a step, it is equal for steps with equal data.
         """
         total = 0
         for tokens, documents in zip(self.input_ids.numpy(), self.documents, strict=True):

@@ -3,8 +3,8 @@
 A row is one document or one conversation. It may be longer than a pack. If all its tokens are
 targets, it is running text and may be split anywhere. If it has masked tokens, it is a
 conversation, or a prompt with its completion. A piece from its middle would be an answer without
-its question, so the row is cut after a complete answer or left out. Tokens of the corpus that are
-not trained on for such reasons are called lost.
+its question, so the row is cut after a complete answer or left out. Tokens that a run does not
+train on because their row was shortened or left out are called lost.
 
 This module does not import torch, because `finetune train` counts the lost tokens before it submits
 a job.

@@ -1,6 +1,6 @@
 """Checks of the model that stop a run on silent errors.
 
-They find random weights, packed documents that attend to each other, and saved files that lost
+They find random weights, packed documents that attend to each other, and saved files that lack
 weights. Each raises GuardError with a remedy; tests/test_guards.py plants a fault for each.
 """
 
@@ -96,8 +96,7 @@ def check_logits(
     """Check that logits are finite; if not, find out whether the adapter or the base is the cause.
 
     Args:
-        logits: the model's logits for three documents of random tokens (_make_probe), which it read
-            one by one.
+        logits: the model's logits for the three documents of _make_probe, each run alone.
 
     Raises:
         NotFiniteError: the logits contain NaN or Inf. The message names the cause.

@@ -70,8 +70,8 @@ def install(model: nn.Module, choice: str, device: torch.device, partitioned: bo
 def _install_liger(model: nn.Module) -> list[str]:
     """Install Liger's kernels for this architecture, except its loss; return their names.
 
-    Liger's loss is not needed: like it, our own never computes the full logits, and it also returns
-    the sum over tokens that training needs (loss.py).
+    Liger's loss is not used. Our own (loss.py) does not compute the full logits either, and it
+    returns the sum over tokens that training needs.
     """
     from liger_kernel.transformers.monkey_patch import (
         MODEL_TYPE_TO_APPLY_LIGER_FN,

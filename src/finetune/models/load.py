@@ -152,11 +152,12 @@ def _check_loaded(
     misshapen: Iterable[str],
     unexpected: Iterable[str],
 ) -> None:
-    """Check that the files contain all tensors of the model, and no others for its modules.
+    """Check that the files contain all tensors of the model, and none that its modules lack.
 
-    Tensors of modules that the model lacks, such as a vision tower, are ignored with a warning.
-    Other tensors that the model lacks show that config.json belongs to another model. Examples are
-    a bias that the model's layers lack, and layer 31 for a model with 30 layers.
+    The files may contain a tensor that the model lacks. If the model also lacks the tensor's
+    module, such as a vision tower, the tensor is ignored with a warning. If the model has the
+    module, config.json belongs to another model. Examples are a bias that the model's layers lack,
+    and layer 31 for a model with 30 layers.
 
     Args:
         own: names of the model's tensors.

@@ -158,7 +158,7 @@ class Partitioner:
 
 
 class _ParameterModule(torch.nn.Module):
-    """A module with one parameter. zero.Init partitions only parameters that belong to a module."""
+    """Module around one parameter, because zero.Init partitions only parameters of modules."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         super().__init__()

@@ -82,7 +82,7 @@ class CheckpointState:
 
     @classmethod
     def read(cls, checkpoint: Path) -> CheckpointState:
-        """Read state.json. Its top level also contains the entries of `identity`."""
+        """Read state.json, which has the entries of `identity` at its top level."""
         body = json.loads((checkpoint / layout.STATE).read_text(encoding="utf-8"))
         loop_state = LoopState(**body.pop("seen", {}))
         known = {name: body.pop(name) for name in ("step", "held_out_loss", "world_size") if name in body}
