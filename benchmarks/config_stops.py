@@ -109,7 +109,7 @@ class Code:
         return name if self.is_class(name) else ""
 
     def returned(self, name: str) -> str:
-        """Return the dotted name of the class of the value that a call of `name` returns.
+        """Return the type of the value that a call of `name` returns, as the dotted name of a class.
 
         Return an empty string if the class is unknown or not in the package.
 
@@ -124,7 +124,7 @@ class Code:
         return self.annotated(definition.module, definition.node.returns)
 
     def method(self, owner: str, name: str) -> str:
-        """Return the dotted name of a class's method, which may be inherited.
+        """Return the dotted name of a method that a class defines or inherits.
 
         Return an empty string if the class or the method is not found.
 
@@ -171,7 +171,7 @@ class Code:
 
 
 class Scope:
-    """The types of a function's local names, which are used to find the types of its expressions."""
+    """The types of a function's local names. They are needed to find the types of its expressions."""
 
     def __init__(self, code: Code, definition: Definition) -> None:
         self._code = code

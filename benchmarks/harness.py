@@ -44,7 +44,7 @@ class Measurement:
     Attributes:
         round: number of the round.
         tokens: number of non-padding tokens of each step, warm-up steps included.
-        seconds: duration of the measured steps, which are all steps after the warm-up.
+        seconds: duration of the measured steps: all steps after the warm-up.
         peak_memory: highest resident memory of all processes of the run together, in bytes, sampled
             during the measured steps; shared pages count once per process.
         largest_process: highest resident memory of a single process, in bytes.
@@ -154,7 +154,7 @@ def compute_others_cpu(window: list[dict[str, float]]) -> float:
 
 @dataclass
 class Bench:
-    """A training task, which is the same for every system of a table.
+    """A training task. It is the same for every system of a table.
 
     Attributes:
         cache: folder for all files of the benchmark.
@@ -381,7 +381,7 @@ def measure_matmul_limit(
     """Measure the speed of each matrix product of a model; return the highest, in FLOP/s.
 
     Args:
-        shape: shape of the model, which gives the sizes of its matrices.
+        shape: shape of the model; it determines the sizes of the matrices.
         tokens: number of rows of each product.
         threads: number of torch's threads; None uses its default.
         seconds: time for each shape.

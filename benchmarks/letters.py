@@ -11,8 +11,8 @@ The words of all other pieces are searched for in the rest of the reader's text.
 counted by their place in the file (an element and its class, a term, a key).
 
 Letters lost in the stages of `finetune prepare` are counted too, with default settings. A stage
-loses the letters of the documents that it drops, which are counted by reason, and the letters that
-it changes in the documents that it keeps.
+loses the letters of the documents that it drops; they are counted by reason. It also loses the
+letters that it changes in the documents that it keeps.
 """
 
 from __future__ import annotations

@@ -213,8 +213,8 @@ def _settings(model: Path) -> dict[str, Any]:
 def _check(measurement: Measurement, options: argparse.Namespace) -> None:
     """Exit with a message if a measurement cannot be compared with the others.
 
-    It cannot be if the system trained a wrong number of parameters or used a wrong allocator, or if
-    other processes used more than 10% of the CPU and --busy is not given.
+    Reasons are a wrong number of trained parameters, a wrong allocator and, without --busy, other
+    processes that used more than 10% of the CPU.
     """
     if measurement.trainable_parameters != SHAPE.lora_parameters(LORA_R):
         sys.exit(

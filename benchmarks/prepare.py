@@ -8,7 +8,7 @@
 --record writes the table into RESULTS.md; --workers sets the number of processes of each system.
 
 The text is real (norwegian.py), repeated with every seventh word changed. All systems read the same
-JSON lines from disk and write tokens of the same tokenizer, which is trained before the
+JSON lines from disk and write tokens of the same tokenizer. The tokenizer is trained before the
 measurement. On a quiet machine, compare wall time; if other processes use the machine, compare CPU
 time. CPU time and memory are summed over all processes of a system; memory is sampled.
 

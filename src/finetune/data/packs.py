@@ -48,8 +48,8 @@ class MicroBatch:
 
     Attributes:
         input_ids: [packs, length] token ids; padding is 0.
-        position_ids: [packs, length]; they start at 0 in every document, which isolates documents.
-            Padding is a document of its own.
+        position_ids: [packs, length]; they start at 0 in every document, so that documents are
+            isolated. Padding is a document of its own.
         labels: [packs, length] the next token if it is a target, else IGNORE: at the last token of
             a document, before masked tokens, and in padding.
         documents: [packs, length] index of the token's document in the split; PADDING in padding.

@@ -38,7 +38,8 @@ class GuardError(UserError):
 class NotFiniteError(GuardError):
     """The model's logits contain NaN or Inf with `eager`, the simplest attention of transformers.
 
-    The attention is then not the cause, so no other implementation is tried.
+    The fault is then in the model, not in the attention that is being checked, so no other
+    implementation is tried.
     """
 
 
@@ -202,7 +203,7 @@ def check_packed(packed: torch.Tensor, reference: torch.Tensor, num_layers: int)
     Args:
         packed: [1, tokens, vocabulary] logits of the pack.
         reference: logits of the documents run one by one, in the same shape.
-        num_layers: number of layers of the model, with which the tolerance in bf16 grows.
+        num_layers: number of layers of the model; the tolerance in bf16 grows with it.
 
     Raises:
         GuardError: the logits of some token differ by more than rounding.

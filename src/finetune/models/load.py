@@ -195,7 +195,7 @@ def _check_loaded(
 def _module_kind(name: str) -> str:
     """Return the path of a tensor's module with N in place of each number.
 
-    The path is then equal for the same module of all layers.
+    It is then the same for the corresponding modules of all layers.
     """
     return _DIGITS.sub("N", name.rpartition(".")[0])
 

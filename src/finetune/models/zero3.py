@@ -42,15 +42,15 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
 
 
 def has_async_io() -> bool:
-    """Return whether DeepSpeed can build its asynchronous I/O, which offload to NVMe needs."""
+    """Return whether DeepSpeed can build its asynchronous I/O; offload to NVMe needs it."""
     return bool(deepspeed.ops.op_builder.AsyncIOBuilder().is_compatible())
 
 
 def precompile_super_offload(zero: Mapping[str, Any]) -> None:
     """Compile the CPU Adam of SuperOffload, if the settings use it.
 
-    Otherwise SuperOffload's worker would compile it, and DeepSpeed 0.19 waits only a minute for
-    that worker.
+    Without this, SuperOffload's worker would compile it. DeepSpeed 0.19 waits only a minute for
+    that worker, and compiling may take longer.
     """
     if (zero.get("offload_optimizer") or {}).get("super_offload"):
         deepspeed.ops.op_builder.CPUAdamBuilder().load(verbose=False)

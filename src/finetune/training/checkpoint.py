@@ -44,7 +44,7 @@ Identity = Mapping[str, str | int | None]
 class LoopState:
     """The state of the training loop. A checkpoint stores it beside the state of the engine.
 
-    Checkpoints of old versions lack it; all values are then 0 or empty.
+    Checkpoints of old versions lack it. All values are 0 or empty for these.
 
     Attributes:
         tokens, targets, seconds, rank_seconds: totals so far; see run.Progress.

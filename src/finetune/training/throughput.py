@@ -89,9 +89,9 @@ def flops_per_token(model: nn.Module) -> float:
     FLOPs in full training (Kaplan et al. 2020, Scaling Laws, §2.1), and 4 N if they are frozen
     under an adapter.
 
-    Not counted are the products of queries and keys, which depend on the length, and the input
-    embedding, which is a lookup. Recomputed activations are not counted either, as is usual for
-    model FLOPs utilisation (Chowdhery et al. 2022, PaLM, appendix B).
+    Three things are not counted. The products of queries and keys depend on the length. The input
+    embedding is a lookup. Recomputed activations are left out, as is usual for model FLOPs
+    utilisation (Chowdhery et al. 2022, PaLM, appendix B).
 
     Raises:
         ValueError: the model is a mixture of experts, which uses only a part of its weights for
