@@ -436,7 +436,7 @@ def find_jemalloc() -> str:
 
 
 def summarise(measurements: list[Measurement]) -> dict[str, dict[str, Any]]:
-    """Return, for each system, medians, minima and maxima over its rounds."""
+    """Return, for each system by name, summary statistics of its measurements."""
     rows: dict[str, dict[str, Any]] = {}
     for system in dict.fromkeys(m.system for m in measurements):
         runs = [m for m in measurements if m.system == system]

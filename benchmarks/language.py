@@ -1,4 +1,4 @@
-"""Accuracy of language identification, including Norwegian's two written standards.
+"""Accuracy of language identification, also between Norwegian's two written standards.
 
 It is compared with that of py3langid alone.
 

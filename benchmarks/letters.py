@@ -75,14 +75,15 @@ SOURCES = [
 
 @dataclass
 class Measured:
-    """Numbers of letters in the files of a source, after its reader, and after each stage.
+    """Counts for one source: its files, documents and letters, and the letters that were lost.
 
     Attributes:
-        body: letters in the text of the source's files.
-        read: letters in the documents that the reader returns.
-        missing: letters that the reader leaves out, by their place in the file.
+        body: number of letters in the text of the source's files.
+        read: number of letters in the documents that the reader returns.
+        missing: numbers of letters that the reader leaves out, by their place in the file.
         broken: number of records that the reader set aside, because it could not read them.
-        stages: for each text stage, the letters after it, and the letters lost in it by reason.
+        stages: for each text stage, the number of letters after it, and the numbers of letters lost
+            in it, by reason.
     """
 
     source: Source

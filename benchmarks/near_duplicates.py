@@ -8,10 +8,11 @@ among the documents. Titles, first lines, numbers and names are not changed, bec
 differ in them are not duplicates. The table's rows "any word" are an exception: there, these are
 changed too. A copy is found if the same document is kept for it and for its original.
 
-Real text has duplicates of its own. A drop outside the planted pairs counts as correct if the two
-documents have the same title and a word similarity of at least 80% by difflib, which does not use
-n-grams. The column "other title" counts dropped documents whose title differs from that of the kept
-document.
+Real text has duplicates of its own. If a document is dropped as the duplicate of another, and the
+two are not a copy and its original, this counts as correct on two conditions: their titles do not
+differ, and their word similarity by difflib, which uses no n-grams, is at least 80%. The column
+"other title" counts dropped documents whose title differs from that of the document that they
+duplicate.
 """
 
 from __future__ import annotations

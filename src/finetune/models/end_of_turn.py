@@ -75,7 +75,7 @@ def declare(folder: Path, tokenizer: TokenizerInfo, model: Any) -> None:
 
 
 def inherit(model: Any, adapter: Path) -> None:
-    """Make a model stop also at the end-of-sequence tokens of an adapter merged into it.
+    """Add the end-of-sequence tokens of a merged adapter to those at which the model stops.
 
     Args:
         adapter: folder of the adapter.

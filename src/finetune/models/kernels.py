@@ -174,9 +174,9 @@ class _Lora(torch.autograd.Function):
 class _MergedLora(torch.autograd.Function):
     """LoRA as y = x (W + s B A)ᵀ: it adds the weights of base and adapter, not their outputs.
 
-    This usually needs fewer additions, because a layer has fewer weights than outputs for a
-    micro-batch. Use it for float32 only: in bf16 the sum of weights would round a small adapter to
-    nothing.
+    This usually takes fewer additions, because the outputs for a micro-batch are more numbers than
+    the weights of a layer. Use it for float32 only: in bf16 the sum of weights would round a small
+    adapter to nothing.
     """
 
     @staticmethod

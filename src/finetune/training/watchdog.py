@@ -41,7 +41,7 @@ class Watchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def beat(self) -> None:
-        """Report progress, which restarts the timer."""
+        """Restart the timer, because this rank has made progress."""
         self._last_beat = time.monotonic()
         faulthandler.dump_traceback_later(self._seconds, file=self._file)
 
