@@ -1,8 +1,8 @@
-"""The text of a source's files, extracted without data_prep's readers.
+"""Extraction of the text of a source's files, without data_prep's readers.
 
-It is the reference with which letters.py compares the text of the readers. It consists of pieces,
-each with the name of its place (an element and its class, a key, a column), so that the table can
-name the places that a reader leaves out.
+letters.py compares this text with the readers' text, and counts the letters that are missing there.
+The text consists of pieces. A piece is named after its place in the file (an element and its class,
+a key, a column), so that the table can list the places that a reader leaves out.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ def copy_unpacked(folder: Path, into: Path) -> Path:
 
 
 def _find_name(element: etree._Element) -> str:
-    """Return a name for the place of an element in its file.
+    """Return the name of an element's place in its file, such as "div.footer".
 
-    The name is taken from the element, or from the nearest element around it that has a class or a
-    tag other than mere mark-up such as bold. It is "tag.class", or "tag" if there is no class, or
-    "body" if there is no such element.
+    The name is "tag.class", with the first class, or "tag" if the element has no class. An element
+    that is mere mark-up, such as bold, and has no class gets the name of the element around it. The
+    name is "body" if there is no other element around it.
     """
     for above in (element, *element.iterancestors()):
         name = above.tag.rpartition("}")[2] if isinstance(above.tag, str) else "comment"
@@ -107,10 +107,10 @@ def _html(path: Path) -> Iterator[Piece]:
 
 
 def _journal(path: Path) -> Iterator[Piece]:
-    """Yield every value of a journal of public records (eInnsyn), as XML or JSON-LD.
+    """Yield the values in a journal of public records (eInnsyn), an XML or JSON-LD file.
 
-    A piece is named after the XML element or the JSON key of its value. Values that are not public
-    are yielded too, although a reader must leave them out.
+    Each value is a piece, named after its XML element or JSON key. Values that are not public are
+    included, although a reader must leave them out. In JSON-LD, web addresses are left out.
     """
     if path.suffix == ".xml":
         yield from _xml(path)

@@ -9,8 +9,8 @@ function belongs to the function around it.
 
 A call site is a call that passes a value of type TrainConfig to a function or class of
 src/finetune, such as `config`, or `run.config` of the object that `train` builds. A stop is a
-function found by the search that has a parameter annotated `TrainConfig` or `TrainConfig | None`,
-contains a call site, or is called at one.
+function that the search finds and that meets one of three conditions: it has a parameter annotated
+`TrainConfig` or `TrainConfig | None`, it contains a call site, or it is called at one.
 
 Types come from annotations of parameters, attributes, properties and return values. A name or
 attribute without an annotation has the type of the value that is assigned to it. Containers and
@@ -109,7 +109,7 @@ class Code:
         return name if self.is_class(name) else ""
 
     def returned(self, name: str) -> str:
-        """Return the dotted name of the class of the value that a call of `name` returns.
+        """Return the type of the value that a call of `name` returns, as the dotted name of a class.
 
         Return an empty string if the class is unknown or not in the package.
 
@@ -124,7 +124,7 @@ class Code:
         return self.annotated(definition.module, definition.node.returns)
 
     def method(self, owner: str, name: str) -> str:
-        """Return the dotted name of a method of a class, or of the method that the class inherits.
+        """Return the dotted name of a method that a class defines or inherits.
 
         Return an empty string if the class or the method is not found.
 
@@ -171,7 +171,7 @@ class Code:
 
 
 class Scope:
-    """The types of a function's local names, which are used to find the types of its expressions."""
+    """The types of a function's local names. They are needed to find the types of its expressions."""
 
     def __init__(self, code: Code, definition: Definition) -> None:
         self._code = code

@@ -1,6 +1,6 @@
 """Script that tokenises a folder of JSON lines with `datasets.map`, as training libraries do.
 
-It prints the seconds as JSON. prepare.py runs it.
+It prints its duration in seconds as JSON. prepare.py runs it.
 """
 
 import json

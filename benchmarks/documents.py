@@ -42,8 +42,8 @@ def make_documents(cache: Path, download: str | None, count: int) -> tuple[Path,
         count: number of documents.
 
     Returns:
-        The corpus folder that `finetune prepare` wrote; a file with the same documents as
-        {"text": …} lines, for the other systems; and a description for the report.
+        Three values: the corpus folder that `finetune prepare` wrote; a file of JSON lines with the
+        same documents, for the other systems; and a description of the documents for the report.
     """
     if download:
         pieces = _read_provisions(download)
@@ -76,8 +76,8 @@ def _read_provisions(download: str) -> Iterator[str]:
 def _read_sample() -> Iterator[str]:
     """Yield the sample's 163 documents, then shorter versions of them.
 
-    The first paragraph is left out, then the first two, and so on, so that there are as many
-    documents as a benchmark needs.
+    A benchmark may need more documents than the sample has. Shorter versions lack one paragraph or
+    more at their start: first come all that lack one, then those that lack two, and so on.
     """
     report = Report()
     documents = []

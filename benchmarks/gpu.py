@@ -1,10 +1,11 @@
 """Training speed on one GPU, compared with TRL: `python -m benchmarks.gpu --text FOLDER`.
 
 Llamas with random weights and 1B or 8B parameters are trained in bf16, with 4,096 tokens per row
-and without gradient checkpointing: by LoRA (r=16, all linear layers) or in full. Full training
-keeps float32 weights and multiplies in bf16. At 16 bytes per parameter, 8B does not fit on one GPU
-and is left out. To work offline, pass TRL's environment as --trl-python, or its wheels as --wheels.
---tiny tries the script on a CPU.
+and without gradient checkpointing. They are trained by LoRA (r=16, all linear layers) or in full.
+Full training keeps float32 weights and multiplies in bf16. It needs 16 bytes per parameter, so the
+8B model does not fit on one GPU and is trained by LoRA only. To work offline, pass --trl-python
+(the Python of an environment with TRL) or --wheels (a folder with TRL's wheels). --tiny tries the
+script on a CPU.
 """
 
 from __future__ import annotations
@@ -79,10 +80,10 @@ def _measure_speed(
     sizes: list[str],
     make_bench: Callable[[str, bool], Bench],
 ) -> tuple[list[dict[str, Any]], str]:
-    """Run all systems in turn, round by round, until the time of --minutes is over.
+    """Run all systems in turn, round by round; start no run after --minutes minutes.
 
     Returns:
-        The raw rows, and the section of the report.
+        The measurements of each run as a dictionary, and the section of the report.
     """
     python = options.trl_python
     if not python:

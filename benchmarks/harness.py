@@ -39,20 +39,21 @@ JEMALLOC_FOLDERS = (
 
 @dataclass
 class Measurement:
-    """One training run of one system, without start-up, warm-up and evaluation.
+    """Measurements of one training run of one system.
 
     Attributes:
         round: number of the round.
-        tokens: number of non-padding tokens of each step, warm-up included.
-        seconds: duration of the measured steps.
-        peak_memory: bytes of resident memory of all processes of the run, sampled during the
-            measured steps; shared pages count once per process.
-        largest_process: bytes of resident memory of the largest process.
+        tokens: number of non-padding tokens of each step, warm-up steps included.
+        seconds: duration of the measured steps: all steps after the warm-up.
+        peak_memory: highest resident memory of all processes of the run together, in bytes, sampled
+            during the measured steps; shared pages count once per process.
+        largest_process: highest resident memory of a single process, in bytes.
         others_cpu: share of the machine's CPU time that processes outside the run used during the
             measured steps.
         isolated: True if documents in one row attend only to themselves; None if every row holds
             one document.
-        gpu_memory: bytes in use on the first GPU, by all processes.
+        gpu_memory: highest memory in use on the first GPU, by all processes, in bytes; None without
+            a GPU.
     """
 
     system: str
@@ -73,8 +74,8 @@ class Measurement:
 class Sampler(threading.Thread):
     """Thread that samples memory and CPU time of a run's processes twice a second.
 
-    A process belongs to the run if the variable MARK in its environment has the run's value. Its
-    parent may have ended.
+    The processes of the run are those whose environment variable MARK has the run's value. They are
+    found even if the process that started them has ended.
 
     Args:
         mark: the run's value of MARK.
@@ -153,7 +154,7 @@ def compute_others_cpu(window: list[dict[str, float]]) -> float:
 
 @dataclass
 class Bench:
-    """A training task, which is the same for every system of a table.
+    """A training task. It is the same for every system of a table.
 
     Attributes:
         cache: folder for all files of the benchmark.
@@ -162,7 +163,7 @@ class Bench:
         warmup: number of optimizer steps before the measured ones.
         steps: number of measured optimizer steps.
         settings: settings that all systems share, such as `sequence_length` and `lr`.
-        allocator: `glibc` or `jemalloc`.
+        allocator: memory allocator of the processes, `glibc` or `jemalloc`.
         threads: number of CPU threads of each process; None for the library's default.
         gpu: True if the task runs on a GPU.
     """
@@ -181,7 +182,7 @@ class Bench:
     def environment(self, mark: str) -> dict[str, str]:
         """Return the environment variables of a run's processes.
 
-        The variable MARK is set to `mark`. The sampler recognises the run's processes by it.
+        The variable MARK is set to `mark`, so that the sampler finds the processes.
         """
         dropped = ("LD_PRELOAD", "PYTHONPATH", "OMP_NUM_THREADS")
         variables = {key: value for key, value in os.environ.items() if key not in dropped}
@@ -380,12 +381,12 @@ def measure_matmul_limit(
     """Measure the speed of each matrix product of a model; return the highest, in FLOP/s.
 
     Args:
-        shape: shape of the model, which gives the sizes of its matrices.
-        tokens: number of rows of the products.
+        shape: shape of the model; it determines the sizes of the matrices.
+        tokens: number of rows of each product.
         threads: number of torch's threads; None uses its default.
         seconds: time for each shape.
-        by: the key in PRODUCTS of the function that multiplies. torch's linear layer runs torch.mm;
-            oneDNN may be faster on CPUs with AVX-512.
+        by: name of the function that multiplies, a key of PRODUCTS. torch's linear layer runs
+            torch.mm; oneDNN may be faster on CPUs with AVX-512.
     """
     product = PRODUCTS[by]
     code = f"""
@@ -412,9 +413,9 @@ print(best)
 
 
 def check_quiet(busy: bool) -> float:
-    """Return the share of the CPU that other processes use, measured over three seconds.
+    """Check that other processes use little of the CPU; return the share that they use.
 
-    Exit if it is above 10% and `busy` is False.
+    The share is measured over three seconds. Exit if it is above 10% and `busy` is False.
     """
     share = psutil.cpu_percent(interval=3) / 100
     if share > 0.1 and not busy:
@@ -435,7 +436,7 @@ def find_jemalloc() -> str:
 
 
 def summarise(measurements: list[Measurement]) -> dict[str, dict[str, Any]]:
-    """Return, for each system, medians, minima and maxima over its rounds."""
+    """Return, for each system by name, summary statistics of its measurements."""
     rows: dict[str, dict[str, Any]] = {}
     for system in dict.fromkeys(m.system for m in measurements):
         runs = [m for m in measurements if m.system == system]

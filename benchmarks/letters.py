@@ -10,9 +10,9 @@ element, a line or a cell. If the reader's text contains a piece, no letter of t
 The words of all other pieces are searched for in the rest of the reader's text. Missing letters are
 counted by their place in the file (an element and its class, a term, a key).
 
-Later losses are those in the stages of `finetune prepare` with default settings: letters of
-documents that a stage drops, by reason, and letters that a stage changes in documents that it
-keeps.
+Letters lost in the stages of `finetune prepare` are counted too, with default settings. A stage
+loses the letters of the documents that it drops; they are counted by reason. It also loses the
+letters that it changes in the documents that it keeps.
 """
 
 from __future__ import annotations
@@ -75,14 +75,15 @@ SOURCES = [
 
 @dataclass
 class Measured:
-    """Numbers of letters in the files of a source, after its reader, and after each stage.
+    """Counts for one source: its files, documents and letters, and the letters that were lost.
 
     Attributes:
-        body: letters in the text of the source's files.
-        read: letters in the documents that the reader returns.
-        missing: letters that the reader leaves out, by their place in the file.
+        body: number of letters in the text of the source's files.
+        read: number of letters in the documents that the reader returns.
+        missing: numbers of letters that the reader leaves out, by their place in the file.
         broken: number of records that the reader set aside, because it could not read them.
-        stages: for each text stage, the letters after it, and the letters lost in it by reason.
+        stages: for each text stage, the number of letters after it, and the numbers of letters lost
+            in it, by reason.
     """
 
     source: Source
@@ -102,7 +103,7 @@ def count_letters(text: str) -> int:
 def count_missing(pieces: list[bodies.Piece], text: str) -> Counter[str]:
     """Count the letters of the pieces that are missing in a text; return the numbers by piece name.
 
-    A letter of the text can match one piece only.
+    Each letter of the text can match only one piece.
     """
     left = bytearray(f" {' '.join(_WORD.findall(text))} ".encode())
     position = 0
@@ -130,7 +131,7 @@ def _count_missing_words(pieces: list[tuple[str, list[str]]], left: str) -> Coun
 
     Args:
         pieces: name and words of each piece.
-        left: the parts of the text that match no other piece.
+        left: the words of the text that belong to no complete piece, separated by spaces.
     """
     words = Counter(left.split())
     joined = left.replace(" ", "")

@@ -4,7 +4,8 @@ benchmarks/structure.py prints these measures. They cover src, data_prep, slurm,
 tests.
 
 - A tuple assignment has a tuple on both sides (`a, b = x, y`).
-- A table of data is a literal of constants, containers and calls that a module assigns to a name.
+- A table of data is a value that a module assigns to a name. It consists of constants, containers
+  and calls.
 - A what-clause is a sentence that begins with What, Who or Whether and is not a question.
 - Speech is "say", "tell" and "word" in all their forms. data_prep counts words of texts, so "word"
   is not counted in data_prep and its tests.

@@ -1,6 +1,6 @@
 """Script that trains with another system, in that system's environment: `meter.py settings.json`.
 
-It counts the tokens that enter the model. All these systems train with a subclass of transformers'
+It counts the tokens that enter the model. All other systems train with a subclass of transformers'
 Trainer, so one callback with a forward hook measures all of them.
 """
 

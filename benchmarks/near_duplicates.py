@@ -2,16 +2,17 @@
 
     python -m benchmarks.near_duplicates --corpora FOLDER [--copies 2500] [--record]
 
-The documents are those with at least 30 words that the readers find in FOLDER (norwegian.py). In a
-copy, 3% of the words are replaced, left out or doubled at random. Copies are shuffled among the
-documents. Titles, first lines, numbers and names are not changed, because a document in which they
-differ is not a duplicate. In the rows "any word", they are changed too. A copy is found if the same
-document is kept for it and for its original.
+The documents are those that the readers find in FOLDER (norwegian.py) and that have at least 30
+words. In a copy, 3% of the words are replaced, left out or doubled at random. Copies are shuffled
+among the documents. Titles, first lines, numbers and names are not changed, because documents that
+differ in them are not duplicates. The table's rows "any word" are an exception: there, these are
+changed too. A copy is found if the same document is kept for it and for its original.
 
-Real text has duplicates of its own. A drop outside the planted pairs counts as correct if the two
-documents have the same title and a word similarity of at least 80% by difflib, which does not use
-n-grams. The column "other title" counts dropped documents whose title differs from that of the kept
-document.
+Real text has duplicates of its own. If a document is dropped as the duplicate of another, and the
+two are not a copy and its original, this counts as correct on two conditions: their titles do not
+differ, and their word similarity by difflib, which uses no n-grams, is at least 80%. The column
+"other title" counts dropped documents whose title differs from that of the document that they
+duplicate.
 """
 
 from __future__ import annotations
@@ -120,9 +121,9 @@ def find_duplicates(everything: list[Document], bands: int) -> tuple[dict[int, i
 
 
 def find_kept(lost: dict[int, int], place: int) -> int:
-    """Return the index of the kept document that stands for the one at index `place`.
+    """Return the index of the kept document that a document duplicates, directly or indirectly.
 
-    It is `place` itself if that document was not dropped.
+    Return `place` if the document at that index was kept itself.
 
     Args:
         lost: for each dropped document, the index of the document that it duplicates.

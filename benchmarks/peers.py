@@ -2,10 +2,10 @@
 
 Run it with `make bench-peers`, or `python -m benchmarks.peers --text FOLDER`.
 
-The task is LoRA (r=8, all linear layers) in fp32, of a Llama with 34M parameters and random
-weights. It has 2,000 documents, 512 tokens per row, 4 rows per step, and one process with two
-threads. The systems train in turn, on the same documents, from the same model folder, for the same
-number of steps. rules.py defines how they are measured. Nothing else should run on the machine
+The task is to train a Llama with 34M parameters and random weights in fp32, by LoRA (r=8, all
+linear layers). It has 2,000 documents, 512 tokens per row, 4 rows per step, and one process with
+two threads. The systems train in turn, on the same documents, from the same model folder, for the
+same number of steps. rules.py defines how they are measured. Nothing else should run on the machine
 meanwhile.
 """
 
@@ -213,8 +213,8 @@ def _settings(model: Path) -> dict[str, Any]:
 def _check(measurement: Measurement, options: argparse.Namespace) -> None:
     """Exit with a message if a measurement cannot be compared with the others.
 
-    This is so if the system trained a wrong number of parameters or used a wrong allocator, or if
-    other processes used more than 10% of the CPU and --busy is not given.
+    Reasons are a wrong number of trained parameters, a wrong allocator and, without --busy, other
+    processes that used more than 10% of the CPU.
     """
     if measurement.trainable_parameters != SHAPE.lora_parameters(LORA_R):
         sys.exit(
@@ -233,9 +233,10 @@ def _check(measurement: Measurement, options: argparse.Namespace) -> None:
 
 
 def _products() -> list[str]:
-    """Return the names of the matrix products whose highest speed is measured on this machine.
+    """Return the names of the functions for matrix products whose speed is measured.
 
-    They are torch.mm, which torch's linear layer runs, and oneDNN if finetune uses it on this CPU.
+    They are torch.mm, because torch's linear layer runs it, and oneDNN if finetune uses it on this
+    CPU. The names are keys of harness.PRODUCTS.
     """
     import torch
 

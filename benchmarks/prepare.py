@@ -8,13 +8,14 @@
 --record writes the table into RESULTS.md; --workers sets the number of processes of each system.
 
 The text is real (norwegian.py), repeated with every seventh word changed. All systems read the same
-JSON lines from disk and write tokens of the same tokenizer, which is trained before the
+JSON lines from disk and write tokens of the same tokenizer. The tokenizer is trained before the
 measurement. On a quiet machine, compare wall time; if other processes use the machine, compare CPU
 time. CPU time and memory are summed over all processes of a system; memory is sampled.
 
-For tokenising alone, `datasets.map` gets exactly the documents of finetune's own step. datatrove's
-filters keep a different set of documents, and its speed is measured on these. finetune's step
-writes tokens into the stages' folder, from which `publish` writes the corpus folder.
+The speed of tokenising alone is measured too. `datasets.map` gets exactly the documents of
+finetune's own step `tokenise`. datatrove tokenises the documents that its own filters keep, which
+is a different set. finetune's step `tokenise` writes tokens into the stages' folder, and the step
+`publish` writes the corpus folder from them. The table shows the speed with and without `publish`.
 """
 
 from __future__ import annotations

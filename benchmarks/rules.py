@@ -1,6 +1,6 @@
 """The rules by which all systems are measured: tokens, steps and FLOP.
 
-It uses only the standard library, because it runs in each system's own environment.
+This module uses only the standard library, because it runs in each system's own environment.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class Shape:
 def flop_per_token(non_embedding_parameters: int, lora: bool) -> int:
     """Return the number of floating-point operations for training on one token.
 
-    Each parameter needs 2 for the forward pass, 2 for the gradient of the layer's input and, in
-    full training, 2 for the gradient of the weights (Kaplan et al. 2020, section 2.1). Attention
-    scores, embeddings, the output layer and the adapter are left out, for all systems.
+    Each parameter needs 2 operations for the forward pass, 2 for the gradient of the layer's input
+    and, in full training, 2 for the gradient of the weights (Kaplan et al. 2020, section 2.1).
+    Attention scores, embeddings, the output layer and the adapter are left out, for all systems.
     """
     return (4 if lora else 6) * non_embedding_parameters
 

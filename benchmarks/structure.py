@@ -241,7 +241,7 @@ def listing(title: str, rows: list[Row]) -> str:
     """List the places in the source that were counted for each measure; return the list as text.
 
     Args:
-        title: title of the checkout's column, which is added to each measure's name.
+        title: title of the checkout's column; it is added to each measure's name.
         rows: the checkout's measures.
     """
     lines = []

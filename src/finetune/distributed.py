@@ -1,4 +1,4 @@
-"""Ranks and collectives, through torch.distributed, which DeepSpeed initialises."""
+"""Ranks and collectives, through torch.distributed. DeepSpeed initialises the process group."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class World:
         return torch.device("cpu")
 
     def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the element-wise sum over all ranks, which also replaces `values`."""
+        """Return the element-wise sum over all ranks, and write it into `values`."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
@@ -63,7 +63,7 @@ class World:
         return values
 
     def broadcast(self, values: torch.Tensor, source: int) -> torch.Tensor:
-        """Return the tensor of rank `source` on every rank, where it also replaces `values`."""
+        """Return rank `source`'s tensor on every rank, and write it into `values`."""
         if self.size > 1:
             dist.broadcast(values, source)
         return values

@@ -1,10 +1,10 @@
-"""Packing: the assignment of pieces of documents to packs, as pure functions of lengths and seeds.
+"""Packing: documents are cut into segments, and the segments are assigned to packs.
 
-rows.py decides how much of each document is kept. This module cuts documents into segments of at
-most `sequence_length` tokens, and packs the segments by best fit decreasing (the bin-packing
-heuristic of Johnson 1973; for language models Ding et al. 2024, "Fewer Truncations Improve Language
-Modeling"). A segment is never split again. Packed documents do not attend to each other, because
-the positions of each start at 0 (models/attention.py).
+A segment has at most `sequence_length` tokens and is never split again. Segments are packed by best
+fit decreasing (the bin-packing heuristic of Johnson 1973; for language models Ding et al. 2024,
+"Fewer Truncations Improve Language Modeling"). The result depends only on lengths and seeds.
+rows.py decides beforehand how much of each document is kept. Packed documents do not attend to each
+other, because the positions of each start at 0 (models/attention.py).
 
 This module does not import torch.
 """

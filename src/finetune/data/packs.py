@@ -48,8 +48,8 @@ class MicroBatch:
 
     Attributes:
         input_ids: [packs, length] token ids; padding is 0.
-        position_ids: [packs, length]; they start at 0 in every document, which isolates documents.
-            Padding is a document of its own.
+        position_ids: [packs, length]; they start at 0 in every document, so that documents are
+            isolated. Padding is a document of its own.
         labels: [packs, length] the next token if it is a target, else IGNORE: at the last token of
             a document, before masked tokens, and in padding.
         documents: [packs, length] index of the token's document in the split; PADDING in padding.
@@ -67,9 +67,9 @@ class MicroBatch:
 
     @property
     def checksum(self) -> int:
-        """Checksum of the data: the sum over the packs of the CRC of a pack's tokens and documents.
+        """Checksum of the data: the CRC of each pack's tokens and documents, summed over the packs.
 
-        Added up over all ranks and micro-batches, it is equal for two steps with equal data.
+        Summed over all ranks and micro-batches of a step, it is equal for steps with equal data.
         """
         total = 0
         for tokens, documents in zip(self.input_ids.numpy(), self.documents, strict=True):
@@ -122,14 +122,16 @@ class PackedData:
     Args:
         sources: sources in use; documents of other sources are left out.
         sequence_length: number of tokens in a pack.
-        long_documents, long_conversations: treatment of rows longer than a pack; see rows.LongRows.
-        plan_folder: folder of the plans. Rank 0 writes one file per epoch when it is first needed.
-        shuffle_seed: seed of the order of documents; None keeps them in order.
+        long_documents, long_conversations: how rows longer than a pack are treated; see
+            rows.LongRows.
+        plan_folder: folder of the plans, one file per epoch. Rank 0 writes a plan when it is first
+            needed.
+        shuffle_seed: seed of the order of the packs; None keeps them in order, for evaluation.
 
     Attributes:
-        counts: documents in the plan, and how many were split, cut or left out (see
-            rows.count_documents).
-        account: used and lost tokens of the split.
+        counts: numbers of documents that are used, split, cut and left out, and the number of lost
+            tokens (see rows.count_documents).
+        account: numbers of used and lost tokens of the split.
 
     Raises:
         UserError: the training split has no text to train on.
@@ -317,7 +319,7 @@ def _save(path: Path, array: NDArray[np.void]) -> None:
 
 
 def _load(path: Path) -> NDArray[np.void]:
-    """Load an array memory-mapped; an empty one cannot be mapped and is read into memory."""
+    """Load an array; it is memory-mapped unless it is empty, as empty files cannot be mapped."""
     try:
         array: NDArray[np.void] = np.load(path, mmap_mode="r")
     except ValueError:

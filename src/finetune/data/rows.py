@@ -1,8 +1,10 @@
-"""Rows of a corpus that are longer than a pack, and the tokens that are lost with them.
+"""Decide how much of each row of a corpus is trained on, and count the tokens that are lost.
 
-A row whose tokens are all targets is running text, which may be split anywhere. A row with masked
-tokens is a conversation, or a prompt with its completion. A piece from its middle would be an
-answer without its question, so the row is cut after a complete answer or left out.
+A row is one document or one conversation. It may be longer than a pack. If all its tokens are
+targets, it is running text and may be split anywhere. If it has masked tokens, it is a
+conversation, or a prompt with its completion. A piece from its middle would be an answer without
+its question, so the row is cut after a complete answer or left out. Tokens that a run does not
+train on because their row was shortened or left out are called lost.
 
 This module does not import torch, because `finetune train` counts the lost tokens before it submits
 a job.
@@ -32,7 +34,7 @@ MaskOf = Callable[[int], NDArray[np.int32]]
 
 
 class Fate(IntEnum):
-    """The treatment of a row: kept whole, split, shortened or left out.
+    """How a row is treated: kept whole, split, shortened or left out.
 
     The numbers are stored in a run's files, so they must not change.
     """
@@ -68,10 +70,10 @@ class LongRows:
 
     Attributes:
         sequence_length: number of tokens in a pack.
-        documents: treatment of running text: "split" (also "auto"), "truncate" to the first pack,
+        documents: how running text is treated: "split" (also "auto"), "truncate" to the first pack,
             or "drop".
-        conversations: treatment of conversations: "cut" after the last complete answer that fits,
-            or "drop".
+        conversations: how conversations are treated: "cut" after the last complete answer that
+            fits, or "drop".
     """
 
     sequence_length: int
@@ -85,13 +87,13 @@ class LongRows:
 
 @dataclass(frozen=True)
 class Loss:
-    """The tokens that training leaves out for one reason, in one source and language.
+    """Tokens of one source and language that a run does not train on, for one reason.
 
     Attributes:
         language: code of the language; Bokmål and Nynorsk are two languages.
-        fate: the treatment that loses the tokens.
-        documents: number of rows with this treatment.
-        tokens: number of tokens lost in these rows.
+        fate: how these rows are treated, such as truncated or dropped.
+        documents: number of rows treated so.
+        tokens: number of their tokens that are not trained on.
     """
 
     source: str
@@ -111,13 +113,14 @@ class Loss:
 
 @dataclass(frozen=True)
 class Account:
-    """Numbers of tokens that a run uses and loses in a split, for the sources in use.
+    """Numbers of tokens of a split that a run trains on, and that it loses.
 
-    A token is lost if its row is left out, or if it is cut off from its row.
+    Only the sources in use are counted. A token is lost if its row is left out, or if it is cut off
+    from its row.
 
     Attributes:
         groups: numbers of all tokens and of used tokens, by source and language.
-        losses: numbers of lost tokens, by source, language and reason.
+        losses: numbers of lost tokens, by source, language and fate.
     """
 
     groups: list[UsedGroup]
@@ -156,7 +159,7 @@ class Account:
 
 
 def decide_rows(table: pa.Table, mask_column: str | None, sources: list[str], long: LongRows) -> Rows:
-    """Decide the treatment of each row of a split.
+    """Decide how each row of a split is treated.
 
     Args:
         mask_column: column that marks the target tokens; None if all tokens are targets.
@@ -234,10 +237,10 @@ def end_of_last_answer(mask: NDArray[np.integer[Any]], sequence_length: int) -> 
 
 
 def build_account(rows: Rows, sources: NDArray[np.object_], languages: NDArray[np.object_]) -> Account:
-    """Count the tokens of the rows, and those used and lost in training, by source and language.
+    """Count all, used and lost tokens of the rows, by source and language.
 
     Args:
-        rows: [rows] length, kept tokens and treatment of each row, from decide_rows.
+        rows: [rows] of dtype ROW, from decide_rows.
         sources: [rows] source of each row.
         languages: [rows] language of each row; Bokmål and Nynorsk are two languages.
     """
@@ -266,7 +269,7 @@ def build_account(rows: Rows, sources: NDArray[np.object_], languages: NDArray[n
 
 
 def count_documents(rows: Rows) -> dict[str, int]:
-    """Return the numbers of documents by treatment, and the number of lost tokens, by name."""
+    """Return the numbers of documents treated in each way, and of lost tokens, by name."""
     number = {fate: int((rows["fate"] == fate).sum()) for fate in Fate}
     num_dropped = number[Fate.DROPPED] + number[Fate.CONVERSATION_DROPPED] + number[Fate.NO_ANSWER_FITS]
     in_use = rows["fate"] != Fate.EXCLUDED
@@ -287,7 +290,7 @@ def read_account(corpus: Corpus, split: str, sources: list[str], long: LongRows)
     Args:
         split: name of the split, such as "train".
         sources: sources in use; rows of other sources are not counted.
-        long: treatment of rows longer than a pack.
+        long: how rows longer than a pack are treated.
     """
     table = corpus.table(split)
     rows = decide_rows(table, corpus.manifest.mask_column, sources, long)
@@ -339,7 +342,7 @@ def _round_up(share: float) -> float:
 
 
 class ListColumn:
-    """A list column of a memory-mapped table, whose rows are numpy views, not copies.
+    """A list column of a memory-mapped table; its rows are read as numpy views, without a copy.
 
     Attributes:
         lengths: [rows] number of values in each row.

@@ -1,8 +1,8 @@
-"""Attention implementations that isolate packed documents; `documents` is our own.
+"""Attention implementations that isolate packed documents, among them our own, `documents`.
 
 In a pack, the positions of each document start at 0. `sdpa` and `flex_attention` turn the positions
-into a mask over [length × length]. `flash_attention_2` and `documents` take all packs of a batch as
-one row of documents, and never compute masked scores. checks.choose_attention tries the
+into a mask over [length × length]. `flash_attention_2` and `documents` join all packs of a batch
+into one row of documents, and never compute masked scores. checks.choose_attention tries the
 implementations on the loaded model, and takes the first that gives correct results.
 """
 

@@ -35,16 +35,16 @@ logger = logging.getLogger(__name__)
 def build(config: TrainConfig, tokenizer: TokenizerInfo, merged_base: Path, is_main: bool) -> Model:
     """Build the model to train.
 
-    Each rank holds the same complete model on the CPU. Under ZeRO-3, a loaded model is partitioned;
-    a model from scratch is small, so DeepSpeed partitions it later. It then starts from the same
-    random numbers at every ZeRO stage.
+    A model loaded from files is complete on each rank's CPU or, under ZeRO-3, partitioned over the
+    ranks. A model from scratch is always complete on each rank's CPU: it is small, so DeepSpeed can
+    partition it later, and it then starts from the same random numbers at every ZeRO stage.
 
     Args:
         tokenizer: from the corpus manifest; sets the vocabulary and end of sequence of a model from
             scratch.
-        merged_base: folder for a merged base. It is used if the base has earlier adapters and a new
-            one is trained. Rank 0 then saves the base with the merged earlier adapters here. The
-            config of the new adapter must name this folder as its base.
+        merged_base: folder for the base with its earlier adapters merged. It is used if the base
+            has earlier adapters and a new one is trained: rank 0 saves the merged base here,
+            because the config of the new adapter must name the folder of its base.
         is_main: whether this is rank 0.
 
     Raises:
@@ -180,7 +180,7 @@ def _save_merged_base(model: Model, tokenizer_folder: Path, folder: Path, is_mai
 
 
 def _compute_digest(model: Model, tokenizer_folder: Path, is_main: bool) -> str:
-    """Return a digest of a model and its tokenizer, which is valid on rank 0; all ranks call it."""
+    """Return a digest of a model and its tokenizer; all ranks call it, and only rank 0's is valid."""
     hasher = hashlib.sha256(model.config.to_json_string().encode())  # type: ignore[union-attr, operator]
     for name, tensor in gather_weights(model):
         if is_main:

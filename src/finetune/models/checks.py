@@ -1,6 +1,6 @@
 """Checks of the model that stop a run on silent errors.
 
-They find random weights, packed documents that attend to each other, and saved files that lost
+They find random weights, packed documents that attend to each other, and saved files that lack
 weights. Each raises GuardError with a remedy; tests/test_guards.py plants a fault for each.
 """
 
@@ -38,7 +38,8 @@ class GuardError(UserError):
 class NotFiniteError(GuardError):
     """The model's logits contain NaN or Inf with `eager`, the simplest attention of transformers.
 
-    The attention is then not the cause, so no other implementation is tried.
+    The fault is then in the model, not in the attention that is being checked, so no other
+    implementation is tried.
     """
 
 
@@ -96,8 +97,7 @@ def check_logits(
     """Check that logits are finite; if not, find out whether the adapter or the base is the cause.
 
     Args:
-        logits: the model's logits for three documents of random tokens (_make_probe), which it read
-            one by one.
+        logits: the model's logits for the three documents of _make_probe, each run alone.
 
     Raises:
         NotFiniteError: the logits contain NaN or Inf. The message names the cause.
@@ -203,7 +203,7 @@ def check_packed(packed: torch.Tensor, reference: torch.Tensor, num_layers: int)
     Args:
         packed: [1, tokens, vocabulary] logits of the pack.
         reference: logits of the documents run one by one, in the same shape.
-        num_layers: number of layers of the model, with which the tolerance in bf16 grows.
+        num_layers: number of layers of the model; the tolerance in bf16 grows with it.
 
     Raises:
         GuardError: the logits of some token differ by more than rounding.

@@ -37,10 +37,10 @@ def can_use_onednn(x: Tensor) -> bool:
 
 
 def prefers_onednn(x: Tensor) -> bool:
-    """Return whether oneDNN multiplies x faster than MKL on this CPU.
+    """Return whether oneDNN multiplies x by a weight of a model's size faster than MKL.
 
-    The answer depends on x's device and dtype, not on its shape. It is right for matrices of a
-    model's size.
+    It depends on the CPU and on x's device and dtype. The shape of x is not considered: `linear`
+    also uses oneDNN if one side is short.
     """
     return _FAST_ONEDNN and can_use_onednn(x)
 

@@ -75,7 +75,7 @@ def declare(folder: Path, tokenizer: TokenizerInfo, model: Any) -> None:
 
 
 def inherit(model: Any, adapter: Path) -> None:
-    """Make a model stop also at the end-of-sequence tokens of an adapter merged into it.
+    """Add the end-of-sequence tokens of a merged adapter to those at which the model stops.
 
     Args:
         adapter: folder of the adapter.
@@ -94,8 +94,8 @@ def inherit(model: Any, adapter: Path) -> None:
 def _write_generation_config(folder: Path, model: Any, stop_ids: list[int]) -> None:
     """Write the model's generation_config.json with these end-of-sequence tokens.
 
-    transformers rejects the generation config of some published models. The file then contains only
-    the end-of-sequence tokens.
+    transformers rejects the generation config of some published models. For these, the file
+    contains only the end-of-sequence tokens.
     """
     path = folder / GENERATION
     if not path.is_file():

@@ -70,7 +70,8 @@ def install(model: nn.Module, choice: str, device: torch.device, partitioned: bo
 def _install_liger(model: nn.Module) -> list[str]:
     """Install Liger's kernels for this architecture, except its loss; return their names.
 
-    Our own loss does not compute full logits either, and it returns a sum over tokens (loss.py).
+    Liger's loss is not used. Our own (loss.py) does not compute the full logits either, and it
+    returns the sum over tokens that training needs.
     """
     from liger_kernel.transformers.monkey_patch import (
         MODEL_TYPE_TO_APPLY_LIGER_FN,
@@ -173,8 +174,9 @@ class _Lora(torch.autograd.Function):
 class _MergedLora(torch.autograd.Function):
     """LoRA as y = x (W + s B A)ᵀ: it adds the weights of base and adapter, not their outputs.
 
-    The outputs of a micro-batch are usually more numbers than the weights of a layer. Use it for
-    float32 only: in bf16 the sum of weights would round a small adapter to nothing.
+    This usually takes fewer additions, because the outputs for a micro-batch are more numbers than
+    the weights of a layer. Use it for float32 only: in bf16 the sum of weights would round a small
+    adapter to nothing.
     """
 
     @staticmethod

@@ -152,12 +152,12 @@ def _check_loaded(
     misshapen: Iterable[str],
     unexpected: Iterable[str],
 ) -> None:
-    """Check that the files contain all tensors of the model and no others.
+    """Check that the files contain all tensors of the model, and none that its modules lack.
 
-    Some tensors in the files may have no counterpart in the model. If the model also lacks their
-    module, such as a vision tower, they are ignored with a warning. If the model has their module,
-    config.json belongs to another model. Examples are a bias that the model's layers lack, and
-    layer 31 for a model with 30 layers.
+    The files may contain a tensor that the model lacks. If the model also lacks the tensor's
+    module, such as a vision tower, the tensor is ignored with a warning. If the model has the
+    module, config.json belongs to another model. Examples are a bias that the model's layers lack,
+    and layer 31 for a model with 30 layers.
 
     Args:
         own: names of the model's tensors.
@@ -195,7 +195,7 @@ def _check_loaded(
 def _module_kind(name: str) -> str:
     """Return the path of a tensor's module with N in place of each number.
 
-    The path is then equal for the same module of all layers.
+    It is then the same for the corresponding modules of all layers.
     """
     return _DIGITS.sub("N", name.rpartition(".")[0])
 
@@ -297,9 +297,10 @@ def build_placeholder(architecture: PretrainedConfig, writable: bool = False) ->
 class _EmptyOnMeta(TorchFunctionMode):
     """Mode in which torch.empty allocates on the meta device.
 
-    torch's modules allocate their weights with torch.empty. accelerate moves weights to the meta
-    device only after they are allocated. Memory from malloc then stays in the process' address
-    space: a quarter of the model's size was measured.
+    It spares the memory of a model that is built without values. torch's modules allocate their
+    weights with torch.empty, and accelerate moves the weights to the meta device only afterwards.
+    Without this mode, freed memory stayed in the process' address space: a quarter of the model's
+    size was measured.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -312,7 +313,7 @@ class _EmptyOnMeta(TorchFunctionMode):
 def needs_conversion(model: Model, files: WeightFiles, names: Iterable[str] | None = None) -> bool:
     """Return whether transformers renames, merges or splits the files' tensors when it loads them.
 
-    Return True for a quantized model too.
+    Also return True if the model is quantized or has buffers on the meta device.
 
     Args:
         files: the files from which `model` is loaded.

@@ -81,9 +81,9 @@ class PackedModel:
     def _call(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> Any:
         """Call the model so that documents are isolated.
 
-        transformers recognises a document by its positions, which start at 0. It isolates documents
-        only if it gets neither an attention mask nor a cache. With one of these, documents would
-        silently attend to each other.
+        transformers infers the documents from the positions, which start at 0 in each. It isolates
+        documents only if it gets neither an attention mask nor a cache. With one of these,
+        documents would silently attend to each other.
         """
         if self.attention in ONE_ROW:
             input_ids = input_ids.view(1, -1)

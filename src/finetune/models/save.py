@@ -120,9 +120,9 @@ def is_adapter(model: Model) -> bool:
 
 
 def is_of_adapter(model: Model, name: str) -> bool:
-    """Return whether PEFT added the parameter or buffer.
+    """Return whether PEFT added the parameter or buffer to the base.
 
-    Some methods add tensors that are not trained, such as VeRA's projections.
+    Such tensors are not always trained: VeRA, for example, adds fixed projections.
     """
     if not isinstance(model, PeftModel):
         return False

@@ -1,8 +1,8 @@
 """The tokenizer of a saved model: AutoTokenizer must return the token ids that training used.
 
-transformers chooses a tokenizer's class by tokenizer_config.json and by the model's type. Some
+transformers chooses a tokenizer's class from tokenizer_config.json and the model's type. Some
 classes, such as LlamaTokenizer and Qwen2Tokenizer, take only the vocabulary from tokenizer.json and
-ignore its rules for splitting text.
+ignore its rules for splitting text. They may therefore return other token ids.
 """
 
 from __future__ import annotations

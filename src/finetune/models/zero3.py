@@ -42,15 +42,15 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
 
 
 def has_async_io() -> bool:
-    """Return whether DeepSpeed can build its asynchronous I/O, which offload to NVMe needs."""
+    """Return whether DeepSpeed can build its asynchronous I/O; offload to NVMe needs it."""
     return bool(deepspeed.ops.op_builder.AsyncIOBuilder().is_compatible())
 
 
 def precompile_super_offload(zero: Mapping[str, Any]) -> None:
     """Compile the CPU Adam of SuperOffload, if the settings use it.
 
-    Otherwise SuperOffload's worker would compile it, and DeepSpeed 0.19 waits only a minute for
-    that worker.
+    Without this, SuperOffload's worker would compile it. DeepSpeed 0.19 waits only a minute for
+    that worker, and compiling may take longer.
     """
     if (zero.get("offload_optimizer") or {}).get("super_offload"):
         deepspeed.ops.op_builder.CPUAdamBuilder().load(verbose=False)
@@ -121,7 +121,7 @@ def read_weights(folder: Path, stage: int) -> dict[str, torch.Tensor]:
 
 
 class Partitioner:
-    """Make parameters that are partitioned, so that each rank holds only a slice of each (ZeRO-3).
+    """Maker of partitioned parameters, of which each rank holds only a slice (ZeRO-3).
 
     Args:
         settings: DeepSpeed's config of the run, from deepspeed_config.
@@ -158,7 +158,7 @@ class Partitioner:
 
 
 class _ParameterModule(torch.nn.Module):
-    """A module with one parameter. zero.Init partitions only parameters that belong to a module."""
+    """Module around one parameter, because zero.Init partitions only parameters of modules."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Checkpoints of a run. One rename publishes them; their checksums are verified before they load.
+"""Checkpoints of a run. One rename publishes each; its checksums are verified before it is loaded.
 
     checkpoints/step-00000050/
       engine/            DeepSpeed's files: weights (or adapter) and optimizer state of every rank
@@ -42,15 +42,15 @@ Identity = Mapping[str, str | int | None]
 
 @dataclass(kw_only=True)
 class LoopState:
-    """The state of the training loop, which the engine does not save.
+    """The state of the training loop. A checkpoint stores it beside the state of the engine.
 
-    Checkpoints of old versions lack it; all values are then 0 or empty.
+    Checkpoints of old versions lack it. All values are 0 or empty for these.
 
     Attributes:
         tokens, targets, seconds, rank_seconds: totals so far; see run.Progress.
         num_steps: total number of steps planned; 0 if unknown.
-        losses: losses of the last steps that guards.StepCheck did not find bad. StepCheck needs
-            them to detect spikes of the loss.
+        losses: losses of the last good steps, from which guards.StepCheck detects spikes of the
+            loss.
         clock: seconds spent so far in each phase of training (see throughput.Clock).
     """
 
@@ -82,7 +82,7 @@ class CheckpointState:
 
     @classmethod
     def read(cls, checkpoint: Path) -> CheckpointState:
-        """Read state.json. Its top level also contains the entries of `identity`."""
+        """Read state.json, which has the entries of `identity` at its top level."""
         body = json.loads((checkpoint / layout.STATE).read_text(encoding="utf-8"))
         loop_state = LoopState(**body.pop("seen", {}))
         known = {name: body.pop(name) for name in ("step", "held_out_loss", "world_size") if name in body}
@@ -206,7 +206,7 @@ class Checkpoints:
         return step
 
     def is_best(self, loss: float) -> bool:
-        """Return whether a held-out loss is the lowest of all checkpoints'; all ranks call it."""
+        """Return whether a held-out loss is below those of all checkpoints; all ranks call it."""
         by_loss = checkpoint_files.rank_by_loss(self.folder) if self.world.is_main else []
         return bool(self.world.broadcast_object(not by_loss or loss < by_loss[0][0]))
 
@@ -227,7 +227,8 @@ class Checkpoints:
     def _find_best(self, current: int) -> Path | None:
         """Return the intact checkpoint with the best held-out loss; None if there is none.
 
-        The checkpoint of step `current` is not verified, because it will not be loaded.
+        The checkpoint of step `current` is not verified, because the engine already has its
+        weights.
         """
         for _, folder in checkpoint_files.rank_by_loss(self.folder):
             if layout.step_of(folder) == current:
@@ -312,7 +313,7 @@ class Checkpoints:
         _fsync(self.folder)
 
     def _list_outdated(self) -> list[Path]:
-        """List the checkpoints to remove: all but the newest and the best.
+        """List the checkpoints to remove: all but the `keep` newest and the best.
 
         A checkpoint whose state.json cannot be read is removed too. Clusters that delete old files
         may leave such checkpoints.

@@ -73,8 +73,8 @@ def _read_state(checkpoint: Path, skeleton: Model, config: TrainConfig) -> dict[
 
     Args:
         checkpoint: folder of the checkpoint.
-        skeleton: a model without values. The tensors with the names of its tensors are read; for an
-            adapter, only those that checkpoints contain.
+        skeleton: the checkpoint's model, without values. It gives the names of the tensors to read.
+            Frozen tensors of an adapter's base are not read, because checkpoints lack them.
 
     Raises:
         UserError: the checkpoint lacks weights.

@@ -1,8 +1,8 @@
 """Checks that stop a run on silent training errors, at each step and at the end of the run.
 
-The functions raise GuardError with a remedy. `StepCheck` returns the fault of a step, which loop.py
-handles. tests/test_guards.py plants a fault for each check. Checks of the model are in
-models/checks.py.
+The functions raise GuardError with a remedy. `StepCheck` instead returns a description of the
+fault, and loop.py handles the bad step. tests/test_guards.py plants a fault for each check. Checks
+of the model are in models/checks.py.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def check_first_loss(loss: float, vocab_size: int, name: str) -> None:
 
 
 class StepCheck:
-    """Detector of bad steps, which damage the weights or do not change them.
+    """Detector of bad steps: steps that may damage the weights or do not change them.
 
     A step is bad if DeepSpeed skipped its update, if its loss or gradient norm is NaN or Inf, if
     its gradient is all zeros, or if its loss is far above those of the last steps (a spike).
@@ -98,7 +98,7 @@ def check_planned_targets(planned: int, step: int) -> None:
 def check_counted_targets(counted: int, planned: int, step: int) -> None:
     """Raise GuardError if the ranks trained on more or fewer supervised tokens than planned.
 
-    The loss was divided by the planned number.
+    The loss and the gradient would then be wrong, because they are divided by the planned number.
     """
     if counted != planned:
         raise GuardError(

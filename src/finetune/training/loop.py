@@ -124,8 +124,8 @@ def _combine_over_ranks(world: World, sums: dict[str, float], maxima: dict[str, 
     checksums (CRC-32) stays below this bound for up to two million packs per step.
 
     Args:
-        sums: this rank's values that are added up.
-        maxima: this rank's values of which the largest is taken.
+        sums: values of this rank that are added up over the ranks.
+        maxima: values of this rank; the largest over the ranks is taken.
     """
     own = torch.tensor([*sums.values(), *maxima.values()], dtype=torch.float64, device=world.device)
     by_rank = world.all_gather(own)

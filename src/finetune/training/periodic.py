@@ -53,8 +53,8 @@ def is_evaluation_due(run: Run, num_done: int) -> bool:
 def evaluate_if_due(run: Run, progress: Progress) -> None:
     """Evaluate the current weights if an evaluation is due and no rank was asked to stop.
 
-    A request to stop skips or ends the evaluation, because the remaining time may be enough for a
-    checkpoint only. The evaluation then runs when the run is resumed.
+    If a rank was asked to stop, the evaluation is skipped or ended, because the remaining time may
+    be enough for a checkpoint only. It is made up for when the run is resumed.
     """
     if progress.stop_reason or not is_evaluation_due(run, progress.step):
         return

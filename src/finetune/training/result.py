@@ -39,7 +39,7 @@ class Regression:
     """A baseline that is better than the result.
 
     Attributes:
-        metric: metric of this baseline; choose_result logs it with the value 1.
+        metric: name of the metric that choose_result logs with the value 1.
         message: warning to log.
     """
 

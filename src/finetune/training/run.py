@@ -79,7 +79,7 @@ class Run:
     def batch_index(self, step: int) -> int:
         """Return the index of the batch that `step` trains on.
 
-        The batches that rewinds skip are not counted, so it is never one of them.
+        Batches that rewinds skip are not counted, so no step trains on one of them.
         """
         index = step
         for skipped in sorted(self.skipped_batches):

@@ -46,8 +46,8 @@ class Schedule:
     def of(cls, config: TrainConfig, num_packs: int) -> Schedule:
         """Return the schedule of a run.
 
-        If max_steps is not set, the run takes enough steps for num_epochs. Packs of the next epoch
-        complete the last batch.
+        If max_steps is not set, the run takes enough steps for num_epochs. If the last batch is not
+        full, it is completed with packs of the next epoch.
 
         Args:
             num_packs: number of packs in an epoch.
@@ -66,9 +66,10 @@ class Schedule:
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step.
 
+        The warm-up does not start at a learning rate of 0, so that step 0 changes the weights.
+
         Args:
-            step: optimizer step, counted from 0 and below num_steps. The warm-up does not start at
-                a learning rate of 0, so that step 0 changes the weights.
+            step: optimizer step, counted from 0 and below num_steps.
         """
         warmup_steps = math.ceil(self.num_steps * self.warmup_ratio)
         if step < warmup_steps:

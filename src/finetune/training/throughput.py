@@ -85,12 +85,13 @@ def flops_per_token(model: nn.Module) -> float:
     """Return the model FLOPs of training on one token.
 
     Each weight of a linear layer costs 2 FLOPs in the forward pass and 2 for the gradient of the
-    inputs. If it is trained, it costs 2 more for its own gradient. This gives 6 N FLOPs for full
-    training (Kaplan et al. 2020, Scaling Laws, §2.1), and 4 N for frozen weights under an adapter.
+    inputs. If it is trained, it costs 2 more for its own gradient. For N weights, this gives 6 N
+    FLOPs in full training (Kaplan et al. 2020, Scaling Laws, §2.1), and 4 N if they are frozen
+    under an adapter.
 
-    Not counted are the products of queries and keys, which depend on the length, and the input
-    embedding, which is a lookup. Recomputed activations are not counted either, as is usual for
-    model FLOPs utilisation (Chowdhery et al. 2022, PaLM, appendix B).
+    Three things are not counted. The products of queries and keys depend on the length. The input
+    embedding is a lookup. Recomputed activations are left out, as is usual for model FLOPs
+    utilisation (Chowdhery et al. 2022, PaLM, appendix B).
 
     Raises:
         ValueError: the model is a mixture of experts, which uses only a part of its weights for

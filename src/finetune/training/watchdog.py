@@ -15,8 +15,8 @@ class Watchdog:
     """Context manager that dumps the stacks and ends this process if `beat` is not called in time.
 
     A hung rank blocks the others in their next collective, so no rank makes progress, and each
-    dumps its own stacks. faulthandler does this from a timer in C, which needs no lock that the
-    hung thread may hold. The process exits GRACE seconds after the dump.
+    dumps its own stacks. The dump is made by faulthandler's timer in C, because Python code could
+    wait for a lock that the hung thread holds. The process exits GRACE seconds after the dump.
 
     Args:
         file: file for this rank's stacks; removed when the context ends, unless it ends with an error
@@ -41,7 +41,7 @@ class Watchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def beat(self) -> None:
-        """Report progress, which restarts the timer."""
+        """Restart the timer, because this rank has made progress."""
         self._last_beat = time.monotonic()
         faulthandler.dump_traceback_later(self._seconds, file=self._file)
 
