@@ -1,4 +1,4 @@
-"""Rules of the training benchmarks: token counts, measured time, FLOP per token, and tables.
+"""Calculations of the training benchmarks: token counts, measured time, FLOP per token, and tables.
 
 The other systems that the benchmarks measure need not be installed.
 """

@@ -162,7 +162,7 @@ def test_a_corpus_without_validation_documents_can_be_opened(tmp_path: Path, cor
 
 
 def test_running_text_is_split_in_a_corpus_with_conversations_too(corpus: Path, tmp_path: Path) -> None:
-    """A row is running text if its mask has only ones."""
+    """A document is running text if its loss mask has only ones."""
     lengths = [len(ids) for ids in Corpus(corpus).split("train")["input_ids"]]
     mixed = mask_some(corpus, tmp_path / "mixed", lambda length: [1] * length)
     without_masks = open_data(corpus, tmp_path / "a", long_documents="auto")
@@ -196,11 +196,11 @@ def mask_of_turns(length: int) -> list[int]:
 
 
 def mask_some(corpus: Path, folder: Path, mask: Callable[[int], list[int]]) -> Path:
-    """Copy a corpus's training rows and add a loss mask to each.
+    """Copy a corpus's training documents, and add a loss mask to each.
 
     Args:
         folder: folder of the copy.
-        mask: returns the mask of a row with the given number of tokens.
+        mask: function that returns a document's mask, given its number of tokens.
     """
     source = Corpus(corpus)
     writer = ShardWriter(folder, "train", "assistant_masks", shard_tokens=4000)
@@ -218,7 +218,7 @@ def test_a_masked_corpus_without_validation_documents_can_be_opened(corpus: Path
 
 
 def test_a_run_that_loses_a_tenth_of_its_tokens_is_rejected_unless_that_is_accepted(corpus: Path) -> None:
-    """The error names the reason for the loss, and the settings that avoid or accept it."""
+    """The error says why tokens are left out, and which settings avoid or accept this."""
     settings = {"corpus": str(corpus), "sequence_length": 64, "long_documents": "truncate"}
     lost = read_training_account(Corpus(corpus), DataConfig(**settings))
     assert 0.1 < lost.lost_share < 1

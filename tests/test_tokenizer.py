@@ -1,6 +1,6 @@
 """AutoTokenizer must load a saved tokenizer with the ids used in training.
 
-If it does not, saving fails.
+If AutoTokenizer would load other ids, saving fails.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def read_quarantine(prepared: Prepared) -> dict[str, str]:
 
 
 def make_messages(*turns: tuple[str, str], **flags: Any) -> list[dict[str, Any]]:
-    """Return messages with the (role, content) turns.
+    """Return messages made from (role, content) turns.
 
     Args:
         flags: keys that are added to the first answer's message.

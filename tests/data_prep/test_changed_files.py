@@ -1,4 +1,4 @@
-"""A task fails if its file changes between the planning of the tasks and the end of reading.
+"""A task fails if its file changes after the tasks were planned and before the file has been read.
 
 Otherwise documents would be recorded under the checksum of another version of the file.
 """

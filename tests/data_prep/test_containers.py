@@ -291,7 +291,7 @@ def test_nested_archives_stop_at_max_depth(tmp_path: Path) -> None:
 
 
 def test_a_name_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
-    """tarfile reads the whole name into memory, however long the header claims it to be."""
+    """By itself, tarfile reads a member's name into memory, whatever length the header claims."""
     header = tarfile.TarInfo("././@LongLink")
     header.type = b"L"
     header.size = 2**30

@@ -1,9 +1,9 @@
-"""Trainings whose results must be equal, and their comparison.
+"""Trainings whose results must be equal, and functions that compare the results.
 
 Every case trains 24 steps over more than one epoch. Documents have 3 to 512 tokens and packs have
 128, so some documents are split. All cases use gradient accumulation, a warm-up and a cosine
 schedule, weight decay, and clipping that takes effect. The ranks have unequal numbers of targets.
-Numbers are fp32, and there is no dropout.
+All trainings use fp32 and no dropout.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def make_run(
     """Make the run folder `runs/<name>`; return the case that trains it.
 
     Args:
-        folder: folder of `runs`.
+        folder: folder that contains `runs`.
         fault: name of a fault to plant; None for no fault.
         refused: True if training should raise a UserError.
     """

@@ -43,10 +43,10 @@ class Case:
 
     Args:
         path: the run's folder.
-        fault: name of a fault in FAULTS, which is planted in every rank; None for no fault.
-        refused: True if training should raise a UserError. Its message is then the outcome's
-            `error`.
-        deadline: end of the job's time, in seconds since the epoch.
+        fault: name of the fault that is planted in every rank, from FAULTS; None for no fault.
+        refused: True if training should raise a UserError. The error's message is then the
+            `error` of the run's outcome.
+        deadline: end of the job's time, in seconds since the epoch; None for no end.
     """
 
     path: str
