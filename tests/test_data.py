@@ -121,7 +121,7 @@ def test_a_loss_mask_removes_targets(corpus: Path, masked: Path, tmp_path: Path)
 
 
 def targets_of(data: PackedData) -> set[tuple[int, int]]:
-    """Return every target of an epoch as (document, index of the token in the document)."""
+    """Return all targets of an epoch. Each is a document and the index of a token in it."""
     found = set()
     step = data.load_batch(0, data.num_packs, 1)
     for document, start, length in step.segments[["document", "start", "length"]].tolist():
@@ -191,7 +191,7 @@ def test_a_long_conversation_is_cut_after_its_last_complete_answer_or_dropped(
 
 
 def mask_of_turns(length: int) -> list[int]:
-    """Return the mask of a conversation in which questions and answers of 10 tokens alternate."""
+    """Return the mask of a conversation. Questions and answers of 10 tokens alternate in it."""
     return [int(index % 20 >= 10) for index in range(length)]
 
 

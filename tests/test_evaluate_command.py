@@ -23,7 +23,7 @@ from tests.models import LORA, write_base
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a corpus, two models, and a run whose base is one model and whose result is the other."""
+    """Make a corpus, two models, and a run. Its base equals one model, its result the other."""
     folder = tmp_path_factory.mktemp("evaluate")
     write_corpus(folder / "corpora" / "laws", num_documents=40, longest=100, seed=1)
     for seed, name in enumerate(("small", "other")):

@@ -326,7 +326,7 @@ def test_an_adapter_that_reloads_differently_is_caught(tmp_path: Path, fault: st
 
 
 def test_a_rank_that_hangs_dumps_its_stack_and_ends(tmp_path: Path) -> None:
-    """The main thread sleeps, like a rank in a collective that another rank has left."""
+    """The main thread sleeps. It stands in for a rank that waits for others in a collective."""
     script = f"""
 import sys, time, pathlib
 sys.path[:0] = {[str(p) for p in sys.path]!r}

@@ -322,7 +322,7 @@ def test_end_submits_what_the_guard_could_not_submit(batch: Batch) -> None:
 def test_while_slurm_takes_no_more_jobs_the_resubmission_waits(
     batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sweep's jobs reach their time limit together, and count as submitted until they end."""
+    """The jobs of a sweep reach their time limit together. Until they end, they fill the queue."""
     monkeypatch.setattr(scontrol, "PAUSE", 0.1)
     reach_time_limit(batch)
     batch.log.with_name("log.full").touch()

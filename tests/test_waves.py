@@ -91,7 +91,7 @@ class Slurm:
         return ""
 
     def run_released(self, sweep: Sweep) -> list[str]:
-        """Start all jobs of the sweep that are not held; return the ids of its running jobs."""
+        """Start the jobs of the sweep that are not on hold; return the ids of its running jobs."""
         for task in [job.id for job in self.jobs.values() if job.name == "sweep" and job.priority != "0"]:
             if self.jobs[task].state == "RUNNING":
                 continue
@@ -108,7 +108,7 @@ class Slurm:
 
 
 class Sweep:
-    """A folder of runs with one submitted sweep. None of its points is a job yet; all wait."""
+    """A folder of runs, and a submitted sweep of which no point is a job yet."""
 
     def __init__(
         self, runs_dir: Path, num_points: int, limit: int, parallel: int = 99, after: str = ""

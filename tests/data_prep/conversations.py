@@ -74,7 +74,7 @@ def decode_targets(prepared: Prepared) -> list[str]:
 
 
 def read_drop_reasons(prepared: Prepared) -> dict[str, str]:
-    """Return the reason for dropping each dropped document, by the document's id."""
+    """Return why each dropped document was dropped, by the document's id."""
     stages = prepared.folder.with_name(".mine.stages")
     return {
         row["id"]: row["reason"]

@@ -21,9 +21,10 @@ def with_check_digits(nine: str) -> str | None:
 
 
 def valid_numbers(day: int, month: int, count: int = 200) -> list[str]:
-    """Return random identity numbers of people born 1954-1999, with the check digits valid until 2032.
+    """Return random identity numbers of people born 1954-1999, with valid check digits.
 
-    Individual numbers (digits 7 to 9) are 000-499.
+    The rule for check digits is that valid until 2032. Individual numbers (digits 7 to 9) are
+    000-499.
 
     Args:
         day: number added to the day of birth: 40 for D numbers.

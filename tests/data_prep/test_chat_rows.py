@@ -165,7 +165,7 @@ def test_a_mask_of_ones_alone_marks_running_text(folder: Path, tmp_path: Path) -
 def test_the_template_is_the_tokenizers_own_unless_one_is_set(
     tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The template in use is saved with the corpus, and later with the model."""
+    """The template that is used is saved with the corpus, and later with the model."""
     records = {"chats": [{"messages": MESSAGES}]}
     own = TokenizerConfig(path=str(copy_with_template(folder, tmp_path / "own", CHATML)))
     assert decode_targets(prepare(tmp_path, records, tokenizer=own)) == [f"{ANSWER}<|im_end|>"]

@@ -45,7 +45,7 @@ def make_documents(count: int = 2000, source: str = "s", **settings: Any) -> lis
 
 
 def make_config(*rules: MixtureRule, tokenizer: Path | None = None, seed: int = 0) -> CorpusConfig:
-    """Return the settings of a corpus with the source `s`, which has the rules, and `whole`, without."""
+    """Return the settings of a corpus with two sources: `s` has the rules, `whole` has none."""
     source = SourceConfig(reader="text", path="x", license="CC0-1.0", mixture=list(rules))
     whole = SourceConfig(reader="text", path="x", license="CC0-1.0")
     path = str(tokenizer) if tokenizer else None

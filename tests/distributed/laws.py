@@ -137,7 +137,7 @@ def checksums(run: RunFolder) -> list[int]:
 
 
 def steps(run: RunFolder) -> list[dict[str, Any]]:
-    """Return the metrics of each step; if a step was logged twice, the later metrics."""
+    """Return the metrics of each step. If a step was logged twice, the later metrics are returned."""
     by_step = {record["step"]: record["values"] for record in spool(run) if "train/loss" in record["values"]}
     return [by_step[step] for step in sorted(by_step)]
 
@@ -153,12 +153,12 @@ def weights(run: RunFolder) -> dict[str, torch.Tensor]:
 
 
 def loss_distance(run: RunFolder, other: RunFolder) -> float:
-    """Return the largest difference of a step's loss between two runs."""
+    """Compare two runs step by step; return the largest difference of the loss."""
     return float((losses(run) - losses(other)).abs().max())
 
 
 def weight_distance(run: RunFolder, other: RunFolder) -> float:
-    """Return the largest difference of a weight between the results of two runs."""
+    """Compare the results of two runs; return the largest difference of a weight."""
     a, b = weights(run), weights(other)
     assert a.keys() == b.keys()
     return max(float((a[name] - b[name]).abs().max()) for name in a)

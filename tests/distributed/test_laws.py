@@ -255,7 +255,7 @@ def hung(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ru
 
 @pytest.fixture(scope="module")
 def rewound(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory, hung: object) -> dict[str, RunFolder]:
-    """Train runs that go back to a checkpoint at a bad batch, and one that never trains on this batch.
+    """Train runs that go back to a checkpoint at a bad batch, and one that never uses this batch.
 
     The bad batch is number POISONED: its loss is NaN or a spike.
     """
