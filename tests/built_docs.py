@@ -27,7 +27,7 @@ LINK_KINDS_THAT_LOAD_NOTHING = {"next", "prev", "index", "search", "canonical", 
 
 
 def build_docs(source: Path, target: Path) -> subprocess.CompletedProcess[str]:
-    """Build pages with the options of `make docs`, which turn warnings into errors."""
+    """Build the docs with the options of `make docs`. These turn warnings into errors."""
     options = ["--fail-on-warning", "--keep-going", "--nitpicky", "--quiet", "-d", f"{target}.doctrees"]
     command = [sys.executable, "-m", "sphinx", *options, str(source), str(target)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)

@@ -316,7 +316,7 @@ def test_without_evidence_no_cause_is_named() -> None:
 
 
 def test_a_log_is_read_from_the_start_of_the_newest_attempt(tmp_path: Path) -> None:
-    """A job's log contains all attempts. Errors of earlier attempts must not explain the last one."""
+    """A job's log contains all attempts. An earlier attempt's error must not explain the last."""
     (tmp_path / "jobs").mkdir()
     earlier = (
         f"{START}slurmstepd: error: Detected 1 oom_kill event in StepId=7.0\n"

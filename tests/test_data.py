@@ -55,7 +55,7 @@ def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def packs_of(batches: list[MicroBatch]) -> list[tuple[bytes, ...]]:
-    """Return the content of every pack as bytes, which can be sorted."""
+    """Return each pack's content as bytes, so that packs can be sorted."""
     packs = []
     for batch in batches:
         for row in range(len(batch.documents)):

@@ -95,7 +95,7 @@ def names_on(built: Path, page: str) -> set[str]:
 
 
 def setting_names(schema: Any) -> Iterator[str]:
-    """Yield the last part of the key of each setting in a dataclass, nested dataclasses included."""
+    """Yield the name of each setting in a dataclass and in the dataclasses nested in it."""
     kinds = get_type_hints(schema)
     for item in dataclasses.fields(schema):
         inner = [

@@ -1,4 +1,4 @@
-"""The benchmark that counts which letters of a source are kept, on invented texts.
+"""The benchmark of letters that a source loses (benchmarks/letters.py), on invented texts.
 
 Letters are counted in the files of the source and after each stage. Missing pieces of text are
 listed by kind.

@@ -68,7 +68,7 @@ class Shell:
         return out, err
 
     def sweep(self, *settings: str) -> subprocess.Popen[str]:
-        """Start a sweep; return its process once the first point runs or the process has ended."""
+        """Start a sweep; return its process when its first point runs or the process has ended."""
         process = self.start("train", "-m", *self.arguments, *settings)
         wait_for(
             lambda: [run for run in self.runs() if run.state() == "running"] or process.poll() is not None

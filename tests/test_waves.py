@@ -108,7 +108,7 @@ class Slurm:
 
 
 class Sweep:
-    """A folder of runs, and a submitted sweep of which no point is a job yet."""
+    """A folder of runs, and a submitted sweep. All its points wait; none is a job yet."""
 
     def __init__(
         self, runs_dir: Path, num_points: int, limit: int, parallel: int = 99, after: str = ""
@@ -418,7 +418,7 @@ def test_limits_come_from_the_profile_and_from_slurms_accounting(
 
 
 def test_a_job_is_submitted_with_the_environment_in_which_the_script_started() -> None:
-    """Otherwise the script's changes to PYTHONPATH would be added again by each job that submits."""
+    """If not, each job that submits would add the script's changes to PYTHONPATH again."""
     program = (
         "from finetune.job.slurm_queue import submission_environment as e; "
         "print(e()['ADDED'], [k for k in e() if 'SLURM' in k])"

@@ -32,7 +32,7 @@ MESSAGE = (
 
 
 def make_corpus(tmp_path: Path, packed: bool = False) -> tuple[PrepareConfig, Path]:
-    """Write two files; return the settings of a corpus made from them, and the file that tests change."""
+    """Write a source of two files; return its corpus's settings, and the file that tests change."""
     folder = tmp_path / "raw"
     folder.mkdir()
     file = folder / "b.jsonl"

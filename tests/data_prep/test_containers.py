@@ -389,7 +389,7 @@ def test_sizes_in_the_header_of_a_zip_archive_are_not_trusted(tmp_path: Path) ->
 def test_an_io_error_is_not_taken_for_a_broken_archive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str | None
 ) -> None:
-    """Otherwise the unread rest of the archive would be lost, because later runs skip the file."""
+    """If it were, the rest of the archive would be lost, because later runs skip a broken file."""
     data = make_tar({f"{number}.txt": random.Random(number).randbytes(50_000).hex() for number in range(20)})
     (tmp_path / "a.tar").write_bytes(COMPRESS[compression](data) if compression else data)
 

@@ -242,7 +242,7 @@ def test_a_few_words_are_norwegian_unless_the_evidence_is_clear(text: str, code:
 
 
 def test_accuracy_on_unseen_nav_files_and_gold_sentences(real_corpora: Path) -> None:
-    """The test uses texts for which the detection was not made.
+    """The texts of this test were not used to build the language detection.
 
     The word table for Bokmål and Nynorsk was not trained on the NAV files. No limit of the
     detection was tuned on the gold sentences, which are from treebanks.

@@ -45,7 +45,7 @@ def write_source(folder: Path, name: str, records: list[dict[str, Any]]) -> Sour
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Prepared:
-    """Return a prepared corpus of three sources, from which different shares of text are dropped.
+    """Return a prepared corpus of three sources. From each, another share of the text is dropped.
 
     The source `letters` has repeated ids, a copy and a short document. All documents of `notes`
     belong to one group, so they are in the same split. No document of `minutes` is dropped.

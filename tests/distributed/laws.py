@@ -137,7 +137,7 @@ def checksums(run: RunFolder) -> list[int]:
 
 
 def steps(run: RunFolder) -> list[dict[str, Any]]:
-    """Return the metrics of each step. If a step was logged twice, the later metrics are returned."""
+    """Return the metrics of each step; the later ones if a step was logged twice."""
     by_step = {record["step"]: record["values"] for record in spool(run) if "train/loss" in record["values"]}
     return [by_step[step] for step in sorted(by_step)]
 

@@ -1,7 +1,7 @@
 """A base that is loaded in slices (ZeRO 3) trains like one that is loaded completely (ZeRO 0).
 
-Two ranks train six steps in fp32. The tests compare losses, saved tensors, and the models loaded
-from these.
+Two ranks train six steps in fp32. The tests compare the losses, the saved tensors, and the models
+that are loaded from the saved files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The preflight with planted faults, on three ranks, each of which has a node of its own.
+"""The preflight with planted faults, on three ranks. Each rank has a node of its own.
 
 A failure must name the faulty node on every rank, so that all ranks end.
 """
