@@ -64,9 +64,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def spaced(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a tokenizer that prepends a space to every text, as SentencePiece does.
+    """Return the folder of a tokenizer that prepends a space to every text.
 
-    The tokenizers of Llama 2 and Mistral do so.
+    The SentencePiece tokenizers of Llama 2 and Mistral do this.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)

@@ -1,6 +1,7 @@
-"""Documents on the same form: different documents are kept, and copies are dropped.
+"""Of similar documents, copies are dropped, and documents with other content are kept.
 
-Copies are found even if they were printed, scanned or edited.
+The documents are written on the same form. Copies are found even if they were printed, scanned or
+edited.
 """
 
 from __future__ import annotations
