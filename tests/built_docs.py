@@ -27,7 +27,7 @@ LINK_KINDS_THAT_LOAD_NOTHING = {"next", "prev", "index", "search", "canonical", 
 
 
 def build_docs(source: Path, target: Path) -> subprocess.CompletedProcess[str]:
-    """Build pages with the options of `make docs`, which turn warnings into errors."""
+    """Build the docs with the options of `make docs`. These turn warnings into errors."""
     options = ["--fail-on-warning", "--keep-going", "--nitpicky", "--quiet", "-d", f"{target}.doctrees"]
     command = [sys.executable, "-m", "sphinx", *options, str(source), str(target)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
@@ -39,10 +39,10 @@ class PageContent:
 
     Attributes:
         loads: URLs of scripts, images, stylesheets and other files that a browser loads.
-        links: targets of its links.
+        links: targets of the page's links.
         anchors: names to which a link can point.
-        codes: text of each `<code>` element, that is, of inline code. Code blocks are `<pre>`
-            elements.
+        codes: the content of each `<code>` element. Sphinx writes inline code into these
+            elements, and code blocks into `<pre>`.
         text: all text of the page, without tags.
     """
 
@@ -112,7 +112,7 @@ def external_loads(built: Path) -> list[str]:
 
 
 def broken_links(built: Path) -> list[str]:
-    """Return the links within the built pages whose target does not exist, as `page: link`."""
+    """Return the links to pages or anchors that the built docs do not have, as `page: link`."""
     pages = {path: parse_page(path) for path in sorted(built.rglob("*.html"))}
     broken = []
     for path, page in pages.items():

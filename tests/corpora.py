@@ -45,10 +45,10 @@ def write_corpus(
         num_documents: number of training documents. The validation split has a tenth as many,
             but at least 4.
         longest: number of tokens of the longest document.
-        mask_column: name of the loss mask's column, which marks the second half of each
-            document as supervised. None: the corpus has no loss mask.
-        added_tokens: number of tokens added to the vocabulary of `write_tokenizer`; documents
-            use them like all others.
+        mask_column: name of the column for the loss mask. In each document, the tokens of the
+            second half are targets. None: the corpus has no loss mask.
+        added_tokens: number of tokens that are added to the vocabulary of `write_tokenizer`.
+            Documents contain them as often as other tokens.
     """
     rng = np.random.default_rng(seed)
     write_tokenizer(folder / "tokenizer")

@@ -25,7 +25,7 @@ ATTENTION = {
 
 
 def causal_model(**changes: object) -> torch.nn.Module:
-    """Return a model with random weights and the settings of LLAMA, replaced by `changes`."""
+    """Return a model with random weights. `changes` replace settings of LLAMA."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         **{**LLAMA, **changes}, vocab_size=VOCAB_SIZE, eos_token_id=1, bos_token_id=None
@@ -40,7 +40,7 @@ def causal_model(**changes: object) -> torch.nn.Module:
 def with_adapter(model: torch.nn.Module, **changes: object) -> torch.nn.Module:
     """Return the model with a LoRA adapter whose weights are not zero.
 
-    The adapter has the settings of LORA, replaced by `changes`.
+    `changes` replace settings of LORA.
     """
     adapted = get_peft_model(model, get_peft_config({"task_type": "CAUSAL_LM", **LORA, **changes}))
     for parameter in adapted.parameters():

@@ -1,4 +1,4 @@
-"""Local sweeps without training: commands, signals and files are real, the ranks are stand-ins.
+"""Local sweeps without training: stand-ins replace the ranks; commands, signals and files are real.
 
 `python -m tests.local_sweep ARGUMENTS` runs `finetune ARGUMENTS`. A stand-in completes its run as
 soon as the file `finish` is in the working directory. It stops its run as soon as the run's stop
@@ -33,7 +33,7 @@ if not stopped:
 
 
 def start_stand_in(run: RunFolder, config: TrainConfig) -> Controller:
-    """Start a stand-in for submitit's controller, in its own session like the real controller."""
+    """Start a stand-in for a run's ranks and their controller, in a session of its own."""
     run.jobs.mkdir(exist_ok=True)
     command = [sys.executable, "-c", STAND_IN, "submitit.core._submit", str(run.jobs)]
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

@@ -26,7 +26,7 @@ LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "targ
 def write_base(
     folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, shard: str = "50GB", **changes: Any
 ) -> Path:
-    """Write a model with random weights and its tokenizer, and return the folder.
+    """Write a model with random weights, and its tokenizer, into a folder; return the folder.
 
     Args:
         shard: maximum size of a weight file.

@@ -1,4 +1,4 @@
-"""A run folder, and calls of the batch script's helper with a simulated Slurm on PATH.
+"""Calls of the batch script's helper for a run folder, with a simulated Slurm on PATH.
 
 The helper is finetune.job.batch_script.
 """

@@ -39,10 +39,10 @@ class Step:
 
 
 def find_file(path: str) -> Path:
-    """Return a file's or folder's path relative to the repository root.
+    """Find a file or folder that ARCHITECTURE.md names; return its path in the repository.
 
     Args:
-        path: path in ARCHITECTURE.md, relative to the root or to a package.
+        path: path in ARCHITECTURE.md, relative to the repository or to a package.
     """
     candidates = [Path(path), *(Path(package, path) for package in PACKAGES)]
     found = [candidate for candidate in candidates if (ROOT / candidate).exists()]

@@ -216,7 +216,7 @@ def test_a_model_type_whose_tokenizer_changes_ids_is_rejected(
 
 
 def test_without_torch_the_check_of_the_base_is_left_to_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A login node may lack torch, if the compute nodes have another architecture."""
+    """A login node may have no torch because the compute nodes have another architecture."""
     monkeypatch.delattr(finetune.models, "build", raising=False)
     monkeypatch.setitem(sys.modules, "finetune.models.build", None)
     submit._check_on_bases([object()])  # type: ignore[list-item]

@@ -1,4 +1,4 @@
-"""Rules of the training benchmarks: token counts, measured time, FLOP per token, and tables.
+"""Calculations of the training benchmarks: token counts, measured time, FLOP per token, and tables.
 
 The other systems that the benchmarks measure need not be installed.
 """
@@ -25,7 +25,7 @@ def test_padding_is_not_counted() -> None:
 
 
 def test_tokens_of_finetune_and_of_other_systems_are_counted_alike() -> None:
-    """finetune counts tokens of documents; for other systems, all tokens but padding are counted."""
+    """For finetune, tokens of documents are counted; for others, all tokens except padding."""
     documents = np.array([[0, 0, 0, 1, 1, PADDING], [2, 2, PADDING, PADDING, PADDING, PADDING]])
     ids = torch.where(torch.from_numpy(documents) == PADDING, 3, 50)
     batch = MicroBatch(ids, torch.zeros_like(ids), torch.zeros_like(ids), documents)

@@ -33,7 +33,7 @@ FAULT_HANDLER = (
 
 @dataclass
 class Case:
-    """Evidence of an attempt, and the parts that the error message must contain."""
+    """Evidence that a failed attempt leaves, and the parts that the error message must contain."""
 
     id: str
     expected: list[str]
@@ -51,7 +51,7 @@ def crash(error: str) -> tuple[Failure, ...]:
 
 
 def log_of_rank_1(line: str) -> dict[int, str]:
-    """Return the logs of two ranks; only rank 1 has written a line."""
+    """Return the logs of two ranks. Both have a start message; that of rank 1 also has the line."""
     return {0: START, 1: f"{START}{line}\n"}
 
 
@@ -316,7 +316,7 @@ def test_without_evidence_no_cause_is_named() -> None:
 
 
 def test_a_log_is_read_from_the_start_of_the_newest_attempt(tmp_path: Path) -> None:
-    """A job's log holds all attempts. An earlier attempt's error must not explain the last one."""
+    """A job's log contains all attempts. An earlier attempt's error must not explain the last."""
     (tmp_path / "jobs").mkdir()
     earlier = (
         f"{START}slurmstepd: error: Detected 1 oom_kill event in StepId=7.0\n"
@@ -333,9 +333,9 @@ def test_a_log_is_read_from_the_start_of_the_newest_attempt(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("message", [causes.TIME_LIMIT_MESSAGE, "the time limit strikes"])
 def test_the_message_of_the_time_limit_does_not_begin_an_attempt(tmp_path: Path, message: str) -> None:
-    """The message is logged during an attempt. The lines before it belong to the same attempt.
+    """Lines before the message are read, too: the message is logged during an attempt.
 
-    The second of the tested messages is that of an earlier version.
+    The first tested message is the current one; an earlier version logged the second.
     """
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "7_0_log.out").write_text(
@@ -362,7 +362,7 @@ def test_within_an_allocation_sruns_own_log_is_read(tmp_path: Path) -> None:
 
 
 def test_the_controller_records_the_exit_statuses_of_ranks_in_order(tmp_path: Path) -> None:
-    """The controller starts real processes, from the environment variables that submitit sets."""
+    """The ranks are real processes. The test sets the environment variables of submitit."""
     program = (
         "import os, signal, sys, time; rank = os.environ['SUBMITIT_LOCAL_GLOBALID'];"
         "os.kill(os.getpid(), signal.SIGKILL) if rank == '1' else time.sleep(0.5); sys.exit(3)"

@@ -17,7 +17,7 @@ IDENTITY = {"zero_stage": 2, "corpus": "digest", "base": "digest"}
 
 
 class FileEngine:
-    """An engine that saves and loads one small file instead of a model and an optimizer."""
+    """A stand-in for DeepSpeed's engine that saves and loads one small file."""
 
     def __init__(self) -> None:
         self.content = b"weights" * 100
@@ -146,9 +146,9 @@ def test_a_kill_while_an_old_checkpoint_is_removed_loses_only_that_one(
 
 @pytest.mark.parametrize("content", [None, "", "{"])
 def test_an_old_checkpoint_without_its_state_is_removed(tmp_path: Path, content: str | None) -> None:
-    """Clusters purge old files one by one, so a checkpoint can lose its state file.
+    """A checkpoint without its state file must not count among the newest checkpoints.
 
-    It must then not count among the newest checkpoints.
+    Such checkpoints exist because clusters purge old files one by one.
     """
     save(tmp_path, 10, 20)
     state = tmp_path / "step-00000010" / "state.json"

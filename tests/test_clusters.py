@@ -142,7 +142,7 @@ def test_modules_for_the_host_need_no_package() -> None:
 
 @dataclass(frozen=True)
 class EndTime:
-    """A job's environment, and the end time that its ranks must receive.
+    """The end time that Slurm gives for a job, and the end time that the job's ranks must receive.
 
     Attributes:
         squeue: shell command that stands in for squeue.
@@ -236,7 +236,7 @@ def test_an_account_must_match_the_sites_pattern() -> None:
 
 @dataclass(frozen=True)
 class Account:
-    """An account, and whether it matches the pattern of the profile's site."""
+    """An account, and whether it matches the pattern for accounts in a cluster profile."""
 
     profile: str
     name: str

@@ -93,7 +93,7 @@ def case_id(case: Training | Variant) -> str:
 
 @pytest.fixture(scope="module")
 def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
-    """Return all runs by name, each trained by one rank.
+    """Train each run with one rank; return the runs by name.
 
     The ranks are not forked, because CUDA does not work after a fork.
     """
@@ -217,9 +217,9 @@ def gradients(packed: PackedModel) -> tuple[torch.Tensor, dict[str, torch.Tensor
 
 
 def distance(packed: PackedModel, exact: PackedModel) -> float:
-    """Return the largest difference between two models' losses and gradients.
+    """Return the largest difference between the losses and gradients of two models.
 
-    The difference of a gradient is relative to its norm.
+    The difference between two gradients is relative to the norm of the exact gradient.
     """
     losses_, grads = gradients(packed)
     exact_losses, exact_grads = gradients(exact)

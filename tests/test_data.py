@@ -55,7 +55,7 @@ def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def packs_of(batches: list[MicroBatch]) -> list[tuple[bytes, ...]]:
-    """Return the content of every pack as bytes, which can be sorted."""
+    """Return each pack's content as bytes, so that packs can be sorted."""
     packs = []
     for batch in batches:
         for row in range(len(batch.documents)):
@@ -121,7 +121,7 @@ def test_a_loss_mask_removes_targets(corpus: Path, masked: Path, tmp_path: Path)
 
 
 def targets_of(data: PackedData) -> set[tuple[int, int]]:
-    """Return every target of an epoch as (document, index of the token in the document)."""
+    """Return all targets of an epoch. Each is a document and the index of a token in it."""
     found = set()
     step = data.load_batch(0, data.num_packs, 1)
     for document, start, length in step.segments[["document", "start", "length"]].tolist():
@@ -162,7 +162,7 @@ def test_a_corpus_without_validation_documents_can_be_opened(tmp_path: Path, cor
 
 
 def test_running_text_is_split_in_a_corpus_with_conversations_too(corpus: Path, tmp_path: Path) -> None:
-    """A row is running text if its mask has only ones."""
+    """A document is running text if its loss mask has only ones."""
     lengths = [len(ids) for ids in Corpus(corpus).split("train")["input_ids"]]
     mixed = mask_some(corpus, tmp_path / "mixed", lambda length: [1] * length)
     without_masks = open_data(corpus, tmp_path / "a", long_documents="auto")
@@ -191,16 +191,16 @@ def test_a_long_conversation_is_cut_after_its_last_complete_answer_or_dropped(
 
 
 def mask_of_turns(length: int) -> list[int]:
-    """Return the mask of a conversation in which questions and answers of 10 tokens alternate."""
+    """Return the mask of a conversation. Questions and answers of 10 tokens alternate in it."""
     return [int(index % 20 >= 10) for index in range(length)]
 
 
 def mask_some(corpus: Path, folder: Path, mask: Callable[[int], list[int]]) -> Path:
-    """Copy a corpus's training rows and add a loss mask to each.
+    """Copy a corpus's training documents, and add a loss mask to each.
 
     Args:
         folder: folder of the copy.
-        mask: returns the mask of a row with the given number of tokens.
+        mask: function that returns a document's mask, given its number of tokens.
     """
     source = Corpus(corpus)
     writer = ShardWriter(folder, "train", "assistant_masks", shard_tokens=4000)
@@ -218,7 +218,7 @@ def test_a_masked_corpus_without_validation_documents_can_be_opened(corpus: Path
 
 
 def test_a_run_that_loses_a_tenth_of_its_tokens_is_rejected_unless_that_is_accepted(corpus: Path) -> None:
-    """The error names the reason for the loss, and the settings that avoid or accept it."""
+    """The error says why tokens are left out, and which settings avoid or accept this."""
     settings = {"corpus": str(corpus), "sequence_length": 64, "long_documents": "truncate"}
     lost = read_training_account(Corpus(corpus), DataConfig(**settings))
     assert 0.1 < lost.lost_share < 1

@@ -1,4 +1,4 @@
-"""The decision whether a run is restarted; it depends on how the run's attempts ended."""
+"""Whether a run is restarted depends on how its attempts ended."""
 
 from __future__ import annotations
 

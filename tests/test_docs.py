@@ -95,7 +95,7 @@ def names_on(built: Path, page: str) -> set[str]:
 
 
 def setting_names(schema: Any) -> Iterator[str]:
-    """Yield the last part of each setting's key in a dataclass and the dataclasses nested in it."""
+    """Yield the name of each setting in a dataclass and in the dataclasses nested in it."""
     kinds = get_type_hints(schema)
     for item in dataclasses.fields(schema):
         inner = [
@@ -173,7 +173,7 @@ def test_every_name_of_the_layout_is_on_its_page(built: Path) -> None:
 
 
 def numbered_names() -> list[str]:
-    """Return one example of each file or folder name that a function of layout.py returns."""
+    """Call each function of layout.py that returns a file or folder name; return the names."""
     examples = []
     for function in vars(layout).values():
         if not inspect.isfunction(function) or function.__annotations__.get("return") != "str":

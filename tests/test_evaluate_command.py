@@ -1,6 +1,6 @@
-"""`finetune evaluate` measures several models on the same rows.
+"""`finetune evaluate` measures the loss of several models on the same text.
 
-It prints their differences to the first model.
+It prints how each differs from the first model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.models import LORA, write_base
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a corpus, two models, and a run. One model is the run's base, the other its result."""
+    """Make a corpus, two models, and a run. Its base equals one model, its result the other."""
     folder = tmp_path_factory.mktemp("evaluate")
     write_corpus(folder / "corpora" / "laws", num_documents=40, longest=100, seed=1)
     for seed, name in enumerate(("small", "other")):

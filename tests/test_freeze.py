@@ -1,4 +1,4 @@
-"""A submission freezes the code and writes no secret to disk."""
+"""A submission saves a copy of the code, and writes no secret to disk."""
 
 from __future__ import annotations
 

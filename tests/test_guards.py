@@ -53,7 +53,7 @@ def adapted_model(folder: Path, adapter: dict[str, object] = LORA) -> torch.nn.M
 
 
 def change_trainable(trained: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Change the trainable parameters at random, as training does; return them."""
+    """Add random numbers to the trainable parameters, instead of training them; return them."""
     for parameter in trained.parameters():
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn(parameter.shape)
@@ -326,7 +326,7 @@ def test_an_adapter_that_reloads_differently_is_caught(tmp_path: Path, fault: st
 
 
 def test_a_rank_that_hangs_dumps_its_stack_and_ends(tmp_path: Path) -> None:
-    """The main thread sleeps, like a rank in a collective that another rank has left."""
+    """The main thread sleeps. It stands in for a rank that waits for others in a collective."""
     script = f"""
 import sys, time, pathlib
 sys.path[:0] = {[str(p) for p in sys.path]!r}
@@ -351,7 +351,7 @@ with Watchdog(folder / "stack.txt", 1.0, lambda fault: (folder / "fault").write_
 
 
 def test_a_rank_that_fails_after_its_dump_keeps_it(tmp_path: Path) -> None:
-    """A peer that ends first makes this rank's collective fail, within its own grace period."""
+    """When a peer ends first, this rank's collective fails before this rank's grace period ends."""
     script = f"""
 import sys, time, pathlib
 sys.path[:0] = {[str(p) for p in sys.path]!r}

@@ -17,7 +17,7 @@ SOURCES = {"finetune": ROOT / "src", "hydra_plugins": ROOT / "src", "data_prep":
 
 
 def imported_names(source: str) -> Iterator[str]:
-    """Yield the dotted paths of imported names, and string literals that start with `tests.`."""
+    """Yield the dotted paths of imported names, and the strings that start with `tests.`."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -60,7 +60,7 @@ def is_test(path: str) -> bool:
 
 
 def is_listed(path: str, listed: set[str]) -> bool:
-    """Return whether `listed` contains a path or a folder above it."""
+    """Return whether a path, or a folder that contains it, is in `listed`."""
     return path in listed or any(name.endswith("/") and path.startswith(name) for name in listed)
 
 

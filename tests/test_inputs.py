@@ -1,4 +1,4 @@
-"""A run is refused if its corpus or base model has changed since the submission."""
+"""A run is refused if its corpus or its base has changed since it was submitted."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def test_a_micro_batch_without_targets_has_a_gradient_of_zero() -> None:
 
 @pytest.mark.parametrize("cap", [0.5, 30.0])
 def test_a_model_that_caps_its_logits_is_not_given_the_chunked_loss(cap: float) -> None:
-    """A cap changes the sum of losses, even if it is far above all logits."""
+    """Even a cap far above all logits changes the sum of losses."""
     settings = {"final_logit_softcapping": cap, "attn_logit_softcapping": None}
     packed = PackedModel(causal_model(model_type="gemma2", head_dim=8, **settings))
     assert packed.head.chunked

@@ -1,4 +1,4 @@
-"""Only one module contains the file names of a run folder, and only one the run states.
+"""The file names of a run folder are in one module only, and so are the states of a run.
 
 Records of earlier versions can be read.
 """

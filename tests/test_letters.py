@@ -1,7 +1,7 @@
-"""The benchmark of kept letters, on invented texts.
+"""The benchmark of letters that a source loses (benchmarks/letters.py), on invented texts.
 
-Letters are counted in the files of a source and after each stage. Missing pieces are named by
-their kind.
+Letters are counted in the files of the source and after each stage. Missing pieces of text are
+listed by kind.
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ def sleeper(*arguments: str, when_asked: str = "sys.exit()") -> subprocess.Popen
     """Start a process that sleeps for a minute and has `arguments` in its command line.
 
     Args:
-        when_asked: expression that is evaluated on SIGTERM, after `asked` is printed.
+        when_asked: Python expression that the process evaluates on SIGTERM, after it has
+            printed `asked`.
     """
     handle = f"signal.signal(signal.SIGTERM, lambda *_: (print('asked', flush=True), {when_asked}))"
     program = f"import signal, sys, time; {handle}; print(flush=True); time.sleep(60)"
@@ -203,7 +204,7 @@ class Prepared:
         age: seconds from the preparation's submission to the writing of the corpus. Negative:
             an earlier preparation wrote the corpus. None: there is no corpus.
         waits_for: id of the job that the training waits for; None if it does not wait.
-        error: part of the error message if the training is refused.
+        error: part of the error message; empty if the training is not refused.
     """
 
     id: str

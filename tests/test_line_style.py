@@ -1,6 +1,6 @@
 """The measures of benchmarks/line_style.py count correctly in made-up modules.
 
-Each is within its bound for this repository.
+For this repository, each measure is within its bound.
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ def causal_model(**changes: object) -> torch.nn.Module:
 
 
 def count_matmul_flops(model: torch.nn.Module) -> int:
-    """Return the FLOPs of the matrix products in one training step on a row of 16 tokens.
+    """Count the FLOPs of the matrix products in one training step on 16 tokens.
 
-    They are counted by torch's FlopCounterMode.
+    The count is that of torch's FlopCounterMode.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -70,10 +70,10 @@ def test_the_peak_of_a_cpu_is_measured_and_plausible() -> None:
 def test_the_peak_of_a_cpu_is_that_of_the_products_that_training_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The peak is measured with `linear`, as in training.
+    """The peak is measured with `linear`, the function that training uses.
 
-    On some CPUs, torch.mm is less than half as fast. Its speed as the peak would give an MFU above
-    100%.
+    On some CPUs, torch.mm is less than half as fast. A peak measured with it would be too low, and
+    the MFU would be above 100%.
     """
     monkeypatch.setattr(
         "finetune.training.throughput.linear",

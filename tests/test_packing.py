@@ -1,7 +1,7 @@
 """The plan that packs documents into rows.
 
-Every token but a document's first is a target once. The plan depends on seed and epoch alone, and
-rows are nearly full.
+Every token of a document except its first is a target exactly once. The plan depends on seed and
+epoch alone, and rows are nearly full.
 """
 
 from __future__ import annotations

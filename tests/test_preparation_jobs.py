@@ -1,4 +1,4 @@
-"""Jobs of a preparation: their settings, and how tasks are divided into jobs. Slurm is not used."""
+"""Jobs of a preparation: their settings, and the division of tasks into jobs. Slurm is not used."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ONE_TASK = Share("read", 1, 1)
 
 
 def render(cluster: ClusterConfig, share: Share = ONE_TASK) -> str:
-    """Return the batch script of a preparation's step.
+    """Return the batch script for one step of a preparation.
 
     Args:
         share: the step, its number of tasks, and how many of them run in one job.

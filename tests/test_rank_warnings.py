@@ -20,7 +20,7 @@ from finetune.runs.rank_warnings import Collector
 
 @pytest.fixture
 def collected(tmp_path: Path) -> Iterator[None]:
-    """Record the warnings of this process as those of rank 1."""
+    """Record the warnings of this process as if it were rank 1."""
     with rank_warnings.collect(tmp_path, rank=1):
         yield
 

@@ -169,9 +169,10 @@ def test_a_requeue_from_outside_is_distinguished_from_a_crash(batch: Batch) -> N
 
 @pytest.mark.parametrize("left", ["interrupted", None])
 def test_a_job_that_slurm_ends_is_not_restarted(batch: Batch, left: str | None) -> None:
-    """Slurm itself restarts a job that was requeued from outside; a cancelled job must not restart.
+    """The helper requests nothing, because it cannot distinguish two cases.
 
-    The helper cannot distinguish the two, so it requests nothing.
+    A job that was requeued from outside is restarted by Slurm itself. A cancelled job must not
+    restart.
     """
     batch.begin()
     if left:
@@ -321,7 +322,7 @@ def test_end_submits_what_the_guard_could_not_submit(batch: Batch) -> None:
 def test_while_slurm_takes_no_more_jobs_the_resubmission_waits(
     batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sweep's jobs reach their time limit together, and count as submitted until they end."""
+    """The jobs of a sweep reach their time limit together. Until they end, they fill the queue."""
     monkeypatch.setattr(scontrol, "PAUSE", 0.1)
     reach_time_limit(batch)
     batch.log.with_name("log.full").touch()
@@ -398,7 +399,7 @@ def test_a_new_submission_grants_new_restarts(batch: Batch) -> None:
 def test_a_requeue_by_slurm_before_our_own_is_not_a_failure(batch: Batch) -> None:
     """Slurm requeues the job after the helper has queried the job's state.
 
-    Slurm therefore refuses the helper's own request to requeue it.
+    The helper then requests a requeue itself, and Slurm refuses this request.
     """
     batch.begin()
     batch.write("outcome.json", state="interrupted")

@@ -51,9 +51,10 @@ def test_training_reads_the_copy_which_is_removed_afterwards(
 def test_nodes_that_share_the_folder_have_copies_of_their_own(
     law_corpus: Path, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder that is configured as node-local may in fact be shared by a job's nodes.
+    """Each node copies the corpus into a folder of its own and removes only this copy.
 
-    The nodes do not end at the same time.
+    The folder that is configured as node-local may in fact be shared by a job's nodes, and the
+    nodes do not end at the same time.
     """
     config = config_of(law_corpus, str(tmp_path / "scratch"))
     monkeypatch.setenv("SLURMD_NODENAME", "gpu-1-2")

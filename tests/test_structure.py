@@ -1,6 +1,6 @@
 """The measures of benchmarks/structure.py have the right values on a made-up package.
 
-Each is within its bound for this repository.
+For this repository, each measure is within its bound.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ BUILD_FILE, HOOK_FILE = "src/finetune/models/build.py", "src/finetune/training/h
 class Case:
     """Text that is appended to a file of the package, and the measures that it changes.
 
-    A later definition in a file replaces an earlier one.
+    If the text defines a name again, the new definition counts, as in Python.
     """
 
     id: str

@@ -26,7 +26,7 @@ NOT_TRIED = "the nodes' Python (python3), which restarts runs: the profile's mod
 
 @pytest.fixture
 def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
-    """Put stubs of Slurm's commands on PATH; return a function that adds or replaces a program."""
+    """Put stubs of Slurm's commands on PATH; return a function that adds or replaces a stub."""
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "bash").symlink_to(str(shutil.which("bash")))
@@ -147,9 +147,9 @@ def test_an_old_python_on_the_host_is_refused_with_the_remedy(
 
 
 def test_the_login_nodes_python_is_not_tried_for_another_architecture(stub: Stub, tmp_path: Path) -> None:
-    """The x86 login node cannot show which Python an Arm job finds.
+    """The x86 login node cannot show which Python a job on Arm nodes finds.
 
-    A virtual environment is first on the login node's PATH, but last in an Arm job.
+    On the login node, a virtual environment is first on PATH; in the job, it is last.
     """
     stub("sh", f"touch {tmp_path}/from-the-shell")
     cluster = replace(profiles()["olivia"], host_python="sh", modules=[], clean_modules=None)
@@ -261,7 +261,7 @@ def test_the_installed_torch_is_found_without_importing_it() -> None:
 
 @dataclass(frozen=True)
 class Build:
-    """A build of torch, a cluster profile, and the expected result of the check.
+    """A build of torch, a cluster profile, and whether the build supports the profile's GPUs.
 
     Attributes:
         version: version of torch, with its CUDA version.

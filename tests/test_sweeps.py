@@ -1,6 +1,6 @@
-"""Sweeps without Slurm: how they are ended and retried, and the ids and values of their points.
+"""Sweeps without Slurm: how they end and are retried, and the ids and values of their points.
 
-Tables of sweeps and dry runs are tested, too.
+Dry runs and tables of sweeps are also tested.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Shell:
         return out, err
 
     def sweep(self, *settings: str) -> subprocess.Popen[str]:
-        """Start a sweep; return its process once the first point runs or the process has ended."""
+        """Start a sweep; return its process when its first point runs or the process has ended."""
         process = self.start("train", "-m", *self.arguments, *settings)
         wait_for(
             lambda: [run for run in self.runs() if run.state() == "running"] or process.poll() is not None
@@ -304,8 +304,10 @@ def write_point(
     """Write the run folder of a point of SWEEP.
 
     Args:
+        index: number of the point.
+        state: state of the point's run.
         point: the point's values, by key.
-        loss: held-out loss of its result; None if it has no result.
+        loss: held-out loss of the run's result; None if it has no result.
     """
     run = RunFolder(folder / "runs" / f"{SWEEP}-{index:03d}")
     run.jobs.mkdir(parents=True)

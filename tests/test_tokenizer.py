@@ -1,6 +1,7 @@
 """AutoTokenizer must load a saved tokenizer with the ids used in training.
 
-If it does not, saving fails.
+If AutoTokenizer would load other ids, the tokenizer class is replaced. If this does not help,
+saving fails.
 """
 
 from __future__ import annotations

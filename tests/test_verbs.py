@@ -1,4 +1,4 @@
-"""A row in a table and a module add a verb, that is, a subcommand of `finetune`.
+"""A verb (a subcommand of `finetune`) is added by a module and a row in the table of verbs.
 
 No verb imports torch unless it needs it.
 """

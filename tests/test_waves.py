@@ -1,7 +1,7 @@
-"""Sweep points that wait for places in Slurm's queue.
+"""The points of a sweep are submitted when Slurm's queue has room, and each starts only once.
 
-As many are submitted as the queue takes, and each starts only once, even if a process is killed at
-any moment. Slurm is an object in memory here; tests/slurm/test_waves.py uses the real one.
+This must hold even if a process is killed at any moment. Slurm is an object in memory here;
+tests/slurm/test_waves.py uses the real one.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Slurm:
         return ""
 
     def run_released(self, sweep: Sweep) -> list[str]:
-        """Start all jobs of the sweep that are not held; return the ids of its running jobs."""
+        """Start the jobs of the sweep that are not on hold; return the ids of its running jobs."""
         for task in [job.id for job in self.jobs.values() if job.name == "sweep" and job.priority != "0"]:
             if self.jobs[task].state == "RUNNING":
                 continue
@@ -108,7 +108,7 @@ class Slurm:
 
 
 class Sweep:
-    """A folder of runs with one submitted sweep. None of its points is a job yet; all wait."""
+    """A folder of runs, and a submitted sweep. All its points wait; none is a job yet."""
 
     def __init__(
         self, runs_dir: Path, num_points: int, limit: int, parallel: int = 99, after: str = ""
@@ -234,7 +234,7 @@ def test_jobs_that_end_together_neither_strand_the_sweep_nor_submit_a_point_twic
 ) -> None:
     """Job 8, which does not belong to the sweep, takes the free place in the queue.
 
-    A job that ends can then submit no point until another job of the sweep has left the queue.
+    A job of the sweep that ends can then submit no point until another job of the sweep has left.
     """
     sweep = Sweep(tmp_path, num_points=12, limit=4)
     other = QueuedJob("7", "N/A", "RUNNING", "1", "debug", "few", "nn1k", "other", "/home/me/job.sh")
@@ -343,12 +343,13 @@ QUEUE = [
 
 @dataclass(frozen=True)
 class Count:
-    """Limits of Slurm, and the number of points that a sweep may submit while QUEUE is queued.
+    """Slurm's limits, and the number of points that a sweep may submit while QUEUE is queued.
 
     Attributes:
-        expected: the number of points.
+        expected: number of points that the sweep may submit.
         parallel: number of the sweep's points that may be queued or run at once.
-        ending: id of the job that submits the points before it ends; empty for none.
+        ending: id of the job that submits the points before it ends; empty if no job submits
+            them.
         name: name of the sweep's jobs.
     """
 
@@ -417,7 +418,7 @@ def test_limits_come_from_the_profile_and_from_slurms_accounting(
 
 
 def test_a_job_is_submitted_with_the_environment_in_which_the_script_started() -> None:
-    """Otherwise the script's changes to PYTHONPATH would be added again by each job that submits."""
+    """If not, each job that submits would add the script's changes to PYTHONPATH again."""
     program = (
         "from finetune.job.slurm_queue import submission_environment as e; "
         "print(e()['ADDED'], [k for k in e() if 'SLURM' in k])"

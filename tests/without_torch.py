@@ -1,7 +1,7 @@
 """Calls of the command line in a process that cannot import torch and other heavy packages.
 
 `call` starts the process, and `main` runs in it. Each attempt to import one of the packages is
-recorded and fails. A check for installed packages, however, finds them.
+recorded and fails. Code that only checks whether a package is installed still finds it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ HEAVY = ("torch", "transformers", "deepspeed", "peft", "accelerate", "datasets",
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a call.
+    """The result of a call of the command line.
 
     Attributes:
+        arguments: the call's arguments.
         code: exit code.
         output: stdout and stderr together.
         imports: the heavy modules that the call tried to import.
@@ -55,10 +56,11 @@ class ImportBlocker(MetaPathFinder, Loader):
 
 
 def call(*calls: list[str], folder: Path, modules: Sequence[str] = ()) -> list[Result]:
-    """Run calls in one process whose working directory is `folder`; return the result of each.
+    """Run calls of the command line in one process; return the result of each.
 
     Args:
-        modules: names of modules in `folder`; a verb is added for each.
+        folder: the process's working directory.
+        modules: names of modules in `folder`; for each, a verb of this name is added.
     """
     root = Path(__file__).parents[1]
     code = f"import sys; sys.path.append({str(root)!r}); from tests.without_torch import main; main()"

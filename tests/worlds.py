@@ -1,4 +1,4 @@
-"""A rank for tests that run in a single process."""
+"""Ranks for tests that run in a single process."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from finetune.distributed import World
 
 
 class IsolatedWorld(World):
-    """One rank of several, without a process group; `barrier` does nothing.
+    """One of several ranks that a test runs one after another in a single process.
 
-    Such ranks can therefore run one after another, even if they share the folder with the plan of
-    packed rows.
+    There is no process group, so `barrier` returns at once. The ranks can share the folder with
+    the plan of packed rows.
     """
 
     def barrier(self) -> None:

@@ -19,7 +19,7 @@ TEXTS = [
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a byte-level BPE tokenizer with the control tokens of all templates.
 
-    The tokenizer prepends <s>. Its offsets leave out spaces.
+    The tokenizer prepends <s>. The offsets of a token leave out its leading spaces.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -64,9 +64,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def spaced(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a tokenizer that prepends a space to every text, as SentencePiece does.
+    """Return the folder of a tokenizer that prepends a space to every text.
 
-    The tokenizers of Llama 2 and Mistral do so.
+    The SentencePiece tokenizers of Llama 2 and Mistral do this.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)

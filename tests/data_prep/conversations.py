@@ -74,7 +74,7 @@ def decode_targets(prepared: Prepared) -> list[str]:
 
 
 def read_drop_reasons(prepared: Prepared) -> dict[str, str]:
-    """Return the reason for dropping each dropped document, by the document's id."""
+    """Return why each dropped document was dropped, by the document's id."""
     stages = prepared.folder.with_name(".mine.stages")
     return {
         row["id"]: row["reason"]
@@ -94,7 +94,7 @@ def read_quarantine(prepared: Prepared) -> dict[str, str]:
 
 
 def make_messages(*turns: tuple[str, str], **flags: Any) -> list[dict[str, Any]]:
-    """Return messages with the (role, content) turns.
+    """Return messages made from (role, content) turns.
 
     Args:
         flags: keys that are added to the first answer's message.

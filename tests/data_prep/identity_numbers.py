@@ -21,15 +21,17 @@ def with_check_digits(nine: str) -> str | None:
 
 
 def valid_numbers(day: int, month: int, count: int = 200) -> list[str]:
-    """Return identity numbers of people born 1954-1999, by the rule that is valid until 2032.
+    """Return random identity numbers of people born 1954-1999, with valid check digits.
 
-    Individual numbers are 000-499. Some nine digits have no check digits, so slightly fewer than
-    `count` numbers are returned.
+    The rule for check digits is that valid until 2032. Individual numbers (digits 7 to 9) are
+    000-499.
 
     Args:
         day: number added to the day of birth: 40 for D numbers.
         month: number added to the month of birth: 40 for H numbers, 65 or 80 for synthetic
             numbers.
+        count: how often the first nine digits are drawn. Nine digits without valid check digits
+            are left out.
     """
     rng = random.Random(7)
     numbers = []

@@ -57,6 +57,6 @@ def checksums(folder: Path) -> dict[str, str]:
 
 
 def markers(corpora_dir: Path) -> dict[Path, int]:
-    """Return the time in ns at which each shard was finished, by the path of its marker file."""
+    """Return when each shard was finished, in ns, by the path of the shard's marker file."""
     paths = (corpora_dir / ".sample.stages").glob("*/done-*.json")
     return {path: path.stat().st_mtime_ns for path in paths}

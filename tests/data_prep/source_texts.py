@@ -226,8 +226,8 @@ def make_journal(kind: str, version: str = "5") -> str:
     In a public journal (`offentligJournal`), only archive classes have `tittel` elements.
 
     Args:
-        kind: name of its root element.
-        version: version of its Noark schema.
+        kind: name of the journal's root element.
+        version: version of the journal's Noark schema.
     """
     hidden = "<skjermingMetadata>HEMMELIG metadata</skjermingMetadata>"
     common = {

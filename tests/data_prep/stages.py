@@ -1,6 +1,6 @@
 """Function that runs a stage on the shards of a corpus, as the pipeline does.
 
-The stage collects facts from each shard, decides on all of them together, and then runs on each
+The stage collects facts from each shard, decides on all shards together, and then runs on each
 shard.
 """
 
@@ -22,7 +22,7 @@ from data_prep.stages.protocol import CorpusStage
 def run_corpus_stage(
     stage: CorpusStage, shards: list[list[Document]], config: CorpusConfig
 ) -> tuple[list[Document], Report]:
-    """Return the remaining documents of all shards, and one report for all of them."""
+    """Run a stage on all shards; return the documents that it keeps, and one report."""
     report = Report()
     kept: list[Document] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Boilerplate: lines at the start or end of nearly all pages of a host are cut.
+"""Boilerplate, that is, lines at the start or end of nearly all pages of a host, is cut.
 
 Outcomes of cases, closings of letters, laws and copies of a page are kept.
 """

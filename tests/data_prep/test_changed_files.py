@@ -1,4 +1,4 @@
-"""A task fails if its file changes between the planning of the tasks and the end of reading.
+"""A task fails if its file changes after the tasks were planned and before the file has been read.
 
 Otherwise documents would be recorded under the checksum of another version of the file.
 """
@@ -32,7 +32,7 @@ MESSAGE = (
 
 
 def make_corpus(tmp_path: Path, packed: bool = False) -> tuple[PrepareConfig, Path]:
-    """Write a source of two files. Return its corpus's settings, and the file that tests change."""
+    """Write a source of two files; return its corpus's settings, and the file that tests change."""
     folder = tmp_path / "raw"
     folder.mkdir()
     file = folder / "b.jsonl"

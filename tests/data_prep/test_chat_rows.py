@@ -108,7 +108,7 @@ def make_plain_document(prompt: str, completion: str) -> Document:
 
 
 def test_plain_prompts_are_tokenised_as_at_inference(folder: Path, tmp_path: Path) -> None:
-    """The tokenizer adds BOS; it occurs once. No token spans prompt and completion."""
+    """The tokenizer adds BOS, which must occur only once. No token spans prompt and completion."""
     tokeniser = make_tokeniser(make_config(folder), tmp_path)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     for prompt, completion in (
@@ -147,9 +147,10 @@ def test_a_row_without_a_target_is_dropped_and_counted(folder: Path, tmp_path: P
 
 
 def test_a_mask_of_ones_alone_marks_running_text(folder: Path, tmp_path: Path) -> None:
-    """Training may cut running text anywhere. An answer without a prompt must not be cut like this.
+    """The mask of an answer without a prompt must contain a zero.
 
-    Its mask must therefore contain a zero.
+    A mask of ones alone marks running text, which training may cut anywhere. An answer must not be
+    cut like this.
     """
     source = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
     tokeniser = make_tokeniser(make_config(copy_with_template(folder, tmp_path / "bare", source)), tmp_path)
@@ -164,7 +165,7 @@ def test_a_mask_of_ones_alone_marks_running_text(folder: Path, tmp_path: Path) -
 def test_the_template_is_the_tokenizers_own_unless_one_is_set(
     tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The template in use is saved with the corpus, and later with the model."""
+    """The template that is used is saved with the corpus, and later with the model."""
     records = {"chats": [{"messages": MESSAGES}]}
     own = TokenizerConfig(path=str(copy_with_template(folder, tmp_path / "own", CHATML)))
     assert decode_targets(prepare(tmp_path, records, tokenizer=own)) == [f"{ANSWER}<|im_end|>"]

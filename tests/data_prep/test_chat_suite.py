@@ -1,9 +1,9 @@
-"""The targets of twelve conversations in 45 chat templates, compared with inference.
+"""In 45 chat templates, the targets are the tokens that the model must generate at inference.
 
-A target is a token that the model must generate at inference. Targets end where generation stops.
-The test computes the expected targets from a template's end-of-turn token and two renderings by
-transformers: the prompt at inference, and the answered conversation. The tokens after the prompt,
-up to the end of the turn, must be the targets.
+The test renders twelve conversations with each template. It computes the expected targets from the
+template's end-of-turn token and two renderings by transformers: the prompt at inference, and the
+conversation with the answer. The expected targets are the tokens after the prompt, up to the end of
+the turn, where generation stops.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Expected:
-    """One turn at inference.
+    """The input of the model for one turn at inference, and the text that it must generate.
 
     Attributes:
         prompt: input of the model.
@@ -183,7 +183,7 @@ class Expected:
 
 
 class Oracle:
-    """Finds the expected targets with a chat template, as the module's docstring describes.
+    """The expected targets of conversations in one chat template, from renderings by transformers.
 
     Args:
         folder: folder of the tokenizer.
@@ -202,9 +202,9 @@ class Oracle:
         self.tokenizer.chat_template = read_template(form)
 
     def expected(self, conversation: Conversation) -> list[Expected] | None:
-        """Return the turns that are targets.
+        """Return the prompt and the expected text of each turn that has targets.
 
-        Return None if the template rejects the conversation. Also return None if the prompt opens a
+        Return None if the template rejects the conversation. Also return None if a prompt opens a
         thought with <think>, but the answer does not.
         """
         try:

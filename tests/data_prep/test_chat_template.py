@@ -175,7 +175,7 @@ def test_control_tokens_spelled_in_content_are_text(folder: Path, family: str, t
 
 
 def test_masks_and_sanitised_content_equal_those_of_transformers(folder: Path) -> None:
-    """transformers has its own code for masking by generation markers and for sanitising content."""
+    """Both are compared with those of transformers, which has its own code for them."""
     from transformers import PreTrainedTokenizerFast
 
     theirs = PreTrainedTokenizerFast.from_pretrained(folder)
@@ -320,7 +320,7 @@ def test_without_an_end_of_turn_token_eos_ends_every_answer(folder: Path) -> Non
 
 @dataclass(frozen=True)
 class Uncertain:
-    """A template and a conversation whose targets are uncertain, and the expected error."""
+    """A template and a conversation whose targets cannot be determined, and the expected error."""
 
     id: str
     source: str

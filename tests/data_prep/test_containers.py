@@ -155,7 +155,7 @@ def test_lines_before_a_truncation_are_kept(tmp_path: Path, compression: str) ->
 def test_members_before_a_truncation_of_a_tar_archive_are_kept(
     tmp_path: Path, compression: str | None, cut: int
 ) -> None:
-    """One truncation is at a member boundary, where tarfile considers the archive complete."""
+    """Some archives are cut at the end of a member. tarfile considers such an archive complete."""
     data = make_tar({f"{n}.txt": f"Brev nummer {n}." for n in range(5)})[: 3 * 1024 + cut]
     (tmp_path / "a.tar").write_bytes(COMPRESS[compression](data) if compression else data)
     documents, report = read("text", tmp_path)
@@ -291,7 +291,7 @@ def test_nested_archives_stop_at_max_depth(tmp_path: Path) -> None:
 
 
 def test_a_name_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
-    """tarfile reads the whole name into memory, however long the header claims it to be."""
+    """By itself, tarfile reads a member's name into memory, whatever length the header claims."""
     header = tarfile.TarInfo("././@LongLink")
     header.type = b"L"
     header.size = 2**30
@@ -373,7 +373,7 @@ def test_text_named_pdf_is_rejected(tmp_path: Path) -> None:
 
 
 def test_sizes_in_the_header_of_a_zip_archive_are_not_trusted(tmp_path: Path) -> None:
-    """The central directory is missing, and a local header claims a size beyond the file's end."""
+    """The archive has no central directory. A local header claims a size beyond the file's end."""
     data = bytearray(make_zip({"a.txt": "God.", "b.txt": "Lang."}))
     second = data.index(b"PK\x03\x04", 10)
     data[second + 18 : second + 22] = struct.pack("<I", 2**31)
@@ -389,7 +389,7 @@ def test_sizes_in_the_header_of_a_zip_archive_are_not_trusted(tmp_path: Path) ->
 def test_an_io_error_is_not_taken_for_a_broken_archive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str | None
 ) -> None:
-    """Otherwise the unread rest of the archive would be lost, because later runs skip the file."""
+    """If it were, the rest of the archive would be lost, because later runs skip a broken file."""
     data = make_tar({f"{number}.txt": random.Random(number).randbytes(50_000).hex() for number in range(20)})
     (tmp_path / "a.tar").write_bytes(COMPRESS[compression](data) if compression else data)
 

@@ -1,4 +1,4 @@
-"""Masking of identity numbers; python-stdnum checks the kinds that it supports."""
+"""Identity numbers are masked. python-stdnum confirms the kinds of numbers that it supports."""
 
 from __future__ import annotations
 

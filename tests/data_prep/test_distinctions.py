@@ -1,6 +1,7 @@
-"""Near duplicates on one form: different documents are kept, and copies are dropped.
+"""Of similar documents, copies are dropped, and documents with other content are kept.
 
-Copies are found even if they were printed, scanned or edited.
+The documents are written on the same form. Copies are found even if they were printed, scanned or
+edited.
 """
 
 from __future__ import annotations
@@ -152,11 +153,11 @@ JOURNAL += (
 
 
 def fill_form(text: str, *fillings: dict[str, str], title: bool = False) -> list[Document]:
-    """Return one document per filling of a form.
+    """Fill in a form once for each of the fillings; return the documents.
 
     Args:
-        text: the form, with the keys of a filling in braces.
-        fillings: values by key.
+        text: the form, with keys in braces.
+        fillings: for each document, the values that replace the keys.
         title: set each document's title to the value of the key `title`.
     """
     documents = []

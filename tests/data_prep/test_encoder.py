@@ -1,5 +1,6 @@
-"""The library gigatoken encodes running text only if its tokens equal those of Hugging Face's
-tokenizers.
+"""Running text is encoded by the library gigatoken, or by Hugging Face's tokenizers.
+
+gigatoken is used only if both give the same tokens.
 """
 
 from __future__ import annotations

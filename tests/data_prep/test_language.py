@@ -1,4 +1,4 @@
-"""Language and written standard of a document, from parts of its text and its source's claim."""
+"""A document's language and written standard are found from its text and its source's claim."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def write_messages(file: Path, translations: dict[str, str]) -> None:
     """Write a message catalogue in the format of GNU gettext's msgfmt.
 
     Args:
-        translations: translated messages by original message.
+        translations: the translation of each original message.
     """
     entries = {"": "Content-Type: text/plain; charset=UTF-8\n", **translations}
     pairs = sorted((source.encode(), text.encode()) for source, text in entries.items())
@@ -242,9 +242,10 @@ def test_a_few_words_are_norwegian_unless_the_evidence_is_clear(text: str, code:
 
 
 def test_accuracy_on_unseen_nav_files_and_gold_sentences(real_corpora: Path) -> None:
-    """The word table for Bokmål and Nynorsk was not trained on these NAV files.
+    """The texts of this test were not used to build the language detection.
 
-    No limit of the detection was tuned on the gold sentences, which are from treebanks.
+    The word table for Bokmål and Nynorsk was not trained on the NAV files. No limit of the
+    detection was tuned on the gold sentences, which are from treebanks.
     """
     file = real_corpora / "nav-pensjonsbrev" / "nav-pensjonsbrev-parallell.jsonl"
     assert accuracy(count_confusion(read_nav_pairs(file), detect_by_table)) >= 0.985

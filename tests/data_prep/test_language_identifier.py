@@ -40,7 +40,7 @@ def identifier() -> LanguageIdentifier:
 
 
 def make_texts() -> list[str]:
-    """Return texts of all lengths, truncated at random; odd texts are put between them."""
+    """Return texts of all lengths, truncated at random, with odd texts between them."""
     rng = random.Random(0)
     mixed = []
     for _ in range(300):

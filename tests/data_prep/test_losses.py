@@ -1,6 +1,6 @@
-"""Text that preparation drops or cuts is summed by stage, source and reason.
+"""Text that preparation drops or cuts is counted by stage, source and reason.
 
-The manifest, the corpus card and the console show the sums, and warnings about sources.
+The manifest, the corpus card and the console show the counts, and warnings about sources.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def write_source(folder: Path, name: str, records: list[dict[str, Any]]) -> Sour
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Prepared:
-    """Return a corpus of three sources that lose different shares of their text.
+    """Return a prepared corpus of three sources. From each, another share of the text is dropped.
 
-    The letters contain repeated ids, a copy and a short document. All notes belong to one group, so
-    they are in the same split. No minutes are dropped.
+    The source `letters` has repeated ids, a copy and a short document. All documents of `notes`
+    belong to one group, so they are in the same split. No document of `minutes` is dropped.
     """
     folder = tmp_path_factory.mktemp("raw")
     letters = [

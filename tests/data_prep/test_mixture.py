@@ -1,6 +1,7 @@
 """The mixture of a corpus, that is, how often each document is used.
 
-The selection depends on the document and the seed alone. A target number of tokens is not exceeded.
+The choice of documents depends on the documents and the seed alone. A target number of tokens is
+not exceeded.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def make_documents(count: int = 2000, source: str = "s", **settings: Any) -> lis
 
 
 def make_config(*rules: MixtureRule, tokenizer: Path | None = None, seed: int = 0) -> CorpusConfig:
-    """Return the settings of a corpus of two sources: `s` with the rules, `whole` without rules."""
+    """Return the settings of a corpus with two sources: `s` has the rules, `whole` has none."""
     source = SourceConfig(reader="text", path="x", license="CC0-1.0", mixture=list(rules))
     whole = SourceConfig(reader="text", path="x", license="CC0-1.0")
     path = str(tokenizer) if tokenizer else None

@@ -109,7 +109,7 @@ def test_joining_equals_one_regular_expression() -> None:
     ],
 )
 def test_normalising_takes_linear_time(text: str) -> None:
-    """In quadratic time this takes minutes, as joining words once did on 100 KB of base64url."""
+    """Quadratic time would be minutes. Joining words once took that long on 100 KB of base64url."""
     assert normalise(f"kommu-\nnen {text}-\nb").startswith("kommunen ")
 
 

@@ -1,7 +1,7 @@
 """Hard cases of language detection.
 
-They are languages unlike Norwegian, pages in several languages, names, and Bokmål that resembles
-Danish.
+The cases are languages unlike Norwegian, pages in several languages, names, and Bokmål that
+resembles Danish.
 """
 
 from __future__ import annotations

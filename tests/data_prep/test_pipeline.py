@@ -176,7 +176,7 @@ def test_only_a_damaged_shard_is_rebuilt(expected: dict[str, str], tmp_path: Pat
 
 
 def copy_letters_and_minutes(folder: Path) -> PrepareConfig:
-    """Copy two files of the sample, which tests may change; return the settings of their corpus."""
+    """Copy two files of the sample that tests can change; return the settings of their corpus."""
     sources = {}
     for name in ("letters", "minutes"):
         shutil.copy(SAMPLE / f"{name}.jsonl", folder)

@@ -49,7 +49,7 @@ def test_the_sample_is_large_varied_and_in_both_standards() -> None:
 
 
 def test_only_planted_duplicates_and_languages_are_dropped(prepared: pipeline.Prepared) -> None:
-    """Of a planted pair, the better copy is kept; the test accepts either."""
+    """Of two planted duplicates, one must be kept; the test accepts either."""
     expected = {
         r["id"]: f"language_{r['language']}"
         for r in read_raw_records()

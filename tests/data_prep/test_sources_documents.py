@@ -1,4 +1,4 @@
-"""The reader of regjeringen.no, and all readers of markup on damaged documents."""
+"""The reader of regjeringen.no, and tests of all markup readers on damaged documents."""
 
 from __future__ import annotations
 

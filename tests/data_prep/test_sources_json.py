@@ -221,8 +221,8 @@ def test_every_json_reader_finds_the_list_of_records_in_an_object(
 def test_a_long_object_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """max_record_bytes limits each record, not the object.
 
-    Only the first WINDOW characters are searched for lists of records. A second list after them is
-    reported, too.
+    The object is longer than WINDOW, the number of characters that are searched for lists of
+    records. A second list, which begins after them, is reported when the first has been read.
     """
     monkeypatch.setattr(json_text, "WINDOW", 2**17)
     records = [{"id": n, "text": f"{n}: " + "å" * 5000} for n in range(100)]

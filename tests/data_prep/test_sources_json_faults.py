@@ -19,7 +19,7 @@ from tests.data_prep.reading import broken_places, read, texts
 
 @dataclass
 class Fault:
-    """Broken elements of a list of four records.
+    """Broken elements in a list of four records.
 
     Attributes:
         broken: JSON text of each broken element, by the number of the record that it replaces.

@@ -172,9 +172,9 @@ def test_the_lead_in_of_a_provision_not_in_force_is_dropped_with_it(
 
 
 def test_real_acts_lose_only_notes_and_provisions_not_in_force(real_corpora: Path) -> None:
-    """The text has all letters of an act except those of notes and of provisions not in force.
+    """Only notes are left out, and from consolidated acts also provisions not in force.
 
-    Provisions not in force are left out of consolidated acts, but kept in announced ones.
+    The test counts the letters of each act.
     """
     archive = real_corpora / "lovdata" / "lovtidend-avd1-2025.tar.bz2"
     with tarfile.open(archive) as tar:

@@ -250,7 +250,7 @@ def test_the_title_is_not_added_to_markdown_that_has_a_heading(tmp_path: Path) -
     ],
 )
 def test_markdown_is_reduced_in_linear_time(opening: str) -> None:
-    """An unclosed opening once took quadratic time: minutes for 200 kB, days for 64 MB."""
+    """Repeated marks that are never closed once took quadratic time: minutes for 200 kB."""
     text, _ = markdown.simplify("a" + opening * (200_000 // len(opening)) + "b", Report())
     assert text.startswith("a")
 

@@ -52,7 +52,7 @@ def make_numbers(values: list[int], x: float, flush_right: bool = False, step: i
     Args:
         values: number of each line.
         flush_right: `x` is the right edge of the numbers instead of the left.
-        step: only numbers divisible by it are drawn.
+        step: only numbers divisible by `step` are drawn.
     """
     size = 8
     pieces = []

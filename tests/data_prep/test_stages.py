@@ -1,4 +1,4 @@
-"""Names, order and settings of the stages, which are recorded on disk."""
+"""Stages keep the names, the order and the form of settings that are recorded on disk."""
 
 from __future__ import annotations
 

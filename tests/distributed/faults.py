@@ -36,11 +36,11 @@ DAMAGED = "model.layers.1.mlp.up_proj.weight"
 
 @dataclass
 class Call:
-    """A call of a function that a fault replaces.
+    """A call of the function that a fault replaces.
 
     Args:
         original: the function without the fault.
-        number: number of the call since the fault was planted, counted from 1.
+        number: number of calls since the fault was planted, including this one.
         memory: values that the fault keeps from call to call.
     """
 
@@ -51,11 +51,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Fault:
-    """A replacement for a function of the product.
+    """A replacement for a function of finetune.
 
     Args:
         breaks: description of the fault.
-        target: import path of the function; a constant of this module.
+        target: import path of the function that is replaced.
         broken: the replacement, which is called with a Call and the function's arguments.
     """
 

@@ -1,9 +1,9 @@
-"""Trainings whose results must be equal, and their comparison.
+"""Trainings whose results must be equal, and functions that compare the results.
 
 Every case trains 24 steps over more than one epoch. Documents have 3 to 512 tokens and packs have
 128, so some documents are split. All cases use gradient accumulation, a warm-up and a cosine
 schedule, weight decay, and clipping that takes effect. The ranks have unequal numbers of targets.
-Numbers are fp32, and there is no dropout.
+All trainings use fp32 and no dropout.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def make_run(
     """Make the run folder `runs/<name>`; return the case that trains it.
 
     Args:
-        folder: folder of `runs`.
+        folder: folder that contains `runs`.
         fault: name of a fault to plant; None for no fault.
         refused: True if training should raise a UserError.
     """
@@ -137,7 +137,7 @@ def checksums(run: RunFolder) -> list[int]:
 
 
 def steps(run: RunFolder) -> list[dict[str, Any]]:
-    """Return the metrics of each step; if a step was logged twice, the later metrics."""
+    """Return the metrics of each step; the later ones if a step was logged twice."""
     by_step = {record["step"]: record["values"] for record in spool(run) if "train/loss" in record["values"]}
     return [by_step[step] for step in sorted(by_step)]
 
@@ -153,12 +153,12 @@ def weights(run: RunFolder) -> dict[str, torch.Tensor]:
 
 
 def loss_distance(run: RunFolder, other: RunFolder) -> float:
-    """Return the largest difference of a step's loss between two runs."""
+    """Compare two runs step by step; return the largest difference of the loss."""
     return float((losses(run) - losses(other)).abs().max())
 
 
 def weight_distance(run: RunFolder, other: RunFolder) -> float:
-    """Return the largest difference of a weight between the results of two runs."""
+    """Compare the results of two runs; return the largest difference of a weight."""
     a, b = weights(run), weights(other)
     assert a.keys() == b.keys()
     return max(float((a[name] - b[name]).abs().max()) for name in a)

@@ -74,7 +74,7 @@ def plant_fault(name: str, rank: int) -> Iterator[None]:
     """Corrupt data that this rank receives from other ranks, as a broken network would.
 
     Args:
-        name: id of a case. A case without wrong transfers plants no fault here.
+        name: id of a case. Nothing is corrupted for a case without wrong transfers.
     """
     from finetune.distributed import World
 

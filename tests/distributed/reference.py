@@ -1,6 +1,6 @@
-"""A plain reference, whose losses and weights the product's training must equal.
+"""A plain training loop. Training with finetune must give the same losses and weights.
 
-It uses torch alone in one process, and runs the documents one by one, without packing.
+The loop uses torch alone in one process, and runs the documents one by one, without packing.
 """
 
 from __future__ import annotations

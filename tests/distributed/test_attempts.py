@@ -1,7 +1,7 @@
-"""Runs in several attempts, each of which resumes the one before.
+"""Runs that are interrupted or stopped, and continued by further attempts.
 
-Such a run goes back to a checkpoint at the same loss spike as an uninterrupted run. It rejects a
-changed base or corpus. Its summary covers all attempts.
+Such a run goes back to a checkpoint at the same loss spike as an uninterrupted run. An attempt is
+refused if the base or the corpus has changed. The run's summary covers all attempts.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
-    """Train runs of one rank in several attempts; return them by name.
+    """Train runs of one rank in several attempts; return the runs by name.
 
-    If a test needs the outcome of an earlier attempt, it is in the run's first.json or second.json.
+    Outcomes of earlier attempts that tests need are in the run's first.json and second.json.
     """
     folder = tmp_path_factory.mktemp("attempts")
     settings: dict[str, Any] = {
@@ -78,10 +78,7 @@ def runs(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 def make_older(run: RunFolder) -> None:
-    """Make a run look like one of an old version, which wrote neither totals nor digests.
-
-    They are removed from the run's newest files.
-    """
+    """Make a run look like an old version's: remove totals and digests from its newest files."""
     (run.path / "inputs.json").unlink()
     checkpoint = max(run.checkpoints.glob("step-*"))
     state_file = checkpoint / "state.json"
@@ -110,7 +107,7 @@ def test_a_run_that_stopped_at_a_spike_stops_there_again(runs: dict[str, RunFold
 def test_the_summary_is_that_of_all_attempts(runs: dict[str, RunFolder], name: str) -> None:
     """The summary counts only steps that contributed to the final weights.
 
-    Steps that a kill or a return to a checkpoint undid are not counted.
+    A step is not counted if it was undone by a kill or by a return to a checkpoint.
     """
     summary = runs[name].summary()
     done = steps(runs[name])

@@ -28,9 +28,9 @@ def double(number: int) -> int:
 
 
 def test_each_planting_counts_its_own_calls() -> None:
-    """Calls are counted anew for each case that a rank trains.
+    """A fault acts at the same call in each case that a rank trains.
 
-    A fault therefore acts at the same call in all cases.
+    Calls are therefore counted from 1 in each case.
     """
     numbers: list[int] = []
 

@@ -1,7 +1,7 @@
-"""Equal global batches give equal losses and weights, on real processes.
+"""Equal global batches give equal losses and weights.
 
 This must hold for every ZeRO stage, number of ranks and micro-batch size, and after interruptions.
-laws.py defines the trainings and their comparison.
+The ranks are real processes. laws.py defines the trainings and their comparison.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def test_the_logged_held_out_loss_is_that_of_the_saved_model(
 ) -> None:
     """The test computes the loss from the saved files, document by document, without packing.
 
-    QLoRA is left out: its adapter is trained on 4-bit weights, but merged into the original ones.
+    QLoRA is left out: its adapter is trained on 4-bit weights, but merged into unquantized ones.
     """
     from data_prep.shards import Corpus
     from finetune.models import load as pretrained
@@ -255,7 +255,7 @@ def hung(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ru
 
 @pytest.fixture(scope="module")
 def rewound(law_corpus: Path, tmp_path_factory: pytest.TempPathFactory, hung: object) -> dict[str, RunFolder]:
-    """Train runs that go back to a checkpoint at a bad batch, and one that skips it from the start.
+    """Train runs that go back to a checkpoint at a bad batch, and one that never uses this batch.
 
     The bad batch is number POISONED: its loss is NaN or a spike.
     """

@@ -1,7 +1,7 @@
 """ZeRO-3 trains a model that is larger than a rank's memory.
 
-The address space of the ranks is limited. Under the same limit, a run fails if every rank loads the
-complete model.
+The tests limit the address space of the ranks. Under the same limit, a run fails if every rank
+loads the complete model.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A base that is loaded in slices (ZeRO 3) trains like one that is loaded completely (ZeRO 0).
 
-Two ranks train six steps in fp32. The tests compare losses, saved tensors, and the models loaded
-from these.
+Two ranks train six steps in fp32. The tests compare the losses, the saved tensors, and the models
+that are loaded from the saved files.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Pair:
     """Settings of two trainings, one at ZeRO 0 and one at ZeRO 3. Their results must be equal.
 
     Args:
-        base: name of a base that the fixture writes, or `run:<name>`.
+        base: name of a base that the fixture writes, or `run:<name>` for the result of a run.
     """
 
     id: str
@@ -91,12 +91,12 @@ PAIRS = [
 
 @dataclass(frozen=True)
 class Variant:
-    """A pair's training with other settings, which must not change its result.
+    """A training of a pair with additional settings that must not change the result.
 
     Args:
         pair: id of the pair. Its run at ZeRO 0 must have the same result.
         zero: ZeRO settings of this training.
-        settings: other settings that this training adds to those of the pair.
+        settings: settings that are added to those of the pair.
     """
 
     id: str
@@ -131,7 +131,7 @@ MOE = {
 
 @dataclass(frozen=True)
 class AtStage:
-    """A base or a planted fault, by its name, and a ZeRO stage."""
+    """A ZeRO stage, and the name of a base or of a planted fault."""
 
     name: str
     stage: int

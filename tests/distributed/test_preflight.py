@@ -1,4 +1,4 @@
-"""The preflight on three ranks, each on a node of its own, with planted faults.
+"""The preflight with planted faults, on three ranks. Each rank has a node of its own.
 
 A failure must name the faulty node on every rank, so that all ranks end.
 """
@@ -94,9 +94,9 @@ def test_a_folder_that_cannot_be_written_is_a_fault_of_the_node(
 
 
 def test_a_rank_selects_its_gpu_before_it_joins_the_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NCCL sends objects from the process's current GPU.
+    """NCCL sends objects from the GPU that the process has selected.
 
-    It fails or hangs if that is the GPU of another rank.
+    If this is the GPU of another rank, NCCL fails or hangs.
     """
     import torch
 

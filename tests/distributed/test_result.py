@@ -1,6 +1,7 @@
-"""The result of a run is the weights with the lowest held-out loss; the tests use real processes.
+"""The result of a run is the weights with the lowest held-out loss.
 
-Any kept checkpoint can be used as a base, as run:ID@STEP.
+Any kept checkpoint can be the base of another run; its name is run:ID@STEP. The ranks are real
+processes.
 """
 
 from __future__ import annotations
@@ -123,9 +124,9 @@ def test_the_runs_are_long_enough_to_overfit(runs: dict[str, RunFolder]) -> None
 def test_an_interruption_changes_neither_the_best_step_nor_its_weights(
     runs: dict[str, RunFolder],
 ) -> None:
-    """The run is interrupted when an evaluation is due. Two ranks resume it.
+    """The run is interrupted when an evaluation is due, and resumed by two ranks.
 
-    They make this evaluation before they train.
+    The two ranks must make this evaluation before they train.
     """
     uninterrupted = summary_of(runs["uninterrupted"])
     interrupted = summary_of(runs["interrupted"])

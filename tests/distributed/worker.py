@@ -1,7 +1,7 @@
 """Worker processes that train the cases of the distributed tests, one after another.
 
-A case is an ordinary run folder, which is passed to finetune.training.train.train. The run's own
-files are the result.
+A case is an ordinary run folder. finetune.training.train.train trains it, and the run's own files
+are the result.
 
 Importing torch and DeepSpeed takes longer than a tiny run. Cases with the same number of ranks
 therefore share a process group, and all ranks are forked from a server that has imported these
@@ -43,10 +43,10 @@ class Case:
 
     Args:
         path: the run's folder.
-        fault: name of a fault in FAULTS, which is planted in every rank; None for no fault.
-        refused: True if training should raise a UserError. Its message is then the outcome's
-            `error`.
-        deadline: end of the job's time, in seconds since the epoch.
+        fault: name of the fault that is planted in every rank, from FAULTS; None for no fault.
+        refused: True if training should raise a UserError. The error's message is then the
+            `error` of the run's outcome.
+        deadline: end of the job's time, in seconds since the epoch; None for no end.
     """
 
     path: str
@@ -124,7 +124,7 @@ def _run_fork(folder: Path, rank: int, world_size: int) -> None:
 
 
 def run_rank(folder: Path) -> None:
-    """Train the cases on this rank, whose number is in RANK; end the process if one fails."""
+    """Train the cases on the rank whose number is in RANK; end the process if a case fails."""
     try:
         _train_cases(folder)
     except BaseException:

@@ -1,4 +1,4 @@
-"""Real commands of the command line with real ranks; other processes read the results."""
+"""Commands of `finetune` with real ranks; other processes read the results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real law text of Lovdata is prepared and used for training by two ranks; skipped if missing."""
+"""Two ranks train on real law texts of Lovdata; skipped if the texts are missing."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Folders of an earlier version still work: a corpus, completed and stopped runs, a queued job.
 
-fixtures/folders-before-rooms.tar.xz was written by version 0.1.0 at commit c8085ed, before the
-packages were split into subpackages. Its paths are below /home/user. Four commands wrote it:
-`finetune prepare` (raw file, corpus and stages); `train` of a base for 150 steps, whose checkpoints
-were removed; `train` of a LoRA on that base, stopped after step 36; and `train
-cluster=testcluster`, with a stand-in for sbatch.
+fixtures/folders-before-rooms.tar.xz contains these folders. Version 0.1.0 wrote them at commit
+c8085ed, before the packages were split into subpackages. The paths in their files start with
+/home/user. Four commands were run: `finetune prepare` (raw file, corpus and stages); `train` of a
+base for 150 steps, whose checkpoints were removed; `train` of a LoRA on that base, stopped after
+step 36; and `train cluster=testcluster`, with a stand-in for sbatch.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def test_tutorials_print_what_they_show(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", sorted(TUTORIAL.glob("*.md")), ids=lambda page: page.stem)
 def test_every_command_block_is_executed(page: Path) -> None:
-    """The tests above execute only blocks whose language is `console`."""
+    """Blocks with commands must have the language `console`; the tests above execute no others."""
     text = page.read_text("utf-8")
     for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         if language != "console":

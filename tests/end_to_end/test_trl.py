@@ -1,5 +1,6 @@
-"""TRL trains on an unchanged corpus folder; run by `make slow`, in an environment made for TRL.
+"""TRL can train on the folder of a corpus, and finds the same targets as finetune.
 
+`make slow` runs this test, with TRL in an environment of its own.
 benchmarks/requirements/trl.txt lists the packages of that environment.
 """
 

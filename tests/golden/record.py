@@ -100,10 +100,10 @@ def _losses(run: RunFolder) -> list[float]:
 
 
 def measure_corpora(folder: Path) -> dict[str, dict[str, str]]:
-    """Prepare the bundled corpora; return for each the SHA-256 of its files, by relative path.
+    """Prepare the bundled corpora; return the SHA-256 of each file, by corpus and relative path.
 
-    Manifest and card are hashed without the name and version of the library that encoded running
-    text.
+    The name and version of the library that encoded running text are left out of the manifest and
+    the card before they are hashed.
     """
     digests = {}
     for name, arguments in CORPORA.items():

@@ -67,7 +67,7 @@ class Shell:
         return [RunFolder.find(run_id, self.folder / "runs") for run_id in ids.split()]
 
     def queue(self) -> dict[str, str]:
-        """Return the state of each running or waiting job by its id."""
+        """Return the state of each running or waiting job. The key is the job's id."""
         lines = self.cluster.slurm("squeue", "--noheader", "--array", "-o", "%i %T").splitlines()
         return dict(line.split() for line in lines)
 

@@ -1,6 +1,6 @@
 """Runs are managed from a new shell while Slurm's accounting is stopped.
 
-Submissions that cannot run are refused, and so are those for which the disk is full.
+A submission is refused if its job cannot run, or if the disk is full.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 def refuse(
     shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., str]]:
-    """Return a function that makes a submission and returns the one error line of its refusal.
+    """Return a function that makes a submission, asserts that it is refused, and returns the error.
 
     After the test, no job may be queued and no run folder may have been added.
     """

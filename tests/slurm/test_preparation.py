@@ -53,7 +53,7 @@ LIMIT = 20  # jobs of a user in the queue; the preparation below has 22 steps
 def process_of(share: int, work: Path) -> psutil.Process | None:
     """Return the Python process of task `share` of STEP, or None if there is none.
 
-    This machine sees the processes of the test cluster's nodes.
+    The process can be found because this machine sees the processes of the test cluster's nodes.
     """
     arguments = ["data_prep.pipeline", str(work), STEP, "--task", str(share)]
     for process in psutil.process_iter(["cmdline"]):

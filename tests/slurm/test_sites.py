@@ -193,7 +193,7 @@ def test_a_sweep_on_lumi_completes_though_a_job_is_requeued_from_outside(lumi: L
 
 
 def test_an_old_python_on_the_nodes_and_a_wrong_account_are_refused_in_one_line(lumi: Login) -> None:
-    """Both are refused before a job is queued.
+    """The submission is refused before a job is queued.
 
     If `finetune` itself runs in a container, it cannot try the nodes' Python at submission. The job
     then reports the error.
@@ -254,7 +254,7 @@ def test_where_requeue_is_forbidden_an_interrupted_run_is_submitted_again() -> N
 
 @dataclass(frozen=True)
 class User:
-    """A user's folder on a site, and the settings that all their trainings have."""
+    """A user's folder on a site, and the settings that all trainings of the user have."""
 
     site: Site
     folder: str

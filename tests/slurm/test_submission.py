@@ -230,9 +230,9 @@ def test_two_sweeps_submitted_in_the_same_second_do_not_collide(shell: Shell) ->
 def test_a_submitter_that_is_killed_leaves_no_job_that_runs(
     shell: Shell, tmp_path: Path, moment: str
 ) -> None:
-    """The job array is submitted as held, and released later.
+    """A submitter first submits a job array that is on hold, and later releases it.
 
-    The submitter is killed before it reads the id of the array, or before it releases the array.
+    Here it is killed before it reads the array's id, or before it releases the array.
     """
     shell.empty_queue()
     name = {"sbatch": "sbatch", "release": "scontrol"}[moment]

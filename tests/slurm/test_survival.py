@@ -96,7 +96,7 @@ def test_a_node_that_fails_its_preflight_is_avoided_and_a_run_with_a_killed_rank
 ) -> None:
     """Node 1 cannot copy the corpus to its disk. Later, a rank that reads a copy is killed.
 
-    At the end, no copy may be left on a node.
+    When the run has ended, no copy may be left on a node.
     """
     local = box.cluster.node_local
     box.on_node("node1", "mount", "-o", "remount,ro", str(local))
@@ -119,9 +119,9 @@ def test_a_node_that_fails_its_preflight_is_avoided_and_a_run_with_a_killed_rank
 
 
 def test_a_cancelled_job_does_not_restart(box: Sandbox) -> None:
-    """The rank of a cancelled job gets the same signal as that of a requeued job.
+    """A cancelled job must not restart.
 
-    The cancelled job must not restart.
+    Its rank gets the same signal as the rank of a job that is requeued.
     """
     run = box.submit("cluster.nodes=1")
     wait_for(lambda: steps_done(run.path) >= 2, 600, "step 2")

@@ -1,6 +1,6 @@
 """A sweep larger than Slurm's submit limit, on the test cluster.
 
-It is submitted in waves: when a job ends, it submits points that wait.
+The sweep is submitted in waves: before a job ends, it submits points that wait.
 `python -m slurm.testcluster.waves` runs a larger sweep.
 """
 
