@@ -53,8 +53,8 @@ def between(
     """Raise UserError if a setting's value is NaN or not between `low` and `high`.
 
     Args:
-        above_low: whether `low` itself is refused.
-        below_high: whether `high` itself is refused.
+        above_low: True if `low` itself is refused.
+        below_high: True if `high` itself is refused.
     """
     is_inside = low <= value <= high
     if is_inside and not (above_low and value == low) and not (below_high and value == high):

@@ -37,7 +37,7 @@ _MIN_RUN = 3  # at least this many adjacent pairs of one such script are surely 
 
 
 class Judgement(IntEnum):
-    """Whether a sequence of characters is one character that was decoded wrongly."""
+    """True if a sequence of characters is one character that was decoded wrongly."""
 
     RIGHT = 0
     PERHAPS = 1

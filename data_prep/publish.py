@@ -149,7 +149,7 @@ def _tokenizer_info(tokeniser: Tokeniser, stage: StageFolder, has_chats: bool) -
 
     Args:
         stage: the folder of stage tokenise.
-        has_chats: whether the corpus has conversations. Only then is the end-of-turn token added.
+        has_chats: True if the corpus has conversations. Only then is the end-of-turn token added.
     """
     info = TokenizerInfo(
         sha256=tokenizer_digest(tokeniser.folder),

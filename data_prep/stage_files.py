@@ -174,7 +174,7 @@ class StageFolder:
 
         Args:
             fingerprint: the fingerprint that the marker must have.
-            verify: whether the files must also have the checksums in the marker.
+            verify: True if the files must also have the checksums in the marker.
         """
         try:
             body = json.loads((self.path / f"done-{name}.json").read_text(encoding="utf-8"))

@@ -96,7 +96,7 @@ class StepProgress:
         """End a step.
 
         Args:
-            worked: whether the step had work to do. Otherwise, the summary leaves the step out.
+            worked: True if the step had work to do. Otherwise, the summary leaves the step out.
         """
         if worked:
             self._seconds[self._step] = time.perf_counter() - self._step_began

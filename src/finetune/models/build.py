@@ -45,7 +45,7 @@ def build(config: TrainConfig, tokenizer: TokenizerInfo, merged_base: Path, is_m
         merged_base: folder for the base with its earlier adapters merged. It is used if the base
             has earlier adapters and a new one is trained: rank 0 saves the merged base here,
             because the config of the new adapter must name the folder of its base.
-        is_main: whether this is rank 0.
+        is_main: True if this is rank 0.
 
     Raises:
         UserError: the base, the adapter or the ZeRO settings are wrong.

@@ -40,7 +40,7 @@ def install(model: nn.Module, choice: str, device: torch.device, partitioned: bo
 
     Args:
         choice: the setting model.kernels; "auto" uses Liger's kernels where possible.
-        partitioned: whether weights are partitioned (ZeRO-3). Kernels then must not bypass
+        partitioned: True if weights are partitioned (ZeRO-3). Kernels then must not bypass
             submodules, because these gather their own weights.
 
     Returns:

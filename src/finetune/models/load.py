@@ -281,7 +281,7 @@ def build_placeholder(architecture: PretrainedConfig, writable: bool = False) ->
     """Build a model whose matrices are all zeros and take almost no memory.
 
     Args:
-        writable: whether to give each weight its own memory, so that it can be changed.
+        writable: True to give each weight its own memory, so that it can be changed.
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(architecture)

@@ -62,7 +62,7 @@ class TargetHead:
     the model calls it.
 
     Attributes:
-        chunked: whether the head itself computes the loss, chunk by chunk. Otherwise the loss is
+        chunked: True if the head itself computes the loss, chunk by chunk. Otherwise the loss is
             computed from the model's final logits of the supervised positions. `chunked` is False
             if the head is not a plain linear layer (e.g. with LoRA) or if its weights are offloaded.
             checks.check_target_losses also sets it to False if the model changes its logits after

@@ -71,7 +71,7 @@ def gathered(parameters: Iterable[torch.nn.Parameter], modify: bool = False) -> 
 
     Args:
         parameters: parameters to gather; those that are not partitioned stay as they are.
-        modify: whether to broadcast rank 0's changes to all ranks at the end.
+        modify: True to broadcast rank 0's changes to all ranks at the end.
     """
     partitioned = [parameter for parameter in parameters if is_partitioned(parameter)]
     modifier_rank = 0 if modify else None

@@ -36,7 +36,7 @@ class Update:
 
     Attributes:
         grad_norm: gradient norm before clipping; infinite if the update was skipped.
-        skipped: whether DeepSpeed skipped the update because gradients contain NaN or Inf.
+        skipped: True if DeepSpeed skipped the update because gradients contain NaN or Inf.
     """
 
     grad_norm: float
@@ -172,7 +172,7 @@ class Engine:
         """Load the files that `save` wrote at the same ZeRO stage.
 
         Args:
-            same_ranks: whether the files were saved by the same number of ranks. If they were not,
+            same_ranks: True if the files were saved by the same number of ranks. If they were not,
                 and the stage is above 0, the files are first converted into DeepSpeed's universal
                 checkpoint on disk. Each rank loads its share from that.
 

@@ -69,7 +69,7 @@ class StepCheck:
         """Return why this step is bad. If it is good, remember its loss and return None.
 
         Args:
-            skipped: whether DeepSpeed skipped the update.
+            skipped: True if DeepSpeed skipped the update.
         """
         if skipped:
             return f"DeepSpeed skipped the update because gradients contain NaN or Inf (loss {loss})"

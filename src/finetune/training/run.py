@@ -97,7 +97,7 @@ class StepResult:
         tokens: number of tokens that are not padding.
         checksum: checksum of the step's data; equal data have equal checksums.
         grad_norm: gradient norm before clipping.
-        skipped: whether DeepSpeed skipped the update because gradients contain NaN or Inf.
+        skipped: True if DeepSpeed skipped the update because gradients contain NaN or Inf.
         stop_reason: the highest StopReason of all ranks.
         seconds: duration on the slowest rank.
         data_seconds: longest time that any rank waited for data.
