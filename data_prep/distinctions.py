@@ -253,9 +253,12 @@ def _marks_differ(a: Profile, b: Profile) -> bool:
 def _differing_numbers(a: Profile, b: Profile) -> tuple[frozenset[str], frozenset[str]]:
     """Return the numbers that only one of two documents has, as (only in a, only in b).
 
-    A date is left out, with its day and year, if the other document seems to have it with a
-    misspelled month. That is assumed if two conditions hold: the other document has the day and the
-    year as separate numbers, and it has no date that the first document lacks.
+    If the month of a date is misspelled, the date is read as two numbers, a day and a year. So a
+    date that only one document has is left out, with its day and year, if the following hold:
+
+    - The other document has the day and the year as numbers.
+    - The document with the date lacks at least one of these two numbers.
+    - All dates of the other document are in this document too.
     """
     only_a = a.numbers - b.numbers
     only_b = b.numbers - a.numbers

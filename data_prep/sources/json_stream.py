@@ -1,13 +1,13 @@
 """Reading of JSON records from a stream in any layout, with at most one record in memory.
 
-A file is JSON lines, or a sequence of arrays or objects, which may span several lines. An object
-that has none of the reader's keys is not a record, but may contain the list of records, up to
-MAX_DEPTH objects deep; its other values are ignored. If the list is not found, `options.records`
-can name it.
+A file is JSON lines, or a sequence of arrays or objects, each of which may span several lines. An
+object is a record if it has one of the keys that the source's reader looks for. Any other object
+may contain the list of records, up to MAX_DEPTH objects deep; its values outside this list are
+ignored. If the list is not found, `options.records` can name it.
 
-After a broken element, reading continues at the next element. If each element begins on a line of
-its own, this is the next object that begins a line and has the indentation of the elements before.
-If elements share a line, it is the next object that resembles the elements read so far.
+After a broken element, reading continues at the next element. If each element begins on its own
+line, the next element is the next object at the start of a line with the same indentation as the
+earlier elements. If elements share a line, it is the next object that resembles the earlier ones.
 """
 
 from __future__ import annotations

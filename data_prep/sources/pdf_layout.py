@@ -105,7 +105,10 @@ def _read_page(pdfium: Any, page: Any) -> Page:
 
 
 class _Letters:
-    """Positions and fonts of a page's letters, by their indices in its text."""
+    """The position of each letter of a page, and whether it is bold.
+
+    A letter is given by its index in the page's text.
+    """
 
     def __init__(self, pdfium: Any, text_page: Any) -> None:
         self._raw = pdfium.raw

@@ -1,4 +1,4 @@
-"""Dates and languages that sources claim are parsed."""
+"""Parsing of the dates and languages that sources give for their documents."""
 
 from __future__ import annotations
 

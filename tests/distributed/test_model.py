@@ -91,12 +91,12 @@ PAIRS = [
 
 @dataclass(frozen=True)
 class Variant:
-    """A training of a pair with additional settings that must not change the result.
+    """A training with the settings of a Pair and others, which must not change the result.
 
     Args:
-        pair: id of the pair. Its run at ZeRO 0 must have the same result.
+        pair: id of the Pair whose run at ZeRO 0 must have the same result as this training.
         zero: ZeRO settings of this training.
-        settings: settings that are added to those of the pair.
+        settings: settings added to those of the Pair.
     """
 
     id: str

@@ -21,8 +21,8 @@ def print_trace(views: list[Any], name: tuple[str, str], characters: int) -> Non
     """Print how each stage changed a document.
 
     Args:
-        views: for each stage the change that it made. If a stage dropped the document, it is the
-            last.
+        views: the change that each stage made, in order. The list ends with the stage that dropped
+            the document, if one did.
         name: source and id of the document.
         characters: largest number of characters of a text to print; 0 for all.
     """

@@ -270,7 +270,7 @@ def end(run: Path, job: Job) -> int:
     """Record how the attempt ended; restart the run if runs/attempts.py decides so.
 
     Returns:
-        the exit code of `end`.
+        the exit code of the subcommand `end`, which becomes the job's.
     """
     earlier = attempts.read(run)
     if not earlier or earlier[-1].ending is not None:

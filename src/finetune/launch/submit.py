@@ -227,8 +227,8 @@ def _planned_packs(plan: Path) -> int:
 def retry(runs: list[RunFolder]) -> list[RunFolder]:
     """Restart runs that did not complete, and start runs that never started.
 
-    A restarted run continues from its newest checkpoint. A local run that still runs is followed to
-    its end if the process that followed it was killed; this is done before any restart. Sweep
+    A restarted run continues from its newest checkpoint. If the process that watched a local
+    run was killed but the run continues, the run is not restarted but watched to its end. Sweep
     points that have no Slurm job yet are submitted, as many as Slurm's limits allow.
 
     Returns:

@@ -1,7 +1,5 @@
-"""Reading safetensors files tensor by tensor, and writing them shard by shard.
-
-No process then holds or maps a whole model.
-"""
+"""Reading safetensors files tensor by tensor, and writing them shard by shard, so that no process
+holds or maps a whole model."""
 
 from __future__ import annotations
 

@@ -160,10 +160,9 @@ class Diagnosis(Record):
 
 @dataclass(frozen=True)
 class Turn(Record):
-    """turn.json: the process that starts a local run, and watches it until it ends.
+    """turn.json: identifies the process that starts a local run and watches the run until it ends.
 
-    The process writes this file before it starts the run. It may first have to wait for the end of
-    other runs.
+    Local runs take turns. The process writes this file before it waits for the runs ahead of it.
 
     Attributes:
         host: the machine of the process.
