@@ -39,7 +39,7 @@ def test_the_readmes_commands_for_a_users_own_text_run(
     finally:
         shell.close()
     assert not faults, "\n".join(faults)
-    run = RunFolder.find(next((tmp_path / "runs").glob("train-*")).name, tmp_path / "runs")
+    run = RunFolder.find(next((tmp_path / "runs").glob("run-*")).name, tmp_path / "runs")
     assert run.adapter.is_dir()
 
 
